@@ -1,0 +1,1 @@
+"""Pure tensor functions: kl, returns, losses, whitening, overoptimization. No state."""

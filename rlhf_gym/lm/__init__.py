@@ -1,0 +1,1 @@
+"""A causal language model as parts: loading, tokens, slot cache, decoder, generation, heads, sampling masks."""

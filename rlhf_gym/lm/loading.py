@@ -1,0 +1,113 @@
+"""Loading language models, classifiers and tokenizers from a hub name or a folder, with errors one can act on.
+
+Weights are read from safetensors only, and `trust_remote_code` stays off unless asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+
+def check_model_source(source: str | Path, *, what: str = "a model") -> str:
+    """`source` as a string for `from_pretrained`, after checking what can be checked without loading anything.
+
+    Anything that looks like a path (it exists, or it starts with `.`, `/` or `~`) must be a folder with a
+    `config.json`; everything else is taken for a hub name.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+        ValueError: a file, or a folder that holds no model.
+    """
+    text = str(source)
+    path = Path(text).expanduser()
+    looks_like_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or path.exists()
+    if not looks_like_path:
+        return text
+    if not path.exists():
+        raise FileNotFoundError(f"expected {what} in the folder {path}, but it does not exist")
+    if not path.is_dir():
+        raise ValueError(f"expected {what} as a folder, got the file {path}")
+    if not (path / "config.json").is_file():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
+        raise ValueError(f"expected {what} in {path}: a folder with config.json and *.safetensors; it holds {found}")
+    return str(path)
+
+
+def _load(auto_class: Any, source: str | Path, what: str, **kwargs: Any) -> PreTrainedModel:
+    name = check_model_source(source, what=what)
+    try:
+        return auto_class.from_pretrained(name, use_safetensors=True, **kwargs).eval()
+    except OSError as error:
+        raise ValueError(f"could not load {what} from {name!r}: {error}") from error
+
+
+def load_causal_lm(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """A causal language model with its head, in eval mode. `source`: a hub name or a folder."""
+    model = _load(
+        AutoModelForCausalLM,
+        source,
+        "a causal language model",
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        **kwargs,
+    )
+    return model.to(device)  # type: ignore[arg-type]
+
+
+def load_sequence_classifier(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """A scalar scorer: `AutoModelForSequenceClassification` with one label, in eval mode.
+
+    A causal LM's folder loads too; its scalar head is then new (the start of reward modelling).
+
+    Raises:
+        ValueError: the checkpoint's head has more than one output.
+    """
+    kwargs.setdefault("num_labels", 1)
+    model = _load(
+        AutoModelForSequenceClassification,
+        source,
+        "a reward model",
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        **kwargs,
+    )
+    if model.config.num_labels != 1:
+        raise ValueError(f"expected a reward model with num_labels=1, got {model.config.num_labels} in {source}")
+    return model.to(device)  # type: ignore[arg-type]
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. It must know an end-of-sequence token: a response could never end without."""
+    name = check_model_source(source, what="a tokenizer (and its model)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"could not load a tokenizer from {name!r}: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"expected a tokenizer with an eos_token, got none in {name!r}")
+    tokenizer.padding_side = "right"
+    return tokenizer
