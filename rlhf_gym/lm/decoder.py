@@ -1,0 +1,239 @@
+"""`Decoder`: stateless from outside, incremental inside. The observation is the cache key.
+
+A standard loop calls `policy(observation)` with the whole prefix at every step. The decoder compares the observation
+with what each slot holds and feeds only the tokens past the common prefix: one in the usual case, a prompt after a
+refill, a branch after a rewind. Its answer is always that of a full recomputation.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_gym.lm.cache import SlotCache, SlotWrite, attention_layout
+from rlhf_gym.lm.parts import LMParts
+
+ArrayOrTensor = np.ndarray | Tensor
+
+
+class Decoder:
+    """Last hidden state of each row's last token, computed incrementally where the rows continue what is held.
+
+    The bookkeeping (which tokens each slot holds) is on the host, in NumPy; only new tokens travel to the device.
+
+    Args:
+        model: a causal LM, or its parts.
+        use_cache: None checks the model once against full recomputation (past its attention window, if that is
+            shorter than the rows) and falls back to recomputing, with a warning, if it does not match; True raises
+            instead; False always recomputes.
+
+    Whoever changes the weights calls `invalidate()`; `LMActorCriticPolicy` does so from the optimizer's step hook,
+    `load_state_dict` and `train()`.
+    """
+
+    def __init__(self, model: PreTrainedModel | LMParts, *, use_cache: bool | None = None) -> None:
+        self.parts = model if isinstance(model, LMParts) else LMParts(model)
+        self._wanted = use_cache
+        self._checked_length = 0
+        self.why_uncached = "switched off" if use_cache is False else ""
+        self.serial = 0
+        """Counts the computations: an unchanged serial after a call means the rows were answered from memory."""
+        self._cache: SlotCache | None = None
+        self._tokens = np.zeros((0, 0), dtype=np.int64)  # (N, L)
+        self._held = np.zeros(0, dtype=np.int64)  # (N,)
+        self._hidden = torch.zeros(0)  # (N, H)
+
+    @property
+    def cached(self) -> bool:
+        """Whether calls are incremental (known after the first call)."""
+        return not self.why_uncached
+
+    def invalidate(self) -> None:
+        """Forget everything held: the weights have changed."""
+        self._held[:] = 0
+
+    @torch.no_grad()
+    def __call__(self, input_ids: ArrayOrTensor, lengths: ArrayOrTensor) -> Tensor:
+        """Hidden state of the last real token of each row.
+
+        Args:
+            input_ids: left-aligned rows, (B, L) integers.
+            lengths: real tokens of each row, (B,); a row of length 0 is parked: it is skipped and its answer is 0.
+
+        Returns:
+            (B, H), in the model's dtype and on its device. Valid until the next call.
+        """
+        ids, lengths = to_host(input_ids), to_host(lengths)
+        batch, width = ids.shape
+        self._ensure(batch, width)
+        if not self.cached:
+            return self._recompute(ids, lengths)
+        held, tokens = self._held[:batch], self._tokens[:batch, :width]
+        differs = ids != tokens  # (B, L)
+        if np.array_equal(held, lengths) and not (differs & (np.arange(width) < lengths[:, None])).any():
+            return self._hidden[:batch]
+
+        common = np.minimum(held, np.maximum(lengths - 1, 0))  # (B,)
+        differs &= np.arange(width) < common[:, None]
+        if differs.any():
+            common = np.where(differs.any(axis=1), differs.argmax(axis=1), common)
+        new = lengths - common  # (B,) tokens to feed
+        active = np.flatnonzero(lengths > 0)
+        if len(active):
+            self._feed_all(ids, common, new, active, batch)
+        tokens[:] = ids
+        held[:] = lengths
+        self.serial += 1
+        return self._hidden[:batch]
+
+    def logits(self, input_ids: ArrayOrTensor, lengths: ArrayOrTensor) -> Tensor:
+        """Next-token logits (B, V), fp32, of each row; zeros' image under the head for parked rows."""
+        with torch.no_grad():
+            return self.parts.logits(self(input_ids, lengths))
+
+    def _feed_all(self, ids: np.ndarray, common: np.ndarray, new: np.ndarray, active: np.ndarray, batch: int) -> None:
+        """Feed every active row: first what some rows must catch up, then one token of every row.
+
+        The one-token step therefore always has the same shape, whatever was refilled in between.
+        """
+        behind = active[new[active] > 1]
+        if len(behind) == len(active):  # a start: no row has only one token to go
+            self._feed(ids, common, new, active, batch, keep=True)
+            return
+        if len(behind):
+            self._feed(ids, common, new - 1, behind, batch, keep=False)
+        last = common + new - 1
+        self._feed(ids, last, np.ones_like(new), active, batch, keep=True)
+
+    def _feed(
+        self, ids: np.ndarray, first: np.ndarray, count: np.ndarray, rows: np.ndarray, batch: int, *, keep: bool
+    ) -> None:
+        """Feed tokens first … first + count − 1 of `rows`; with `keep`, remember the last one's hidden state."""
+        assert self._cache is not None
+        device = self.parts.device
+        first, count = first[rows], count[rows]  # (b,)
+        width = int(count.max())
+        offset = np.arange(width)
+        columns = first[:, None] + offset  # (b, n)
+        padded = offset >= count[:, None]  # (b, n)
+        ragged = bool(padded.any())
+        lockstep = not ragged and bool((first == first[0]).all())
+        if ragged:
+            source = np.where(padded, 0, columns)
+            tokens = ids[rows[:, None], source]
+            columns = np.where(padded, self._cache.max_length, columns)
+        else:
+            source = columns
+            tokens = ids[rows[:, None], columns]
+        start = int(first[0]) if lockstep else None
+        whole = len(rows) == batch
+        write = SlotWrite(
+            rows=None if whole else torch.from_numpy(rows).to(device),
+            num_rows=len(rows),
+            positions=torch.from_numpy(columns).to(device),
+            start=start,
+            kv_length=int((first + count).max()),
+        )
+        self._cache.prepare(write)
+        hidden = self.parts.hidden_states(
+            torch.from_numpy(tokens).to(device),
+            attention_mask=self._cache.masks(write, self.parts.dtype),
+            position_ids=torch.from_numpy(source).to(device),
+            past_key_values=self._cache,
+        )  # (b, n, H)
+        if not keep:
+            return
+        if width == 1:
+            last = hidden[:, 0]
+        else:
+            last = hidden[torch.arange(len(rows), device=device), torch.from_numpy(count - 1).to(device)]  # (b, H)
+        if whole:
+            self._hidden[:batch] = last
+        else:
+            self._hidden[:batch] = 0
+            self._hidden[write.rows] = last
+
+    def _recompute(self, ids: np.ndarray, lengths: np.ndarray) -> Tensor:
+        device = self.parts.device
+        self.serial += 1
+        width = max(int(lengths.max()), 1)
+        hidden = self.parts.hidden_states(torch.from_numpy(ids[:, :width]).to(device))  # (B, l, H)
+        last = torch.from_numpy(np.maximum(lengths - 1, 0)).to(device)
+        out = hidden[torch.arange(len(ids), device=device), last]  # (B, H)
+        return out * torch.from_numpy(lengths > 0).to(device)[:, None]
+
+    def _ensure(self, batch: int, width: int) -> None:
+        """Room for `batch` rows of `width` tokens, and the check of the model the first time it must go that far."""
+        if not self.cached:
+            return
+        if width > self._checked_length:
+            self._check(width)
+            if not self.cached:
+                return
+        slots, length = self._tokens.shape
+        if self._cache is not None and batch <= slots and width <= length:
+            return
+        slots, length = max(batch, slots), max(width, length)
+        self._cache = SlotCache(self.parts.model.config.get_text_config(), slots, length)
+        self._tokens = np.zeros((slots, length), dtype=np.int64)
+        self._held = np.zeros(slots, dtype=np.int64)
+        self._hidden = torch.zeros(slots, self.parts.hidden_size, dtype=self.parts.dtype, device=self.parts.device)
+
+    def _check(self, width: int) -> None:
+        self._checked_length = width
+        try:
+            error = incremental_error(self.parts, width)
+        except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as problem:
+            reason = f"its cache cannot be kept by slot ({problem})"
+        else:
+            tolerance = 1e-4 if self.parts.dtype == torch.float32 else 5e-2
+            if error <= tolerance:
+                return
+            reason = f"stepping differs from full recomputation by {error:.1e}, expected at most {tolerance:.0e}"
+        name = type(self.parts.model).__name__
+        if self._wanted:
+            raise ValueError(f"{name} cannot be decoded incrementally: {reason}")
+        self.why_uncached = reason
+        warnings.warn(f"{name} runs without a cache, every step recomputing its prefix: {reason}", stacklevel=4)
+
+
+@torch.no_grad()
+def incremental_error(parts: LMParts, width: int) -> float:
+    """Largest relative difference between stepping ragged slots and recomputing them, over rows of up to `width`.
+
+    Three rows of different lengths are stepped, past the model's attention window where that is shorter than `width`
+    (and the context allows), and one of them is refilled on the way.
+    """
+    _, windows = attention_layout(parts.model.config)
+    longest = min(width, parts.context_length or width)
+    target = min(longest, max([window + 6 for window in windows.values()], default=0) or 12)
+    target = max(target, min(longest, 12))
+    generator = np.random.default_rng(0)
+    ids = generator.integers(0, parts.vocab_size, size=(3, target))  # (3, l)
+    training = parts.model.training
+    parts.model.eval()
+    decoder = Decoder(parts, use_cache=True)
+    decoder._checked_length = target
+    worst = 0.0
+    steps = 5
+    for step in range(steps):
+        ahead = steps - 1 - step
+        lengths = np.maximum(np.array([target, target - 2, target // 2]) - ahead, 1)
+        if step == 3:
+            ids[2] = generator.integers(0, parts.vocab_size, size=target)
+        stepped = decoder(ids, lengths).float()
+        full = decoder._recompute(ids, lengths).float()
+        worst = max(worst, float((stepped - full).abs().max() / full.abs().max().clamp_min(1e-12)))
+    parts.model.train(training)
+    return worst
+
+
+def to_host(array: ArrayOrTensor) -> np.ndarray:
+    """As a NumPy array of int64 on the host; free for CPU tensors of that type."""
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().numpy()
+    return array.astype(np.int64, copy=False)

@@ -1,0 +1,199 @@
+"""Drawing responses and scoring them, through the same decoder the environment steps with.
+
+Slots are refilled as soon as a response ends, so short responses never wait for the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_gym.lm.decoder import Decoder
+from rlhf_gym.lm.parts import LMParts
+from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, greedy, sample, token_log_prob
+
+
+class Generation(NamedTuple):
+    """One response."""
+
+    prompt_ids: list[int]
+    """Tokens of the prompt."""
+    response_ids: list[int]
+    """Tokens drawn, the stop token included where there is one."""
+    finish_reason: str
+    """"stop" or "length"."""
+    log_probs: np.ndarray
+    """Log-probability of each drawn token under the behaviour distribution, shape (T,)."""
+
+
+def generate(
+    model: PreTrainedModel | LMParts | Decoder,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int],
+    params: SamplingParams | None = None,
+    greedy_decoding: bool = False,
+    num_slots: int = 64,
+    generator: torch.Generator | None = None,
+    progress: str | None = None,
+) -> list[Generation]:
+    """One response to each prompt, in the prompts' order.
+
+    Args:
+        prompt_ids: B prompts as token ids; repeat a prompt to have several responses to it.
+        max_new_tokens: longest response, the stop token included.
+        stop_token_ids: tokens that end a response.
+        params: temperature and masks; plain sampling by default.
+        greedy_decoding: the likeliest token instead of a draw.
+        num_slots: episodes in progress at once.
+        generator: source of randomness, on the model's device.
+        progress: a label, to show a progress bar.
+
+    Raises:
+        ValueError: an empty prompt, or a prompt that leaves no room in the model's context.
+    """
+    decoder = model if isinstance(model, Decoder) else Decoder(model)
+    params = params or SamplingParams()
+    prompts = [list(ids) for ids in prompt_ids]
+    check_room(prompts, max_new_tokens, decoder.parts.context_length)
+    if not prompts:
+        return []
+    slots = min(num_slots, len(prompts))
+    width = max(len(ids) for ids in prompts) + max_new_tokens
+    state = _Slots(prompts, slots, width)
+    results: list[Generation | None] = [None] * len(prompts)
+    stops = frozenset(stop_token_ids)
+    decoder.invalidate()
+    bar = Progress(disable=progress is None, transient=True)
+    with bar, torch.no_grad():
+        task = bar.add_task(progress or "", total=len(prompts))
+        while state.lengths.any():
+            logits = decoder.parts.logits(decoder(state.ids, state.lengths))  # (N, V)
+            done_so_far = torch.from_numpy(state.response_lengths).to(logits.device)
+            logits = behaviour_logits(logits, params, response_lengths=done_so_far, stop_token_ids=stop_token_ids)
+            tokens, log_probs = greedy(logits) if greedy_decoding else sample(logits, generator=generator)
+            for slot, reason in state.append(tokens.cpu().numpy(), log_probs.cpu().numpy(), stops, max_new_tokens):
+                index = state.index[slot]
+                results[index] = state.take(slot, reason)
+                bar.advance(task)
+    return [result for result in results if result is not None]
+
+
+class _Slots:
+    """The rows of episodes in progress; a parked row has length 0."""
+
+    def __init__(self, prompts: list[list[int]], num_slots: int, width: int) -> None:
+        self.prompts = prompts
+        self.ids = np.zeros((num_slots, width), dtype=np.int64)  # (N, L)
+        self.lengths = np.zeros(num_slots, dtype=np.int64)
+        self.prompt_lengths = np.zeros(num_slots, dtype=np.int64)
+        self.log_probs = np.zeros((num_slots, width), dtype=np.float32)
+        self.index = np.zeros(num_slots, dtype=np.int64)
+        self.next = 0
+        for slot in range(num_slots):
+            self.refill(slot)
+
+    @property
+    def response_lengths(self) -> np.ndarray:
+        return self.lengths - self.prompt_lengths
+
+    def refill(self, slot: int) -> None:
+        self.lengths[slot] = self.prompt_lengths[slot] = 0
+        if self.next < len(self.prompts):
+            prompt = self.prompts[self.next]
+            self.ids[slot, : len(prompt)] = prompt
+            self.lengths[slot] = self.prompt_lengths[slot] = len(prompt)
+            self.index[slot] = self.next
+            self.next += 1
+
+    def append(
+        self, tokens: np.ndarray, log_probs: np.ndarray, stops: frozenset[int], max_new_tokens: int
+    ) -> list[tuple[int, str]]:
+        """Add a token to every active row; return the slots that ended and why."""
+        rows = np.flatnonzero(self.lengths)
+        self.ids[rows, self.lengths[rows]] = tokens[rows]
+        self.log_probs[rows, self.lengths[rows]] = log_probs[rows]
+        self.lengths[rows] += 1
+        ended = []
+        for slot in rows:
+            if int(tokens[slot]) in stops:
+                ended.append((int(slot), "stop"))
+            elif self.response_lengths[slot] >= max_new_tokens:
+                ended.append((int(slot), "length"))
+        return ended
+
+    def take(self, slot: int, reason: str) -> Generation:
+        first, last = self.prompt_lengths[slot], self.lengths[slot]
+        row = self.ids[slot]
+        result = Generation(
+            row[:first].tolist(), row[first:last].tolist(), reason, self.log_probs[slot, first:last].copy()
+        )
+        self.refill(slot)
+        return result
+
+
+def check_room(prompt_ids: Sequence[Sequence[int]], max_new_tokens: int, context_length: int | None) -> None:
+    """Every prompt has tokens, and room for its response in the model's context.
+
+    Raises:
+        ValueError: naming the first prompt that does not.
+    """
+    for index, ids in enumerate(prompt_ids):
+        if not len(ids):
+            raise ValueError(f"prompt {index} is empty: expected at least one token")
+        if context_length is not None and len(ids) + max_new_tokens > context_length:
+            raise ValueError(
+                f"prompt {index} has {len(ids)} tokens: with max_new_tokens={max_new_tokens}, expected at most "
+                f"{context_length - max_new_tokens} (the model's context is {context_length})"
+            )
+
+
+@torch.no_grad()
+def token_log_probs(
+    model: PreTrainedModel | LMParts,
+    input_ids: Tensor,
+    lengths: Tensor,
+    *,
+    first: Tensor | None = None,
+    params: SamplingParams | None = None,
+    batch_size: int = 64,
+) -> Tensor:
+    """log π(token_t | tokens_<t) of whole sequences, in one forward a batch.
+
+    Args:
+        input_ids: left-aligned rows (B, L) int64.
+        lengths: real tokens of each row (B,).
+        first: first position to score in each row (B,), by default 1; logits are computed only where needed.
+        params: temperature (masks are not for whole sequences); the model's own distribution by default.
+
+    Returns:
+        (B, L) fp32 on the CPU; 0 before `first` and at padding.
+    """
+    parts = model if isinstance(model, LMParts) else LMParts(model)
+    temperature = 1.0 if params is None else params.temperature
+    out = torch.zeros(input_ids.shape, dtype=torch.float32)  # (B, L)
+    start = torch.ones_like(lengths) if first is None else first
+    order = torch.argsort(lengths)  # batches of like length waste least
+    for rows in order.split(batch_size):
+        width = int(lengths[rows].max())
+        ids = input_ids[rows, :width].to(parts.device)  # (b, l)
+        column = torch.arange(1, width)
+        wanted = (column >= start[rows, None]) & (column < lengths[rows, None])  # (b, l - 1)
+        hidden = parts.hidden_states(ids)[:, :-1][wanted.to(parts.device)]  # (n, H)
+        targets = ids[:, 1:][wanted.to(parts.device)]  # (n,)
+        scored = [
+            token_log_prob(parts.logits(h) / temperature, t)
+            for h, t in zip(hidden.split(4096), targets.split(4096), strict=True)
+        ]
+        block = torch.zeros(len(rows), width)  # (b, l)
+        if scored:
+            block[:, 1:][wanted] = torch.cat(scored).cpu()
+        out[rows, :width] = block
+    return out

@@ -1,0 +1,91 @@
+"""A causal language model taken apart: the trunk gives hidden states, the head turns them into logits.
+
+Whoever trains or scores needs logits at a few positions only, and the value head reads the same hidden states, so the
+two halves are called apart everywhere in this package.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+
+class LMParts:
+    """Trunk and head of a causal LM that lives elsewhere: a view, not a module, so nothing is registered twice.
+
+    Args:
+        model: any Transformers causal LM whose logits are a function of the trunk's last hidden state.
+
+    Raises:
+        ValueError: `head(trunk(x))` is not what `model(x)` returns, or the model has no output embeddings.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"expected a causal language model with a head, got {type(model).__name__} without")
+        self.model = model
+        self.trunk: nn.Module = model.get_decoder()
+        self.lm_head: nn.Module = head
+        self.embedding: nn.Module = model.get_input_embeddings()
+        config = model.config.get_text_config()
+        self.vocab_size = int(config.vocab_size)
+        self.hidden_size = int(config.hidden_size)
+        self.context_length: int | None = config.to_dict().get("max_position_embeddings")
+        self._softcap: float | None = config.to_dict().get("final_logit_softcapping")
+        self._check()
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device  # type: ignore[union-attr,return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype  # type: ignore[union-attr,return-value]
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """Last hidden states (B, L, H) of left-aligned rows (B, L).
+
+        Right padding needs no mask under causal attention: no real token ever looks at it, and what comes out at
+        padded places is not read.
+        """
+        # Embeddings rather than ids: with ids and no mask, Transformers warns about padding that it cannot judge.
+        return self.trunk(
+            inputs_embeds=self.embedding(input_ids),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) in fp32 of hidden states (..., H): softmax and its logarithm are taken in fp32 throughout."""
+        logits = self.lm_head(hidden).float()
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        training = self.model.training
+        self.model.eval()
+        ids = torch.arange(4, device=self.device)[None] % self.vocab_size  # (1, 4)
+        expected = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+        actual = self.logits(self.hidden_states(ids))
+        self.model.train(training)
+        tolerance = (1e-4 if self.dtype == torch.float32 else 5e-2) * max(1.0, float(expected.abs().max()))
+        error = float((expected - actual).abs().max())
+        if not error <= tolerance:
+            raise ValueError(
+                f"{type(self.model).__name__} computes its logits in a way this package does not know: expected "
+                f"head(trunk(x)) = model(x) within {tolerance:.1e}, got a difference of {error:.1e}"
+            )

@@ -1,0 +1,132 @@
+"""The behaviour distribution: what acts and what is updated, temperature and masks included.
+
+Masks are part of the distribution an agent acts with, so the same function makes the log-probabilities of sampling and
+those of the update. The reference policy is never filtered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How logits become a distribution."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; > 0."""
+    top_k: int = 0
+    """Only the k likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Only the smallest set of likeliest tokens with at least this mass; 1 for all."""
+    min_new_tokens: int = 0
+    """No stop token before this many response tokens."""
+    forbidden_token_ids: tuple[int, ...] = ()
+    """Tokens never drawn."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"expected temperature > 0, got {self.temperature} (for the likeliest token: greedy)")
+        if self.top_k < 0:
+            raise ValueError(f"expected top_k >= 0 (0 for all tokens), got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"expected top_p in (0, 1], got {self.top_p}")
+        if self.min_new_tokens < 0:
+            raise ValueError(f"expected min_new_tokens >= 0, got {self.min_new_tokens}")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the distribution is the model's own."""
+        return self == SamplingParams()
+
+
+def behaviour_logits(
+    logits: Tensor,
+    params: SamplingParams,
+    *,
+    response_lengths: Tensor | None = None,
+    stop_token_ids: Sequence[int] = (),
+) -> Tensor:
+    """Logits of the behaviour distribution: scaled, and −inf at what is masked.
+
+    Args:
+        logits: the model's, (..., V), fp32.
+        params: temperature and masks.
+        response_lengths: response tokens so far, (...); needed for `min_new_tokens`.
+        stop_token_ids: what `min_new_tokens` forbids.
+
+    Returns:
+        (..., V). Masked in the order temperature, forbidden, minimum length, top-k, top-p.
+    """
+    if params.is_plain:
+        return logits
+    vocab_size = logits.shape[-1]
+    if params.temperature != 1.0:
+        logits = logits / params.temperature
+    if params.forbidden_token_ids:
+        logits = logits.index_fill(-1, _index(params.forbidden_token_ids, vocab_size, logits), float("-inf"))
+    if params.min_new_tokens and stop_token_ids:
+        if response_lengths is None:
+            raise ValueError("expected response_lengths with min_new_tokens, got None")
+        stop = torch.zeros(vocab_size, dtype=torch.bool, device=logits.device)
+        stop[_index(stop_token_ids, vocab_size, logits)] = True  # (V,)
+        early = (response_lengths < params.min_new_tokens)[..., None]  # (..., 1)
+        logits = logits.masked_fill(early & stop, float("-inf"))
+    if 0 < params.top_k < vocab_size:
+        kth = logits.topk(params.top_k, dim=-1).values[..., -1:]  # (..., 1)
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if params.top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)  # (..., V)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of the likelier ones
+        drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= params.top_p)
+        logits = logits.masked_fill(drop, float("-inf"))
+    return logits
+
+
+def sample(logits: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Draw a token per row by inverse CDF: one uniform per row, where `torch.multinomial` draws one per entry.
+
+    Args:
+        logits: (B, V) fp32; −inf is never drawn.
+
+    Returns:
+        tokens (B,) int64 and their log-probabilities (B,).
+    """
+    highest = logits.amax(dim=-1, keepdim=True)  # (B, 1)
+    cdf = (logits - highest).exp_().cumsum_(dim=-1)  # (B, V), unnormalised
+    total = cdf[:, -1:]  # (B, 1)
+    uniform = torch.rand(total.shape, generator=generator, device=logits.device, dtype=logits.dtype)
+    # Below the total even after rounding, so that the first entry above it always has mass.
+    point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens = torch.searchsorted(cdf, point, right=True)  # (B, 1)
+    log_probs = logits.gather(-1, tokens) - highest - total.log()  # (B, 1)
+    return tokens[:, 0], log_probs[:, 0]
+
+
+def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest token of each row (B,) and its log-probability (B,)."""
+    tokens = logits.argmax(dim=-1)  # (B,)
+    return tokens, token_log_prob(logits, tokens)
+
+
+def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log softmax(logits)[tokens]: (..., V) and (...) → (...), without keeping the whole log-softmax."""
+    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(dim=-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """−Σ_a p(a) log p(a) in nats, (..., V) → (...); masked tokens (−inf) count 0."""
+    log_probs = logits.log_softmax(dim=-1)
+    probs = log_probs.exp()
+    return -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1)
+
+
+def _index(token_ids: Sequence[int], vocab_size: int, like: Tensor) -> Tensor:
+    bad = [token for token in token_ids if not 0 <= token < vocab_size]
+    if bad:
+        raise ValueError(f"expected token ids in 0 … {vocab_size - 1}, got {bad}")
+    return torch.tensor(list(token_ids), dtype=torch.int64, device=like.device)
