@@ -37,7 +37,34 @@ if TYPE_CHECKING:
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 WORDS = tuple(
-    "good bad fine poor fun dull film plot cast scene the a is was not very of and with it i saw we they liked hated".split()
+    [
+        "good",
+        "bad",
+        "fine",
+        "poor",
+        "fun",
+        "dull",
+        "film",
+        "plot",
+        "cast",
+        "scene",
+        "the",
+        "a",
+        "is",
+        "was",
+        "not",
+        "very",
+        "of",
+        "and",
+        "with",
+        "it",
+        "i",
+        "saw",
+        "we",
+        "they",
+        "liked",
+        "hated",
+    ]
 )
 """The default words; with the three special tokens the vocabulary has 29 entries."""
 
