@@ -25,7 +25,9 @@ def model(request):
 
 def full_logits(model, ids, lengths):
     """Each row alone, unpadded, through the whole model."""
-    return torch.stack([model(torch.as_tensor(row[:n])[None]).logits[0, -1] for row, n in zip(ids, lengths)])
+    return torch.stack(
+        [model(torch.as_tensor(row[:n])[None]).logits[0, -1] for row, n in zip(ids, lengths, strict=True)]
+    )
 
 
 def random_rows(model, batch, width, seed=0):
@@ -130,9 +132,9 @@ def test_the_check_catches_a_mask_that_serves_every_layer_type(monkeypatch):
 
     monkeypatch.setattr(SlotCache, "masks", one_mask)
     assert incremental_error(parts, 24) > 1e-3
+    decoder = Decoder(model)
+    ids, lengths = random_rows(model, 2, 24), np.array([20, 24])
     with pytest.warns(UserWarning, match="without a cache"):
-        decoder = Decoder(model)
-        ids, lengths = random_rows(model, 2, 24), np.array([20, 24])
         logits = decoder.logits(ids, lengths)
     assert not decoder.cached
     with torch.no_grad():

@@ -110,7 +110,7 @@ def test_greedy_generation_takes_the_likeliest():
 
 def test_prompts_that_do_not_fit_say_so():
     model = tiny.tiny_gpt2(n_positions=16)
-    with pytest.raises(ValueError, match="prompt 1 has 9 tokens.*expected at most 8"):
+    with pytest.raises(ValueError, match=r"prompt 1 has 9 tokens.*expected at most 8"):
         generate(model, [[3], [4] * 9], max_new_tokens=8, stop_token_ids=(1,))
     with pytest.raises(ValueError, match="prompt 0 is empty"):
         generate(model, [[]], max_new_tokens=8, stop_token_ids=(1,))

@@ -36,36 +36,10 @@ if TYPE_CHECKING:
     from rlhf_gym.rewards import RewardModel, RewardNormalizer
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-WORDS = tuple(
-    [
-        "good",
-        "bad",
-        "fine",
-        "poor",
-        "fun",
-        "dull",
-        "film",
-        "plot",
-        "cast",
-        "scene",
-        "the",
-        "a",
-        "is",
-        "was",
-        "not",
-        "very",
-        "of",
-        "and",
-        "with",
-        "it",
-        "i",
-        "saw",
-        "we",
-        "they",
-        "liked",
-        "hated",
-    ]
-)
+_WORDS = """
+    good bad fine poor fun dull film plot cast scene the a is was not very of and with it i saw we they liked hated
+"""
+WORDS = tuple(_WORDS.split())
 """The default words; with the three special tokens the vocabulary has 29 entries."""
 
 VOCAB_SIZE = len(WORDS) + 3

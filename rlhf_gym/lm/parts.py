@@ -33,8 +33,9 @@ class LMParts:
         config = model.config.get_text_config()
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
-        self.context_length: int | None = config.to_dict().get("max_position_embeddings")
-        self._softcap: float | None = config.to_dict().get("final_logit_softcapping")
+        # Two fields that not every configuration has (and some under another name, which only attributes resolve).
+        self.context_length: int | None = getattr(config, "max_position_embeddings", None)
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self._check()
 
     @property
