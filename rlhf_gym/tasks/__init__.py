@@ -1,0 +1,1 @@
+"""What a run is about: the embedded reviews task, any labelled text, or the user's own files."""

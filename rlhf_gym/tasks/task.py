@@ -1,0 +1,102 @@
+"""What a run is about: prompts, demonstrations, a tokenizer and, where known, the gold reward that no agent sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, overload
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from rlhf_gym.rewards import RewardFunction
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and a response worth imitating: what supervised fine-tuning learns from."""
+
+    prompt: str
+    """The text the response answers or goes on from."""
+    response: str
+    """The response. For byte-level tokenizers it begins with its own leading space."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a run needs to know about its subject.
+
+    A sequence is `encode_prompts(prompt) ++ encode_responses(response)`.
+    """
+
+    name: str
+    """A short name, for run folders and reports."""
+    prompts: Sequence[str]
+    """Prompts to train on."""
+    heldout_prompts: Sequence[str]
+    """Prompts nothing is trained on; disjoint from `prompts`."""
+    demonstrations: Sequence[Demonstration]
+    """For supervised fine-tuning."""
+    heldout_demonstrations: Sequence[Demonstration]
+    """Demonstrations for held-out prompts, to measure the fine-tuned policy on."""
+    tokenizer: PreTrainedTokenizerBase
+    """The tokenizer of the policy and of the reference."""
+    gold: RewardFunction | None
+    """(prompts, responses) -> scores (B,), higher is better. The judge of experiments; no agent learns from it."""
+    max_prompt_length: int
+    """Longest prompt, in tokens."""
+    max_new_tokens: int
+    """Longest response, in tokens, its end-of-sequence token included."""
+    pretraining_texts: Sequence[str] = ()
+    """Raw texts for a small language model of the task's own, where it has one."""
+    model_config: PretrainedConfig | None = None
+    """Shape of that model."""
+    pretrained: str | Path | None = None
+    """Folder or hub name of a pretrained language model."""
+    sft: str | Path | None = None
+    """Folder or hub name of a policy already fine-tuned on the demonstrations."""
+    reward_model: str | Path | None = None
+    """Folder or hub name of a learned reward model."""
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError(f"expected task {self.name!r} to have at least one prompt, got none")
+        shared = set(self.prompts) & set(self.heldout_prompts)
+        if shared:
+            raise ValueError(
+                f"expected the held-out prompts of task {self.name!r} to be disjoint from its training prompts, "
+                f"got {len(shared)} in both, such as {min(shared)!r}"
+            )
+
+
+class Generated(Sequence[T]):
+    """A sequence whose i-th element is `make(i)`, made when it is asked for.
+
+    Element i does not depend on the length, so a longer one begins like a shorter one.
+    """
+
+    def __init__(self, length: int, make: Callable[[int], T]) -> None:
+        if length < 0:
+            raise ValueError(f"expected a length of at least 0, got {length}")
+        self._length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self._make(i) for i in range(*index.indices(self._length))]
+        if not -self._length <= index < self._length:
+            raise IndexError(f"index {index} is out of range for a sequence of {self._length}")
+        return self._make(index % self._length)
+
+    def __iter__(self) -> Iterator[T]:
+        return (self._make(i) for i in range(self._length))
