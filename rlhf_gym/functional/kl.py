@@ -1,0 +1,88 @@
+"""The divergence of a policy π from its reference π_ref: three estimators from samples, and the sum itself.
+
+Everything here is KL(π‖π_ref) = Σ_a π(a)·log(π(a)/π_ref(a)), in nats, per token: the direction in which RLHF penalises.
+The estimators want actions drawn from π. John Schulman, "Approximating KL divergence" (2020),
+http://joschu.net/blog/kl-approx.html, names them.
+
+Which one where: in the *reward* only k1 has the right policy gradient, ∇KL = E[∇log π · k1]. k3 has less variance and
+is the one to look at. In the *loss*, differentiated directly, k2's gradient is that of KL and k1's is 0 on average.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf_gym.functional._checks import check_in_range, check_same_shape
+
+
+def k1(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
+    """log π(a) − log π_ref(a) at a ~ π. Unbiased; of either sign; much variance.
+
+    Shapes: both the same, and so is the result: one value per token.
+    """
+    check_same_shape(log_prob=log_prob, ref_log_prob=ref_log_prob)
+    return log_prob - ref_log_prob
+
+
+def k2(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
+    """½·(log π(a) − log π_ref(a))² at a ~ π. Biased (little, while π is near π_ref); never negative.
+
+    Shapes: both the same, and so is the result: one value per token.
+    """
+    return 0.5 * k1(log_prob, ref_log_prob).square()
+
+
+def k3(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
+    """(ρ − 1) − log ρ with ρ = π_ref(a)/π(a), at a ~ π. Unbiased, never negative, little variance.
+
+    k1 plus the control variate ρ − 1, whose mean under π is 0.
+
+    Shapes: both the same, and so is the result: one value per token.
+    """
+    log_ratio = k1(log_prob, ref_log_prob)
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """KL(π‖π_ref) = Σ_a π(a)·(log π(a) − log π_ref(a)), the sum over the vocabulary, from unnormalised logits.
+
+    Computed in fp32 at least. An action that π never takes (logit −∞) adds 0; one that π takes and π_ref never does
+    makes it +∞.
+
+    Shapes: both (..., V); the result (...).
+    """
+    check_same_shape(logits=logits, ref_logits=ref_logits)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_pi = torch.log_softmax(logits.to(dtype), dim=-1)  # (..., V)
+    log_pi_ref = torch.log_softmax(ref_logits.to(dtype), dim=-1)  # (..., V)
+    pi = log_pi.exp()  # (..., V)
+    never = pi == 0
+    log_ratio = log_pi.masked_fill(never, 0) - log_pi_ref.masked_fill(never, 0)  # (..., V)
+    return (pi * log_ratio).sum(dim=-1)
+
+
+def adaptive_kl_coef(
+    kl_coef: float, kl: float, *, target: float, n: int, horizon: int, max_error: float = 0.2
+) -> float:
+    """The next β of the proportional controller: β·(1 + clip(KL/target − 1, ±0.2)·n/horizon).
+
+    Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", arXiv 1909.08593, section 2.2; their
+    gain K_β is written n/horizon, as in their code.
+
+    Args:
+        kl_coef: β now.
+        kl: mean KL per sequence over the last rollout, in nats.
+        target: the KL to hold.
+        n: episodes in the last rollout.
+        horizon: episodes over which β may change by a factor of about e^0.2.
+        max_error: where the proportional error is clipped.
+
+    Raises:
+        ValueError: target or horizon is not positive, or KL is NaN or infinite.
+    """
+    check_in_range("target", target, 1e-12)
+    check_in_range("horizon", horizon, 1)
+    check_in_range("kl", kl, -1e30, 1e30)
+    error = min(max(kl / target - 1.0, -max_error), max_error)
+    return kl_coef * (1.0 + error * n / horizon)

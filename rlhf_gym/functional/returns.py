@@ -1,0 +1,132 @@
+"""From rewards and values to advantages. Rows are episodes, right-padded; what comes after the end counts 0.
+
+Every episode here ends for good at its last real step (the horizon is part of the MDP), so nothing is bootstrapped
+beyond it. Each row comes out as it would alone, whatever its batch-mates and its padding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf_gym.functional._checks import check_in_range, check_rank, check_same_shape
+from rlhf_gym.functional.whitening import zero_masked
+
+
+def _check_right_padded(mask: Tensor) -> None:
+    real = mask != 0  # (B, T)
+    resumes = (real[:, 1:] & ~real[:, :-1]).any(dim=1)  # (B,)
+    if resumes.any():
+        row = int(resumes.nonzero()[0])
+        raise ValueError(
+            f"expected a right-padded mask, real places first, got row {row}: {real[row].int().tolist()}. "
+            "Cut the response out of its sequence first."
+        )
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation: advantages Â_t and returns (the critic's targets) Â_t + V_t.
+
+    δ_t = r_t + γ·V_{t+1} − V_t,  Â_t = δ_t + γλ·Â_{t+1},  with V and Â after the last real step 0.
+
+    Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation",
+    arXiv 1506.02438, equation 16. λ=0 is the TD error, λ=1 the return minus the value.
+
+    Args:
+        rewards: r_t, shape (B, T).
+        values: V(s_t) of the state acted from, shape (B, T).
+        mask: real steps, shape (B, T), right-padded.
+        gamma: γ, in [0, 1]; 1 in RLHF, where it lets the KL terms and the score add up to the objective.
+        gae_lambda: λ, in [0, 1].
+
+    Returns:
+        advantages and returns, each (B, T), 0 in masked places.
+
+    Raises:
+        ValueError: shapes differ or are not (B, T), the mask has a hole, γ or λ is out of range.
+    """
+    check_rank("(B, T)", rewards=rewards)
+    check_same_shape(rewards=rewards, values=values, mask=mask)
+    check_in_range("gamma", gamma, 0, 1)
+    check_in_range("gae_lambda", gae_lambda, 0, 1)
+    _check_right_padded(mask)
+    rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)  # (B, T)
+    next_value = values.new_zeros(values.shape[0])  # (B,)
+    advantage = rewards.new_zeros(rewards.shape[0])  # (B,)
+    columns = []
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]  # (B,)
+        advantage = delta + gamma * gae_lambda * advantage
+        next_value = values[:, t]
+        columns.append(advantage)
+    advantages = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(rewards)  # (B, T)
+    return advantages, advantages + values
+
+
+def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
+    """G_t = r_t + γ·G_{t+1}, 0 after the last real step.
+
+    Shapes: rewards and mask (B, T), right-padded; the result (B, T), 0 in masked places.
+
+    Raises:
+        ValueError: shapes differ or are not (B, T), the mask has a hole, γ is out of [0, 1].
+    """
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma=gamma, gae_lambda=1.0)[0]
+
+
+def _check_groups(scores: Tensor) -> None:
+    check_rank("(B, k)", scores=scores)
+    if scores.shape[1] < 2:
+        raise ValueError(
+            f"expected at least 2 responses a prompt, shape (B, k) with k >= 2, got {tuple(scores.shape)}: "
+            "a response alone has no others to be compared with"
+        )
+
+
+def rloo_baseline(scores: Tensor) -> Tensor:
+    """For each response the mean score of the *other* k − 1 of its prompt: b_i = (Σ_j R_j − R_i)/(k − 1).
+
+    Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!"; for RLHF, Ahmadian et al. 2024, "Back to
+    Basics", arXiv 2402.14740. It does not depend on response i, so it leaves the gradient unbiased.
+
+    Shapes: scores (B, k), the k responses of a prompt in a row; the result (B, k).
+
+    Raises:
+        ValueError: k < 2.
+    """
+    _check_groups(scores)
+    return (scores.sum(dim=1, keepdim=True) - scores) / (scores.shape[1] - 1)
+
+
+def rloo_advantages(scores: Tensor) -> Tensor:
+    """R_i − b_i with the leave-one-out baseline; each row sums to 0.
+
+    Computed as k/(k − 1)·(R_i − mean), which is the same and loses nothing where all scores share a large offset.
+
+    Shapes: scores (B, k); the result (B, k).
+
+    Raises:
+        ValueError: k < 2.
+    """
+    _check_groups(scores)
+    k = scores.shape[1]
+    return (scores - scores.mean(dim=1, keepdim=True)) * (k / (k - 1))
+
+
+def group_normalised_advantages(scores: Tensor, *, scale: bool = True, epsilon: float = 1e-4) -> Tensor:
+    """GRPO's advantages, (R_i − mean) / (std + ε) within each prompt's k responses, std over k − 1.
+
+    Shao et al. 2024, "DeepSeekMath", arXiv 2402.03300. Dividing by the standard deviation weighs prompts on which all
+    responses score nearly alike more; `scale=False` leaves it out (Liu et al. 2025, "Understanding R1-Zero-Like
+    Training", arXiv 2503.20783). A prompt whose responses all score the same gets 0.
+
+    Shapes: scores (B, k), the k responses of a prompt in a row; the result (B, k).
+
+    Raises:
+        ValueError: k < 2.
+    """
+    _check_groups(scores)
+    centred = scores - scores.mean(dim=1, keepdim=True)  # (B, k)
+    if not scale:
+        return centred
+    return centred / (scores.std(dim=1, keepdim=True) + epsilon)

@@ -1,0 +1,321 @@
+"""Losses against numbers worked out by hand; gradients too, since a loss can be right and teach the wrong thing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_gym.functional import (
+    bradley_terry_loss,
+    dpo_loss,
+    fit_score_difference,
+    kwise_loss,
+    policy_gradient_loss,
+    ppo_policy_loss,
+    ppo_value_loss,
+    preference_probability,
+)
+
+
+def t(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+# --- Bradley–Terry ---
+
+
+def test_bradley_terry_by_hand() -> None:
+    assert preference_probability(t(1.0), t(1.5)).item() == pytest.approx(0.3775, abs=5e-5)
+    assert bradley_terry_loss(t(1.0), t(1.5)).item() == pytest.approx(0.9741, abs=5e-5)
+
+
+def test_bradley_terry_gradient_is_sigma_minus_1() -> None:
+    chosen, rejected = t(1.0).requires_grad_(), t(1.5).requires_grad_()
+    bradley_terry_loss(chosen, rejected).backward()
+    sigma = 1 / (1 + math.exp(0.5))
+    assert chosen.grad is not None
+    assert rejected.grad is not None
+    assert chosen.grad.item() == pytest.approx(sigma - 1, abs=1e-12)
+    assert rejected.grad.item() == pytest.approx(1 - sigma, abs=1e-12)
+
+
+@pytest.mark.parametrize(("delta", "loss", "gradient"), [(1e4, 0.0, 0.0), (-1e4, 1e4, -1.0)])
+def test_bradley_terry_is_finite_far_out(delta: float, loss: float, gradient: float) -> None:
+    chosen = torch.tensor([delta], requires_grad=True)
+    value = bradley_terry_loss(chosen, torch.zeros(1))
+    value.backward()
+    assert chosen.grad is not None
+    assert (value.item(), chosen.grad.item()) == (loss, gradient)
+
+
+def test_bradley_terry_options_add_up() -> None:
+    """Δ = 2 − .5 − .3 = 1.2; (1−ε)·softplus(−Δ) + ε·softplus(Δ) + c·(2 + .5)²."""
+    value = bradley_terry_loss(t(2.0), t(0.5), margin=t(0.3), label_smoothing=0.1, centering=0.01)
+    assert value.item() == pytest.approx(0.9 * softplus(-1.2) + 0.1 * softplus(1.2) + 0.01 * 6.25, abs=1e-12)
+
+
+def test_label_smoothing_has_its_minimum_where_the_labels_say() -> None:
+    """With ε flipped labels the best Δ is logit(1 − ε), where the gradient is 0."""
+    delta = t(math.log(0.9 / 0.1)).requires_grad_()
+    bradley_terry_loss(delta, t(0.0), label_smoothing=0.1).backward()
+    assert delta.grad is not None
+    assert delta.grad.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_pair_weights_make_prompts_count_alike() -> None:
+    """A ranking of 3 (three pairs of weight 1/3) and a single pair (weight 1): the mean of the two prompts' losses."""
+    scores, lone = t(0.3, 1.2, -0.4), t(0.7, 0.1)
+    ranking = torch.tensor([2, 1, 3])
+    chosen = torch.cat([scores[[1, 0, 1]], lone[:1]])
+    rejected = torch.cat([scores[[0, 2, 2]], lone[1:]])
+    value = bradley_terry_loss(chosen, rejected, weight=t(1 / 3, 1 / 3, 1 / 3, 1))
+    expected = (kwise_loss(scores, ranking) + bradley_terry_loss(lone[:1], lone[1:])) / 2
+    assert value.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("weight", [None, t(0.5, 1.0, 2.0, 0.25)])
+def test_bradley_terry_micro_batches_add_up(weight: Tensor | None) -> None:
+    chosen, rejected = torch.randn(2, 4, dtype=torch.float64)
+    total = 4 if weight is None else weight.sum()
+    parts = [
+        bradley_terry_loss(chosen[s], rejected[s], weight=None if weight is None else weight[s], denominator=total)
+        for s in (slice(0, 1), slice(1, 4))
+    ]
+    assert sum(parts).item() == pytest.approx(bradley_terry_loss(chosen, rejected, weight=weight).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 5])
+def test_kwise_pairs_weigh_one_over_the_number_of_pairs(k: int) -> None:
+    scores = torch.randn(k, dtype=torch.float64)
+    order = torch.randperm(k)  # order[i] is the response of rank i + 1
+    ranking = torch.empty(k, dtype=torch.int64)
+    ranking[order] = torch.arange(1, k + 1)
+    pairs = [softplus(float(scores[j] - scores[i])) for i, j in combinations(order.tolist(), 2)]
+    assert kwise_loss(scores, ranking).item() == pytest.approx(sum(pairs) / math.comb(k, 2), abs=1e-12)
+
+
+def test_kwise_leaves_ties_out() -> None:
+    value = kwise_loss(t(1.0, 0.0, 5.0), torch.tensor([1, 2, 2]))
+    assert value.item() == pytest.approx((softplus(-1.0) + softplus(4.0)) / 2, abs=1e-12)
+
+
+def test_kwise_of_nothing_but_ties_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"at least one pair, got \[1, 1\]"):
+        kwise_loss(t(1.0, 2.0), torch.tensor([1, 1]))
+
+
+def test_fit_from_win_counts() -> None:
+    assert fit_score_difference(73, 100) == pytest.approx(0.9946, abs=1e-3)
+    assert fit_score_difference(50, 100) == 0
+    assert fit_score_difference(100, 100) == math.inf
+    assert fit_score_difference(0, 100) == -math.inf
+
+
+def test_the_fit_is_where_the_loss_is_lowest() -> None:
+    delta = t(fit_score_difference(73, 100)).requires_grad_()
+    chosen = torch.cat([delta.expand(73), torch.zeros(27, dtype=torch.float64)])
+    rejected = torch.cat([torch.zeros(73, dtype=torch.float64), delta.expand(27)])
+    bradley_terry_loss(chosen, rejected).backward()
+    assert delta.grad is not None
+    assert delta.grad.item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("wins", "comparisons"), [(0, 0), (3, 2), (-1, 2)])
+def test_fit_refuses_impossible_counts(wins: int, comparisons: int) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        fit_score_difference(wins, comparisons)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bradley_terry_loss(torch.zeros(3), torch.zeros(2)), r"rejected of shape \(3,\).*got \(2,\)"),
+        (lambda: bradley_terry_loss(torch.zeros(3, 1), torch.zeros(3, 1)), r"chosen of shape \(B,\), got \(3, 1\)"),
+        (lambda: bradley_terry_loss(t(1.0), t(1.0), margin=t(1.0, 2.0)), r"expected margin of shape \(1,\)"),
+        (lambda: bradley_terry_loss(t(1.0), t(1.0), label_smoothing=0.6), r"label_smoothing in \[0, 0.5\], got 0.6"),
+        (lambda: kwise_loss(t(1.0, 2.0), torch.tensor([1, 2, 3])), r"ranking of shape \(2,\).*got \(3,\)"),
+        (lambda: dpo_loss(t(1.0), t(1.0), t(1.0), t(1.0), beta=0.0), "expected beta > 0, got 0"),
+        (lambda: dpo_loss(t(1.0), t(1.0), t(1.0), t(1.0, 2.0), beta=1.0), r"ref_rejected of shape \(1,\)"),
+        (lambda: dpo_loss(t(1.0), t(1.0), t(1.0), t(1.0), beta=1.0, loss="hinge"), "got 'hinge'"),  # type: ignore[arg-type]
+        (lambda: dpo_loss(t(1.0), t(1.0), t(1.0), t(1.0), beta=1.0, loss="ipo", label_smoothing=0.1), "smoothing 0"),
+        (lambda: policy_gradient_loss(t(1.0), t(1.0), t(1.0, 1.0)), r"mask of shape \(1,\)"),
+        (lambda: ppo_policy_loss(t(1.0), t(1.0), t(1.0, 1.0), t(1.0), clip_range=0.2), r"advantages of shape \(1,\)"),
+        (lambda: ppo_policy_loss(t(1.0), t(1.0), t(1.0), t(1.0), clip_range=-0.2), "clip_range in"),
+        (lambda: ppo_value_loss(t(1.0), t(1.0), t(1.0, 1.0), t(1.0), clip_range_vf=None), r"returns of shape \(1,\)"),
+        (lambda: ppo_value_loss(t(1.0), t(1.0), t(1.0), t(1.0), clip_range_vf=-0.2), "clip_range_vf in"),
+    ],
+)
+def test_errors_state_expected_and_actual(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# --- PPO ---
+
+
+def ppo_at(ratio: float, advantage: float) -> tuple[float, float]:
+    """Loss and its gradient with respect to log π, of one token at this ratio."""
+    log_prob = t(math.log(ratio)).requires_grad_()
+    loss = ppo_policy_loss(log_prob, t(0.0), t(advantage), t(1.0), clip_range=0.2).loss
+    loss.backward()
+    assert log_prob.grad is not None
+    return loss.item(), log_prob.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (1.5, 1.0, -1.2, 0.0),
+        (0.5, 1.0, -0.5, -0.5),
+        (1.5, -1.0, 1.5, 1.5),
+        (0.5, -1.0, 0.8, 0.0),
+        (3.0, 4.0, -4.8, 0.0),
+        (1.3, -3.0, 3.9, 3.9),  # the minimum, −3.9, not the clipped −3.6
+        (1.0, 2.0, -2.0, -2.0),
+    ],
+)
+def test_ppo_clip(ratio: float, advantage: float, loss: float, gradient: float) -> None:
+    assert ppo_at(ratio, advantage) == pytest.approx((loss, gradient), abs=1e-12)
+
+
+def test_at_ratio_1_the_gradient_is_that_of_reinforce() -> None:
+    advantages, mask = torch.randn(3, 4, dtype=torch.float64), torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]])
+    log_prob = -torch.rand(3, 4, dtype=torch.float64)
+    ours, reinforce = log_prob.clone().requires_grad_(), log_prob.clone().requires_grad_()
+    ppo_policy_loss(ours, log_prob, advantages, mask, clip_range=0.2).loss.backward()
+    policy_gradient_loss(reinforce, advantages, mask).backward()
+    torch.testing.assert_close(ours.grad, reinforce.grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(reinforce.grad, -advantages * mask / mask.sum(), rtol=0, atol=1e-12)
+
+
+def test_ppo_diagnostics_are_means_over_real_tokens() -> None:
+    """Ratios 1.5, 1.1, .5 and a masked 9: two of three clipped, k3 the mean of r − 1 − log r."""
+    log_prob = t(1.5, 1.1, 0.5, 9.0).log()
+    result = ppo_policy_loss(log_prob, torch.zeros_like(log_prob), t(1, 1, 1, 1), t(1, 1, 1, 0), clip_range=0.2)
+    assert result.clip_fraction.item() == pytest.approx(2 / 3, abs=1e-12)
+    expected = sum(r - 1 - math.log(r) for r in (1.5, 1.1, 0.5)) / 3
+    assert result.approx_kl.item() == pytest.approx(expected, abs=1e-12)
+    assert result.ratio.tolist() == pytest.approx([1.5, 1.1, 0.5, 1.0], abs=1e-12)
+
+
+def test_ppo_approx_kl_is_from_the_old_policy_to_the_new() -> None:
+    """Summed over all actions weighted by π_old it is KL(π_old‖π_θ) exactly, not KL(π_θ‖π_old)."""
+    old, new = t(0.5, 0.3, 0.2), t(0.4, 0.4, 0.2)
+    each = [
+        ppo_policy_loss(n.log()[None], o.log()[None], t(0.0), t(1.0), clip_range=0.2).approx_kl.item()
+        for o, n in zip(old, new, strict=True)
+    ]
+    mean = sum(p * k for p, k in zip(old.tolist(), each, strict=True))
+    assert mean == pytest.approx((old * (old / new).log()).sum().item(), abs=1e-12)
+    assert mean != pytest.approx((new * (new / old).log()).sum().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "old_value", "target", "loss", "gradient"),
+    [
+        (1.0, 0.0, 1.0, 0.64, 0.0),  # at the target already, but clipped to .2: .8², and no gradient through the clip
+        (1.0, 0.0, 0.0, 1.0, 2.0),  # clipped .2 would look better; the maximum keeps the true error and its gradient
+        (0.1, 0.0, 1.0, 0.81, -1.8),  # inside the range: the plain squared error, without ½
+    ],
+)
+def test_value_clipping(value: float, old_value: float, target: float, loss: float, gradient: float) -> None:
+    values = t(value).requires_grad_()
+    result = ppo_value_loss(values, t(old_value), t(target), t(1.0), clip_range_vf=0.2)
+    result.loss.backward()
+    assert values.grad is not None
+    assert (result.loss.item(), values.grad.item()) == pytest.approx((loss, gradient), abs=1e-12)
+
+
+def test_value_loss_without_clipping_is_the_squared_error() -> None:
+    result = ppo_value_loss(t(1.0, 5.0), t(0.0, 0.0), t(3.0, 0.0), t(1.0, 0.0), clip_range_vf=None)
+    assert (result.loss.item(), result.clip_fraction.item()) == (4.0, 0.0)
+
+
+def test_value_clip_fraction_counts_real_tokens() -> None:
+    result = ppo_value_loss(t(1.0, 0.1, 1.0), t(0, 0, 0), t(1, 1, 1), t(1, 1, 0), clip_range_vf=0.2)
+    assert result.clip_fraction.item() == 0.5
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "policy": lambda a, b, c, m, d=None: ppo_policy_loss(a, b, c, m, clip_range=0.2, denominator=d).loss,
+    "clip_fraction": lambda a, b, c, m, d=None: (
+        ppo_policy_loss(a, b, c, m, clip_range=0.2, denominator=d).clip_fraction
+    ),
+    "approx_kl": lambda a, b, c, m, d=None: ppo_policy_loss(a, b, c, m, clip_range=0.2, denominator=d).approx_kl,
+    "value": lambda a, b, c, m, d=None: ppo_value_loss(a, b, c, m, clip_range_vf=0.2, denominator=d).loss,
+    "gradient": lambda a, b, c, m, d=None: policy_gradient_loss(a, c, m, denominator=d),
+}
+MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_micro_batches_add_up_to_the_batch(name: str) -> None:
+    a, b, c = torch.randn(3, 4, 4, dtype=torch.float64)
+    whole = LOSSES[name](a, b, c, MASK)
+    parts = [LOSSES[name](a[s], b[s], c[s], MASK[s], MASK.sum()) for s in (slice(0, 1), slice(1, 4))]
+    assert sum(parts).item() == pytest.approx(whole.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_extra_padding_changes_nothing(name: str) -> None:
+    a, b, c = torch.randn(3, 4, 4, dtype=torch.float64)
+    wide = [torch.nn.functional.pad(x, (0, 3)) for x in (a, b, c, MASK)]
+    assert LOSSES[name](*wide).item() == pytest.approx(LOSSES[name](a, b, c, MASK).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["policy", "value", "gradient"])
+@pytest.mark.parametrize("filling", [float("nan"), float("inf"), float("-inf")])
+def test_nan_in_a_masked_place_changes_no_loss_and_no_gradient(name: str, filling: float) -> None:
+    tensors = torch.randn(3, 4, 4, dtype=torch.float64)
+    results = []
+    for fill in (0.0, filling):
+        inputs = [x.masked_fill(MASK == 0, fill).requires_grad_() for x in tensors]
+        loss = LOSSES[name](*inputs, MASK)
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+        results.append([loss, *(g for g in gradients if g is not None)])
+    for clean, dirty in zip(*results, strict=True):
+        assert clean.isfinite().all()
+        assert torch.equal(clean, dirty)
+
+
+# --- DPO ---
+
+
+def test_dpo_by_hand() -> None:
+    """h = (−1 + 1.5) − (−2 + 1.8) = .7, β = .5."""
+    args = (t(-1.0), t(-2.0), t(-1.5), t(-1.8))
+    result = dpo_loss(*args, beta=0.5)
+    assert result.loss.item() == pytest.approx(softplus(-0.35), abs=1e-12)
+    assert result.chosen_reward.tolist() == pytest.approx([0.25], abs=1e-12)
+    assert result.rejected_reward.tolist() == pytest.approx([-0.1], abs=1e-12)
+    smoothed = dpo_loss(*args, beta=0.5, label_smoothing=0.2).loss.item()
+    assert smoothed == pytest.approx(0.8 * softplus(-0.35) + 0.2 * softplus(0.35), abs=1e-12)
+    assert dpo_loss(*args, beta=0.5, loss="ipo").loss.item() == pytest.approx((0.7 - 1.0) ** 2, abs=1e-12)
+
+
+def test_dpo_starts_at_log_2_when_the_policy_is_the_reference() -> None:
+    chosen, rejected = torch.randn(2, 6, dtype=torch.float64)
+    assert dpo_loss(chosen, rejected, chosen, rejected, beta=0.1).loss.item() == pytest.approx(math.log(2), abs=1e-12)
+
+
+def test_ipo_has_its_minimum_at_one_over_2_beta() -> None:
+    chosen = t(1 / (2 * 0.25)).requires_grad_()
+    dpo_loss(chosen, t(0.0), t(0.0), t(0.0), beta=0.25, loss="ipo").loss.backward()
+    assert chosen.grad is not None
+    assert chosen.grad.item() == 0
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_dpo_micro_batches_add_up(loss) -> None:  # type: ignore[no-untyped-def]
+    args = torch.randn(4, 5, dtype=torch.float64)
+    parts = [dpo_loss(*args[:, s], beta=0.3, loss=loss, denominator=5).loss for s in (slice(0, 2), slice(2, 5))]
+    assert sum(parts).item() == pytest.approx(dpo_loss(*args, beta=0.3, loss=loss).loss.item(), abs=1e-12)
