@@ -1,0 +1,61 @@
+"""Rewards that are a few lines of code: good for first runs, for tests, and as terms beside a learned one.
+
+Each builder returns a `RewardFunction`, `(prompts, responses) -> (B,)`, which can be pickled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+RewardFunction = Callable[[list[str], list[str]], ArrayLike]
+"""Anything callable as `(prompts, responses) -> (B,)`, one finite score for each pair."""
+
+
+def length_reward(target: int | None = None, *, scale: float = 1.0) -> RewardFunction:
+    """scale · (number of words of the response), or with a target −scale · |number of words − target|."""
+    return partial(_length, target=target, scale=scale)
+
+
+def _length(prompts: list[str], responses: list[str], *, target: int | None, scale: float) -> np.ndarray:
+    words = np.array([len(response.split()) for response in responses], dtype=np.float64)  # (B,)
+    return scale * (words if target is None else -np.abs(words - target))
+
+
+def keyword_reward(keywords: Sequence[str], *, each: float = 1.0, at_most: int | None = None) -> RewardFunction:
+    """`each` for every occurrence of a keyword as a whole word, case ignored, counting `at_most` of them."""
+    if isinstance(keywords, str) or not keywords:
+        raise ValueError(f"expected a sequence of at least one keyword, got {keywords!r}")
+    pattern = r"(?<!\w)(?:" + "|".join(re.escape(word) for word in keywords) + r")(?!\w)"
+    return partial(_count, pattern=re.compile(pattern, re.IGNORECASE), each=each, at_most=at_most)
+
+
+def regex_reward(pattern: str, *, each: float = 1.0, at_most: int | None = 1, flags: int = 0) -> RewardFunction:
+    """`each` for every match of the pattern in the response, counting `at_most` (by default: does it match at all)."""
+    return partial(_count, pattern=re.compile(pattern, flags), each=each, at_most=at_most)
+
+
+def _count(
+    prompts: list[str], responses: list[str], *, pattern: re.Pattern[str], each: float, at_most: int | None
+) -> np.ndarray:
+    counts = np.array([len(pattern.findall(response)) for response in responses], dtype=np.float64)  # (B,)
+    return each * (counts if at_most is None else np.minimum(counts, at_most))
+
+
+def sum_rewards(*terms: RewardFunction | tuple[float, RewardFunction]) -> RewardFunction:
+    """Σ wᵢ·rᵢ of terms given as `(wᵢ, rᵢ)`, or as `rᵢ` alone with weight 1.
+
+    A learned term is its `score_texts` method: `sum_rewards(reward_model.score_texts, (-0.01, length_reward()))`.
+    """
+    if not terms:
+        raise ValueError("expected at least one reward to sum, got none")
+    weighted = tuple(term if isinstance(term, tuple) else (1.0, term) for term in terms)
+    return partial(_sum, terms=weighted)
+
+
+def _sum(prompts: list[str], responses: list[str], *, terms: tuple[tuple[float, RewardFunction], ...]) -> np.ndarray:
+    return np.sum([w * np.asarray(r(prompts, responses), dtype=np.float64) for w, r in terms], axis=0)  # (B,)
