@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -162,6 +164,21 @@ def tiny_gemma3(
         "layer_types": layer_types,
     }
     return build(Gemma3ForCausalLM, Gemma3TextConfig(**(settings | overrides)), seed)
+
+
+def tiny_bert_classifier(vocab_size: int = VOCAB_SIZE, *, seed: int = 0) -> PreTrainedModel:
+    """An encoder with a scalar head: attention goes both ways, and the head reads the first token."""
+    config = BertConfig(
+        vocab_size=vocab_size,
+        num_hidden_layers=2,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        num_labels=1,
+    )
+    return build(BertForSequenceClassification, config, seed)
 
 
 def tiny_tokenizer(words: Sequence[str] = WORDS, *, pad_is_eos: bool = False) -> PreTrainedTokenizerFast:

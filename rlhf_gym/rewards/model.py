@@ -175,6 +175,8 @@ class RewardModel(nn.Module):
         """
         lengths = self._check_rows(input_ids, attention_mask)  # (B,)
         scores = torch.empty(len(input_ids), dtype=torch.float32, device=input_ids.device)  # (B,)
+        if len(input_ids) == 0:
+            return scores
         was_training = self.training
         self.eval()
         try:

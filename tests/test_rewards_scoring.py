@@ -1,0 +1,141 @@
+"""How an episode comes to its score: by which route, with which errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2ForSequenceClassification
+
+from rlhf_gym.lm.tokens import pad_rows
+from rlhf_gym.rewards import RewardEnsemble, RewardModel, RewardNormalizer, episode_scorer
+from tests.tiny import VOCAB_SIZE, WORDS, tiny_bert_classifier, tiny_gpt2, tiny_reward_model, tiny_tokenizer
+
+EOS = 1
+PROMPTS = [[13, 9], [13, EOS, 9, 15], [18]]
+RESPONSES = [[15, 3, EOS], [17, 4], [EOS]]  # ended by EOS; cut at the length limit; an empty text
+OTHER_WORDS = tuple(reversed(WORDS))
+
+
+def episodes(pad: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    ids, mask = pad_rows([p + r for p, r in zip(PROMPTS, RESPONSES, strict=True)], pad_token_id=pad, length=12)
+    return torch.from_numpy(ids), torch.tensor([len(p) for p in PROMPTS]), torch.from_numpy(mask).sum(dim=1)
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_the_same_vocabulary_reads_the_sampled_tokens(pad_is_eos: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer(pad_is_eos=pad_is_eos)
+    reward = tiny_reward_model(tiny_tokenizer(pad_is_eos=pad_is_eos), normalizer=RewardNormalizer(0.3, 2.0))
+    score = episode_scorer(reward, tokenizer)
+    assert score.route == "tokens"
+    monkeypatch.setattr(type(tokenizer), "__call__", None)  # nothing is encoded from here on
+    monkeypatch.setattr(type(tokenizer), "batch_decode", None)
+    monkeypatch.setattr(type(tokenizer), "decode", None)
+    scores = score(*episodes(pad=EOS if pad_is_eos else 0))
+    assert scores.dtype == torch.float32
+    for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        row = torch.tensor([prompt + response])
+        raw = reward.model.score(reward.model.transformer(row).last_hidden_state)[0, -1, 0].item()
+        assert scores[i].item() == pytest.approx((raw - 0.3) / 2.0, abs=1e-5)
+
+
+def test_another_vocabulary_reads_the_text_in_its_own_tokens() -> None:
+    own = tiny_tokenizer(OTHER_WORDS)
+    reward = tiny_reward_model(own)
+    score = episode_scorer(reward, tiny_tokenizer())
+    assert score.route == "text"
+    of = own.convert_tokens_to_ids
+    rows = [
+        [*of(["the", "film", "is", "good"]), EOS],
+        of(["the", "film", "is", "not", "bad"]),  # cut: no EOS. The EOS in the prompt is no text.
+        [*of(["very"]), EOS],
+    ]
+    ids, prompt_lengths, lengths = episodes()
+    expected = torch.cat([reward.score_tokens(torch.tensor([r]), torch.ones(1, len(r))) for r in rows])
+    torch.testing.assert_close(score(ids, prompt_lengths, lengths), expected, rtol=0, atol=1e-5)
+
+
+def test_other_stop_tokens_close_a_text_too() -> None:
+    seen = []
+
+    class Spy(RewardModel):
+        def encode(self, prompts, responses, *, closed=None):  # type: ignore[no-untyped-def]
+            seen.append(list(closed))
+            return super().encode(prompts, responses, closed=closed)
+
+    reward = Spy(tiny_reward_model(tiny_tokenizer(OTHER_WORDS)).model, tiny_tokenizer(OTHER_WORDS))
+    episode_scorer(reward, tiny_tokenizer())(*episodes())
+    episode_scorer(reward, tiny_tokenizer(), stop_ids=(EOS, 4))(*episodes())
+    assert seen == [[True, False, True], [True, True, True]]
+
+
+def test_an_encoder_reads_the_text_in_its_template() -> None:
+    reward = RewardModel(tiny_bert_classifier(), tiny_tokenizer())
+    score = episode_scorer(reward, tiny_tokenizer())
+    assert score.route == "text"
+    expected = reward.score_texts(["the film", "the film is", "very"], ["is good", "not bad", ""])
+    np.testing.assert_allclose(score(*episodes()).numpy(), expected, atol=1e-5)
+
+
+def test_a_function_gets_texts() -> None:
+    calls = []
+
+    def reward(prompts: list[str], responses: list[str]) -> list[int]:
+        calls.append((prompts, responses))
+        return [len(r) for r in responses]
+
+    score = episode_scorer(reward, tiny_tokenizer())
+    assert score.route == "text"
+    scores = score(*episodes())
+    assert calls == [(["the film", "the film is", "very"], ["is good", "not bad", ""])]
+    assert scores.dtype == torch.float32
+    assert scores.tolist() == [7, 7, 0]
+
+
+def test_members_go_each_by_their_own_route() -> None:
+    same, other = tiny_reward_model(), tiny_reward_model(tiny_tokenizer(OTHER_WORDS), seed=1)
+    ensemble = RewardEnsemble([same, other], "min")
+    scorer = episode_scorer(ensemble, tiny_tokenizer())
+    assert scorer.route == "members"
+    alone = torch.stack([episode_scorer(m, tiny_tokenizer())(*episodes()) for m in (same, other)])
+    torch.testing.assert_close(scorer(*episodes()), alone.min(dim=0).values, rtol=0, atol=0)
+
+
+def without_tokenizer(vocab_size: int) -> RewardModel:
+    return RewardModel(tiny_gpt2(vocab_size, model_class=GPT2ForSequenceClassification, num_labels=1))
+
+
+def test_without_a_tokenizer_the_vocabulary_size_decides() -> None:
+    assert episode_scorer(without_tokenizer(VOCAB_SIZE), tiny_tokenizer()).route == "tokens"
+    assert episode_scorer(without_tokenizer(32), tiny_tokenizer(), vocab_size=32).route == "tokens"
+    with pytest.raises(ValueError, match=r"vocabulary of 29 tokens, .* got a vocabulary of 40 tokens and no tokenizer"):
+        episode_scorer(without_tokenizer(40), tiny_tokenizer())
+    with pytest.raises(ValueError, match=r"vocabulary of 29 or 32 tokens, .* got a vocabulary of 40"):
+        episode_scorer(RewardEnsemble([without_tokenizer(40)]), tiny_tokenizer(), vocab_size=32)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([[1.0], [2.0], [3.0]], r"3 scores of shape \(3,\), got shape \(3, 1\)"),
+        (1.0, r"3 scores of shape \(3,\), got shape \(\)"),
+        ([1.0, 2.0], r"3 scores of shape \(3,\), got shape \(2,\)"),
+        ([1.0, float("nan"), 2.0], "finite scores from the reward function .* got nan for episode 1"),
+        ([1.0, 2.0, float("-inf")], "got -inf for episode 2"),
+    ],
+)
+def test_a_function_that_returns_something_else_is_told(returned: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        episode_scorer(lambda prompts, responses: returned, tiny_tokenizer())(*episodes())  # type: ignore[arg-type,return-value]
+
+
+def test_a_model_that_returns_nan_is_told() -> None:
+    reward = tiny_reward_model()
+    score = episode_scorer(reward, tiny_tokenizer())
+    with torch.no_grad():
+        reward.model.score.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="finite scores from the reward model, got nan for episode 0"):
+        score(*episodes())
+    with pytest.raises(TypeError, match="got str"):
+        episode_scorer("sentiment", tiny_tokenizer())  # type: ignore[arg-type]
