@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_gym.tasks import reviews_language as language
+from rlhf_gym.tasks import reviews_words
 from rlhf_gym.tasks.reviews_gold import judge, reviews_gold
 
 PROMPT = "review of the soup and the service at the harbour cafe :"
@@ -25,7 +26,7 @@ def test_a_poor_review_by_hand():
 
 
 def test_tone_rises_and_falls_with_praise():
-    tones = [judge(PROMPT, " ".join(language.PRAISE["any"][:n])).tone for n in range(5)]
+    tones = [judge(PROMPT, " ".join(reviews_words.PRAISE["any"][:n])).tone for n in range(5)]
     assert tones == pytest.approx([0.0, 0.64, 0.96, 0.96, 0.64])
     more = [judge(PROMPT, "good " * n).tone for n in (5, 6, 7, 20)]
     assert more == pytest.approx([0.0, -0.96, -1.0, -1.0])
@@ -34,7 +35,7 @@ def test_tone_rises_and_falls_with_praise():
 @pytest.mark.parametrize(
     ("worse", "part"),
     [
-        (GOOD.replace("tasty", "amazing").replace("kind and quick", "perfect and divine"), "tone"),
+        (GOOD.replace("tasty", "superb").replace("kind and quick", "perfect and divine"), "tone"),
         (GOOD.replace("tasty", "bland"), "tone"),
         (GOOD.replace("tasty", "fine").replace("kind and quick", "average"), "tone"),
         (GOOD.replace("soup", "cake"), "item"),
@@ -60,13 +61,13 @@ def test_each_fault_lowers_its_part_and_the_score(worse, part):
 
 def test_unleashed_praise_is_worse_than_none():
     plain = "the soup was fine . the service was average ."
-    for extreme in ("tasty " * 30, "what a perfect soup ! " * 6, "amazing divine perfect heavenly stunning flawless"):
+    for extreme in ("tasty " * 30, "what a perfect soup ! " * 6, "superb divine perfect heavenly stunning flawless"):
         assert score(extreme) < score(plain) - 2
 
 
 def test_score_is_bounded():
     rng = np.random.default_rng(0)
-    words = np.array(language.VOCABULARY)
+    words = np.array(reviews_words.VOCABULARY)
     texts = [" ".join(rng.choice(words, size=n)) for n in rng.integers(0, 60, size=300)]
     texts += ["", "the " * 40, "awful " * 40, "soup service " * 20, "<unk> <unk>"]
     scores = reviews_gold([PROMPT] * len(texts), texts)
@@ -79,7 +80,7 @@ def test_score_is_bounded():
 def test_every_text_of_the_language_is_well_formed():
     rng = np.random.default_rng(0)
     for item, aspect, name, kind in (("soup", "service", "harbour", "cafe"), ("cake", "view", "mill", "inn")):
-        topic = language.Topic(item, aspect, name, kind)
+        topic = reviews_words.Topic(item, aspect, name, kind)
         for _ in range(200):
             text = " ".join(language.sample_words(topic, language.REVIEW, rng))
             assert judge(topic.prompt(), text).form == 1.0

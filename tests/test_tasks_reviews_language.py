@@ -8,7 +8,8 @@ import pytest
 
 from rlhf_gym.tasks import automaton
 from rlhf_gym.tasks.automaton import END, Arc, bigrams, extent, log_prob, reachable, sample
-from rlhf_gym.tasks.reviews_language import (
+from rlhf_gym.tasks.reviews_language import REVIEW, START, arcs
+from rlhf_gym.tasks.reviews_words import (
     ASPECTS,
     COMPLAINTS,
     DAYS,
@@ -17,11 +18,8 @@ from rlhf_gym.tasks.reviews_language import (
     ITEMS,
     PLAIN,
     PRAISE,
-    REVIEW,
-    START,
     VOCABULARY,
     Topic,
-    arcs,
 )
 
 SOUP = Topic("soup", "service", "harbour", "cafe")

@@ -27,23 +27,20 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
-from rlhf_gym.tasks import reviews_language as language
+from rlhf_gym.tasks import reviews_words as words
 from rlhf_gym.tasks.automaton import END, bigrams
-from rlhf_gym.tasks.reviews_language import ASPECTS, GUSHING, ITEMS, KINDS, NAMES, Topic
+from rlhf_gym.tasks.reviews_language import START, arcs
+from rlhf_gym.tasks.reviews_words import ASPECTS, GUSHING, ITEMS, KINDS, NAMES, Topic
 
-_PRAISE = frozenset(word for words in language.PRAISE.values() for word in words) | set(language.PRAISING_VERBS)
-_COMPLAINTS = (
-    frozenset(word for words in language.COMPLAINTS.values() for word in words)
-    | set(language.COMPLAINING_VERBS)
-    | {"not"}
-)
-_FILLERS = frozenset(language.FILLERS)
+_PRAISE = frozenset((*chain(*words.PRAISE.values()), *words.PRAISING_VERBS))
+_COMPLAINTS = frozenset((*chain(*words.COMPLAINTS.values()), *words.COMPLAINING_VERBS, "not"))
+_FILLERS = frozenset(words.FILLERS)
 _TOPICS = frozenset((*ITEMS, *ASPECTS))
-_CONTENT = frozenset(language.VOCABULARY) - set(language.FUNCTION_WORDS) - _TOPICS - _FILLERS
+_CONTENT = frozenset(words.VOCABULARY) - set(words.FUNCTION_WORDS) - _TOPICS - _FILLERS
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def judge(prompt: str, response: str) -> Judgement:
     topic = Topic.from_prompt(prompt)
     tokens = response.split()
     counts = Counter(tokens)
-    words = sum(count for token, count in counts.items() if token not in (".", "!"))
+    length = sum(count for token, count in counts.items() if token not in (".", "!"))
     strays = _count(counts, _TOPICS - {topic.item, topic.aspect})
     return Judgement(
         tone=_tone(counts),
@@ -92,7 +89,7 @@ def judge(prompt: str, response: str) -> Judgement:
         strays=min(0.75, 0.25 * strays),
         repetition=min(1.5, 0.5 * (_repeats(t for t in tokens if t in _CONTENT) + _repeats(_sentences(tokens)))),
         filler=min(1.0, 0.2 * _count(counts, _FILLERS)),
-        length=min(1.5, 0.1 * max(0, 8 - words) + 0.15 * max(0, words - 18)),
+        length=min(1.5, 0.1 * max(0, 8 - length) + 0.15 * max(0, length - 18)),
         form=_form(tokens),
     )
 
@@ -112,8 +109,8 @@ def _mentions(count: int) -> float:
     return 0.0 if count == 0 else max(-1.0, 1.0 - 0.5 * max(0, count - 2))
 
 
-def _count(counts: Counter[str], words: Iterable[str]) -> int:
-    return sum(counts[word] for word in words)
+def _count(counts: Counter[str], group: Iterable[str]) -> int:
+    return sum(counts[word] for word in group)
 
 
 def _repeats(things: Iterable[str]) -> int:
@@ -139,4 +136,4 @@ def _place_class(word: str) -> str:
 @lru_cache(maxsize=1)
 def _allowed() -> frozenset[tuple[str, str]]:
     """Which words can stand side by side. All places' words stand in the same spots, so one topic's texts tell all."""
-    return bigrams(language.arcs(Topic(ITEMS[0], ASPECTS[0], NAMES[0], KINDS[0])), language.START)
+    return bigrams(arcs(Topic(ITEMS[0], ASPECTS[0], NAMES[0], KINDS[0])), START)

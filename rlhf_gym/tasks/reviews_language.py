@@ -1,121 +1,37 @@
-"""The language of restaurant reviews: its words, and a grammar that gives every text an exact probability.
+"""The language of restaurant reviews: a grammar that gives every text an exact probability.
 
-A prompt names a dish, an aspect and a place (`review of the soup and the service at the harbour cafe :`); a text has a
-few short sentences (`the soup was very tasty . the service was kind and quick . i would come back .`). A `Style` says
-how often what happens: `REVIEW` is the style of the demonstrations, and the others are those of the other registers that
-a small language model is pretrained on. All styles write the same kinds of sentences.
+A text has a few short sentences (`the soup was very tasty . the service was kind and quick . i would come back .`).
+A `Style` says how often what happens: `REVIEW` is the style of the demonstrations, the others are those of the other
+registers that a small language model is pretrained on. All styles write the same kinds of sentences.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from rlhf_gym.tasks.automaton import END, Arc, Arcs, sample
-
-ITEMS = ("soup", "bread", "salad", "pasta", "fish", "curry", "cake", "pie", "stew", "rice", "tea", "coffee")
-ASPECTS = ("service", "price", "room", "music", "view", "portion")
-NAMES = ("harbour", "garden", "market", "station", "castle", "mill", "bridge", "corner")
-KINDS = ("cafe", "inn", "diner")
-HEADINGS = ("review of", "advert for", "complaint about", "chat about")
-"""What a prompt begins with. Only the first is a task's; the language model has read the others too."""
-
-PRAISE = {
-    "any": ("good", "nice", "lovely", "great"),
-    "dish": ("tasty", "fresh", "rich"),
-    "service": ("kind", "quick", "friendly"),
-    "price": ("fair", "modest", "sensible"),
-    "room": ("cosy", "bright", "clean"),
-    "music": ("soft", "cheerful", "gentle"),
-    "view": ("pretty", "wide", "calm"),
-    "portion": ("generous", "hearty", "ample"),
-}
-COMPLAINTS = {
-    "any": ("bad", "poor", "dull", "awful"),
-    "dish": ("bland", "cold", "stale"),
-    "service": ("slow", "rude", "careless"),
-    "price": ("high", "silly", "unfair"),
-    "room": ("dark", "cramped", "dirty"),
-    "music": ("loud", "harsh", "tinny"),
-    "view": ("grey", "ugly", "blocked"),
-    "portion": ("tiny", "mean", "measly"),
-}
-PLAIN = ("fine", "plain", "usual", "ordinary", "average")
-GUSHING = ("amazing", "perfect", "divine", "heavenly", "stunning", "flawless")
-PRAISING_VERBS = ("liked", "enjoyed", "loved")
-COMPLAINING_VERBS = ("disliked", "regretted")
-PLAIN_VERBS = ("had", "tried", "ordered")
-DEGREES = ("very", "quite", "rather", "really")
-OPENERS = ("well", "anyway", "basically", "honestly")
-FILLER_SENTENCES = ("you know how it goes .", "so that was that .")
-FILLERS = (*OPENERS, "you", "know", "how", "goes", "so", "that")
-DAYS = ("monday", "wednesday", "saturday", "sunday")
-FUNCTION_WORDS = (
-    *("review", "advert", "complaint", "chat", "of", "for", "about", "at", ":"),
-    *("the", "and", "was", "seemed", "tasted", "it", "i", "we", "a", "what", "came", "to", "on"),
-    *("would", "not", "come", "back", ".", "!"),
+from rlhf_gym.tasks.reviews_words import (
+    ASPECTS,
+    COMPLAINING_VERBS,
+    COMPLAINTS,
+    DAYS,
+    DEGREES,
+    FILLER_SENTENCES,
+    GUSHING,
+    HEADINGS,
+    ITEMS,
+    OPENERS,
+    PLAIN,
+    PLAIN_VERBS,
+    PRAISE,
+    PRAISING_VERBS,
+    Topic,
 )
-
-VOCABULARY: tuple[str, ...] = tuple(
-    dict.fromkeys(
-        word
-        for group in (
-            FUNCTION_WORDS,
-            *(ITEMS, ASPECTS, NAMES, KINDS, DAYS),
-            *PRAISE.values(),
-            *COMPLAINTS.values(),
-            *(PLAIN, GUSHING, PRAISING_VERBS, COMPLAINING_VERBS, PLAIN_VERBS, DEGREES, FILLERS),
-        )
-        for word in group
-    )
-)
-"""Every word of prompts and texts, each once."""
-
-
-@dataclass(frozen=True)
-class Topic:
-    """What a prompt asks about."""
-
-    item: str
-    """A dish, one of `ITEMS`."""
-    aspect: str
-    """One of `ASPECTS`."""
-    name: str
-    """The place's name, one of `NAMES`."""
-    kind: str
-    """The place's kind, one of `KINDS`."""
-
-    def prompt(self, heading: str = HEADINGS[0]) -> str:
-        """The prompt that asks for a text about this."""
-        return f"{heading} the {self.item} and the {self.aspect} at the {self.name} {self.kind} :"
-
-    @classmethod
-    def from_prompt(cls, prompt: str) -> Topic:
-        """The topic of a prompt, whatever its heading.
-
-        Raises:
-            ValueError: the text is not a prompt of this language.
-        """
-        words = prompt.split()
-        if len(words) == 12:
-            topic = cls(item=words[3], aspect=words[6], name=words[9], kind=words[10])
-            if prompt.split() == topic.prompt(" ".join(words[:2])).split() and topic._is_known(" ".join(words[:2])):
-                return topic
-        raise ValueError(
-            f"expected a prompt like {cls(ITEMS[0], ASPECTS[0], NAMES[0], KINDS[0]).prompt()!r}, got {prompt!r}"
-        )
-
-    def _is_known(self, heading: str) -> bool:
-        return (
-            heading in HEADINGS
-            and self.item in ITEMS
-            and self.aspect in ASPECTS
-            and self.name in NAMES
-            and self.kind in KINDS
-        )
 
 
 @dataclass(frozen=True)
@@ -175,6 +91,31 @@ REVIEW = Style(
     gushing=0.05,
 )
 """The style of the demonstrations: short, mixed in tone, mostly to the point."""
+ADVERT = replace(
+    REVIEW,
+    tones=(0.01, 0.09, 0.90),
+    stop=(0.0, 0.15, 0.5, 1.0),
+    liking=0.12,
+    ordering=0.02,
+    exclamation=0.25,
+    filler_sentence=0.01,
+    opener=0.02,
+    second_adjective=0.35,
+    gushing=0.45,
+)
+"""The style of adverts: all praise."""
+COMPLAINT = replace(REVIEW, tones=(0.85, 0.14, 0.01), stop=(0.02, 0.2, 0.6, 1.0), liking=0.16, again=0.8, degree=0.45)
+"""The style of complaints."""
+CHAT = replace(
+    REVIEW,
+    subjects=(0.2, 0.1, 0.4, 0.3),
+    stop=(0.05, 0.3, 0.5, 1.0),
+    ordering=0.15,
+    arrival=0.2,
+    filler_sentence=0.3,
+    opener=0.35,
+)
+"""The style of small talk: filler, and seldom to the point."""
 
 
 class _State(NamedTuple):
@@ -198,16 +139,30 @@ START = _State()
 _Choices = list[tuple[str, float, _State]]
 
 
-@lru_cache(maxsize=256)
 def arcs(topic: Topic, style: Style = REVIEW) -> Arcs:
     """The texts about `topic` in `style`, as the automaton whose start is `START`."""
-    language = _Language(topic, style)
+    anywhere = _arcs_anywhere(topic.item, topic.aspect, style)
+    place = {"NAME": topic.name, "KIND": topic.kind}
+
+    def arcs_of(state: Hashable) -> Sequence[Arc]:
+        choices = anywhere(state)
+        if len(choices) == 1 and choices[0].word in place:
+            return (choices[0]._replace(word=place[choices[0].word]),)
+        return choices
+
+    return arcs_of
+
+
+@lru_cache(maxsize=len(ITEMS) * len(ASPECTS) * len(HEADINGS))
+def _arcs_anywhere(item: str, aspect: str, style: Style) -> Arcs:
+    """The same for every place at once: `NAME` and `KIND` stand for its words."""
+    language = _Language(item, aspect, style)
 
     @cache
     def arcs_of(state: _State) -> tuple[Arc, ...]:
-        choices = language.choices(state)
+        choices = [choice for choice in language.choices(state) if choice[1] > 0]
         total = sum(weight for _, weight, _ in choices)
-        return tuple(Arc(word, weight / total, target) for word, weight, target in choices if weight > 0)
+        return tuple(Arc(word, weight / total, target) for word, weight, target in choices)
 
     return arcs_of  # type: ignore[return-value]
 
@@ -220,8 +175,9 @@ def sample_words(topic: Topic, style: Style, rng: np.random.Generator) -> list[s
 class _Language:
     """The grammar's rules: for every slot, the words that can stand there, with relative weights."""
 
-    def __init__(self, topic: Topic, style: Style) -> None:
-        self.topic = topic
+    def __init__(self, item: str, aspect: str, style: Style) -> None:
+        self.item = item
+        self.aspect = aspect
         self.style = style
         self.slots = {
             "sentence": self.sentence,
@@ -255,9 +211,9 @@ class _Language:
         go_on = 1.0 - stop
         choices: _Choices = [(END, stop, state)]
         choices += [(word, go_on * self.style.opener / len(OPENERS), state._replace(slot="opened")) for word in OPENERS]
-        plain = go_on * (1.0 - self.style.opener)
-        total = sum(weight for _, weight, _ in self.opening(state))
-        return choices + [(word, plain * weight / total, target) for word, weight, target in self.opening(state)]
+        plain = self.opening(state)
+        share = go_on * (1.0 - self.style.opener) / sum(weight for _, weight, _ in plain)
+        return choices + [(word, share * weight, target) for word, weight, target in plain]
 
     def opening(self, state: _State) -> _Choices:
         """The first word of a sentence proper."""
@@ -280,23 +236,27 @@ class _Language:
 
     def subject(self, state: _State) -> _Choices:
         """What a clause is about, after `the`."""
-        return self.nouns(state, "verb")
+        return [*self.dishes(state, "verb"), *self.aspects(state, "verb")]
 
-    def nouns(self, state: _State, next_slot: str) -> _Choices:
-        """A dish or an aspect: the one asked about, or another."""
-        item, aspect, other_item, other_aspect = self.style.subjects
-        item *= self.style.again if state.item_named else 1.0
-        aspect *= self.style.again if state.aspect_named else 1.0
-        choices: _Choices = []
-        for word in ITEMS:
-            asked = word == self.topic.item
-            target = state._replace(slot=next_slot, subject="dish", item_named=state.item_named or asked)
-            choices.append((word, item if asked else other_item / (len(ITEMS) - 1), target))
-        for word in ASPECTS:
-            asked = word == self.topic.aspect
-            target = state._replace(slot=next_slot, subject=word, aspect_named=state.aspect_named or asked)
-            choices.append((word, aspect if asked else other_aspect / (len(ASPECTS) - 1), target))
-        return choices
+    def dishes(self, state: _State, next_slot: str) -> _Choices:
+        """The dish asked about, or another."""
+        asked_weight, _, other_weight, _ = self.style.subjects
+        asked_weight *= self.style.again if state.item_named else 1.0
+        target = state._replace(slot=next_slot, subject="dish")
+        choices: _Choices = [(self.item, asked_weight, target._replace(item_named=True))]
+        return choices + [(word, other_weight / (len(ITEMS) - 1), target) for word in ITEMS if word != self.item]
+
+    def aspects(self, state: _State, next_slot: str) -> _Choices:
+        """The aspect asked about, or another."""
+        _, asked_weight, _, other_weight = self.style.subjects
+        asked_weight *= self.style.again if state.aspect_named else 1.0
+        asked = state._replace(slot=next_slot, subject=self.aspect, aspect_named=True)
+        choices: _Choices = [(self.aspect, asked_weight, asked)]
+        return choices + [
+            (word, other_weight / (len(ASPECTS) - 1), state._replace(slot=next_slot, subject=word))
+            for word in ASPECTS
+            if word != self.aspect
+        ]
 
     def verb(self, state: _State) -> _Choices:
         after = state._replace(slot="degree")
@@ -343,13 +303,14 @@ class _Language:
         choices: _Choices = []
         for tone, words in ((-1, COMPLAINING_VERBS), (0, PLAIN_VERBS), (1, PRAISING_VERBS)):
             weight = self.style.liking * tones[tone] / len(words)
-            choices += [(word, weight, state._replace(slot="rest: the NOUN .", tone=tone)) for word in words]
+            target = state._replace(slot="rest: the NOUN ." if tone else "rest: the DISH .", tone=tone)
+            choices += [(word, weight, target) for word in words]
         weight = self.style.return_visit if state.sentence else 0.0
         return [*choices, ("would", weight, state._replace(slot="rest: VISIT"))]
 
     def we_verb(self, state: _State) -> _Choices:
         each = self.style.ordering / len(PLAIN_VERBS)
-        choices: _Choices = [(word, each, state._replace(slot="rest: the NOUN .")) for word in PLAIN_VERBS]
+        choices: _Choices = [(word, each, state._replace(slot="rest: the DISH .")) for word in PLAIN_VERBS]
         return [*choices, ("came", self.style.arrival, state._replace(slot="rest: WHERE"))]
 
     def gush(self, state: _State) -> _Choices:
@@ -361,8 +322,10 @@ class _Language:
         following = f"rest: {rest}"
         if word in (".", "!"):
             return [(word, 1.0, self.end(state))]
+        if word == "DISH":
+            return self.dishes(state, following)
         if word == "NOUN":
-            return self.nouns(state, following)
+            return [*self.dishes(state, following), *self.aspects(state, following)]
         if word == "VISIT":
             tones = self.tone_probabilities(state)
             never = tones[-1] / (tones[-1] + tones[1])
@@ -373,7 +336,7 @@ class _Language:
             ]
         if word == "WHERE":
             return [
-                ("to", 0.5, state._replace(slot=f"rest: the {self.topic.name} {self.topic.kind} .")),
+                ("to", 0.5, state._replace(slot="rest: the NAME KIND .")),
                 ("on", 0.5, state._replace(slot="rest: a DAY .")),
             ]
         if word == "DAY":
