@@ -1,0 +1,32 @@
+"""Preferences: records, files, rankings to pairs, annotators, choosing which pairs to compare."""
+
+from rlhf_gym.preferences.annotators import Annotator, BradleyTerryAnnotator
+from rlhf_gym.preferences.checks import PreferenceReport, check_preferences, split_by_prompt
+from rlhf_gym.preferences.conversations import Message, Renderer, as_transcript, chat_renderer
+from rlhf_gym.preferences.files import read_demonstrations, read_preferences, read_prompts, write_preferences
+from rlhf_gym.preferences.pairing import PairingStrategy, choose_pairs, pairs_from_ranking, pairs_from_ratings
+from rlhf_gym.preferences.records import Candidate, CandidatePair, Demonstration, Preference
+
+__all__ = [
+    "Annotator",
+    "BradleyTerryAnnotator",
+    "Candidate",
+    "CandidatePair",
+    "Demonstration",
+    "Message",
+    "PairingStrategy",
+    "Preference",
+    "PreferenceReport",
+    "Renderer",
+    "as_transcript",
+    "chat_renderer",
+    "check_preferences",
+    "choose_pairs",
+    "pairs_from_ranking",
+    "pairs_from_ratings",
+    "read_demonstrations",
+    "read_preferences",
+    "read_prompts",
+    "split_by_prompt",
+    "write_preferences",
+]
