@@ -1,1 +1,20 @@
+"""The token MDP: one environment, its batched twin, and the adapter for Stable-Baselines3."""
+
 assert __name__ == "rlhf_gym.envs", f"import this package as rlhf_gym.envs, not as {__name__}"
+
+from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation
+from rlhf_gym.envs.sb3 import SB3VecEnv
+from rlhf_gym.envs.token_env import TokenEnv
+from rlhf_gym.envs.token_reward import TokenReward
+from rlhf_gym.envs.vector_env import TokenVectorEnv
+
+__all__ = [
+    "ActionLogProb",
+    "Episode",
+    "EpisodeRewards",
+    "Observation",
+    "SB3VecEnv",
+    "TokenEnv",
+    "TokenReward",
+    "TokenVectorEnv",
+]

@@ -101,8 +101,18 @@ def test_after_invalidate_new_weights_count():
     ids, lengths = random_rows(model, 2, 9), np.array([7, 9])
     decoder(ids, lengths)
     for parameter in model.parameters():
-        parameter.data.mul_(1.5)
+        parameter.data.mul_(1.5)  # `.data` leaves no trace: whoever writes there must say so
     decoder.invalidate()
+    torch.testing.assert_close(decoder.logits(ids, lengths), full_logits(model, ids, lengths), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_weights_changed_in_place_are_noticed():
+    model = tiny.tiny_gpt2()
+    decoder = Decoder(model, use_cache=True)
+    ids, lengths = random_rows(model, 2, 9), np.array([7, 9])
+    decoder(ids, lengths)
+    model.transformer.h[0].mlp.c_fc.weight.mul_(2.0)
     torch.testing.assert_close(decoder.logits(ids, lengths), full_logits(model, ids, lengths), atol=1e-5, rtol=1e-4)
 
 
@@ -166,6 +176,6 @@ def test_eager_attention_gives_the_same():
 
 def test_parked_rows_answer_zero():
     decoder = Decoder(tiny.tiny_gpt2())
-    hidden = decoder(random_rows(decoder.parts.model, 3, 8), np.array([4, 0, 6]))
+    hidden = decoder(random_rows(decoder.parts.module, 3, 8), np.array([4, 0, 6]))
     assert hidden[1].abs().max() == 0
     assert hidden[0].abs().max() > 0

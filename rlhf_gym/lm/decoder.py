@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_gym.lm.cache import SlotCache, SlotWrite, attention_layout
-from rlhf_gym.lm.parts import LMParts
+from rlhf_gym.lm.parts import LMParts, Trunk
 
 ArrayOrTensor = np.ndarray | Tensor
 
@@ -26,7 +26,7 @@ class Decoder:
     The bookkeeping (which tokens each slot holds) is on the host, in NumPy; only new tokens travel to the device.
 
     Args:
-        model: a causal LM, or its parts.
+        model: a causal LM, its parts, or a trunk alone.
         use_cache: None checks the model once against full recomputation (past its attention window, if that is
             shorter than the rows) and falls back to recomputing, with a warning, if it does not match; True raises
             instead; False always recomputes.
@@ -35,8 +35,10 @@ class Decoder:
     `load_state_dict` and `train()`.
     """
 
-    def __init__(self, model: PreTrainedModel | LMParts, *, use_cache: bool | None = None) -> None:
-        self.parts = model if isinstance(model, LMParts) else LMParts(model)
+    def __init__(self, model: PreTrainedModel | Trunk, *, use_cache: bool | None = None) -> None:
+        self.parts = model if isinstance(model, Trunk) else LMParts(model)
+        self._parameters = tuple(self.parts.module.parameters())
+        self._version = -1
         self._wanted = use_cache
         self._checked_length = 0
         self.why_uncached = "switched off" if use_cache is False else ""
@@ -70,6 +72,12 @@ class Decoder:
         ids, lengths = to_host(input_ids), to_host(lengths)
         batch, width = ids.shape
         self._ensure(batch, width)
+        version = sum(parameter._version for parameter in self._parameters)
+        if (
+            version != self._version
+        ):  # changed in place; what this cannot see (fused optimizers, `.data`) calls invalidate
+            self._version = version
+            self.invalidate()
         if not self.cached:
             return self._recompute(ids, lengths)
         held, tokens = self._held[:batch], self._tokens[:batch, :width]
@@ -90,10 +98,16 @@ class Decoder:
         self.serial += 1
         return self._hidden[:batch]
 
+    @torch.no_grad()
     def logits(self, input_ids: ArrayOrTensor, lengths: ArrayOrTensor) -> Tensor:
-        """Next-token logits (B, V), fp32, of each row; zeros' image under the head for parked rows."""
-        with torch.no_grad():
-            return self.parts.logits(self(input_ids, lengths))
+        """Next-token logits (B, V), fp32, of each row; those of parked rows mean nothing.
+
+        Raises:
+            TypeError: the decoder was made of a trunk without a head.
+        """
+        if not isinstance(self.parts, LMParts):
+            raise TypeError("expected a causal language model with a head to have logits of, got a trunk alone")
+        return self.parts.logits(self(input_ids, lengths))
 
     def _feed_all(self, ids: np.ndarray, common: np.ndarray, new: np.ndarray, active: np.ndarray, batch: int) -> None:
         """Feed every active row: first what some rows must catch up, then one token of every row.
@@ -178,7 +192,7 @@ class Decoder:
         if self._cache is not None and batch <= slots and width <= length:
             return
         slots, length = max(batch, slots), max(width, length)
-        self._cache = SlotCache(self.parts.model.config.get_text_config(), slots, length)
+        self._cache = SlotCache(self.parts.module.config.get_text_config(), slots, length)
         self._tokens = np.zeros((slots, length), dtype=np.int64)
         self._held = np.zeros(slots, dtype=np.int64)
         self._hidden = torch.zeros(slots, self.parts.hidden_size, dtype=self.parts.dtype, device=self.parts.device)
@@ -194,7 +208,7 @@ class Decoder:
             if error <= tolerance:
                 return
             reason = f"stepping differs from full recomputation by {error:.1e}, expected at most {tolerance:.0e}"
-        name = type(self.parts.model).__name__
+        name = type(self.parts.module).__name__
         if self._wanted:
             raise ValueError(f"{name} cannot be decoded incrementally: {reason}")
         self.why_uncached = reason
@@ -202,20 +216,20 @@ class Decoder:
 
 
 @torch.no_grad()
-def incremental_error(parts: LMParts, width: int) -> float:
+def incremental_error(parts: Trunk, width: int) -> float:
     """Largest relative difference between stepping ragged slots and recomputing them, over rows of up to `width`.
 
     Three rows of different lengths are stepped, past the model's attention window where that is shorter than `width`
     (and the context allows), and one of them is refilled on the way.
     """
-    _, windows = attention_layout(parts.model.config)
+    _, windows = attention_layout(parts.module.config)
     longest = min(width, parts.context_length or width)
     target = min(longest, max([window + 6 for window in windows.values()], default=0) or 12)
     target = max(target, min(longest, 12))
     generator = np.random.default_rng(0)
     ids = generator.integers(0, parts.vocab_size, size=(3, target))  # (3, l)
-    training = parts.model.training
-    parts.model.eval()
+    training = parts.module.training
+    parts.module.eval()
     decoder = Decoder(parts, use_cache=True)
     decoder._checked_length = target
     worst = 0.0
@@ -228,7 +242,7 @@ def incremental_error(parts: LMParts, width: int) -> float:
         stepped = decoder(ids, lengths).float()
         full = decoder._recompute(ids, lengths).float()
         worst = max(worst, float((stepped - full).abs().max() / full.abs().max().clamp_min(1e-12)))
-    parts.model.train(training)
+    parts.module.train(training)
     return worst
 
 

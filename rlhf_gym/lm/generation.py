@@ -75,7 +75,7 @@ def generate(
     with bar, torch.no_grad():
         task = bar.add_task(progress or "", total=len(prompts))
         while state.lengths.any():
-            logits = decoder.parts.logits(decoder(state.ids, state.lengths))  # (N, V)
+            logits = decoder.logits(state.ids, state.lengths)  # (N, V)
             done_so_far = torch.from_numpy(state.response_lengths).to(logits.device)
             logits = behaviour_logits(logits, params, response_lengths=done_so_far, stop_token_ids=stop_token_ids)
             tokens, log_probs = greedy(logits) if greedy_decoding else sample(logits, generator=generator)

@@ -12,39 +12,29 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 
-class LMParts:
-    """Trunk and head of a causal LM that lives elsewhere: a view, not a module, so nothing is registered twice.
+class Trunk:
+    """The trunk of a language model that lives elsewhere: a view, not a module, so nothing is registered twice.
 
     Args:
-        model: any Transformers causal LM whose logits are a function of the trunk's last hidden state.
-
-    Raises:
-        ValueError: `head(trunk(x))` is not what `model(x)` returns, or the model has no output embeddings.
+        module: a Transformers base model (`AutoModel`'s kind), which returns hidden states.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        head = model.get_output_embeddings()
-        if head is None:
-            raise ValueError(f"expected a causal language model with a head, got {type(model).__name__} without")
-        self.model = model
-        self.trunk: nn.Module = model.get_decoder()
-        self.lm_head: nn.Module = head
-        self.embedding: nn.Module = model.get_input_embeddings()
-        config = model.config.get_text_config()
+    def __init__(self, module: PreTrainedModel) -> None:
+        self.module = module
+        self.embedding: nn.Module = module.get_input_embeddings()
+        config = module.config.get_text_config()
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
-        # Two fields that not every configuration has (and some under another name, which only attributes resolve).
+        # Not every configuration has the field, and some have it under a name that only attributes resolve.
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
-        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._check()
 
     @property
     def device(self) -> torch.device:
-        return self.lm_head.weight.device  # type: ignore[union-attr,return-value]
+        return self.embedding.weight.device  # type: ignore[union-attr,return-value]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.lm_head.weight.dtype  # type: ignore[union-attr,return-value]
+        return self.embedding.weight.dtype  # type: ignore[union-attr,return-value]
 
     def hidden_states(
         self,
@@ -60,13 +50,34 @@ class LMParts:
         padded places is not read.
         """
         # Embeddings rather than ids: with ids and no mask, Transformers warns about padding that it cannot judge.
-        return self.trunk(
+        return self.module(
             inputs_embeds=self.embedding(input_ids),
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
         ).last_hidden_state
+
+
+class LMParts(Trunk):
+    """Trunk and head of a causal LM.
+
+    Args:
+        model: any Transformers causal LM whose logits are a function of the trunk's last hidden state.
+
+    Raises:
+        ValueError: `head(trunk(x))` is not what `model(x)` returns, or the model has no output embeddings.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"expected a causal language model with a head, got {type(model).__name__} without")
+        super().__init__(model.get_decoder())
+        self.model = model
+        self.lm_head: nn.Module = head
+        self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._check()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) in fp32 of hidden states (..., H): softmax and its logarithm are taken in fp32 throughout."""

@@ -1,0 +1,127 @@
+"""`EpisodeBuffer`: one row per episode, not per step; O(T) memory an episode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rlhf_gym.envs.episode import Episode
+from rlhf_gym.envs.token_reward import stack_rows
+from torch import Tensor
+
+from rlhf_gym.functional.returns import gae
+from rlhf_gym.functional.whitening import masked_whiten
+
+
+class EpisodeBatch(NamedTuple):
+    """Some episodes, right-padded to the longest among them."""
+
+    input_ids: Tensor
+    """Prompt and response, (B, L) int64."""
+    prompt_lengths: Tensor
+    """(B,) int64."""
+    lengths: Tensor
+    """Tokens of prompt and response, (B,) int64."""
+    mask: Tensor
+    """Real actions, (B, T) bool."""
+    log_probs: Tensor
+    """log π_old(a_t|s_t), (B, T)."""
+    values: Tensor
+    """V_old(s_t), (B, T)."""
+    advantages: Tensor
+    """Â_t, (B, T)."""
+    returns: Tensor
+    """The critic's targets, (B, T)."""
+    ref_log_probs: Tensor
+    """log π_ref(a_t|s_t), (B, T)."""
+
+
+class EpisodeBuffer:
+    """The whole episodes of one rollout.
+
+    Args:
+        episodes: E of them.
+        log_probs: log π of each one's actions at the time, (T_e,) each.
+        values: V(s_t) of each one's states at the time, (T_e,) each; None without a critic.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        log_probs: Sequence[np.ndarray],
+        values: Sequence[np.ndarray] | None,
+    ) -> None:
+        if not episodes:
+            raise ValueError("expected at least one episode, got none")
+        self.episodes = list(episodes)
+        ids, lengths = stack_rows(self.episodes)
+        self.input_ids, self.lengths = torch.from_numpy(ids), torch.from_numpy(lengths)  # (E, L), (E,)
+        self.prompt_lengths = torch.tensor([e.prompt_length for e in self.episodes])  # (E,)
+        self.response_lengths = self.lengths - self.prompt_lengths  # (E,)
+        width = int(self.response_lengths.max())
+        self.mask = torch.arange(width) < self.response_lengths[:, None]  # (E, T)
+        self.log_probs = pad(log_probs, width)
+        self.values = pad(values, width) if values is not None else torch.zeros(len(ids), width)
+        self.rewards = torch.zeros_like(self.log_probs)
+        self.ref_log_probs = torch.zeros_like(self.log_probs)
+        self.advantages = torch.zeros_like(self.log_probs)
+        self.returns = torch.zeros_like(self.log_probs)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    @property
+    def num_tokens(self) -> int:
+        """Actions taken in all episodes."""
+        return int(self.response_lengths.sum())
+
+    def set_rewards(self, rewards: np.ndarray, ref_log_probs: np.ndarray) -> None:
+        """Rewards and log π_ref of the actions, (E, T) each."""
+        expected = tuple(self.mask.shape)
+        if rewards.shape != expected or ref_log_probs.shape != expected:
+            raise ValueError(f"expected shape {expected}, got {rewards.shape} and {ref_log_probs.shape}")
+        self.rewards = torch.from_numpy(rewards).float()
+        self.ref_log_probs = torch.from_numpy(ref_log_probs).float()
+
+    def compute_advantages(self, *, gamma: float, gae_lambda: float, normalize: bool) -> None:
+        """GAE per episode; whitened over all real tokens of the rollout if `normalize`."""
+        self.advantages, self.returns = gae(
+            self.rewards, self.values, self.mask, gamma=gamma, gae_lambda=gae_lambda
+        )  # (E, T) each
+        if normalize:
+            self.advantages = masked_whiten(self.advantages, self.mask)
+
+    def minibatches(self, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Rows of each minibatch: a random split of the episodes, each part sorted by length for little padding."""
+        for rows in np.array_split(rng.permutation(len(self)), max(1, round(len(self) / batch_size))):
+            yield rows[np.argsort(self.lengths.numpy()[rows], kind="stable")]
+
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> EpisodeBatch:
+        """These episodes, cut to the longest among them."""
+        index = torch.from_numpy(np.asarray(rows))
+        length, width = int(self.lengths[index].max()), int(self.response_lengths[index].max())
+
+        def take(table: Tensor, columns: int) -> Tensor:
+            return table[index, :columns].to(device)
+
+        return EpisodeBatch(
+            input_ids=take(self.input_ids, length),
+            prompt_lengths=self.prompt_lengths[index].to(device),
+            lengths=self.lengths[index].to(device),
+            mask=take(self.mask, width),
+            log_probs=take(self.log_probs, width),
+            values=take(self.values, width),
+            advantages=take(self.advantages, width),
+            returns=take(self.returns, width),
+            ref_log_probs=take(self.ref_log_probs, width),
+        )
+
+
+def pad(rows: Sequence[np.ndarray], width: int) -> Tensor:
+    """Right-pad with 0 to (E, width), float32."""
+    out = torch.zeros(len(rows), width)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = torch.as_tensor(row)
+    return out

@@ -1,0 +1,113 @@
+"""Who sets β: fixed, adaptive, or the multiplier of a constraint on the KL.
+
+A controller is told the mean KL of a rollout, per sequence (a sum over the response, in nats), and answers with the β
+of the next one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from rlhf_gym.functional.kl import adaptive_kl_coef
+
+
+class KLController(ABC):
+    """Holds β (`kl_coef`) and moves it after each rollout."""
+
+    kl_coef: float
+
+    @abstractmethod
+    def update(self, kl: float, n: int) -> float:
+        """β after a rollout of `n` episodes whose mean KL per sequence was `kl`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything about it, for JSON."""
+        return {"class": type(self).__name__, **vars(self)}
+
+
+class FixedKL(KLController):
+    """β stays."""
+
+    def __init__(self, kl_coef: float) -> None:
+        if not kl_coef >= 0:
+            raise ValueError(f"expected kl_coef >= 0, got {kl_coef}")
+        self.kl_coef = kl_coef
+
+    def update(self, kl: float, n: int) -> float:
+        return self.kl_coef
+
+
+class AdaptiveKL(KLController):
+    """Steers the KL towards a target: β ← β·(1 + clip(KL/target − 1, ±.2)·n/horizon).
+
+    Ziegler et al. 2019 (arXiv:1909.08593), section 2.2.
+
+    Args:
+        kl_coef: the first β, > 0 (the rule multiplies).
+        target: KL per sequence, in nats.
+        horizon: episodes over which a full clip's worth of change adds up.
+    """
+
+    def __init__(self, kl_coef: float, target: float, horizon: int = 10_000) -> None:
+        if not (kl_coef > 0 and target > 0 and horizon > 0):
+            raise ValueError(f"expected kl_coef, target and horizon > 0, got {kl_coef}, {target}, {horizon}")
+        self.kl_coef, self.target, self.horizon = kl_coef, target, horizon
+
+    def update(self, kl: float, n: int) -> float:
+        self.kl_coef = adaptive_kl_coef(self.kl_coef, kl, target=self.target, n=n, horizon=self.horizon)
+        return self.kl_coef
+
+
+class ConstraintKL(KLController):
+    """Maximise the score subject to KL ≤ δ: β is the multiplier, moved by dual ascent on log β.
+
+        log β ← log β + η·(KL̄/δ − 1), KL̄ an exponential average of the rollouts' KL
+
+    On log β, so that β stays positive and takes as long to halve as to double (cf. Stooke et al. 2020,
+    arXiv:2007.03964, on damping such multipliers).
+
+    Args:
+        kl_coef: the first β, > 0.
+        limit: δ, KL per sequence in nats.
+        learning_rate: η.
+        smoothing: weight of the past in KL̄.
+        bounds: β never leaves them.
+    """
+
+    def __init__(
+        self,
+        kl_coef: float,
+        limit: float,
+        *,
+        learning_rate: float = 0.1,
+        smoothing: float = 0.5,
+        bounds: tuple[float, float] = (1e-6, 1e3),
+    ) -> None:
+        if not (kl_coef > 0 and limit > 0 and learning_rate > 0 and 0 <= smoothing < 1):
+            raise ValueError(
+                "expected kl_coef, limit, learning_rate > 0 and 0 <= smoothing < 1, "
+                f"got {kl_coef}, {limit}, {learning_rate}, {smoothing}"
+            )
+        self.kl_coef, self.limit, self.learning_rate, self.smoothing = kl_coef, limit, learning_rate, smoothing
+        self.bounds = tuple(bounds)
+        self.average: float | None = None
+
+    def update(self, kl: float, n: int) -> float:
+        self.average = kl if self.average is None else self.smoothing * self.average + (1 - self.smoothing) * kl
+        error = float(np.clip(self.average / self.limit - 1, -1, 3))
+        self.kl_coef = float(np.clip(self.kl_coef * np.exp(self.learning_rate * error), *self.bounds))
+        return self.kl_coef
+
+
+def kl_controller_from(state: dict[str, Any]) -> KLController:
+    """The controller that `state_dict` described."""
+    kinds: dict[str, type[KLController]] = {c.__name__: c for c in (FixedKL, AdaptiveKL, ConstraintKL)}
+    kind = kinds.get(state["class"])
+    if kind is None:
+        raise ValueError(f"expected one of {sorted(kinds)}, got {state['class']}: pass kl_controller when loading")
+    controller = kind.__new__(kind)
+    vars(controller).update({key: value for key, value in state.items() if key != "class"})
+    return controller

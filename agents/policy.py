@@ -1,0 +1,357 @@
+"""`LMActorCriticPolicy`: a causal language model as Stable-Baselines3's actor-critic policy."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from rlhf_gym.agents.prefixes import pack_prefixes
+from rlhf_gym.envs.episode import Observation
+from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rlhf_gym.lm.decoder import Decoder
+from rlhf_gym.lm.heads import ValueHead
+from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.lm.parts import LMParts, Trunk
+from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, entropy, greedy, sample, token_log_prob
+from rlhf_gym.lm.shared import Shared
+from rlhf_gym.rewards import RewardModel
+
+Critic = Literal["shared", "separate", "reward_model"]
+ModelSource = str | Path | Shared[PreTrainedModel] | PretrainedConfig
+
+
+class EpisodeEvaluation(NamedTuple):
+    """What a policy says of whole episodes, right-padded with 0."""
+
+    log_probs: Tensor
+    """log π(a_t|s_t), (B, T)."""
+    values: Tensor
+    """V(s_t), (B, T)."""
+    entropy: Tensor
+    """H(π(·|s_t)) in nats, (B, T)."""
+    logits: Tensor
+    """The model's own logits at the real actions, (n, V), row by row (for a KL over the vocabulary)."""
+
+
+class LMActorCriticPolicy(ActorCriticPolicy):
+    """Actor: a causal LM. Critic: a value head, on the same trunk by default. One behaviour distribution for acting
+    and updating, temperature and masks included.
+
+    Works in stock SB3 (`PPO`, `A2C`) by `policy=LMActorCriticPolicy, policy_kwargs={"model": "folder or name"}`.
+
+    Acting is incremental: the decoder keeps keys and values per slot and feeds only what is new in the observation. In
+    training mode, and whenever weights may have changed, nothing is reused. Dropout stays off in both modes, so that
+    the ratio of PPO is 1 before the first update whatever the checkpoint's configuration says.
+
+    Args:
+        observation_space, action_space, lr_schedule: as SB3 passes them.
+        model: where the actor starts from: a folder, a name, `Shared(model)` (copied: the policy owns its weights) or a
+            configuration (random weights).
+        critic: `"shared"`: a value head on the actor's trunk; `"separate"`: on a trunk of its own, a copy of the
+            actor's; `"reward_model"`: on a trunk of its own, a copy of `critic_model`'s.
+        critic_model: a reward model (folder, name or `Shared`) with the actor's vocabulary.
+        temperature, top_k, top_p, forbidden_token_ids: see `SamplingParams`.
+        use_cache: see `Decoder`.
+        optimizer_class, optimizer_kwargs: as in SB3; Adam with eps 1e-5 by default.
+        use_sde: must stay False (SB3 passes it).
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        *,
+        model: ModelSource,
+        critic: Critic = "shared",
+        critic_model: str | Path | Shared[RewardModel] | PretrainedConfig | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        forbidden_token_ids: tuple[int, ...] = (),
+        use_cache: bool | None = None,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+    ) -> None:
+        if use_sde:
+            raise ValueError("expected use_sde=False: state-dependent exploration is for continuous actions")
+        if critic not in get_args(Critic):
+            raise ValueError(f"expected critic to be one of {get_args(Critic)}, got {critic!r}")
+        if (critic == "reward_model") != (critic_model is not None):
+            raise ValueError(f"expected critic_model exactly with critic='reward_model', got {critic=} {critic_model=}")
+        check_spaces(observation_space, action_space)
+        self._sources = {"model": model, "critic": critic, "critic_model": critic_model, "use_cache": use_cache}
+        self.sampling = SamplingParams(
+            temperature=temperature, top_k=top_k, top_p=top_p, forbidden_token_ids=tuple(forbidden_token_ids)
+        )
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=[],
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    # -- construction -----------------------------------------------------------------------------------------------
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """SB3's hook for the networks and the optimizer."""
+        self.model = _own_model(self._sources["model"])
+        self.parts = LMParts(self.model)
+        expected = int(self.action_space.n)  # type: ignore[attr-defined]
+        if self.parts.vocab_size != expected:
+            raise ValueError(
+                f"expected a model with the environment's vocabulary of {expected} tokens, got {self.parts.vocab_size}"
+            )
+        self.critic: Critic = self._sources["critic"]
+        self.value_head = ValueHead(self.parts.hidden_size)
+        self.value_trunk: nn.Module | None = None
+        self._value_parts: Trunk = self.parts
+        if self.critic != "shared":
+            self._build_critic_trunk()
+        self._decoder = Decoder(self.parts, use_cache=self._sources["use_cache"])
+        separate = self.value_trunk is not None
+        self._value_decoder = Decoder(self._value_parts, use_cache=self._sources["use_cache"]) if separate else None
+        self._answer: tuple[int, Tensor] | None = None  # the decoder's serial and the logits of that observation
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer.register_step_post_hook(lambda *_: self.invalidate())
+
+    def _build_critic_trunk(self) -> None:
+        source = self._sources["critic_model"]
+        if self.critic == "separate":
+            trunk = copy.deepcopy(self.parts.module)
+        elif isinstance(source, PretrainedConfig):
+            trunk = AutoModelForCausalLM.from_config(source).get_decoder()
+        else:
+            reward = source.value if isinstance(source, Shared) else RewardModel.from_pretrained(source)  # type: ignore[arg-type]
+            trunk = copy.deepcopy(reward.model.base_model)
+        trunk.requires_grad_(True)
+        parts = Trunk(trunk)
+        if parts.vocab_size != self.parts.vocab_size:
+            raise ValueError(
+                f"expected a critic with the actor's vocabulary of {self.parts.vocab_size} tokens, "
+                f"got {parts.vocab_size}: use critic='shared' or 'separate'"
+            )
+        self.value_trunk, self._value_parts = trunk.eval(), parts
+        self.value_head = ValueHead(parts.hidden_size)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "model": self.model.config,
+            "critic": self.critic,
+            "critic_model": self.value_trunk.config if self.critic == "reward_model" else None,  # type: ignore[union-attr]
+            "temperature": self.sampling.temperature,
+            "top_k": self.sampling.top_k,
+            "top_p": self.sampling.top_p,
+            "forbidden_token_ids": self.sampling.forbidden_token_ids,
+            "use_cache": self._sources["use_cache"],
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
+    def train(self, mode: bool = True) -> LMActorCriticPolicy:
+        """SB3's training mode. The language models stay in eval mode: dropout would make the ratio differ from 1."""
+        changed = mode != self.training
+        super().train(mode)
+        self.model.eval()
+        if self.value_trunk is not None:
+            self.value_trunk.eval()
+        if changed:
+            self.invalidate()
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch; what the decoders hold is forgotten."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.invalidate()
+        return result
+
+    def invalidate(self) -> None:
+        """Forget what was computed with earlier weights."""
+        self._answer = None
+        self._decoder.invalidate()
+        if self._value_decoder is not None:
+            self._value_decoder.invalidate()
+
+    # -- acting -----------------------------------------------------------------------------------------------------
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions (N,), values (N, 1) and log-probabilities (N,), without gradients."""
+        actions, values, log_probs = self.act(obs, deterministic=deterministic)
+        return actions, values[:, None], log_probs
+
+    @torch.no_grad()
+    def act(
+        self, observation: PyTorchObs | Observation, *, deterministic: bool = False, with_values: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, values and log-probabilities, (N,) each, on the policy's device; parked rows (empty mask) are idle.
+
+        With a critic on a trunk of its own, `with_values=False` saves stepping it; values are then 0.
+        """
+        ids, lengths = read(observation)
+        logits = self._act_logits(ids, lengths)  # (N, V)
+        actions, log_probs = greedy(logits) if deterministic else sample(logits)
+        if with_values or self._value_decoder is None:
+            values = self._act_values(ids, lengths)
+        else:
+            values = torch.zeros_like(log_probs)
+        return actions, values, log_probs
+
+    @torch.no_grad()
+    def action_log_prob(self, observation: Observation, action: np.ndarray | Tensor) -> Tensor:
+        """log π(a|s), (N,): at hand if this observation was just acted on, else computed."""
+        logits = self._act_logits(*read(observation))
+        return token_log_prob(logits, torch.as_tensor(action, device=logits.device))
+
+    def _act_logits(self, ids: np.ndarray, lengths: np.ndarray) -> Tensor:
+        """Behaviour logits (N, V) of the observation's last state, incrementally outside training mode."""
+        if self.training:
+            self.invalidate()
+        hidden = self._decoder(ids, lengths)  # (N, H)
+        if self._answer is None or self._answer[0] != self._decoder.serial or len(self._answer[1]) != len(ids):
+            self._answer = self._decoder.serial, behaviour_logits(self.parts.logits(hidden), self.sampling)
+        return self._answer[1]
+
+    def _act_values(self, ids: np.ndarray, lengths: np.ndarray) -> Tensor:
+        decoder = self._decoder if self._value_decoder is None else self._value_decoder
+        return self.value_head(decoder(ids, lengths))  # (N,)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        return self.act(observation, deterministic=deterministic)[0]
+
+    # -- learning ---------------------------------------------------------------------------------------------------
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (B, 1), log-probabilities (B,) and entropies (B,) of single steps, differentiable.
+
+        Observations that are prefixes of one another share one forward over the longest.
+        """
+        hidden, value_hidden = self._packed_hidden(obs)
+        logits = behaviour_logits(self.parts.logits(hidden), self.sampling)  # (B, V)
+        log_probs = token_log_prob(logits, actions.long().reshape(-1))
+        return self.value_head(value_hidden)[:, None], log_probs, entropy(logits)
+
+    def get_distribution(self, obs: PyTorchObs) -> CategoricalDistribution:
+        """The behaviour distribution of each row's next token, differentiable in training mode."""
+        if not self.training:
+            ids, lengths = read(obs)
+            return self._distribution(self._act_logits(ids, lengths))
+        hidden, _ = self._packed_hidden(obs, values=False)
+        return self._distribution(behaviour_logits(self.parts.logits(hidden), self.sampling))
+
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
+        """V(s), (B, 1): incrementally without gradients outside training mode, else differentiable."""
+        if not self.training and not torch.is_grad_enabled():
+            return self._act_values(*read(obs))[:, None]
+        _, value_hidden = self._packed_hidden(obs)
+        return self.value_head(value_hidden)[:, None]
+
+    def evaluate_episodes(
+        self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor, *, with_entropy: bool = True
+    ) -> EpisodeEvaluation:
+        """Log-probabilities, values and entropies of whole episodes in one forward, differentiable.
+
+        Args:
+            input_ids: (B, L) right-padded; prompt_lengths, lengths: (B,).
+            with_entropy: also let gradients through the entropy; else it is computed without.
+        """
+        hidden = self.parts.hidden_states(input_ids)  # (B, L, H)
+        column = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
+        acts = (column >= prompt_lengths[:, None] - 1) & (column < lengths[:, None] - 1)  # (B, L - 1) states acted from
+        logits = self.parts.logits(hidden[:, :-1][acts])  # (n, V)
+        behaviour = behaviour_logits(logits, self.sampling)
+        log_probs = token_log_prob(behaviour, input_ids[:, 1:][acts])  # (n,)
+        with torch.set_grad_enabled(with_entropy and torch.is_grad_enabled()):
+            entropies = entropy(behaviour)  # (n,)
+        if self.value_trunk is not None:
+            hidden = self._value_parts.hidden_states(input_ids)  # (B, L, H')
+        values = self.value_head(hidden[:, :-1][acts])  # (n,)
+
+        width = int((lengths - prompt_lengths).max())
+        place = torch.arange(width, device=input_ids.device) < (lengths - prompt_lengths)[:, None]  # (B, T)
+
+        def spread(flat: Tensor) -> Tensor:
+            return flat.new_zeros(place.shape).masked_scatter(place, flat)
+
+        return EpisodeEvaluation(spread(log_probs), spread(values), spread(entropies), logits)
+
+    def episode_values(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
+        """V(s_t) of whole episodes, right-padded with 0: (B, L), (B,), (B,) → (B, T)."""
+        hidden = self._value_parts.hidden_states(input_ids)  # (B, L, H')
+        width = int((lengths - prompt_lengths).max())
+        place = torch.arange(width, device=input_ids.device)  # (T,)
+        state = (prompt_lengths[:, None] - 1 + place).clamp(max=input_ids.shape[1] - 1)  # (B, T)
+        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
+        values = self.value_head(hidden[rows, state])  # (B, T)
+        return values.masked_fill(place >= (lengths - prompt_lengths)[:, None], 0)
+
+    def _packed_hidden(self, obs: PyTorchObs, *, values: bool = True) -> tuple[Tensor, Tensor]:
+        """Last hidden state (B, H) of each row for actor and critic, one forward per family of prefixes."""
+        ids, lengths = read(obs)
+        packing = pack_prefixes(ids, lengths)
+        device = self.parts.device
+        rows = torch.from_numpy(ids[packing.leaders, : int(lengths.max())]).to(device)
+        where = torch.from_numpy(packing.leader_of).to(device), torch.from_numpy(lengths - 1).to(device)
+        hidden = self.parts.hidden_states(rows)[where]  # (B, H)
+        if self.value_trunk is None or not values:
+            return hidden, hidden
+        return hidden, self._value_parts.hidden_states(rows)[where]
+
+    def _distribution(self, logits: Tensor) -> CategoricalDistribution:
+        return CategoricalDistribution(logits.shape[-1]).proba_distribution(action_logits=logits)
+
+
+def read(observation: PyTorchObs | Observation) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids (N, L) and lengths (N,) of an observation, on the host."""
+    ids, mask = observation["input_ids"], observation["attention_mask"]  # type: ignore[index]
+    if isinstance(ids, Tensor):
+        ids = ids.detach().cpu().numpy()
+    if isinstance(mask, Tensor):
+        mask = mask.detach().cpu().numpy()
+    if ids.ndim == 1:
+        ids, mask = ids[None], mask[None]
+    return ids.astype(np.int64, copy=False), mask.sum(axis=-1, dtype=np.int64)
+
+
+def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """The spaces are those of a token environment.
+
+    Raises:
+        ValueError: saying what was expected and what came.
+    """
+    keys = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
+    if not {"input_ids", "attention_mask"} <= keys or not isinstance(action_space, spaces.Discrete):
+        raise ValueError(
+            "expected observations Dict(input_ids, attention_mask) and Discrete actions, "
+            f"got {observation_space} and {action_space}"
+        )
+
+
+def _own_model(source: ModelSource) -> PreTrainedModel:
+    """A model that belongs to the policy alone, every weight trainable, in eval mode (no dropout)."""
+    if isinstance(source, PretrainedConfig):
+        model = AutoModelForCausalLM.from_config(source)
+    elif isinstance(source, Shared):
+        model = copy.deepcopy(source.value)
+    elif isinstance(source, str | Path):
+        model = load_causal_lm(source, dtype=torch.float32)
+    else:
+        raise TypeError(
+            f"expected model to be a folder, a name, Shared(model) or a configuration, got {type(source).__name__}; "
+            "a bare module would be pickled whole by SB3's save"
+        )
+    return model.requires_grad_(True).eval()

@@ -1,0 +1,107 @@
+"""Playing whole episodes through `env.step`, and what is kept of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from rlhf_gym.agents.policy import LMActorCriticPolicy
+from rlhf_gym.envs.episode import Episode, EpisodeRewards
+from rlhf_gym.envs.token_reward import stack_rows
+from rlhf_gym.envs.vector_env import TokenVectorEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rlhf_gym.agents.base import TokenAlgorithm
+
+
+class Rollout(NamedTuple):
+    """The first n episodes started, all of them finished, in the order they were started."""
+
+    episodes: list[Episode]
+    """E of them."""
+    log_probs: list[np.ndarray]
+    """log π of each one's actions, (T_e,) each."""
+    values: list[np.ndarray] | None
+    """V(s_t) of each one's states, (T_e,) each; None without a critic."""
+    rewards: EpisodeRewards
+    """What they earned."""
+
+
+def collect_episodes(
+    agent: TokenAlgorithm, env: TokenVectorEnv, callback: BaseCallback, n_episodes: int
+) -> Rollout | None:
+    """Act in `env` until `n_episodes` have been started and have ended; None if the callback said stop."""
+    policy = agent.policy
+    stepwise_values = agent.uses_critic and policy.critic == "shared"
+    observation, _ = env.reset(options={"episodes": n_episodes})
+    log_probs: list[Tensor] = []  # (N,) a step
+    values: list[Tensor] = []  # (N,) a step
+    rewards: list[np.ndarray] = []  # (N,) a step
+    log_ratios: list[np.ndarray] = []  # (N,) a step
+    ended: list[tuple[int, Episode, float]] = []  # the step of the last action, the episode, its score
+    callback.update_locals({"self": agent, "env": env, "n_episodes": n_episodes})
+    while not env.parked.all():
+        step_actions, step_values, step_log_probs = policy.act(observation, with_values=stepwise_values)
+        actions = step_actions.cpu().numpy()
+        acting = int((~env.parked).sum())
+        observation, step_rewards, dones, _, infos = env.step(actions)
+        log_probs.append(step_log_probs)
+        values.append(step_values)
+        rewards.append(step_rewards)
+        log_ratios.append(env.last_step.log_ratios)
+        scores = env.last_step.scores.tolist()
+        ended += [(len(rewards) - 1, e, s) for e, s in zip(env.last_step.episodes, scores, strict=True)]
+        agent.num_timesteps += acting
+        callback.update_locals({"infos": infos, "dones": dones, "actions": actions})
+        if not callback.on_step():
+            return None
+
+    ended.sort(key=lambda item: item[1].number)
+    episodes = [episode for _, episode, _ in ended]
+
+    def cut(table: np.ndarray) -> list[np.ndarray]:
+        """Each episode's own stretch of a (steps, N) table: it stayed in one slot, a step a token."""
+        return [table[last + 1 - e.response_length : last + 1, e.slot] for last, e, _ in ended]
+
+    episode_log_probs = cut(torch.stack(log_probs).cpu().numpy())
+    if env.reward_timing == "deferred":
+        earned = env.score_episodes(episodes, episode_log_probs)
+    else:
+        step_scores = np.array([score for _, _, score in ended], dtype=np.float32)
+        ratios = _pad(cut(np.stack(log_ratios)))
+        earned = EpisodeRewards(_pad(cut(np.stack(rewards))), step_scores, ratios, _pad(episode_log_probs) - ratios)
+    if not agent.uses_critic:
+        episode_values = None
+    elif stepwise_values:
+        episode_values = cut(torch.stack(values).cpu().numpy())
+    else:
+        episode_values = values_of(policy, episodes)
+    return Rollout(episodes, episode_log_probs, episode_values, earned)
+
+
+@torch.no_grad()
+def values_of(policy: LMActorCriticPolicy, episodes: list[Episode], *, batch_size: int = 64) -> list[np.ndarray]:
+    """V(s_t) of whole episodes from a critic on a trunk of its own, in one forward a batch: (T_e,) each."""
+    result: list[np.ndarray] = []
+    for start in range(0, len(episodes), batch_size):
+        chunk = episodes[start : start + batch_size]
+        ids, lengths = stack_rows(chunk)
+        prompts = torch.tensor([e.prompt_length for e in chunk])
+        table = policy.episode_values(
+            torch.from_numpy(ids).to(policy.device),
+            prompts.to(policy.device),
+            torch.from_numpy(lengths).to(policy.device),
+        )
+        result += [row[: e.response_length] for row, e in zip(table.cpu().numpy(), chunk, strict=True)]
+    return result
+
+
+def _pad(rows: list[np.ndarray]) -> np.ndarray:
+    """Right-pad with 0: (E, T) float32."""
+    out = np.zeros((len(rows), max(len(row) for row in rows)), dtype=np.float32)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out

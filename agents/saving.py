@@ -1,0 +1,210 @@
+"""A token agent as a zip of safetensors and JSON. Nothing is pickled, so nothing unknown is run on loading."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import safetensors.torch
+import torch
+from rlhf_gym.agents.kl_control import kl_controller_from
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+
+from rlhf_gym import __version__
+
+if TYPE_CHECKING:
+    from rlhf_gym.agents.base import TokenAlgorithm
+
+Agent = TypeVar("Agent", bound="TokenAlgorithm")
+
+HYPERPARAMETERS = (
+    "n_episodes", "batch_size", "n_epochs", "micro_batch_size", "gamma", "gae_lambda", "normalize_advantage",
+    "ent_coef", "vf_coef", "max_grad_norm", "target_kl", "kl_loss", "seed", "verbose", "tensorboard_log",
+)  # fmt: skip
+SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
+
+
+# -- what is not weights -----------------------------------------------------------------------------------------------
+
+
+def host_state(agent: TokenAlgorithm) -> dict[str, Any]:
+    """Counters, random states, β and the prompts' position: what decides how an iteration goes, besides the weights."""
+    cuda = torch.cuda.get_rng_state(agent.device) if agent.device.type == "cuda" else None
+    return {
+        "num_timesteps": agent.num_timesteps,
+        "n_updates": agent._n_updates,
+        "torch_rng": torch.get_rng_state().tolist(),
+        "cuda_rng": None if cuda is None else cuda.tolist(),
+        "minibatch_rng": agent._rng.bit_generator.state,
+        "kl_controller": agent.kl_controller.state_dict(),
+        "env": agent.engine.state_dict() if agent.env is not None else None,
+    }
+
+
+def restore_host_state(agent: TokenAlgorithm, state: dict[str, Any]) -> None:
+    """Put back what `host_state` took."""
+    agent.num_timesteps, agent._n_updates = state["num_timesteps"], state["n_updates"]
+    torch.set_rng_state(torch.tensor(state["torch_rng"], dtype=torch.uint8))
+    if state["cuda_rng"] is not None and agent.device.type == "cuda":
+        torch.cuda.set_rng_state(torch.tensor(state["cuda_rng"], dtype=torch.uint8), agent.device)
+    agent._rng.bit_generator.state = state["minibatch_rng"]
+    vars(agent.kl_controller).update(vars(kl_controller_from(state["kl_controller"])))
+    if state["env"] is not None and agent.env is not None:
+        agent.engine.load_state_dict(state["env"])
+
+
+def schedule_to_json(schedule: Any) -> Any:
+    """A number, or SB3's linear schedule; None for any other callable, which must be given again at loading."""
+    if isinstance(schedule, FloatSchedule):
+        schedule = schedule.value_schedule
+    if isinstance(schedule, ConstantSchedule):
+        return schedule.val
+    if isinstance(schedule, LinearSchedule):
+        return {"linear": [schedule.start, schedule.end, schedule.end_fraction]}
+    return schedule if schedule is None or isinstance(schedule, int | float) else {"callable": repr(schedule)}
+
+
+def schedule_from_json(name: str, value: Any) -> Any:
+    """The schedule `schedule_to_json` described."""
+    if isinstance(value, dict) and "linear" in value:
+        return LinearSchedule(*value["linear"])
+    if isinstance(value, dict):
+        raise ValueError(f"{name} was a function ({value['callable']}), which is not saved: pass {name}=… when loading")
+    return value
+
+
+# -- the zip -----------------------------------------------------------------------------------------------------------
+
+
+def save(agent: TokenAlgorithm, path: Path) -> None:
+    """Write the agent to `path` (`.zip` is added where there is no suffix), atomically."""
+    path = path if path.suffix else path.with_suffix(".zip")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    optimizer = agent.policy.optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(value).contiguous()
+        for index, state in optimizer["state"].items()
+        for name, value in state.items()
+    }
+    constructor = agent.policy._get_constructor_parameters()
+    data = {
+        "class": type(agent).__name__,
+        "rlhf_gym": __version__,
+        "hyperparameters": {name: getattr(agent, name) for name in HYPERPARAMETERS},
+        "schedules": {name: schedule_to_json(vars(agent)[name]) for name in SCHEDULES if name in vars(agent)},
+        "policy": {
+            key: _config_to_json(value) if isinstance(value, PretrainedConfig) else value
+            for key, value in constructor.items()
+            if key not in ("observation_space", "action_space", "lr_schedule", "optimizer_class", "optimizer_kwargs")
+        },
+        "observation_length": agent.observation_space["input_ids"].shape[0],  # type: ignore[index]
+        "vocab_size": int(agent.action_space.n),  # type: ignore[attr-defined]
+        "optimizer_groups": optimizer["param_groups"],
+        "total_timesteps": agent._total_timesteps,
+        "state": agent._snapshot if agent._snapshot is not None else host_state(agent),
+    }
+    partial = path.with_name(path.name + ".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("data.json", json.dumps(data, indent=1, default=_plain))
+        archive.writestr("policy.safetensors", safetensors.torch.save(named_weights(agent.policy)))
+        archive.writestr("optimizer.safetensors", safetensors.torch.save(tensors))
+    partial.replace(path)
+
+
+def load(cls: type[Agent], path: Path, env: Any, device: torch.device | str, overrides: dict[str, Any]) -> Agent:
+    """The agent that `save` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file holds another kind of agent, or is none of ours.
+    """
+    path = path if path.exists() or path.suffix else path.with_suffix(".zip")
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a saved agent at {path}, but there is no such file")
+    with zipfile.ZipFile(path) as archive:
+        if "data.json" not in archive.namelist() or "policy.safetensors" not in archive.namelist():
+            raise ValueError(f"expected a zip with data.json and policy.safetensors, {path} holds {archive.namelist()}")
+        data = json.loads(archive.read("data.json"))
+        weights = safetensors.torch.load(archive.read("policy.safetensors"))
+        optimizer_tensors = safetensors.torch.load(archive.read("optimizer.safetensors"))
+    if data["class"] != cls.__name__:
+        raise ValueError(f"expected a saved {cls.__name__}, {path} holds a {data['class']}")
+    policy = {k: _config_from_json(v) if isinstance(v, dict) else v for k, v in data["policy"].items()}
+    kwargs = dict(data["hyperparameters"])
+    kwargs["kl_controller"] = overrides.pop("kl_controller", None) or kl_controller_from(data["state"]["kl_controller"])
+    for name, value in data["schedules"].items():
+        kwargs[name] = overrides.pop(name) if name in overrides else schedule_from_json(name, value)
+    extra = overrides.pop("policy_kwargs", {})
+    # Random weights are drawn and then replaced; the random state they come from is restored below.
+    agent = cls(
+        "LMPolicy", env, policy_kwargs=policy | extra, device=device, _init_setup_model=False, **(kwargs | overrides)
+    )  # type: ignore[call-arg]
+    if env is None:
+        agent.observation_space, agent.action_space = _spaces(data["observation_length"], data["vocab_size"])
+        agent.n_envs = 1
+    agent._setup_model()
+    load_named_weights(agent.policy, weights)
+    if optimizer_tensors:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in optimizer_tensors.items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        agent.policy.optimizer.load_state_dict({"state": state, "param_groups": data["optimizer_groups"]})
+    agent._total_timesteps = data["total_timesteps"]
+    agent.policy.invalidate()
+    restore_host_state(agent, data["state"])
+    return agent
+
+
+def named_weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones once."""
+    named = dict(module.named_parameters(remove_duplicate=True))
+    persistent = module.state_dict().keys()
+    named |= {name: buffer for name, buffer in module.named_buffers() if name in persistent}  # type: ignore[misc]
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+
+def load_named_weights(module: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy weights by name; every one must be there."""
+    own = dict(module.named_parameters(remove_duplicate=True)) | dict(module.named_buffers())
+    expected = named_weights(module).keys()
+    if set(weights) != set(expected):
+        missing, surplus = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+        raise ValueError(f"expected the weights of this policy; missing {missing[:3]}, unexpected {surplus[:3]}")
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)
+
+
+def _config_to_json(config: PretrainedConfig) -> dict[str, Any]:
+    return {"model_type": config.model_type, **config.to_dict()}
+
+
+def _config_from_json(value: dict[str, Any]) -> PretrainedConfig:
+    return AutoConfig.for_model(**value)
+
+
+def _spaces(length: int, vocab_size: int) -> tuple[Any, Any]:
+    from gymnasium import spaces
+
+    observation = spaces.Dict(
+        input_ids=spaces.Box(0, vocab_size - 1, (length,), np.int64),
+        attention_mask=spaces.Box(0, 1, (length,), np.int8),
+    )
+    return observation, spaces.Discrete(vocab_size)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars and the like, for JSON."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    raise TypeError(f"cannot save {value!r} of type {type(value).__name__} as JSON")

@@ -1,0 +1,50 @@
+"""Which prompt comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+class PromptSampler:
+    """Goes through the prompts again and again, shuffled anew each time, each drawn `samples_per_prompt` times in a row.
+
+    Args:
+        num_prompts: how many there are.
+        shuffle: a fresh order for every pass; else the order given.
+        samples_per_prompt: how many episodes in a row begin with the same prompt.
+    """
+
+    def __init__(self, num_prompts: int, *, shuffle: bool = True, samples_per_prompt: int = 1) -> None:
+        if num_prompts < 1:
+            raise ValueError("expected at least one prompt, got none")
+        if samples_per_prompt < 1:
+            raise ValueError(f"expected samples_per_prompt >= 1, got {samples_per_prompt}")
+        self.num_prompts, self.shuffle, self.samples_per_prompt = num_prompts, shuffle, samples_per_prompt
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a first pass at the next draw."""
+        self._order: Sequence[int] = []
+        self._drawn = 0
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """Index of the next prompt."""
+        place, copy = divmod(self._drawn, self.samples_per_prompt)
+        if place == len(self._order):
+            self._order = rng.permutation(self.num_prompts).tolist() if self.shuffle else range(self.num_prompts)
+            self._drawn = place = copy = 0
+        self._drawn += 1
+        return int(self._order[place])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What JSON can hold, to go on from here later."""
+        return {"order": list(self._order), "drawn": self._drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        if state["order"] and len(state["order"]) != self.num_prompts:
+            raise ValueError(f"expected the state of {self.num_prompts} prompts, got {len(state['order'])}")
+        self._order, self._drawn = list(state["order"]), int(state["drawn"])

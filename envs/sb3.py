@@ -1,0 +1,105 @@
+"""`SB3VecEnv`: a `TokenVectorEnv` as Stable-Baselines3's `VecEnv`, without a copy of the engine in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from rlhf_gym.envs.vector_env import TokenVectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+
+class SB3VecEnv(VecEnv):
+    """What SB3's agents step: SAME_STEP autoreset, one info dict a slot, `terminal_observation` at the end.
+
+    Each ending info also has `episode` = {r, l, t}, as SB3's Monitor writes it. The policy of a stock agent is attached
+    by `model.get_env().env_method("attach", model.policy)` or `rlhf_gym.agents.AttachPolicy()` as a callback.
+
+    Args:
+        engine: with `autoreset_mode` SAME_STEP.
+    """
+
+    def __init__(self, engine: TokenVectorEnv) -> None:
+        if not isinstance(engine, TokenVectorEnv):
+            raise TypeError(f"expected a TokenVectorEnv, got {type(engine).__name__}")
+        if engine.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise ValueError(f"expected autoreset_mode SAME_STEP, as SB3 resets, got {engine.autoreset_mode.name}")
+        self.engine = engine
+        super().__init__(engine.num_envs, engine.single_observation_space, engine.single_action_space)
+        self._actions: np.ndarray | None = None
+        self._returns = np.zeros(self.num_envs)
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)
+        self._born = time.time()
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """One seed for the engine: the order of prompts begins anew at once, not at the next reset."""
+        self.engine.seed(seed)
+        return [seed] * self.num_envs
+
+    def reset(self) -> VecEnvObs:
+        """Begin anew in every slot."""
+        options = self._options[0] if self._options else None
+        observation, _ = self.engine.reset(options=options)
+        self._reset_options()
+        self._returns[:] = 0
+        self._steps[:] = 0
+        return observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Observation, rewards, dones and infos."""
+        assert self._actions is not None, "call step_async() first"
+        observation, rewards, terminated, _, batch = self.engine.step(np.asarray(self._actions).reshape(-1))
+        self._returns += rewards
+        self._steps += 1
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for slot in np.flatnonzero(terminated):
+            final = batch["final_info"]
+            infos[slot] = {key: value[slot] for key, value in final.items() if not key.startswith("_")}
+            infos[slot]["terminal_observation"] = batch["final_obs"][slot]
+            infos[slot]["TimeLimit.truncated"] = False
+            infos[slot]["episode"] = {
+                "r": float(self._returns[slot]),
+                "l": int(self._steps[slot]),
+                "t": round(time.time() - self._born, 6),
+            }
+            self._returns[slot] = self._steps[slot] = 0
+        return observation, rewards, terminated, infos  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of the engine, once a slot."""
+        value = getattr(self.engine, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the engine; it is one for all slots."""
+        self._all_slots(indices, f"set {attr_name}")
+        setattr(self.engine, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the engine, once for all slots."""
+        self._all_slots(indices, f"call {method_name}")
+        result = getattr(self.engine, method_name)(*method_args, **kwargs)
+        return [result] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """No slot has a wrapper of its own."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _all_slots(self, indices: VecEnvIndices, what: str) -> None:
+        if indices is not None and len(list(self._get_indices(indices))) != self.num_envs:
+            raise ValueError(f"cannot {what} for some slots only: expected indices=None, got {indices}")

@@ -1,0 +1,93 @@
+"""`TokenEnv`: the token MDP as a plain `gymnasium.Env`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, SupportsInt
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
+from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation
+from rlhf_gym.envs.vector_env import TokenVectorEnv
+
+
+class TokenEnv(gym.Env):
+    """One episode at a time: the engine of `TokenVectorEnv` with one slot. The arguments are its arguments.
+
+    `reset(options={"prompt": text or token ids})` chooses the prompt. After the end the environment must be reset.
+    A policy attached to it is asked with a batch of one.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's convention)
+
+    def __init__(self, render_mode: str | None = None, **kwargs: Any) -> None:
+        if "autoreset_mode" in kwargs or "num_envs" in kwargs:
+            raise TypeError("TokenEnv has one slot and no autoreset: expected neither num_envs nor autoreset_mode")
+        self.engine = TokenVectorEnv(1, autoreset_mode=AutoresetMode.NEXT_STEP, render_mode=render_mode, **kwargs)
+        self.observation_space = self.engine.single_observation_space
+        self.action_space = self.engine.single_action_space
+        self.render_mode = render_mode
+        self._over = True
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of observations and actions."""
+        return self.engine.tokenizer
+
+    @property
+    def kl_coef(self) -> float:
+        """β; may be set between steps."""
+        return self.engine.kl_coef
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        self.engine.kl_coef = value
+
+    def attach(self, policy: ActionLogProb | None) -> None:
+        """See `TokenVectorEnv.attach`."""
+        self.engine.attach(policy)
+
+    @property
+    def pending_episodes(self) -> list[Episode]:
+        """See `TokenVectorEnv.pending_episodes`."""
+        return self.engine.pending_episodes
+
+    def score_episodes(
+        self, episodes: Sequence[Episode], log_probs: Sequence[np.ndarray] | np.ndarray | None = None
+    ) -> EpisodeRewards:
+        """See `TokenVectorEnv.score_episodes`."""
+        return self.engine.score_episodes(episodes, log_probs)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode; with a seed, the prompts' order as well."""
+        super().reset(seed=seed)
+        options = options or {}
+        unknown = sorted(set(options) - {"prompt"})
+        if unknown:
+            raise ValueError(f"expected the option prompt, got {', '.join(unknown)}")
+        chosen = {"prompts": [options["prompt"]]} if "prompt" in options else None
+        observation, info = self.engine.reset(seed=seed, options=chosen)
+        self._over = False
+        return _first(observation), info
+
+    def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """One token."""
+        if self._over:
+            raise ResetNeeded("expected reset() before step(): no episode is in progress")
+        observation, rewards, terminated, truncated, infos = self.engine.step(np.asarray(action).reshape(1))
+        self._over = bool(terminated[0])
+        info = {key: value[0] for key, value in infos.items() if not key.startswith("_")}
+        return _first(observation), float(rewards[0]), self._over, bool(truncated[0]), info
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The response so far, a colour a token (`render_mode="ansi"`)."""
+        frames = self.engine.render()
+        return None if frames is None else frames[0]
+
+
+def _first(observation: Observation) -> Observation:
+    return {key: value[0] for key, value in observation.items()}

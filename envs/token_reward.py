@@ -1,0 +1,116 @@
+"""The reward of the token MDP, in one place for all the ways an agent can ask for it.
+
+    r_t = −β · (log π(a_t|s_t) − log π_ref(a_t|s_t)) + [t = T] · score(x, y)
+
+Ziegler et al. 2019 (arXiv:1909.08593), eq. 2, a token at a time. The log-ratio is the estimator k1, the only one whose
+policy gradient is right inside a reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from rlhf_gym.envs.episode import Episode, EpisodeRewards
+
+from rlhf_gym.lm.decoder import Decoder
+from rlhf_gym.lm.generation import token_log_probs
+from rlhf_gym.lm.parts import LMParts
+from rlhf_gym.lm.sampling import token_log_prob
+from rlhf_gym.rewards.scoring import EpisodeScorer
+
+KLPlace = Literal["reward", "loss"]
+
+
+class TokenReward:
+    """Score at the end minus β times the log-ratio at every token.
+
+    Args:
+        scorer: scores whole episodes.
+        reference: π_ref; None for a reward without a KL term.
+        kl_coef: β ≥ 0; may be set at any time.
+        kl_in: `"reward"`, or `"loss"` where the agent adds a KL term to its loss: rewards are then the score alone.
+        missing_eos_penalty: subtracted from the score of a response that ended by its length.
+    """
+
+    def __init__(
+        self,
+        scorer: EpisodeScorer,
+        reference: LMParts | None,
+        *,
+        kl_coef: float,
+        kl_in: KLPlace = "reward",
+        missing_eos_penalty: float = 0.0,
+    ) -> None:
+        if not kl_coef >= 0:
+            raise ValueError(f"expected kl_coef >= 0, got {kl_coef}")
+        if kl_in not in get_args(KLPlace):
+            raise ValueError(f"expected kl_in to be one of {get_args(KLPlace)}, got {kl_in!r}")
+        if reference is None and kl_coef > 0:
+            raise ValueError(f"expected a reference for kl_coef={kl_coef}, got None; give one, or kl_coef=0")
+        self.scorer, self.reference, self.kl_coef, self.kl_in = scorer, reference, kl_coef, kl_in
+        self.missing_eos_penalty = missing_eos_penalty
+        self._decoder = Decoder(reference) if reference is not None else None
+
+    def penalty(self, log_ratios: np.ndarray) -> np.ndarray:
+        """−β · log-ratio where the KL is in the reward, else 0; any shape."""
+        return -self.kl_coef * log_ratios if self.kl_in == "reward" else np.zeros_like(log_ratios)
+
+    def ref_log_prob(self, input_ids: np.ndarray, lengths: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """log π_ref(a|s) of one action a slot, stepped along incrementally: (N, L), (N,), (N,) → (N,) float32."""
+        if self._decoder is None:
+            return np.zeros(len(actions), dtype=np.float32)
+        logits = self._decoder.logits(input_ids, lengths)  # (N, V)
+        chosen = torch.from_numpy(actions).to(logits.device)
+        return token_log_prob(logits, chosen).cpu().numpy()
+
+    def scores(self, episodes: Sequence[Episode]) -> np.ndarray:
+        """Score of each episode, (E,) float32."""
+        if not episodes:
+            return np.zeros(0, dtype=np.float32)
+        ids, lengths = stack_rows(episodes)
+        prompts = torch.tensor([e.prompt_length for e in episodes])
+        scores = self.scorer(torch.from_numpy(ids), prompts, torch.from_numpy(lengths)).cpu().numpy()
+        unfinished = np.array([e.finish_reason == "length" for e in episodes])
+        return scores - np.float32(self.missing_eos_penalty) * unfinished
+
+    def __call__(self, episodes: Sequence[Episode], log_probs: Sequence[np.ndarray] | None) -> EpisodeRewards:
+        """Rewards of whole episodes, π_ref and r_φ run once each.
+
+        Args:
+            episodes: E of them.
+            log_probs: log π of each one's actions, E arrays of shape (T_e,); None to read the agent as deterministic.
+        """
+        lengths = np.array([e.response_length for e in episodes])
+        shape = (len(episodes), int(lengths.max(initial=0)))
+        ref_log_probs = np.zeros(shape, dtype=np.float32)  # (E, T)
+        if self.reference is not None and len(episodes):
+            ids, row_lengths = stack_rows(episodes)
+            first = torch.tensor([e.prompt_length for e in episodes])
+            scored = token_log_probs(
+                self.reference, torch.from_numpy(ids), torch.from_numpy(row_lengths), first=first
+            ).numpy()  # (E, L)
+            for row, episode in enumerate(episodes):
+                ref_log_probs[row, : lengths[row]] = scored[row, episode.prompt_length : row_lengths[row]]
+        log_ratios = -ref_log_probs  # (E, T)
+        for row, values in enumerate(log_probs if log_probs is not None else ()):
+            if len(values) < lengths[row]:
+                raise ValueError(f"expected {lengths[row]} log_probs for episode {row}, got {len(values)}")
+            log_ratios[row, : lengths[row]] += values[: lengths[row]]
+        if self.reference is None:
+            log_ratios[:] = 0
+        scores = self.scores(episodes)
+        rewards = self.penalty(log_ratios)
+        rewards[np.arange(len(episodes)), lengths - 1] += scores
+        return EpisodeRewards(rewards, scores, log_ratios, ref_log_probs)
+
+
+def stack_rows(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded ids (E, L) and lengths (E,) of episodes."""
+    lengths = np.array([len(e.input_ids) for e in episodes])
+    ids = np.zeros((len(episodes), int(lengths.max())), dtype=np.int64)
+    for row, episode in enumerate(episodes):
+        ids[row, : lengths[row]] = episode.input_ids
+    return ids, lengths

@@ -1,0 +1,455 @@
+"""`TokenVectorEnv`: N episodes of text in progress, a token a step. The engine behind every environment here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation, StepRecord
+from rlhf_gym.envs.prompts import PromptSampler
+from rlhf_gym.envs.rendering import render_response
+from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_reward, resolve_tokenizer
+from rlhf_gym.envs.token_reward import KLPlace, TokenReward
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_gym.lm.generation import check_room
+from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.tokens import decode, pad_token_id
+from rlhf_gym.lm.tokens import stop_token_ids as default_stop_token_ids
+from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, episode_scorer
+
+RewardTiming = Literal["step", "deferred"]
+
+
+class TokenVectorEnv(VectorEnv):
+    """N slots, each one episode of the token MDP.
+
+    - State s_t = (x, y_<t); observation `Dict(input_ids (L,) int64, attention_mask (L,) int8)`: the prompt, then the
+      response so far, left-aligned and right-padded, L = max_prompt_length + max_new_tokens.
+    - Action: the next token, `Discrete(V)`.
+    - Reward: see `TokenReward`. The score falls on the last action, once.
+    - End: `terminated` at a stop token and at `max_new_tokens` alike; the horizon is part of this MDP.
+    - Information at the end: `score`, `kl` (Σ log-ratio over the response, in nats; `ref_log_prob` instead where no
+      policy is attached), `response_length`, `finish_reason`, and with `texts=True` `prompt` and `response`.
+
+    `reset(options=…)` takes `{"episodes": n}`: n episodes are started, refilling slots, and a slot with nothing left to
+    do is parked: its mask is empty, its action is not read and its reward is 0. `{"prompts": […]}` plays just these
+    prompts, each once. Without options the slots are refilled for ever.
+
+    Args:
+        num_envs: N.
+        prompts: texts, or token ids, or a file of them.
+        tokenizer: a tokenizer, a folder or a name; by default the one beside the reference.
+        reference: π_ref: a folder, a name, or `Shared(model)`. None for no KL term.
+        reward: a folder or name of a reward model, `Shared(reward model or ensemble)`, or any callable
+            `(prompts, responses) -> (B,)`.
+        max_new_tokens: the horizon T, the stop token included.
+        max_prompt_length: room for the prompt in tokens; by default that of the longest one.
+        kl_coef: β.
+        kl_in: `"reward"`, or `"loss"` where the agent adds the KL to its loss.
+        reward_timing: `"step"`: each reward is complete as it is returned. `"deferred"`: steps return 0 and the agent
+            asks `score_episodes` once per rollout.
+        autoreset_mode: `SAME_STEP` or `NEXT_STEP`.
+        stop_token_ids: what ends a response; by default the tokenizer's EOS and the reference's own.
+        missing_eos_penalty: subtracted from the score of a response that reaches the horizon.
+        samples_per_prompt: episodes in a row with the same prompt.
+        shuffle: a new order of the prompts at every pass.
+        texts: put prompt and response as text into the information at the end.
+        vocab_size: V where there is no reference to say it; by default the tokenizer's.
+        device: of π_ref where it is loaded here.
+        render_mode: None or `"ansi"`.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's convention)
+        "render_modes": ["ansi"],
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        prompts: Sequence[str] | Sequence[Sequence[int]] | str | Path,
+        reward: RewardFunction | Shared[RewardModel] | Shared[RewardEnsemble] | str | Path,
+        reference: Shared[PreTrainedModel] | str | Path | None,
+        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+        max_new_tokens: int = 48,
+        max_prompt_length: int | None = None,
+        kl_coef: float = 0.05,
+        kl_in: KLPlace = "reward",
+        reward_timing: RewardTiming = "step",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        stop_token_ids: Sequence[int] | None = None,
+        missing_eos_penalty: float = 0.0,
+        samples_per_prompt: int = 1,
+        shuffle: bool = True,
+        texts: bool = False,
+        vocab_size: int | None = None,
+        device: str = "cpu",
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"expected num_envs >= 1, got {num_envs}")
+        if max_new_tokens < 1:
+            raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
+        if reward_timing not in get_args(RewardTiming):
+            raise ValueError(f"expected reward_timing to be one of {get_args(RewardTiming)}, got {reward_timing!r}")
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        if self.autoreset_mode == AutoresetMode.DISABLED:
+            raise ValueError("expected autoreset_mode SAME_STEP or NEXT_STEP, got DISABLED; TokenEnv has no autoreset")
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.max_new_tokens, self.reward_timing, self.texts = max_new_tokens, reward_timing, texts
+
+        self.tokenizer = resolve_tokenizer(tokenizer, reference)
+        parts = resolve_reference(reference, device=device)
+        self.vocab_size = parts.vocab_size if parts is not None else (vocab_size or len(self.tokenizer))
+        model = parts.model if parts is not None else None
+        stops = default_stop_token_ids(self.tokenizer, model) if stop_token_ids is None else tuple(stop_token_ids)
+        self.stop_token_ids = stops
+        self._prompts = resolve_prompts(prompts, self.tokenizer)
+        longest = max(len(ids) for ids in self._prompts)
+        self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
+        self._check_prompts(self._prompts)
+        check_room(self._prompts, max_new_tokens, parts.context_length if parts is not None else None)
+
+        scorer = episode_scorer(
+            resolve_reward(reward, device=device), self.tokenizer, vocab_size=self.vocab_size, stop_ids=stops
+        )
+        self.token_reward = TokenReward(
+            scorer, parts, kl_coef=kl_coef, kl_in=kl_in, missing_eos_penalty=missing_eos_penalty
+        )
+        self._policy: ActionLogProb | None = None
+        self._sampler = PromptSampler(len(self._prompts), shuffle=shuffle, samples_per_prompt=samples_per_prompt)
+
+        length = self.max_prompt_length + max_new_tokens
+        self.single_observation_space = spaces.Dict(
+            input_ids=spaces.Box(0, self.vocab_size - 1, (length,), np.int64),
+            attention_mask=spaces.Box(0, 1, (length,), np.int8),
+        )
+        self.single_action_space = spaces.Discrete(self.vocab_size)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._pad_token_id = min(pad_token_id(self.tokenizer), self.vocab_size - 1)
+        self._stop_array = np.array(sorted(stops), dtype=np.int64)
+        self._columns = np.arange(length)
+        self._slots = np.arange(num_envs)
+        self._allocate(num_envs, length)
+
+    def _allocate(self, num_envs: int, length: int) -> None:
+        self._ids = np.full((num_envs, length), self._pad_token_id, dtype=np.int64)  # (N, L)
+        self._lengths = np.zeros(num_envs, dtype=np.int64)  # (N,); 0 where parked
+        self._prompt_lengths = np.zeros(num_envs, dtype=np.int64)
+        self._numbers = np.zeros(num_envs, dtype=np.int64)
+        self._log_ratios = np.zeros((num_envs, self.max_new_tokens), dtype=np.float32)  # (N, T)
+        self._rewards = np.zeros((num_envs, self.max_new_tokens), dtype=np.float32)  # (N, T)
+        self._ended = np.zeros(num_envs, dtype=bool)  # waiting for the next step's reset (NEXT_STEP)
+        self._started = 0
+        self._left: int | None = None  # episodes still to start; None for no end
+        self._queue: list[list[int]] = []  # prompts given at reset
+        self._needs_reset = True
+        self._pending: dict[int, Episode] = {}  # deferred: ended, not scored yet
+        self.last_step = StepRecord([], np.zeros(0, np.float32), np.zeros(num_envs, np.float32))
+
+    # -- the agent's side -------------------------------------------------------------------------------------------
+
+    def attach(self, policy: ActionLogProb | None) -> None:
+        """Let `policy` say log π(a|s) of each action, so that each step's reward holds the whole KL term.
+
+        Without one the agent is read as deterministic (log π = 0): a step's reward is then +β·log π_ref(a|s), and the
+        entropy half of the KL is the agent's to add. None detaches.
+        """
+        self._policy = policy
+
+    @property
+    def kl_coef(self) -> float:
+        """β; may be set between steps."""
+        return self.token_reward.kl_coef
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        if not value >= 0:
+            raise ValueError(f"expected kl_coef >= 0, got {value}")
+        self.token_reward.kl_coef = value
+
+    @property
+    def parked(self) -> np.ndarray:
+        """Slots with nothing left to do, shape (N,) bool."""
+        return self._lengths == 0
+
+    @property
+    def pending_episodes(self) -> list[Episode]:
+        """Deferred rewards: the episodes that have ended and wait to be scored, in the order they were started."""
+        return [self._pending[number] for number in sorted(self._pending)]
+
+    def score_episodes(
+        self, episodes: Sequence[Episode], log_probs: Sequence[np.ndarray] | np.ndarray | None = None
+    ) -> EpisodeRewards:
+        """Rewards of whole episodes at once (`reward_timing="deferred"`): the same numbers at a fraction of the cost.
+
+        Args:
+            episodes: from `pending_episodes`.
+            log_probs: log π of each episode's actions, (T_e,) each, or right-padded (E, T); None reads the agent as
+                deterministic.
+        """
+        if log_probs is not None and len(log_probs) != len(episodes):
+            raise ValueError(f"expected log_probs of {len(episodes)} episodes, got {len(log_probs)}")
+        rewards = self.token_reward(episodes, None if log_probs is None else list(log_probs))
+        for episode in episodes:
+            self._pending.pop(episode.number, None)
+        return rewards
+
+    def discard_episodes(self) -> None:
+        """Deferred rewards: give up the episodes that were not scored (an interrupted rollout)."""
+        self._pending.clear()
+
+    # -- Gymnasium's side -------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin anew in every slot; with a seed, the prompts' order as well."""
+        self.seed(seed)
+        options = options or {}
+        unknown = sorted(set(options) - {"episodes", "prompts"})
+        if unknown:
+            raise ValueError(f"expected the options episodes or prompts, got {', '.join(unknown)}")
+        self._refuse_unscored()
+        self._left, self._queue = None, []
+        if "prompts" in options:
+            queue = resolve_prompts(options["prompts"], self.tokenizer)
+            self._check_prompts(queue)
+            self._queue, self._left = queue[::-1], len(queue)
+        if "episodes" in options:
+            if "prompts" in options or options["episodes"] < 1:
+                raise ValueError(f"expected episodes >= 1, and not together with prompts, got {options['episodes']}")
+            self._left = int(options["episodes"])
+        self._ended[:] = False
+        for slot in range(self.num_envs):
+            self._refill(slot)
+        self._needs_reset = False
+        return self._observation(), {}
+
+    def step(
+        self, actions: np.ndarray | Tensor
+    ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One token in every slot."""
+        actions = self._check_actions(actions)
+        waiting = self._ended.copy()  # NEXT_STEP: these begin a new episode instead of acting
+        self._ended[:] = False
+        acting = (self._lengths > 0) & ~waiting
+        lengths = np.where(acting, self._lengths, 0)
+        step_rewards, log_ratios = self._step_rewards(actions, lengths, acting)
+
+        rows = self._slots[acting]
+        self._ids[rows, self._lengths[rows]] = actions[rows]
+        turn = self._lengths[rows] - self._prompt_lengths[rows]
+        self._lengths[rows] += 1
+        self._log_ratios[rows, turn] = log_ratios[rows]
+        stopped = acting & np.isin(actions, self._stop_array)
+        terminated = stopped | (acting & (self._lengths - self._prompt_lengths >= self.max_new_tokens))
+        episodes = [self._episode(slot, "stop" if stopped[slot] else "length") for slot in self._slots[terminated]]
+        scores = self._end(episodes, step_rewards)
+        self._rewards[rows, turn] = step_rewards[rows]
+        self.last_step = StepRecord(episodes, scores, log_ratios)
+        infos = self._reset_ended(episodes, scores) if episodes else {}
+        for slot in self._slots[waiting]:
+            self._refill(slot)
+        return self._observation(), step_rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
+
+    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """Each slot's response so far, a colour a token (`render_mode="ansi"`)."""
+        if self.render_mode is None:
+            gym.logger.warn("render() was called without a render_mode; make the environment with render_mode='ansi'")
+            return None
+        return tuple(self.render_slot(slot) for slot in range(self.num_envs))
+
+    def render_slot(self, slot: int) -> str:
+        """One slot's prompt and response as coloured text: KL, value (where a critic is attached) and reward."""
+        n, p = int(self._lengths[slot]), int(self._prompt_lengths[slot])
+        return render_response(
+            self.tokenizer,
+            prompt_ids=self._ids[slot, :p],
+            response_ids=self._ids[slot, p:n],
+            log_ratios=self._log_ratios[slot, : n - p],
+            rewards=self._rewards[slot, : n - p],
+            values=self._values(slot),
+        )
+
+    def seed(self, seed: int | None) -> None:
+        """Begin the order of prompts anew from this seed (as `reset(seed=…)` does, without resetting)."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._sampler.restart()
+
+    # -- state, for resuming ----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the prompts stand, as JSON can hold it. Taken between rollouts: episodes in progress are not in it."""
+        return {
+            "rng": self.np_random.bit_generator.state,
+            "prompts": self._sampler.state_dict(),
+            "started": self._started,
+            "kl_coef": self.kl_coef,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`; reset the environment next."""
+        self.np_random.bit_generator.state = state["rng"]
+        self._sampler.load_state_dict(state["prompts"])
+        self._started = int(state["started"])
+        self.kl_coef = float(state["kl_coef"])
+        self._needs_reset = True
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        for index, ids in enumerate(prompts):
+            if len(ids) > self.max_prompt_length:
+                raise ValueError(
+                    f"prompt {index} has {len(ids)} tokens, expected at most max_prompt_length={self.max_prompt_length}"
+                )
+            if len(ids) and not (min(ids) >= 0 and max(ids) < self.vocab_size):
+                raise ValueError(f"prompt {index}: expected token ids in 0 … {self.vocab_size - 1}, got {list(ids)}")
+
+    def _check_actions(self, actions: np.ndarray | Tensor) -> np.ndarray:
+        if self._needs_reset:
+            raise ResetNeeded("call reset() before step()")
+        if isinstance(actions, Tensor):
+            actions = actions.detach().cpu().numpy()
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,):
+            raise ValueError(f"expected actions of shape ({self.num_envs},), got {actions.shape}")
+        if actions.dtype.kind not in "iu":
+            raise ValueError(f"expected integer actions (token ids), got {actions.dtype}")
+        actions = actions.astype(np.int64, copy=False)
+        playing = (self._lengths > 0) & ~self._ended
+        if not (self._lengths > 0).any():
+            raise ResetNeeded("every slot is parked, the episodes asked for have ended: call reset()")
+        wrong = playing & ((actions < 0) | (actions >= self.vocab_size))
+        if wrong.any():
+            slot = int(wrong.argmax())
+            raise ValueError(f"expected actions in 0 … {self.vocab_size - 1}, got {actions[slot]} in slot {slot}")
+        return actions
+
+    def _step_rewards(
+        self, actions: np.ndarray, lengths: np.ndarray, acting: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The KL part of this step's rewards and the log-ratios, (N,) float32 each; 0 where nothing acts."""
+        zeros = np.zeros(self.num_envs, dtype=np.float32)
+        if self.reward_timing == "deferred" or self.token_reward.reference is None:
+            return zeros, zeros.copy()
+        chosen = np.where(acting, actions, 0)
+        log_ratios = -self.token_reward.ref_log_prob(self._ids, lengths, chosen)
+        if self._policy is not None:
+            log_prob = self._policy.action_log_prob(self._observation(lengths), chosen)
+            log_ratios += log_prob.detach().cpu().numpy() if isinstance(log_prob, Tensor) else log_prob
+        log_ratios = np.where(acting, log_ratios, np.float32(0))
+        return self.token_reward.penalty(log_ratios), log_ratios
+
+    def _reset_ended(self, episodes: list[Episode], scores: np.ndarray) -> dict[str, Any]:
+        """Infos at the end, and new episodes at once (SAME_STEP) or a note for the next step (NEXT_STEP)."""
+        infos: dict[str, Any] = {}
+        endings = [self._ending(e, score) for e, score in zip(episodes, scores, strict=True)]
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            for episode, ending in zip(episodes, endings, strict=True):
+                self._ended[episode.slot] = True
+                infos = self._add_info(infos, ending, episode.slot)
+            return infos
+        final = self._observation()
+        for episode, ending in zip(episodes, endings, strict=True):
+            single = {key: value[episode.slot] for key, value in final.items()}
+            infos = self._add_info(infos, {"final_obs": single, "final_info": ending}, episode.slot)
+            self._refill(episode.slot)
+        return infos
+
+    def _end(self, episodes: list[Episode], step_rewards: np.ndarray) -> np.ndarray:
+        """Scores of what has ended, added in place to the last action; deferred, NaN and kept for `score_episodes`."""
+        if self.reward_timing == "step":
+            scores = self.token_reward.scores(episodes)
+            step_rewards[[e.slot for e in episodes]] += scores
+            return scores
+        unscored = {e.slot for e in self._pending.values()}
+        for episode in episodes:
+            if self._left is None and episode.slot in unscored:
+                raise RuntimeError(
+                    f"slot {episode.slot} has ended a second episode while its last one waits for its score: with "
+                    "reward_timing='deferred' call score_episodes(env.pending_episodes, log_probs) in between, or "
+                    "say how many episodes a rollout has by reset(options={'episodes': n})"
+                )
+            self._pending[episode.number] = episode
+        return np.full(len(episodes), np.nan, dtype=np.float32)
+
+    def _ending(self, episode: Episode, score: float) -> dict[str, Any]:
+        info: dict[str, Any] = {}
+        if self.reward_timing == "step":
+            info["score"] = float(score)
+            if self.token_reward.reference is not None:
+                total = float(self._log_ratios[episode.slot, : episode.response_length].sum())
+                info |= {"kl": total} if self._policy is not None else {"ref_log_prob": -total}
+        info["response_length"] = episode.response_length
+        info["finish_reason"] = episode.finish_reason
+        if self.texts:
+            prompt_ids = episode.input_ids[: episode.prompt_length]
+            info["prompt"], info["response"] = decode(self.tokenizer, [prompt_ids, episode.response_ids])
+        return info
+
+    def _episode(self, slot: int, finish_reason: str) -> Episode:
+        return Episode(
+            number=int(self._numbers[slot]),
+            slot=int(slot),
+            input_ids=self._ids[slot, : self._lengths[slot]].copy(),
+            prompt_length=int(self._prompt_lengths[slot]),
+            finish_reason=finish_reason,
+        )
+
+    def _refill(self, slot: int) -> None:
+        """Begin the next episode in a slot, or park it."""
+        self._ids[slot] = self._pad_token_id
+        self._lengths[slot] = self._prompt_lengths[slot] = 0
+        self._log_ratios[slot] = self._rewards[slot] = 0
+        if self._left == 0:
+            return
+        prompt = self._queue.pop() if self._queue else self._prompts[self._sampler.draw(self.np_random)]
+        self._ids[slot, : len(prompt)] = prompt
+        self._lengths[slot] = self._prompt_lengths[slot] = len(prompt)
+        self._numbers[slot] = self._started
+        self._started += 1
+        if self._left is not None:
+            self._left -= 1
+
+    def _observation(self, lengths: np.ndarray | None = None) -> Observation:
+        lengths = self._lengths if lengths is None else lengths
+        mask = (self._columns < lengths[:, None]).astype(np.int8)  # (N, L)
+        return {"input_ids": self._ids.copy(), "attention_mask": mask}
+
+    def _refuse_unscored(self) -> None:
+        if self._pending:
+            raise RuntimeError(
+                f"{len(self._pending)} episodes have ended without being scored: with reward_timing='deferred' call "
+                "score_episodes(env.pending_episodes, log_probs) first, or discard_episodes()"
+            )
+
+    def _values(self, slot: int) -> np.ndarray | None:
+        """V(s_t) of the response's states from an attached policy that has a critic, (T,)."""
+        critic = getattr(self._policy, "predict_values", None)  # a stranger's policy need not have one
+        n, p = int(self._lengths[slot]), int(self._prompt_lengths[slot])
+        if critic is None or n == p:
+            return None
+        lengths = np.arange(p, n)
+        ids = np.broadcast_to(self._ids[slot], (n - p, self._ids.shape[1]))
+        mask = (self._columns < lengths[:, None]).astype(np.int8)
+        import torch
+
+        with torch.no_grad():
+            values = critic({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
+        return values.cpu().numpy().reshape(-1)
