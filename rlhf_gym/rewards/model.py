@@ -163,7 +163,9 @@ class RewardModel(nn.Module):
         return _last_token_scores(self.model, input_ids, attention_mask)
 
     @torch.no_grad()
-    def score_tokens(self, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int = 64) -> Tensor:
+    def score_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int = 64, normalise: bool = True
+    ) -> Tensor:
         """Normalised scores (B,), float32, of right-padded rows (B, L) with their mask (B, L), without gradients.
 
         Rows of like length go together, `batch_size` at a time, with dropout off whatever the mode of the module. A
@@ -188,18 +190,20 @@ class RewardModel(nn.Module):
                 scores[rows] = self(ids, mask).to(scores.device)
         finally:
             self.train(was_training)
-        return self.normalizer.apply(scores)
+        return self.normalizer.apply(scores) if normalise else scores
 
-    def score_texts(self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
+    def score_texts(
+        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 64, normalise: bool = True
+    ) -> np.ndarray:
         """Normalised scores (B,), float32, of responses to prompts, each response closed by the EOS."""
         ids, mask = pad_rows(self.encode(prompts, responses), pad_token_id=self._pad_token_id)  # (B, L)
-        scores = self.score_tokens(torch.from_numpy(ids), torch.from_numpy(mask), batch_size=batch_size)
-        return scores.numpy()
+        tensors = torch.from_numpy(ids), torch.from_numpy(mask)  # (B, L), (B, L)
+        return self.score_tokens(*tensors, batch_size=batch_size, normalise=normalise).numpy()
 
     def fit_normalizer(self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 64) -> None:
         """Set `normalizer` so that these responses (a reference policy's) have scores of mean 0 and std 1."""
-        self.normalizer = RewardNormalizer()
-        self.normalizer = RewardNormalizer.fit(self.score_texts(prompts, responses, batch_size=batch_size))
+        scores = self.score_texts(prompts, responses, batch_size=batch_size, normalise=False)
+        self.normalizer = RewardNormalizer.fit(scores)
 
     def encode(
         self, prompts: Sequence[str], responses: Sequence[str], *, closed: Sequence[bool] | None = None

@@ -1,0 +1,176 @@
+"""Rows of token ids for the supervised stages: built and checked once, before any work, then batched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_gym.lm.tokens import encode_prompts, encode_responses, pad_rows
+
+IGNORED = -100
+"""The label of a token that is not predicted."""
+
+
+class HasResponse(Protocol):
+    """A prompt and a response to it, such as `rlhf_gym.tasks.Demonstration`."""
+
+    @property
+    def prompt(self) -> str:
+        """The prompt."""
+        ...
+
+    @property
+    def response(self) -> str:
+        """The response."""
+        ...
+
+
+class Row(NamedTuple):
+    """One sequence to learn."""
+
+    ids: list[int]
+    """All its tokens."""
+    start: int
+    """Index of the first token that is predicted; those before it are given. At least 1."""
+
+
+def demonstration_rows(tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[HasResponse]) -> list[Row]:
+    """Prompt, response, EOS; the response and its EOS are predicted."""
+    prompts = encode_prompts(tokenizer, [d.prompt for d in demonstrations])
+    responses = encode_responses(tokenizer, [d.response for d in demonstrations])
+    return [Row(prompt + response, len(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Row]:
+    """The text and EOS; everything after the first token is predicted."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("expected a tokenizer with an eos_token to close the texts, got one without")
+    return [Row([*ids, tokenizer.eos_token_id], 1) for ids in encode_prompts(tokenizer, list(texts))]
+
+
+def check_rows(
+    rows: Sequence[Sequence[int]],
+    *,
+    what: str,
+    max_length: int | None,
+    vocab_size: int,
+    index: Sequence[int] | None = None,
+) -> None:
+    """Every row fits the model.
+
+    Args:
+        rows: token ids.
+        what: what one row is, for the message.
+        max_length: the model's context; None where it has no limit.
+        vocab_size: number of token ids that the model knows.
+        index: the number that each row has for the user, where it is not its place.
+
+    Raises:
+        ValueError: there are none, or one is longer than the context, or has a token outside the vocabulary.
+    """
+    if not rows:
+        raise ValueError(f"expected at least one {what}, got none")
+    for i, row in enumerate(rows):
+        number = i if index is None else index[i]
+        if max_length is not None and len(row) > max_length:
+            raise ValueError(
+                f"expected at most {max_length} tokens (the model's context), got {len(row)} in {what} {number}"
+            )
+        if max(row) >= vocab_size:
+            raise ValueError(
+                f"expected token ids below {vocab_size} (the model's vocabulary), got {max(row)} in {what} {number}: "
+                "is this the model's tokenizer?"
+            )
+
+
+def fingerprint(rows: Sequence[Sequence[int | float]]) -> str:
+    """A short hash of the rows and their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.asarray(row, dtype=np.float64).tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()[:16]
+
+
+class CausalBatch(NamedTuple):
+    """Right-padded rows to learn."""
+
+    input_ids: Tensor
+    """(B, L) int64."""
+    attention_mask: Tensor
+    """(B, L) int64, 1 for real tokens."""
+    labels: Tensor
+    """(B, L) int64: the token where it is predicted, `IGNORED` elsewhere."""
+    first: int
+    """Index of the first column with a label."""
+
+
+def collate_rows(rows: Sequence[Row]) -> CausalBatch:
+    """Pad rows to a batch. What stands in a padded place is never read."""
+    ids, mask = pad_rows([row.ids for row in rows])  # (B, L)
+    places = np.arange(ids.shape[1])  # (L,)
+    starts = np.array([row.start for row in rows])  # (B,)
+    predicted = mask.astype(bool) & (places >= starts[:, None])  # (B, L)
+    labels = np.where(predicted, ids, IGNORED)  # (B, L)
+    return CausalBatch(
+        torch.from_numpy(ids), torch.from_numpy(mask).long(), torch.from_numpy(labels), int(starts.min())
+    )
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Batches of indices, shuffled, each of examples of like length, so that little is padding.
+
+    The order is a function of seed and epoch alone: a resumed run sees what it would have seen. Each epoch is shuffled,
+    cut into stretches of 50 batches, sorted by length within each, cut into batches, and the batches are shuffled (but
+    for a smaller one, which comes last). What is yielded are the batches' micro-batches, so their size changes nothing
+    but memory.
+    """
+
+    STRETCH = 50
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        *,
+        seed: int,
+        epoch: Callable[[], int],
+    ) -> None:
+        """
+        Args:
+            lengths: of the examples.
+            batch_size: examples a batch; the last one may be smaller.
+            micro_batch_size: examples yielded at a time; by default the whole batch.
+            seed: for the order.
+            epoch: asked each time the batches are iterated over.
+        """
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size if micro_batch_size is None else micro_batch_size
+        self.drop_last = False
+        self._whole = batch_size
+        self._seed = seed
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.lengths), self._whole)
+        return full * (self._whole // self.batch_size) + -(-rest // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng((self._seed, self._epoch()))
+        order = rng.permutation(len(self.lengths))
+        step = self.STRETCH * self._whole
+        stretches = [order[i : i + step] for i in range(0, len(order), step)]
+        order = np.concatenate([s[np.argsort(-self.lengths[s], kind="stable")] for s in stretches])
+        full = len(order) // self._whole
+        for i in [*rng.permutation(full), full]:
+            batch = order[i * self._whole : (i + 1) * self._whole].tolist()
+            for j in range(0, len(batch), self.batch_size):
+                yield batch[j : j + self.batch_size]

@@ -1,0 +1,213 @@
+"""Supervised training of a language model: on demonstrations (SFT), or on texts (pretraining)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.rewards import context_length
+from rlhf_gym.training.config import SFTConfig
+from rlhf_gym.training.data import (
+    IGNORED,
+    HasResponse,
+    Row,
+    check_rows,
+    collate_rows,
+    demonstration_rows,
+    fingerprint,
+    text_rows,
+)
+from rlhf_gym.training.folder import STAGING, close_folder, is_finished, open_folder, read_metrics
+from rlhf_gym.training.stage import Stage, quiet_transformers, run_stage
+
+
+@dataclass(frozen=True)
+class SFTMetrics:
+    """How well a language model predicts held-out sequences. Means are over the tokens that are predicted."""
+
+    loss: float
+    """−log p(token), in nats."""
+    perplexity: float
+    """exp(loss)."""
+    accuracy: float
+    """Share of tokens that are the likeliest one."""
+    tokens: int
+    """Number of tokens predicted."""
+    n: int
+    """Number of sequences."""
+
+
+def train_sft(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[HasResponse],
+    *,
+    heldout: Sequence[HasResponse],
+    config: SFTConfig | None = None,
+    output_dir: str | Path,
+    resume: bool = True,
+) -> SFTMetrics:
+    """Fine-tune `model` in place on demonstrations; the loss is that of the responses and their EOS alone.
+
+    L = −(1/N) Σ log p(y_t | x, y_<t) over the N response tokens of each optimizer step.
+
+    Args:
+        model: a causal language model; trained where its weights are moved to (an accelerator, if there is one).
+        tokenizer: its tokenizer, saved beside it.
+        demonstrations: records with `prompt` and `response`.
+        heldout: the same, for the metrics; nothing is learned from them.
+        config: `SFTConfig()` by default.
+        output_dir: receives the model, `metrics.json` and `history.json`; checkpoints while it runs.
+        resume: go on from the last checkpoint in `output_dir`; if the run had finished, load its model. False begins
+            again.
+
+    Returns:
+        The metrics on `heldout` after the last step.
+
+    Raises:
+        ValueError: before any work: no demonstrations, none held out, or one that does not fit the model; or
+            `output_dir` is that of a run with other data or settings.
+        FileExistsError: `output_dir` holds a model from elsewhere.
+    """
+    rows = _checked(model, demonstration_rows(tokenizer, demonstrations), "demonstration")
+    heldout_rows = _checked(model, demonstration_rows(tokenizer, heldout), "held-out demonstration")
+    return _train("fine-tuning", model, tokenizer, rows, heldout_rows, config or SFTConfig(), output_dir, resume)
+
+
+def pretrain(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    heldout: Sequence[str],
+    config: SFTConfig | None = None,
+    output_dir: str | Path,
+    resume: bool = True,
+) -> SFTMetrics:
+    """Train `model` in place on texts, each closed by EOS; the loss is that of every token after the first.
+
+    Arguments, result and errors as in `train_sft`.
+    """
+    rows = _checked(model, text_rows(tokenizer, texts), "text")
+    heldout_rows = _checked(model, text_rows(tokenizer, heldout), "held-out text")
+    return _train("pretraining", model, tokenizer, rows, heldout_rows, config or SFTConfig(), output_dir, resume)
+
+
+def evaluate_sft(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[HasResponse],
+    *,
+    batch_size: int = 64,
+) -> SFTMetrics:
+    """How well `model` predicts the responses of demonstrations, and their EOS."""
+    rows = _checked(model, demonstration_rows(tokenizer, demonstrations), "demonstration")
+    with quiet_transformers():
+        return _evaluate(model, rows, batch_size)
+
+
+def summed_loss(model: nn.Module, batch: dict[str, Any], *, slices_logits: bool) -> Tensor:
+    """−Σ log p(token) over the labelled tokens of a batch. Logits are computed from the first label on, if possible.
+
+    Args:
+        model: the language model, or what wraps it.
+        batch: `CausalBatch._asdict()`.
+        slices_logits: whether the model's forward takes `logits_to_keep`.
+    """
+    logits, labels = _logits_and_labels(model, batch, slices_logits)
+    return cross_entropy(logits, labels, reduction="sum")
+
+
+def _logits_and_labels(model: nn.Module, batch: dict[str, Any], slices_logits: bool) -> tuple[Tensor, Tensor]:
+    """Logits (M, V) in fp32 at the M positions whose next token is predicted, and those tokens (M,)."""
+    labels = batch["labels"][:, batch["first"] :]  # (B, K)
+    keep: dict[str, Any] = {"logits_to_keep": labels.shape[1] + 1} if slices_logits else {}
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **keep).logits
+    logits = logits[:, -labels.shape[1] - 1 : -1]  # (B, K, V)
+    predicted = labels != IGNORED  # (B, K)
+    return logits[predicted].float(), labels[predicted]
+
+
+def _slices_logits(model: PreTrainedModel) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+@torch.no_grad()
+def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> SFTMetrics:
+    was_training = model.training
+    model.eval()
+    slices_logits = _slices_logits(model)
+    rows = sorted(rows, key=lambda row: len(row.ids))
+    loss, correct, tokens = 0.0, 0, 0
+    for i in range(0, len(rows), batch_size):
+        batch = collate_rows(rows[i : i + batch_size])._asdict()
+        batch = {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+        logits, labels = _logits_and_labels(model, batch, slices_logits)
+        loss += float(cross_entropy(logits, labels, reduction="sum"))
+        correct += int((logits.argmax(dim=-1) == labels).sum())
+        tokens += len(labels)
+    model.train(was_training)
+    mean = loss / tokens
+    return SFTMetrics(mean, math.exp(min(mean, 700.0)), correct / tokens, tokens, len(rows))
+
+
+def _checked(model: PreTrainedModel, rows: list[Row], what: str) -> list[Row]:
+    vocab_size = model.get_input_embeddings().num_embeddings
+    check_rows([row.ids for row in rows], what=what, max_length=context_length(model), vocab_size=vocab_size)
+    return rows
+
+
+def _train(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    heldout: list[Row],
+    config: SFTConfig,
+    output_dir: str | Path,
+    resume: bool,
+) -> SFTMetrics:
+    folder = Path(output_dir)
+    run = {
+        "stage": name,
+        "model": f"{type(model).__name__} of {model.num_parameters()} parameters",
+        "config": asdict(config),
+        "data": fingerprint([[row.start, *row.ids] for row in rows]),
+        "heldout": fingerprint([[row.start, *row.ids] for row in heldout]),
+    }
+    open_folder(folder, run, resume=resume)
+    if is_finished(folder):
+        with quiet_transformers():
+            model.load_state_dict(load_causal_lm(folder, dtype=model.dtype).state_dict())
+        model.eval()
+        return SFTMetrics(**read_metrics(folder))
+    use_cache = model.config.use_cache
+    micro_batch_size = config.micro_batch_size or config.batch_size
+    stage = Stage(
+        name=name,
+        model=model,
+        examples=rows,
+        lengths=[len(row.ids) for row in rows],
+        collate=lambda examples: collate_rows(examples)._asdict(),
+        weight=lambda batch: int((batch["labels"] != IGNORED).sum()),
+        loss=partial(summed_loss, slices_logits=_slices_logits(model)),
+        evaluate=lambda: _evaluate(model, heldout, 2 * micro_batch_size),
+    )
+    result = run_stage(stage, config, folder)
+    model.config.use_cache = use_cache  # the Trainer turns it off
+    with quiet_transformers():
+        model.save_pretrained(folder / STAGING)
+        tokenizer.save_pretrained(folder / STAGING)
+    close_folder(folder, result.history, asdict(result.metrics))
+    return result.metrics

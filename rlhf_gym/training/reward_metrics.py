@@ -1,0 +1,84 @@
+"""How good a reward is on held-out preferences: does it rank right, are its probabilities true, does it like length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf_gym.preferences import Preference
+from rlhf_gym.rewards import RewardFunction, RewardModel, check_scores
+
+
+@dataclass(frozen=True)
+class RewardMetrics:
+    """A reward on held-out preferences. Δ is the chosen score minus the rejected one, without normalisation."""
+
+    accuracy: float
+    """Share of pairs with Δ > 0; Δ = 0 counts half."""
+    clean_accuracy: float
+    """The same over the pairs whose annotator made no mistake; 0 if there are none."""
+    margin: float
+    """Mean of Δ."""
+    nll: float
+    """Mean of −log σ(Δ), in nats: log 2 = .693 is chance."""
+    ece: float
+    """Expected calibration error: how far confidence and accuracy are apart, over 10 equal bins of confidence
+    max(σ(Δ), 1 − σ(Δ)), weighed by their pairs (Guo et al. 2017, arXiv 1706.04599)."""
+    length_correlation: float
+    """Correlation of score with length in words, within pairs: Σ Δr·Δl / √(Σ Δr² · Σ Δl²). Which of a pair comes first
+    is a convention, so no mean is taken out. (Singhal et al. 2023, arXiv 2310.03716, on why to look.)"""
+    n: int
+    """Number of pairs."""
+
+
+def evaluate_reward_model(
+    reward: RewardModel | RewardFunction, preferences: Sequence[Preference], *, batch_size: int = 64
+) -> RewardMetrics:
+    """Metrics of a reward model, or of any `(prompts, responses) -> scores`, read as Bradley–Terry scores.
+
+    Each distinct response is scored once. An ensemble is given as its `score_texts`.
+
+    Raises:
+        ValueError: no preferences, or scores that are not finite.
+    """
+    if not preferences:
+        raise ValueError("expected at least one preference to evaluate on, got none")
+    texts = {text: i for i, text in enumerate(dict.fromkeys((p.prompt, r) for p in preferences for r in _responses(p)))}
+    prompts, responses = [prompt for prompt, _ in texts], [response for _, response in texts]
+    if isinstance(reward, RewardModel):
+        raw = reward.score_texts(prompts, responses, batch_size=batch_size, normalise=False)
+    else:
+        raw = np.asarray(reward(prompts, responses))
+    scores = check_scores(raw, len(texts), source="the reward").astype(np.float64)  # (texts,)
+    words = np.array([len(response.split()) for response in responses], dtype=np.float64)  # (texts,)
+    chosen = np.array([texts[p.prompt, p.chosen] for p in preferences])  # (pairs,)
+    rejected = np.array([texts[p.prompt, p.rejected] for p in preferences])  # (pairs,)
+    clean = np.array([p.clean for p in preferences])  # (pairs,)
+    delta, longer = scores[chosen] - scores[rejected], words[chosen] - words[rejected]  # (pairs,)
+    right = 0.5 * (1 + np.sign(delta))  # (pairs,)
+    scale = float(np.sqrt((delta**2).sum() * (longer**2).sum()))
+    return RewardMetrics(
+        accuracy=float(right.mean()),
+        clean_accuracy=float(right[clean].mean()) if clean.any() else 0.0,
+        margin=float(delta.mean()),
+        nll=float(np.logaddexp(0, -delta).mean()),
+        ece=expected_calibration_error(0.5 * (1 + np.tanh(np.abs(delta) / 2)), right),
+        length_correlation=float((delta * longer).sum()) / scale if scale > 0 else 0.0,
+        n=len(preferences),
+    )
+
+
+def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, *, bins: int = 10) -> float:
+    """Σ_b (n_b/n)·|accuracy_b − confidence_b| over equal bins of confidence in [½, 1].
+
+    Shapes: confidence (n,), the probability of the answer given; right (n,), 1 where it was right.
+    """
+    which = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)  # (n,)
+    gaps = np.bincount(which, weights=right - confidence, minlength=bins)  # (bins,)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _responses(preference: Preference) -> tuple[str, str]:
+    return preference.chosen, preference.rejected

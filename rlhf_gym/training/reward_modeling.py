@@ -1,0 +1,186 @@
+"""Training of a reward model on preferences: pairwise Bradley–Terry, rankings weighed by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_gym.functional.losses import bradley_terry_loss
+from rlhf_gym.lm.tokens import pad_rows
+from rlhf_gym.preferences import Preference
+from rlhf_gym.rewards import RewardModel, RewardNormalizer
+from rlhf_gym.training.config import RewardModelingConfig
+from rlhf_gym.training.data import check_rows, fingerprint
+from rlhf_gym.training.folder import STAGING, close_folder, is_finished, open_folder, read_metrics
+from rlhf_gym.training.reward_metrics import RewardMetrics, evaluate_reward_model
+from rlhf_gym.training.stage import Stage, quiet_transformers, run_stage
+
+
+class Pair(NamedTuple):
+    """One comparison, as indices into the rows."""
+
+    chosen: int
+    """Row of prompt and chosen response."""
+    rejected: int
+    """Row of prompt and rejected response."""
+    weight: float
+    """In the loss."""
+    margin: float
+    """By how much the chosen one should win."""
+
+
+class PairBatch(NamedTuple):
+    """The distinct rows of some pairs, each of them once: K responses to a prompt make K rows, not K(K − 1)."""
+
+    input_ids: Tensor
+    """(R, L) int64, right-padded."""
+    attention_mask: Tensor
+    """(R, L) int8."""
+    chosen: Tensor
+    """(P,) int64, into the rows."""
+    rejected: Tensor
+    """(P,) int64, into the rows."""
+    weight: Tensor
+    """(P,)."""
+    margin: Tensor
+    """(P,)."""
+
+
+def train_reward_model(
+    reward_model: RewardModel,
+    preferences: Sequence[Preference],
+    *,
+    heldout: Sequence[Preference],
+    config: RewardModelingConfig | None = None,
+    output_dir: str | Path,
+    resume: bool = True,
+) -> RewardMetrics:
+    """Train `reward_model` in place by L = −(1/W) Σ w·log σ(r(x, y_chosen) − r(x, y_rejected)), W = Σ w.
+
+    Pairs of one `group` (a ranking) stay in one batch and each of their responses is run once; with the weights
+    1/C(K,2) that `rlhf_gym.preferences` gives them this is equation 1 of Ouyang et al. 2022 (arXiv 2203.02155).
+
+    The scores' unit changes, so the model's normalizer is set back to mean 0 and std 1: fit it anew afterwards.
+
+    Args:
+        reward_model: with a tokenizer; see `RewardModel.from_language_model` for where to begin.
+        preferences: the comparisons.
+        heldout: comparisons for the metrics, best of other prompts (`rlhf_gym.preferences.split_by_prompt`).
+        config: `RewardModelingConfig()` by default.
+        output_dir: receives the model, `metrics.json` and `history.json`; checkpoints while it runs.
+        resume: go on from the last checkpoint in `output_dir`; if the run had finished, load its model. False begins
+            again.
+
+    Returns:
+        The metrics on `heldout` after the last step.
+
+    Raises:
+        ValueError: before any work: no preferences, none held out, all of them between identical responses, or one that
+            does not fit the model; or `output_dir` is that of a run with other data or settings.
+        FileExistsError: `output_dir` holds a model from elsewhere.
+    """
+    config = config or RewardModelingConfig()
+    rows, groups = _checked_pairs(reward_model, preferences, config.use_margin, "pair")
+    heldout_rows, _ = _checked_pairs(reward_model, heldout, False, "held-out pair")
+    folder = Path(output_dir)
+    run = {
+        "stage": "reward modelling",
+        "model": f"{type(reward_model.model).__name__} of {reward_model.model.num_parameters()} parameters",
+        "config": asdict(config),
+        "data": fingerprint([*rows, *(pair for group in groups for pair in group)]),
+        "heldout": fingerprint(heldout_rows),
+    }
+    open_folder(folder, run, resume=resume)
+    if is_finished(folder):
+        return _load_finished(reward_model, folder)
+    reward_model.normalizer = RewardNormalizer()
+    micro_batch_size = config.micro_batch_size or config.batch_size
+    stage = Stage(
+        name="reward modelling",
+        model=reward_model,
+        examples=groups,
+        lengths=[max(len(rows[i]) for pair in group for i in (pair.chosen, pair.rejected)) for group in groups],
+        collate=partial(collate_pairs, rows),
+        weight=lambda batch: float(batch["weight"].sum()),
+        loss=partial(_summed_loss, label_smoothing=config.label_smoothing, centering=config.centering),
+        evaluate=lambda: evaluate_reward_model(reward_model, heldout, batch_size=4 * micro_batch_size),
+    )
+    result = run_stage(stage, config, folder)
+    with quiet_transformers():
+        reward_model.save_pretrained(folder / STAGING)
+    close_folder(folder, result.history, asdict(result.metrics))
+    return result.metrics
+
+
+def collate_pairs(rows: Sequence[list[int]], groups: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+    """The batch of these groups' pairs, as `PairBatch._asdict()`."""
+    pairs = [pair for group in groups for pair in group]
+    place = {row: i for i, row in enumerate(dict.fromkeys(i for pair in pairs for i in (pair.chosen, pair.rejected)))}
+    ids, mask = pad_rows([rows[row] for row in place])  # (R, L)
+    return PairBatch(
+        torch.from_numpy(ids),
+        torch.from_numpy(mask),
+        torch.tensor([place[pair.chosen] for pair in pairs]),
+        torch.tensor([place[pair.rejected] for pair in pairs]),
+        torch.tensor([pair.weight for pair in pairs]),
+        torch.tensor([pair.margin for pair in pairs]),
+    )._asdict()
+
+
+def _summed_loss(model: nn.Module, batch: dict[str, Any], *, label_smoothing: float, centering: float) -> Tensor:
+    scores = model(batch["input_ids"], batch["attention_mask"])  # (R,)
+    return bradley_terry_loss(
+        scores[batch["chosen"]],
+        scores[batch["rejected"]],
+        margin=batch["margin"],
+        label_smoothing=label_smoothing,
+        centering=centering,
+        weight=batch["weight"],
+        denominator=1.0,
+    )
+
+
+def _checked_pairs(
+    reward_model: RewardModel, preferences: Sequence[Preference], use_margin: bool, what: str
+) -> tuple[list[list[int]], list[list[Pair]]]:
+    """Distinct rows, and the pairs in their groups, after the checks that `train_reward_model` promises."""
+    if not preferences:
+        raise ValueError(f"expected at least one {what}, got none")
+    if all(p.chosen == p.rejected for p in preferences):
+        raise ValueError(
+            f"expected responses that differ, got {len(preferences)} {what}s whose chosen and rejected are the same"
+        )
+    texts: dict[tuple[str, str], int] = {}
+    first_pair: list[int] = []
+    groups: dict[tuple[str, str | int], list[Pair]] = {}
+    for i, p in enumerate(preferences):
+        for response in (p.chosen, p.rejected):
+            if texts.setdefault((p.prompt, response), len(texts)) == len(first_pair):
+                first_pair.append(i)
+        margin = p.margin if use_margin and p.margin is not None else 0.0
+        pair = Pair(texts[p.prompt, p.chosen], texts[p.prompt, p.rejected], p.weight, margin)
+        groups.setdefault((p.prompt, p.group or i), []).append(pair)
+    rows = reward_model.encode([prompt for prompt, _ in texts], [response for _, response in texts])
+    check_rows(
+        rows,
+        what=what,
+        max_length=reward_model.max_length,
+        vocab_size=reward_model.vocab_size,
+        index=first_pair,
+    )
+    return rows, list(groups.values())
+
+
+def _load_finished(reward_model: RewardModel, folder: Path) -> RewardMetrics:
+    with quiet_transformers():
+        finished = RewardModel.from_pretrained(folder, dtype=reward_model.model.dtype)
+    reward_model.model.load_state_dict(finished.model.state_dict())
+    reward_model.normalizer = finished.normalizer
+    reward_model.eval()
+    return RewardMetrics(**read_metrics(folder))
