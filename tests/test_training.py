@@ -30,7 +30,7 @@ DEMONSTRATIONS = [
     Demonstration(f"{WORDS[i % 7]} {WORDS[10 + i % 5]}", " ".join(WORDS[i % 7 : i % 7 + 1 + i % 4])) for i in range(35)
 ]
 HELDOUT = [Demonstration("cast the", "cast scene"), Demonstration("plot was", "plot")]
-CONFIG = SFTConfig(epochs=2, learning_rate=1e-2, batch_size=8, save_steps=0)
+CONFIG = SFTConfig(epochs=2, learning_rate=1e-2, batch_size=8, save_steps=0, use_cpu=True)
 
 
 def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

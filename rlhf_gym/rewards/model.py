@@ -147,7 +147,7 @@ class RewardModel(nn.Module):
     @property
     def vocab_size(self) -> int:
         """Number of token ids the trunk can embed."""
-        return int(self.model.get_input_embeddings().num_embeddings)
+        return int(self.model.config.get_text_config().vocab_size)
 
     @property
     def max_length(self) -> int | None:

@@ -163,7 +163,7 @@ def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> S
 
 
 def _checked(model: PreTrainedModel, rows: list[Row], what: str) -> list[Row]:
-    vocab_size = model.get_input_embeddings().num_embeddings
+    vocab_size = model.config.get_text_config().vocab_size
     check_rows([row.ids for row in rows], what=what, max_length=context_length(model), vocab_size=vocab_size)
     return rows
 
