@@ -4,20 +4,23 @@ from rlhf_gym.lm.cache import SlotCache
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.heads import ValueHead
-from rlhf_gym.lm.loading import load_causal_lm, load_sequence_classifier, load_tokenizer
+from rlhf_gym.lm.loading import context_length, load_causal_lm, load_tokenizer, quiet_transformers
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import SamplingParams
+from rlhf_gym.lm.shared import Shared
 
 __all__ = [
     "Decoder",
     "Generation",
     "LMParts",
     "SamplingParams",
+    "Shared",
     "SlotCache",
     "ValueHead",
+    "context_length",
     "generate",
     "load_causal_lm",
-    "load_sequence_classifier",
     "load_tokenizer",
+    "quiet_transformers",
     "token_log_probs",
 ]

@@ -1,21 +1,18 @@
-"""Loading language models, classifiers and tokenizers from a hub name or a folder, with errors one can act on.
+"""Loading language models and tokenizers from a hub name or a folder, with errors one can act on.
 
 Weights are read from safetensors only, and `trust_remote_code` stays off unless asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 
 def check_model_source(source: str | Path, *, what: str = "a model") -> str:
@@ -43,10 +40,31 @@ def check_model_source(source: str | Path, *, what: str = "a model") -> str:
     return str(path)
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """The longest sequence the model has positions for; None where its configuration sets no limit."""
+    # Not every configuration has the field, and some have it under a name that only attributes resolve.
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Transformers says nothing below an error, and draws no bars of its own."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
 def _load(auto_class: Any, source: str | Path, what: str, **kwargs: Any) -> PreTrainedModel:
     name = check_model_source(source, what=what)
     try:
-        return auto_class.from_pretrained(name, use_safetensors=True, **kwargs).eval()
+        with quiet_transformers():
+            return auto_class.from_pretrained(name, use_safetensors=True, **kwargs).eval()
     except OSError as error:
         raise ValueError(f"could not load {what} from {name!r}: {error}") from error
 
@@ -68,35 +86,6 @@ def load_causal_lm(
         trust_remote_code=trust_remote_code,
         **kwargs,
     )
-    return model.to(device)  # type: ignore[arg-type]
-
-
-def load_sequence_classifier(
-    source: str | Path,
-    *,
-    dtype: torch.dtype | str = "auto",
-    device: str | torch.device = "cpu",
-    trust_remote_code: bool = False,
-    **kwargs: Any,
-) -> PreTrainedModel:
-    """A scalar scorer: `AutoModelForSequenceClassification` with one label, in eval mode.
-
-    A causal LM's folder loads too; its scalar head is then new (the start of reward modelling).
-
-    Raises:
-        ValueError: the checkpoint's head has more than one output.
-    """
-    kwargs.setdefault("num_labels", 1)
-    model = _load(
-        AutoModelForSequenceClassification,
-        source,
-        "a reward model",
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        **kwargs,
-    )
-    if model.config.num_labels != 1:
-        raise ValueError(f"expected a reward model with num_labels=1, got {model.config.num_labels} in {source}")
     return model.to(device)  # type: ignore[arg-type]
 
 

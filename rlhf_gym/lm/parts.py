@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from rlhf_gym.lm.loading import context_length
+
 
 class Trunk:
     """The trunk of a language model that lives elsewhere: a view, not a module, so nothing is registered twice.
@@ -25,8 +27,7 @@ class Trunk:
         config = module.config.get_text_config()
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
-        # Not every configuration has the field, and some have it under a name that only attributes resolve.
-        self.context_length: int | None = getattr(config, "max_position_embeddings", None)
+        self.context_length = context_length(module)
 
     @property
     def device(self) -> torch.device:

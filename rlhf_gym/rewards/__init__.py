@@ -1,7 +1,7 @@
 """Rewards: learned models, ensembles of them, functions of the text, and how an episode comes to its score."""
 
 from rlhf_gym.rewards.ensemble import Aggregate, RewardEnsemble, aggregate_scores
-from rlhf_gym.rewards.model import RewardModel, context_length
+from rlhf_gym.rewards.model import RewardModel
 from rlhf_gym.rewards.normalization import RewardNormalizer
 from rlhf_gym.rewards.programmatic import RewardFunction, keyword_reward, length_reward, regex_reward, sum_rewards
 from rlhf_gym.rewards.scoring import EpisodeScorer, check_scores, episode_scorer
@@ -15,7 +15,6 @@ __all__ = [
     "RewardNormalizer",
     "aggregate_scores",
     "check_scores",
-    "context_length",
     "episode_scorer",
     "keyword_reward",
     "length_reward",

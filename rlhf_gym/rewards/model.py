@@ -18,18 +18,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf_gym.lm.loading import check_model_source, load_causal_lm, load_tokenizer
+from rlhf_gym.lm.loading import check_model_source, context_length, load_causal_lm, load_tokenizer, quiet_transformers
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses, lengths_from_mask, pad_rows, pad_token_id
 from rlhf_gym.rewards.normalization import RewardNormalizer
 
 NORMALIZER_FILE = "reward_normalizer.json"
 
 Reading = Literal["last_token", "classifier"]
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """The longest sequence the model has positions for; None where its config sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 class RewardModel(nn.Module):
@@ -132,7 +127,8 @@ class RewardModel(nn.Module):
         """Write weights, config, tokenizer and normalizer. `AutoModelForSequenceClassification` loads the folder too
         (and gives the raw score; where pad token and EOS differ, for it looks for the pad token)."""
         folder = Path(folder)
-        self.model.save_pretrained(folder)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         (folder / NORMALIZER_FILE).write_text(json.dumps(self.normalizer.to_dict(), indent=2) + "\n")
@@ -254,9 +250,10 @@ class RewardModel(nn.Module):
 def _load_classifier(name: str, **kwargs: Any) -> PreTrainedModel:
     """The checkpoint as it was trained; never one whose head is new, for its scores would be noise."""
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True, **kwargs
-        )
+        with quiet_transformers():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name, use_safetensors=True, output_loading_info=True, **kwargs
+            )
     except OSError as error:
         raise ValueError(f"could not load a reward model from {name!r}: {error}") from error
     if info["missing_keys"]:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.lm.loading import load_causal_lm
-from rlhf_gym.rewards import context_length
+from rlhf_gym.lm.loading import context_length, load_causal_lm, quiet_transformers
 from rlhf_gym.training.config import SFTConfig
 from rlhf_gym.training.data import (
     IGNORED,
@@ -29,7 +28,7 @@ from rlhf_gym.training.data import (
     text_rows,
 )
 from rlhf_gym.training.folder import STAGING, close_folder, is_finished, open_folder, read_metrics
-from rlhf_gym.training.stage import Stage, quiet_transformers, run_stage
+from rlhf_gym.training.stage import Stage, run_stage
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_gym.functional.losses import bradley_terry_loss
+from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import RewardModel, RewardNormalizer
@@ -19,7 +20,7 @@ from rlhf_gym.training.config import RewardModelingConfig
 from rlhf_gym.training.data import check_rows, fingerprint
 from rlhf_gym.training.folder import STAGING, close_folder, is_finished, open_folder, read_metrics
 from rlhf_gym.training.reward_metrics import RewardMetrics, evaluate_reward_model
-from rlhf_gym.training.stage import Stage, quiet_transformers, run_stage
+from rlhf_gym.training.stage import Stage, run_stage
 
 
 class Pair(NamedTuple):

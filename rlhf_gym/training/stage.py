@@ -6,7 +6,6 @@ micro-batches add up to exactly the whole batch.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -18,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import logging as transformers_logging
 
+from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.training.config import StageConfig
 from rlhf_gym.training.data import LengthGroupedBatches
 from rlhf_gym.training.folder import CHECKPOINTS, last_checkpoint
@@ -73,20 +72,6 @@ def run_stage(stage: Stage, config: StageConfig, folder: Path) -> StageResult:
     assert trainer.last_evaluation is not None
     history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
     return StageResult(trainer.last_evaluation[1], history)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Transformers says nothing below an error, and draws no bars of its own."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def training_arguments(config: StageConfig, folder: Path, steps_per_epoch: int) -> TrainingArguments:
