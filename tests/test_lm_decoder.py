@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf_gym.lm import decoder as decoder_module
 from rlhf_gym.lm.cache import SlotCache
 from rlhf_gym.lm.decoder import Decoder, incremental_error
 from rlhf_gym.lm.parts import LMParts
@@ -76,6 +77,68 @@ def test_rewind_branch_other_batch_sizes_and_wider_rows():
             ids[:, n - 3] = (ids[:, n - 3] + 1) % model.config.vocab_size  # branch off
 
 
+@torch.no_grad()
+def test_replayed_steps_are_the_models_own_bit_for_bit(model, monkeypatch):
+    def run():
+        decoder = Decoder(model, use_cache=True)
+        ids = random_rows(model, 4, 24)
+        lengths = np.array([3, 5, 4, 8])
+        answers = []
+        for step in range(16):
+            if step == 9:  # a slot takes a new prompt
+                ids[1] = random_rows(model, 1, 24, seed=step)[0]
+                lengths[1] = 4
+            if step == 12:  # a slot is parked
+                lengths[0] = 0
+            answers.append(decoder.logits(ids, lengths)[1:].clone())
+            lengths[lengths > 0] += 1
+        return decoder, torch.stack(answers)
+
+    plain, expected = run()
+    assert not plain._steps
+    monkeypatch.setattr(decoder_module, "USES_BEFORE_REPLAY", 2)
+    replayed, answers = run()
+    assert replayed._steps
+    assert replayed.why_no_replay == ""
+    assert torch.equal(answers, expected)
+
+
+@torch.no_grad()
+def test_a_step_that_cannot_be_recorded_runs_as_it_is_and_says_why(monkeypatch):
+    def refuse(step, *inputs):
+        raise RuntimeError("depends on values")
+
+    monkeypatch.setattr(decoder_module, "record", refuse)
+    monkeypatch.setattr(decoder_module, "USES_BEFORE_REPLAY", 1)
+    model = tiny.tiny_gpt2()
+    decoder = Decoder(model, use_cache=True)
+    ids = random_rows(model, 2, 12)
+    for n in range(4, 12):
+        logits = decoder.logits(ids, np.full(2, n))
+        torch.testing.assert_close(logits, full_logits(model, ids, [n, n]), atol=1e-5, rtol=1e-5)
+    assert decoder.why_no_replay == "depends on values"
+
+
+@torch.no_grad()
+def test_replays_follow_the_weights(monkeypatch):
+    monkeypatch.setattr(decoder_module, "USES_BEFORE_REPLAY", 0)
+    model = tiny.tiny_gpt2()
+    decoder = Decoder(model, use_cache=True)
+    ids = random_rows(model, 2, 12)
+    decoder(ids, np.full(2, 4))
+    decoder(ids, np.full(2, 5))
+    assert decoder._steps
+    model.transformer.h[1].mlp.c_fc.weight.mul_(2.0)  # in place
+    for n in (6, 7):
+        logits = decoder.logits(ids, np.full(2, n))
+        torch.testing.assert_close(logits, full_logits(model, ids, [n, n]), atol=1e-5, rtol=1e-4)
+    model.transformer.h[0].mlp.c_fc.weight = torch.nn.Parameter(torch.randn(32, 128))  # another tensor
+    decoder.invalidate()
+    for n in (8, 9, 10):
+        logits = decoder.logits(ids, np.full(2, n))
+        torch.testing.assert_close(logits, full_logits(model, ids, [n, n]), atol=1e-5, rtol=1e-4)
+
+
 def test_only_new_tokens_are_fed():
     model = tiny.tiny_gpt2()
     fed = []
@@ -138,7 +201,7 @@ def test_the_check_catches_a_mask_that_serves_every_layer_type(monkeypatch):
 
     def one_mask(self, write, dtype):
         column = torch.arange(write.kv_length)
-        return dict.fromkeys(self.layer_types, (column <= write.positions[:, :, None])[:, None])
+        return dict.fromkeys(self.layer_types, (column <= write.columns[:, :, None])[:, None])
 
     monkeypatch.setattr(SlotCache, "masks", one_mask)
     assert incremental_error(parts, 24) > 1e-3

@@ -21,11 +21,11 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 class SlotWrite:
     """Where the next forward's B rows of n tokens go."""
 
-    rows: Tensor | None
-    """Slots written, shape (B,); None for slots 0 … B−1 as they stand, which spares a gather."""
-    num_rows: int
-    """B."""
-    positions: Tensor
+    rows: Tensor
+    """Slots written, shape (B,) int64."""
+    whole: bool
+    """Whether they are slots 0 … B−1 as they stand, which spares a gather."""
+    columns: Tensor
     """Column of each token, shape (B, n); L (the scratch column) where a row is padded."""
     start: int | None
     """The common first column when every row writes columns start … start + n − 1, else None."""
@@ -59,18 +59,15 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         write = self.write
         assert write is not None and self.keys is not None and self.values is not None
-        n = key_states.shape[2]
-        for store, new in ((self.keys, key_states), (self.values, value_states)):
-            if write.start is not None and write.rows is None:
-                store[: write.num_rows, :, write.start : write.start + n] = new
-            else:
-                rows = write.rows if write.rows is not None else torch.arange(write.num_rows, device=self.device)
-                store[rows[:, None], :, write.positions] = new.transpose(1, 2)  # (B, n, heads, d)
+        places = write.rows[:, None]  # (B, 1)
+        self.keys[places, :, write.columns] = key_states.transpose(1, 2)  # (B, n, heads, d)
+        self.values[places, :, write.columns] = value_states.transpose(1, 2)  # (B, n, heads, d)
         if write.start == 0:  # from empty: the new tokens are all there is
             return key_states, value_states
+        if write.whole:
+            batch = key_states.shape[0]
+            return self.keys[:batch, :, : write.kv_length], self.values[:batch, :, : write.kv_length]
         keys, values = self.keys[:, :, : write.kv_length], self.values[:, :, : write.kv_length]
-        if write.rows is None:
-            return keys[: write.num_rows], values[: write.num_rows]
         return keys.index_select(0, write.rows), values.index_select(0, write.rows)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -101,7 +98,6 @@ class SlotCache(Cache):
         self.num_slots, self.max_length = num_slots, max_length
         self.layer_types = tuple(dict.fromkeys(layer_types))
         self.windows = windows
-        self.eager = config._attn_implementation == "eager"
 
     def prepare(self, write: SlotWrite) -> None:
         """Say where the next forward writes."""
@@ -115,17 +111,18 @@ class SlotCache(Cache):
         """
         if write.start is not None:
             return None
-        column = torch.arange(write.kv_length, device=write.positions.device)
-        here = write.positions[:, :, None]  # (B, n, 1)
+        column = torch.arange(write.kv_length, device=write.columns.device)
+        here = write.columns[:, :, None]  # (B, n, 1)
         causal = column <= here  # (B, n, kv)
         masks = {}
         for kind in self.layer_types:
             allowed = causal if kind == FULL else causal & (column > here - self.windows[kind])
             # a padded place may look at everything: its output is not read, and an empty row would be NaN
             allowed = (allowed | (here == self.max_length))[:, None]  # (B, 1, n, kv)
-            if self.eager:
-                allowed = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-            masks[kind] = allowed
+            # additive: every attention implementation takes it, where a boolean one is converted anew in each layer
+            masks[kind] = torch.zeros(allowed.shape, dtype=dtype, device=column.device).masked_fill_(
+                ~allowed, torch.finfo(dtype).min
+            )
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 

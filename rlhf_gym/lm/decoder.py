@@ -16,8 +16,14 @@ from transformers import PreTrainedModel
 
 from rlhf_gym.lm.cache import SlotCache, SlotWrite, attention_layout
 from rlhf_gym.lm.parts import LMParts, Trunk
+from rlhf_gym.lm.replay import Step, record
 
 ArrayOrTensor = np.ndarray | Tensor
+
+KV_BLOCK = 64
+"""The one-token step attends over a multiple of this many columns, so that few shapes of it exist."""
+USES_BEFORE_REPLAY = 32
+"""One-token steps of a shape before it is recorded: recording costs about as much as some tens of steps."""
 
 
 class Decoder:
@@ -48,6 +54,11 @@ class Decoder:
         self._tokens = np.zeros((0, 0), dtype=np.int64)  # (N, L)
         self._held = np.zeros(0, dtype=np.int64)  # (N,)
         self._hidden = torch.zeros(0)  # (N, H)
+        self._steps: dict[tuple[int, int], Step] = {}
+        self._uses: dict[tuple[int, int], int] = {}
+        self.why_no_replay = ""
+        """Why the one-token step runs through the model's own code; empty where it is replayed once it has been used
+        often enough."""
 
     @property
     def cached(self) -> bool:
@@ -57,6 +68,12 @@ class Decoder:
     def invalidate(self) -> None:
         """Forget everything held: the weights have changed."""
         self._held[:] = 0
+        parameters = tuple(self.parts.module.parameters())
+        if any(a is not b for a, b in zip(parameters, self._parameters, strict=False)) or len(parameters) != len(
+            self._parameters
+        ):  # other tensors altogether: a replay would go on with the old ones
+            self._parameters = parameters
+            self._steps.clear()
 
     @torch.no_grad()
     def __call__(self, input_ids: ArrayOrTensor, lengths: ArrayOrTensor) -> Tensor:
@@ -73,9 +90,8 @@ class Decoder:
         batch, width = ids.shape
         self._ensure(batch, width)
         version = sum(parameter._version for parameter in self._parameters)
-        if (
-            version != self._version
-        ):  # changed in place; what this cannot see (fused optimizers, `.data`) calls invalidate
+        if version != self._version:
+            # Changed in place. What leaves no trace here (fused optimizers, `.data`) must call `invalidate` itself.
             self._version = version
             self.invalidate()
         if not self.cached:
@@ -121,7 +137,57 @@ class Decoder:
         if len(behind):
             self._feed(ids, common, new - 1, behind, batch, keep=False)
         last = common + new - 1
-        self._feed(ids, last, np.ones_like(new), active, batch, keep=True)
+        if 2 * len(active) >= batch:
+            self._step(ids, last, active, batch)
+        else:
+            self._feed(ids, last, np.ones_like(new), active, batch, keep=True)
+
+    def _step(self, ids: np.ndarray, last: np.ndarray, active: np.ndarray, batch: int) -> None:
+        """Feed token `last` of the active rows in one forward over all; parked rows write to the scratch column."""
+        assert self._cache is not None
+        parked = np.ones(batch, dtype=bool)
+        parked[active] = False
+        positions = np.where(parked, 0, last)[:, None]  # (B, 1)
+        columns = np.where(parked, self._cache.max_length, last)[:, None]  # (B, 1)
+        inputs = [
+            torch.from_numpy(x).to(self.parts.device)
+            for x in (ids[np.arange(batch)[:, None], positions], positions, columns)
+        ]
+        blocks = -(-int(last[active].max() + 1) // KV_BLOCK)
+        hidden = self._step_function(batch, min(blocks * KV_BLOCK, self._cache.max_length), inputs)(
+            *inputs
+        )  # (B, 1, H)
+        self._hidden[:batch] = hidden[:, 0]
+        if parked.any():
+            self._hidden[torch.from_numpy(parked).to(self.parts.device).nonzero()[:, 0]] = 0
+
+    def _step_function(self, batch: int, kv_length: int, example: list[Tensor]) -> Step:
+        """The one-token step for these shapes: the model's own forward, or after some uses a replay of it."""
+        key = (batch, kv_length)
+        known = self._steps.get(key)
+        if known is not None:
+            return known
+        cache = self._cache
+        assert cache is not None
+        rows = torch.arange(batch, device=self.parts.device)
+
+        def step(tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
+            write = SlotWrite(rows, True, columns, None, kv_length)
+            cache.prepare(write)
+            mask = cache.masks(write, self.parts.dtype)
+            return self.parts.hidden_states(
+                tokens, attention_mask=mask, position_ids=positions, past_key_values=cache
+            )  # (B, 1, H)
+
+        self._uses[key] = self._uses.get(key, 0) + 1
+        if self._uses[key] <= USES_BEFORE_REPLAY or self.why_no_replay:
+            return step
+        try:
+            self._steps[key] = record(step, *example)
+        except RuntimeError as problem:
+            self.why_no_replay = str(problem)
+            return step
+        return self._steps[key]
 
     def _feed(
         self, ids: np.ndarray, first: np.ndarray, count: np.ndarray, rows: np.ndarray, batch: int, *, keep: bool
@@ -130,46 +196,30 @@ class Decoder:
         assert self._cache is not None
         device = self.parts.device
         first, count = first[rows], count[rows]  # (b,)
-        width = int(count.max())
-        offset = np.arange(width)
-        columns = first[:, None] + offset  # (b, n)
+        offset = np.arange(int(count.max()))
         padded = offset >= count[:, None]  # (b, n)
-        ragged = bool(padded.any())
-        lockstep = not ragged and bool((first == first[0]).all())
-        if ragged:
-            source = np.where(padded, 0, columns)
-            tokens = ids[rows[:, None], source]
-            columns = np.where(padded, self._cache.max_length, columns)
-        else:
-            source = columns
-            tokens = ids[rows[:, None], columns]
-        start = int(first[0]) if lockstep else None
-        whole = len(rows) == batch
+        positions = np.where(padded, 0, first[:, None] + offset)  # (b, n)
+        columns = np.where(padded, self._cache.max_length, positions)  # (b, n)
+        lockstep = not padded.any() and bool((first == first[0]).all())
+        slots = torch.from_numpy(rows).to(device)
         write = SlotWrite(
-            rows=None if whole else torch.from_numpy(rows).to(device),
-            num_rows=len(rows),
-            positions=torch.from_numpy(columns).to(device),
-            start=start,
+            rows=slots,
+            whole=len(rows) == batch,
+            columns=torch.from_numpy(columns).to(device),
+            start=int(first[0]) if lockstep else None,
             kv_length=int((first + count).max()),
         )
         self._cache.prepare(write)
         hidden = self.parts.hidden_states(
-            torch.from_numpy(tokens).to(device),
+            torch.from_numpy(ids[rows[:, None], positions]).to(device),
             attention_mask=self._cache.masks(write, self.parts.dtype),
-            position_ids=torch.from_numpy(source).to(device),
+            position_ids=torch.from_numpy(positions).to(device),
             past_key_values=self._cache,
         )  # (b, n, H)
-        if not keep:
-            return
-        if width == 1:
-            last = hidden[:, 0]
-        else:
-            last = hidden[torch.arange(len(rows), device=device), torch.from_numpy(count - 1).to(device)]  # (b, H)
-        if whole:
-            self._hidden[:batch] = last
-        else:
+        if keep:
             self._hidden[:batch] = 0
-            self._hidden[write.rows] = last
+            last = torch.from_numpy(count - 1).to(device)
+            self._hidden[slots] = hidden[torch.arange(len(rows), device=device), last]  # (b, H)
 
     def _recompute(self, ids: np.ndarray, lengths: np.ndarray) -> Tensor:
         device = self.parts.device
@@ -189,13 +239,15 @@ class Decoder:
             if not self.cached:
                 return
         slots, length = self._tokens.shape
-        if self._cache is not None and batch <= slots and width <= length:
+        here = self._hidden.device == self.parts.device
+        if self._cache is not None and batch <= slots and width <= length and here:
             return
         slots, length = max(batch, slots), max(width, length)
         self._cache = SlotCache(self.parts.module.config.get_text_config(), slots, length)
         self._tokens = np.zeros((slots, length), dtype=np.int64)
         self._held = np.zeros(slots, dtype=np.int64)
         self._hidden = torch.zeros(slots, self.parts.hidden_size, dtype=self.parts.dtype, device=self.parts.device)
+        self._steps.clear()
 
     def _check(self, width: int) -> None:
         self._checked_length = width
