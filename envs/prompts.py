@@ -9,7 +9,7 @@ import numpy as np
 
 
 class PromptSampler:
-    """Goes through the prompts again and again, shuffled anew each time, each drawn `samples_per_prompt` times in a row.
+    """Goes through the prompts again and again, shuffled anew each time, each `samples_per_prompt` times in a row.
 
     Args:
         num_prompts: how many there are.
@@ -32,19 +32,19 @@ class PromptSampler:
 
     def draw(self, rng: np.random.Generator) -> int:
         """Index of the next prompt."""
-        place, copy = divmod(self._drawn, self.samples_per_prompt)
+        place = self._drawn // self.samples_per_prompt
         if place == len(self._order):
             self._order = rng.permutation(self.num_prompts).tolist() if self.shuffle else range(self.num_prompts)
-            self._drawn = place = copy = 0
+            self._drawn = place = 0
         self._drawn += 1
         return int(self._order[place])
 
     def state_dict(self) -> dict[str, Any]:
         """What JSON can hold, to go on from here later."""
-        return {"order": list(self._order), "drawn": self._drawn}
+        return {"num_prompts": self.num_prompts, "order": list(self._order), "drawn": self._drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        if state["order"] and len(state["order"]) != self.num_prompts:
-            raise ValueError(f"expected the state of {self.num_prompts} prompts, got {len(state['order'])}")
+        if state["num_prompts"] != self.num_prompts:
+            raise ValueError(f"expected the state of {self.num_prompts} prompts, got that of {state['num_prompts']}")
         self._order, self._drawn = list(state["order"]), int(state["drawn"])

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from rlhf_gym.envs.vector_env import TokenVectorEnv
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -97,8 +98,8 @@ class SB3VecEnv(VecEnv):
         return [result] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """No slot has a wrapper of its own."""
-        return [False for _ in self._get_indices(indices)]
+        """True for `Monitor`, whose infos these are (`evaluate_policy` asks for them); no slot has another wrapper."""
+        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
     def _all_slots(self, indices: VecEnvIndices, what: str) -> None:
         if indices is not None and len(list(self._get_indices(indices))) != self.num_envs:

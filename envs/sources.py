@@ -28,14 +28,14 @@ def resolve_tokenizer(tokenizer: Any, reference: Any) -> PreTrainedTokenizerBase
 
 
 def resolve_reference(reference: Any, *, device: str) -> LMParts | None:
-    """π_ref's parts, in eval mode with gradients off when loaded here."""
+    """π_ref's parts, in eval mode (dropout would make it another policy at every call); no gradients if loaded here."""
     if reference is None:
         return None
     if isinstance(reference, str | Path):
         model = load_causal_lm(reference, device=device).requires_grad_(False)
         return LMParts(model)
     if isinstance(reference, Shared):
-        return LMParts(reference.value)
+        return LMParts(reference.value.eval())
     if isinstance(reference, PreTrainedModel):
         raise TypeError(_bare("reference", reference))
     raise TypeError(f"expected reference to be a folder, a name, Shared(model) or None, got {type(reference).__name__}")

@@ -58,6 +58,11 @@ class TokenReward:
         """−β · log-ratio where the KL is in the reward, else 0; any shape."""
         return -self.kl_coef * log_ratios if self.kl_in == "reward" else np.zeros_like(log_ratios)
 
+    def forget(self) -> None:
+        """Begin stepping π_ref from nothing, as an environment that was just made would."""
+        if self._decoder is not None:
+            self._decoder.invalidate()
+
     def ref_log_prob(self, input_ids: np.ndarray, lengths: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """log π_ref(a|s) of one action a slot, stepped along incrementally: (N, L), (N,), (N,) → (N,) float32."""
         if self._decoder is None:
@@ -83,7 +88,7 @@ class TokenReward:
             episodes: E of them.
             log_probs: log π of each one's actions, E arrays of shape (T_e,); None to read the agent as deterministic.
         """
-        lengths = np.array([e.response_length for e in episodes])
+        lengths = np.array([e.response_length for e in episodes], dtype=np.int64)  # (E,)
         shape = (len(episodes), int(lengths.max(initial=0)))
         ref_log_probs = np.zeros(shape, dtype=np.float32)  # (E, T)
         if self.reference is not None and len(episodes):

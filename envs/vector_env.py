@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -15,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation, StepRecord
 from rlhf_gym.envs.prompts import PromptSampler
 from rlhf_gym.envs.rendering import render_response
+from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_reward, resolve_tokenizer
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
 from torch import Tensor
@@ -115,12 +117,14 @@ class TokenVectorEnv(VectorEnv):
         self.vocab_size = parts.vocab_size if parts is not None else (vocab_size or len(self.tokenizer))
         model = parts.model if parts is not None else None
         stops = default_stop_token_ids(self.tokenizer, model) if stop_token_ids is None else tuple(stop_token_ids)
+        if stop_token_ids is not None and not all(0 <= stop < self.vocab_size for stop in stops):
+            raise ValueError(f"expected stop_token_ids in 0 … {self.vocab_size - 1}, got {list(stops)}")
         self.stop_token_ids = stops
         self._prompts = resolve_prompts(prompts, self.tokenizer)
         longest = max(len(ids) for ids in self._prompts)
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
+        self._context_length = parts.context_length if parts is not None else None
         self._check_prompts(self._prompts)
-        check_room(self._prompts, max_new_tokens, parts.context_length if parts is not None else None)
 
         scorer = episode_scorer(
             resolve_reward(reward, device=device), self.tokenizer, vocab_size=self.vocab_size, stop_ids=stops
@@ -139,23 +143,17 @@ class TokenVectorEnv(VectorEnv):
         self.single_action_space = spaces.Discrete(self.vocab_size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._pad_token_id = min(pad_token_id(self.tokenizer), self.vocab_size - 1)
         self._stop_array = np.array(sorted(stops), dtype=np.int64)
-        self._columns = np.arange(length)
-        self._slots = np.arange(num_envs)
-        self._allocate(num_envs, length)
-
-    def _allocate(self, num_envs: int, length: int) -> None:
-        self._ids = np.full((num_envs, length), self._pad_token_id, dtype=np.int64)  # (N, L)
-        self._lengths = np.zeros(num_envs, dtype=np.int64)  # (N,); 0 where parked
-        self._prompt_lengths = np.zeros(num_envs, dtype=np.int64)
-        self._numbers = np.zeros(num_envs, dtype=np.int64)
-        self._log_ratios = np.zeros((num_envs, self.max_new_tokens), dtype=np.float32)  # (N, T)
-        self._rewards = np.zeros((num_envs, self.max_new_tokens), dtype=np.float32)  # (N, T)
+        self._slots = Slots(
+            num_envs,
+            max_prompt_length=self.max_prompt_length,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=min(pad_token_id(self.tokenizer), self.vocab_size - 1),
+        )
         self._ended = np.zeros(num_envs, dtype=bool)  # waiting for the next step's reset (NEXT_STEP)
         self._started = 0
         self._left: int | None = None  # episodes still to start; None for no end
-        self._queue: list[list[int]] = []  # prompts given at reset
+        self._queue: list[list[int]] = []  # prompts given at reset, the next one last
         self._needs_reset = True
         self._pending: dict[int, Episode] = {}  # deferred: ended, not scored yet
         self.last_step = StepRecord([], np.zeros(0, np.float32), np.zeros(num_envs, np.float32))
@@ -179,12 +177,19 @@ class TokenVectorEnv(VectorEnv):
     def kl_coef(self, value: float) -> None:
         if not value >= 0:
             raise ValueError(f"expected kl_coef >= 0, got {value}")
+        if value > 0 and self.token_reward.reference is None:
+            raise ValueError(f"expected kl_coef=0 in an environment without a reference, got {value}")
         self.token_reward.kl_coef = value
 
     @property
     def parked(self) -> np.ndarray:
         """Slots with nothing left to do, shape (N,) bool."""
-        return self._lengths == 0
+        return self._slots.lengths == 0
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts there are to draw from."""
+        return len(self._prompts)
 
     @property
     def pending_episodes(self) -> list[Episode]:
@@ -218,53 +223,38 @@ class TokenVectorEnv(VectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin anew in every slot; with a seed, the prompts' order as well."""
-        self.seed(seed)
-        options = options or {}
-        unknown = sorted(set(options) - {"episodes", "prompts"})
-        if unknown:
-            raise ValueError(f"expected the options episodes or prompts, got {', '.join(unknown)}")
+        left, queue = self._plan(options or {})
         self._refuse_unscored()
-        self._left, self._queue = None, []
-        if "prompts" in options:
-            queue = resolve_prompts(options["prompts"], self.tokenizer)
-            self._check_prompts(queue)
-            self._queue, self._left = queue[::-1], len(queue)
-        if "episodes" in options:
-            if "prompts" in options or options["episodes"] < 1:
-                raise ValueError(f"expected episodes >= 1, and not together with prompts, got {options['episodes']}")
-            self._left = int(options["episodes"])
+        self.seed(seed)
+        self.token_reward.forget()  # so that an episode does not depend, by rounding, on those before
+        self._left, self._queue = left, queue
         self._ended[:] = False
         for slot in range(self.num_envs):
             self._refill(slot)
         self._needs_reset = False
-        return self._observation(), {}
+        return self._slots.observation(), {}
 
     def step(
         self, actions: np.ndarray | Tensor
     ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One token in every slot."""
         actions = self._check_actions(actions)
-        waiting = self._ended.copy()  # NEXT_STEP: these begin a new episode instead of acting
-        self._ended[:] = False
-        acting = (self._lengths > 0) & ~waiting
-        lengths = np.where(acting, self._lengths, 0)
-        step_rewards, log_ratios = self._step_rewards(actions, lengths, acting)
+        slots, waiting = self._slots, self._ended  # NEXT_STEP: those waiting begin a new episode instead of acting
+        acting = (slots.lengths > 0) & ~waiting
+        step_rewards, log_ratios = self._step_rewards(actions, acting)
 
-        rows = self._slots[acting]
-        self._ids[rows, self._lengths[rows]] = actions[rows]
-        turn = self._lengths[rows] - self._prompt_lengths[rows]
-        self._lengths[rows] += 1
-        self._log_ratios[rows, turn] = log_ratios[rows]
+        slots.append(acting, actions, log_ratios)
         stopped = acting & np.isin(actions, self._stop_array)
-        terminated = stopped | (acting & (self._lengths - self._prompt_lengths >= self.max_new_tokens))
-        episodes = [self._episode(slot, "stop" if stopped[slot] else "length") for slot in self._slots[terminated]]
+        terminated = stopped | (acting & (slots.response_lengths >= self.max_new_tokens))
+        episodes = [slots.episode(i, "stop" if stopped[i] else "length") for i in np.flatnonzero(terminated)]
         scores = self._end(episodes, step_rewards)
-        self._rewards[rows, turn] = step_rewards[rows]
+        slots.earn(acting, step_rewards)
         self.last_step = StepRecord(episodes, scores, log_ratios)
+        self._ended = np.zeros(self.num_envs, dtype=bool)
         infos = self._reset_ended(episodes, scores) if episodes else {}
-        for slot in self._slots[waiting]:
+        for slot in np.flatnonzero(waiting):
             self._refill(slot)
-        return self._observation(), step_rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
+        return slots.observation(), step_rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
 
     def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
         """Each slot's response so far, a colour a token (`render_mode="ansi"`)."""
@@ -275,13 +265,14 @@ class TokenVectorEnv(VectorEnv):
 
     def render_slot(self, slot: int) -> str:
         """One slot's prompt and response as coloured text: KL, value (where a critic is attached) and reward."""
-        n, p = int(self._lengths[slot]), int(self._prompt_lengths[slot])
+        rows = self._slots
+        n, p = int(rows.lengths[slot]), int(rows.prompt_lengths[slot])
         return render_response(
             self.tokenizer,
-            prompt_ids=self._ids[slot, :p],
-            response_ids=self._ids[slot, p:n],
-            log_ratios=self._log_ratios[slot, : n - p],
-            rewards=self._rewards[slot, : n - p],
+            prompt_ids=rows.ids[slot, :p],
+            response_ids=rows.ids[slot, p:n],
+            log_ratios=rows.log_ratios[slot, : n - p],
+            rewards=rows.rewards[slot, : n - p],
             values=self._values(slot),
         )
 
@@ -312,13 +303,30 @@ class TokenVectorEnv(VectorEnv):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _plan(self, options: dict[str, Any]) -> tuple[int | None, list[list[int]]]:
+        """How many episodes a reset's options ask for (None: no end), and with which prompts, the first one last."""
+        unknown = sorted(set(options) - {"episodes", "prompts"})
+        if unknown:
+            raise ValueError(f"expected the options episodes or prompts, got {', '.join(unknown)}")
+        if "prompts" in options and "episodes" in options:
+            raise ValueError("expected either the option episodes or the option prompts, got both")
+        if "prompts" in options:
+            queue = resolve_prompts(options["prompts"], self.tokenizer)
+            self._check_prompts(queue)
+            return len(queue), queue[::-1]
+        episodes = options.get("episodes")
+        if episodes is not None and not (isinstance(episodes, int | np.integer) and episodes >= 1):
+            raise ValueError(f"expected the option episodes to be an integer >= 1, got {episodes!r}")
+        return episodes, []
+
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        check_room(prompts, self.max_new_tokens, self._context_length)
         for index, ids in enumerate(prompts):
             if len(ids) > self.max_prompt_length:
                 raise ValueError(
                     f"prompt {index} has {len(ids)} tokens, expected at most max_prompt_length={self.max_prompt_length}"
                 )
-            if len(ids) and not (min(ids) >= 0 and max(ids) < self.vocab_size):
+            if not (min(ids) >= 0 and max(ids) < self.vocab_size):
                 raise ValueError(f"prompt {index}: expected token ids in 0 … {self.vocab_size - 1}, got {list(ids)}")
 
     def _check_actions(self, actions: np.ndarray | Tensor) -> np.ndarray:
@@ -332,26 +340,24 @@ class TokenVectorEnv(VectorEnv):
         if actions.dtype.kind not in "iu":
             raise ValueError(f"expected integer actions (token ids), got {actions.dtype}")
         actions = actions.astype(np.int64, copy=False)
-        playing = (self._lengths > 0) & ~self._ended
-        if not (self._lengths > 0).any():
+        if self.parked.all():
             raise ResetNeeded("every slot is parked, the episodes asked for have ended: call reset()")
-        wrong = playing & ((actions < 0) | (actions >= self.vocab_size))
+        wrong = ~self.parked & ~self._ended & ((actions < 0) | (actions >= self.vocab_size))
         if wrong.any():
             slot = int(wrong.argmax())
             raise ValueError(f"expected actions in 0 … {self.vocab_size - 1}, got {actions[slot]} in slot {slot}")
         return actions
 
-    def _step_rewards(
-        self, actions: np.ndarray, lengths: np.ndarray, acting: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _step_rewards(self, actions: np.ndarray, acting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The KL part of this step's rewards and the log-ratios, (N,) float32 each; 0 where nothing acts."""
         zeros = np.zeros(self.num_envs, dtype=np.float32)
         if self.reward_timing == "deferred" or self.token_reward.reference is None:
             return zeros, zeros.copy()
+        lengths = np.where(acting, self._slots.lengths, 0)
         chosen = np.where(acting, actions, 0)
-        log_ratios = -self.token_reward.ref_log_prob(self._ids, lengths, chosen)
+        log_ratios = -self.token_reward.ref_log_prob(self._slots.ids, lengths, chosen)
         if self._policy is not None:
-            log_prob = self._policy.action_log_prob(self._observation(lengths), chosen)
+            log_prob = self._policy.action_log_prob(self._slots.observation(lengths), chosen)
             log_ratios += log_prob.detach().cpu().numpy() if isinstance(log_prob, Tensor) else log_prob
         log_ratios = np.where(acting, log_ratios, np.float32(0))
         return self.token_reward.penalty(log_ratios), log_ratios
@@ -365,7 +371,7 @@ class TokenVectorEnv(VectorEnv):
                 self._ended[episode.slot] = True
                 infos = self._add_info(infos, ending, episode.slot)
             return infos
-        final = self._observation()
+        final = self._slots.observation()
         for episode, ending in zip(episodes, endings, strict=True):
             single = {key: value[episode.slot] for key, value in final.items()}
             infos = self._add_info(infos, {"final_obs": single, "final_info": ending}, episode.slot)
@@ -394,7 +400,7 @@ class TokenVectorEnv(VectorEnv):
         if self.reward_timing == "step":
             info["score"] = float(score)
             if self.token_reward.reference is not None:
-                total = float(self._log_ratios[episode.slot, : episode.response_length].sum())
+                total = float(self._slots.log_ratios[episode.slot, : episode.response_length].sum())
                 info |= {"kl": total} if self._policy is not None else {"ref_log_prob": -total}
         info["response_length"] = episode.response_length
         info["finish_reason"] = episode.finish_reason
@@ -403,34 +409,16 @@ class TokenVectorEnv(VectorEnv):
             info["prompt"], info["response"] = decode(self.tokenizer, [prompt_ids, episode.response_ids])
         return info
 
-    def _episode(self, slot: int, finish_reason: str) -> Episode:
-        return Episode(
-            number=int(self._numbers[slot]),
-            slot=int(slot),
-            input_ids=self._ids[slot, : self._lengths[slot]].copy(),
-            prompt_length=int(self._prompt_lengths[slot]),
-            finish_reason=finish_reason,
-        )
-
     def _refill(self, slot: int) -> None:
         """Begin the next episode in a slot, or park it."""
-        self._ids[slot] = self._pad_token_id
-        self._lengths[slot] = self._prompt_lengths[slot] = 0
-        self._log_ratios[slot] = self._rewards[slot] = 0
         if self._left == 0:
+            self._slots.park(slot)
             return
         prompt = self._queue.pop() if self._queue else self._prompts[self._sampler.draw(self.np_random)]
-        self._ids[slot, : len(prompt)] = prompt
-        self._lengths[slot] = self._prompt_lengths[slot] = len(prompt)
-        self._numbers[slot] = self._started
+        self._slots.begin(slot, prompt, self._started)
         self._started += 1
         if self._left is not None:
             self._left -= 1
-
-    def _observation(self, lengths: np.ndarray | None = None) -> Observation:
-        lengths = self._lengths if lengths is None else lengths
-        mask = (self._columns < lengths[:, None]).astype(np.int8)  # (N, L)
-        return {"input_ids": self._ids.copy(), "attention_mask": mask}
 
     def _refuse_unscored(self) -> None:
         if self._pending:
@@ -442,14 +430,8 @@ class TokenVectorEnv(VectorEnv):
     def _values(self, slot: int) -> np.ndarray | None:
         """V(s_t) of the response's states from an attached policy that has a critic, (T,)."""
         critic = getattr(self._policy, "predict_values", None)  # a stranger's policy need not have one
-        n, p = int(self._lengths[slot]), int(self._prompt_lengths[slot])
-        if critic is None or n == p:
+        if critic is None or self._slots.response_lengths[slot] == 0:
             return None
-        lengths = np.arange(p, n)
-        ids = np.broadcast_to(self._ids[slot], (n - p, self._ids.shape[1]))
-        mask = (self._columns < lengths[:, None]).astype(np.int8)
-        import torch
-
+        states = {key: torch.from_numpy(value) for key, value in self._slots.states(slot).items()}
         with torch.no_grad():
-            values = critic({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
-        return values.cpu().numpy().reshape(-1)
+            return critic(states).cpu().numpy().reshape(-1)

@@ -1,0 +1,81 @@
+"""The rows an environment writes in: N episodes in progress, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rlhf_gym.envs.episode import Episode, Observation
+
+
+class Slots:
+    """N left-aligned, right-padded rows of prompt and response, and what each action has earned so far.
+
+    Args:
+        num_slots: N.
+        max_prompt_length, max_new_tokens: a row holds their sum, L tokens.
+        pad_token_id: what stands in padded places.
+    """
+
+    def __init__(self, num_slots: int, *, max_prompt_length: int, max_new_tokens: int, pad_token_id: int) -> None:
+        width = max_prompt_length + max_new_tokens
+        self.pad_token_id = pad_token_id
+        self.ids = np.full((num_slots, width), pad_token_id, dtype=np.int64)  # (N, L)
+        self.lengths = np.zeros(num_slots, dtype=np.int64)  # (N,); 0 where parked
+        self.prompt_lengths = np.zeros(num_slots, dtype=np.int64)  # (N,)
+        self.numbers = np.zeros(num_slots, dtype=np.int64)  # (N,) of the episode in the slot
+        self.log_ratios = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
+        self.rewards = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
+        self._columns = np.arange(width)
+
+    @property
+    def response_lengths(self) -> np.ndarray:
+        """Actions taken in each slot, (N,)."""
+        return self.lengths - self.prompt_lengths
+
+    def park(self, slot: int) -> None:
+        """Empty a slot."""
+        self.ids[slot] = self.pad_token_id
+        self.lengths[slot] = self.prompt_lengths[slot] = 0
+        self.log_ratios[slot] = self.rewards[slot] = 0
+
+    def begin(self, slot: int, prompt: Sequence[int], number: int) -> None:
+        """Start an episode in a slot."""
+        self.park(slot)
+        self.ids[slot, : len(prompt)] = prompt
+        self.lengths[slot] = self.prompt_lengths[slot] = len(prompt)
+        self.numbers[slot] = number
+
+    def append(self, acting: np.ndarray, actions: np.ndarray, log_ratios: np.ndarray) -> None:
+        """Write an action and its log-ratio, (N,) each, in the slots that act, (N,) bool."""
+        rows = np.flatnonzero(acting)
+        self.ids[rows, self.lengths[rows]] = actions[rows]
+        self.log_ratios[rows, self.response_lengths[rows]] = log_ratios[rows]
+        self.lengths[rows] += 1
+
+    def earn(self, acting: np.ndarray, rewards: np.ndarray) -> None:
+        """Note the reward (N,) of the action just appended, in the slots that acted, (N,) bool."""
+        rows = np.flatnonzero(acting)
+        self.rewards[rows, self.response_lengths[rows] - 1] = rewards[rows]
+
+    def episode(self, slot: int, finish_reason: str) -> Episode:
+        """The episode in a slot, ended."""
+        return Episode(
+            number=int(self.numbers[slot]),
+            slot=int(slot),
+            input_ids=self.ids[slot, : self.lengths[slot]].copy(),
+            prompt_length=int(self.prompt_lengths[slot]),
+            finish_reason=finish_reason,
+        )
+
+    def observation(self, lengths: np.ndarray | None = None) -> Observation:
+        """What the agent sees; `lengths` (N,) replaces the rows' own."""
+        lengths = self.lengths if lengths is None else lengths
+        mask = (self._columns < lengths[:, None]).astype(np.int8)  # (N, L)
+        return {"input_ids": self.ids.copy(), "attention_mask": mask}
+
+    def states(self, slot: int) -> Observation:
+        """The states the actions of a slot's response were taken from, one a row: (T, L)."""
+        lengths = np.arange(self.prompt_lengths[slot], self.lengths[slot])  # (T,)
+        ids = np.repeat(self.ids[slot][None], len(lengths), axis=0)  # (T, L)
+        return {"input_ids": ids, "attention_mask": (self._columns < lengths[:, None]).astype(np.int8)}
