@@ -120,9 +120,7 @@ class SlotCache(Cache):
             # a padded place may look at everything: its output is not read, and an empty row would be NaN
             allowed = (allowed | (here == self.max_length))[:, None]  # (B, 1, n, kv)
             # additive: every attention implementation takes it, where a boolean one is converted anew in each layer
-            masks[kind] = torch.zeros(allowed.shape, dtype=dtype, device=column.device).masked_fill_(
-                ~allowed, torch.finfo(dtype).min
-            )
+            masks[kind] = torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from rlhf_gym.lm.fuse import fuse_activations
 from rlhf_gym.lm.loading import context_length
 
 
@@ -22,6 +23,7 @@ class Trunk:
     """
 
     def __init__(self, module: PreTrainedModel) -> None:
+        fuse_activations(module)
         self.module = module
         self.embedding: nn.Module = module.get_input_embeddings()
         config = module.config.get_text_config()
