@@ -7,7 +7,7 @@ from transformers.activations import NewGELUActivation
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """Replace GPT-2's GELU, written out as eight operations, by torch's one of the same formula (to rounding), in place.
+    """Replace GPT-2's GELU, written out as eight operations, by torch's of the same formula (to rounding), in place.
 
     It has no weights, so nothing changes in what is saved; forward, backward and memory get cheaper.
     """
