@@ -9,20 +9,12 @@ from typing import TYPE_CHECKING, TypeVar, overload
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from rlhf_gym.preferences import Demonstration
+
 if TYPE_CHECKING:
     from rlhf_gym.rewards import RewardFunction
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """A prompt and a response worth imitating: what supervised fine-tuning learns from."""
-
-    prompt: str
-    """The text the response answers or goes on from."""
-    response: str
-    """The response. For byte-level tokenizers it begins with its own leading space."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""The user's own model and prompts as a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_gym.lm.loading import load_tokenizer
+from rlhf_gym.lm.tokens import encode_prompts
+from rlhf_gym.preferences import read_demonstrations, read_prompts
+from rlhf_gym.rewards import RewardFunction
+from rlhf_gym.tasks.task import Task
+
+
+def files_task(
+    model: str | Path,
+    prompts: str | Path,
+    *,
+    demonstrations: str | Path | None = None,
+    gold: RewardFunction | None = None,
+    heldout_fraction: float = 0.1,
+    max_prompt_length: int | None = None,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+) -> Task:
+    """A task of one's own.
+
+    Args:
+        model: folder or hub name of the pretrained language model; its tokenizer is the task's.
+        prompts: JSONL of `{"prompt"}`, or a text file of one prompt a line.
+        demonstrations: JSONL of `{"prompt", "response"}` for supervised fine-tuning; without them the model itself is
+            the SFT policy.
+        gold: a judge, where there is one.
+        heldout_fraction: of the prompts (and of the demonstrations).
+        max_prompt_length: in tokens; by default the longest prompt's.
+        max_new_tokens: longest response, in tokens.
+        seed: of the split.
+
+    Raises:
+        FileNotFoundError, ValueError: a file or model that is not as expected, or fewer than two different prompts.
+    """
+    texts = list(dict.fromkeys(read_prompts(prompts)))
+    shown = read_demonstrations(demonstrations) if demonstrations is not None else []
+    if len(texts) < 2:
+        raise ValueError(
+            f"{prompts}: expected at least two different prompts, one of them to hold out, got {len(texts)}"
+        )
+    tokenizer = load_tokenizer(model)
+    order = np.random.default_rng(seed).permutation(len(texts))
+    count = max(1, round(heldout_fraction * len(texts)))
+    heldout, train = [texts[i] for i in order[:count]], [texts[i] for i in order[count:]]
+    kept = [d for d in shown if d.prompt in set(heldout)]
+    learned = [d for d in shown if d.prompt not in set(heldout)]
+    if shown and not kept:
+        cut = max(1, round(heldout_fraction * len(learned)))
+        kept, learned = learned[:cut], learned[cut:]
+        if not learned:
+            raise ValueError(f"{demonstrations}: expected at least two demonstrations, got {len(shown)}")
+    longest = max(len(row) for row in encode_prompts(tokenizer, texts))
+    return Task(
+        name=Path(prompts).stem,
+        prompts=train,
+        heldout_prompts=heldout,
+        demonstrations=learned,
+        heldout_demonstrations=kept,
+        tokenizer=tokenizer,
+        gold=gold,
+        max_prompt_length=longest if max_prompt_length is None else max_prompt_length,
+        max_new_tokens=max_new_tokens,
+        pretrained=model,
+    )

@@ -1,0 +1,114 @@
+"""Labelled text as a task: the split, the tokenizer, the gold classifier, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_gym.tasks import labelled_text_task
+from rlhf_gym.tasks.bag_of_words import BagOfWordsClassifier
+from rlhf_gym.tasks.labelled_text import read_labelled_text, train_tokenizer
+
+GOOD = ("superb", "lovely", "warm", "clever")
+BAD = ("dull", "awful", "cold", "stale")
+NOUNS = ("film", "plot", "cast", "scene", "score", "ending", "script", "story", "camera", "finale")
+
+
+def make_texts(n: int, seed: int = 0) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        label = int(rng.integers(2))
+        words = GOOD if label else BAD
+        a, b, c = rng.choice(NOUNS, 3, replace=False)
+        x, y = rng.choice(words, 2)
+        rows.append({"text": f"the {a} with the {b} was {x} and the {c} was {y} .", "label": label})
+    return rows
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in make_texts(300)) + "\n\n")
+    return path
+
+
+def test_a_corpus_becomes_a_task(corpus):
+    task = labelled_text_task(corpus, prompt_words=4, vocab_size=400)
+    assert set(task.prompts).isdisjoint(task.heldout_prompts)
+    assert task.heldout_prompts
+    texts = {row["text"] for row in make_texts(300)}
+    for d in [*task.demonstrations, *task.heldout_demonstrations]:
+        assert d.prompt + d.response in texts
+        assert len(d.prompt.split()) == 4
+    joined = [task.tokenizer(d.prompt).input_ids + task.tokenizer(d.response).input_ids for d in task.demonstrations]
+    assert task.tokenizer.batch_decode(joined) == [d.prompt + d.response for d in task.demonstrations]
+    assert max(map(len, joined)) <= task.max_prompt_length + task.max_new_tokens
+    assert task.model_config.vocab_size == len(task.tokenizer) <= 400
+
+
+def test_gold_is_trained_on_the_labels_and_reads_prompt_and_response(corpus):
+    task = labelled_text_task(corpus, vocab_size=400)
+    assert task.gold.heldout_accuracy > 0.95
+    good, bad = task.gold(["the film with the", "the film with the"], [" plot was superb .", " plot was dull ."])
+    assert good > 0 > bad
+    assert task.gold(["superb lovely"], [" film"])[0] > task.gold(["dull awful"], [" film"])[0]
+
+
+def test_the_classifier_counts_presence_not_repetition():
+    rows = make_texts(200)
+    classifier = BagOfWordsClassifier.fit([r["text"] for r in rows], [r["label"] for r in rows])
+    once, twice, nothing = classifier.log_odds(["film superb", "film superb film superb", "unknownword"])
+    assert twice == pytest.approx(once, abs=1.0)
+    assert nothing == pytest.approx(classifier.bias)
+    assert (
+        classifier.accuracy([r["text"] for r in make_texts(100, seed=1)], [r["label"] for r in make_texts(100, seed=1)])
+        > 0.95
+    )
+
+
+def test_labels_without_a_signal_are_at_chance():
+    rng = np.random.default_rng(0)
+    texts = [r["text"] for r in make_texts(400)]
+    labels = rng.integers(0, 2, 400)
+    classifier = BagOfWordsClassifier.fit(texts[:200], labels[:200].tolist())
+    assert abs(classifier.accuracy(texts[200:], labels[200:].tolist()) - 0.5) < 0.1
+
+
+def test_byte_level_tokens_know_every_character():
+    tokenizer = train_tokenizer(["plain words only"], 300)
+    text = "naïve café — 日本語 🎬"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected labelled texts, got an empty file"),
+        ('{"text": "a b", "label": 1}\n{"text": "a"', r"line 2: expected one JSON object"),
+        ('{"text": "a b"}', r'line 1: expected {"text": …, "label": 0 or 1}, got text'),
+        ('{"text": "a b", "label": 2}', "line 1: expected the label 0 or 1, got 2"),
+        ('{"text": " ", "label": 1}', "line 1: expected a text that is not blank"),
+        (
+            '{"text": "a b", "label": 1}\n{"text": "c", "label": 1}',
+            "expected texts of both labels, 0 and 1, got only 1",
+        ),
+        ("[1, 2]", "line 1: expected .*got list"),
+    ],
+)
+def test_bad_corpora_are_refused(tmp_path, content, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_labelled_text(path)
+
+
+def test_a_missing_corpus_and_texts_too_short_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        labelled_text_task(tmp_path / "none.jsonl")
+    path = tmp_path / "short.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"word{i} b", "label": i % 2}) for i in range(20)))
+    with pytest.raises(ValueError, match="expected texts of more than 4 words"):
+        labelled_text_task(path, vocab_size=300)
