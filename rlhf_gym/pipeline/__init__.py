@@ -1,0 +1,32 @@
+"""The circle: pretrain → SFT → collect preferences → reward model → PPO → evaluate → report, into a run folder."""
+
+from rlhf_gym.pipeline.config import (
+    CollectConfig,
+    EvaluateConfig,
+    PPOConfig,
+    RewardConfig,
+    RunConfig,
+    TaskConfig,
+    default_config,
+)
+from rlhf_gym.pipeline.folder import RunFolder
+from rlhf_gym.pipeline.preparation import Run, prepare
+from rlhf_gym.pipeline.report import write_report
+from rlhf_gym.pipeline.stages import Interrupted, execute, run
+
+__all__ = [
+    "CollectConfig",
+    "EvaluateConfig",
+    "Interrupted",
+    "PPOConfig",
+    "RewardConfig",
+    "Run",
+    "RunConfig",
+    "RunFolder",
+    "TaskConfig",
+    "default_config",
+    "execute",
+    "prepare",
+    "run",
+    "write_report",
+]

@@ -1,0 +1,237 @@
+"""Evaluation on held-out prompts: every policy answers them, gold (or r_φ, where there is none) judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from rlhf_gym.functional import best_of_n_kl
+from rlhf_gym.lm import load_causal_lm
+from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
+from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.samples import (
+    Samples,
+    distinct_2,
+    draw,
+    gold_scores,
+    log_probs,
+    proxy_scores,
+    token_texts,
+    write_jsonl,
+)
+from rlhf_gym.rewards import RewardEnsemble, RewardModel
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A policy's responses to the held-out prompts, and how they fare."""
+
+    samples: Samples
+    """One response to each prompt."""
+    proxy: np.ndarray
+    """r_φ of each, (B,)."""
+    gold: np.ndarray | None
+    """Gold of each, (B,)."""
+    log_probs: list[np.ndarray]
+    """log π of each one's tokens, (T_b,) each."""
+    sft_log_probs: list[np.ndarray]
+    """log π_SFT of the same."""
+
+    @property
+    def judged(self) -> np.ndarray:
+        """What decides who wins: gold, or r_φ where there is none, (B,)."""
+        return self.proxy if self.gold is None else self.gold
+
+    @property
+    def kl(self) -> np.ndarray:
+        """log π(y|x) − log π_SFT(y|x) of each response, in nats, (B,): its mean estimates KL(π‖π_SFT)."""
+        return np.array([(a - b).sum() for a, b in zip(self.log_probs, self.sft_log_probs, strict=True)])
+
+
+def evaluate_stage(run: Run) -> dict[str, Any]:
+    """Figures of all policies; their responses go to `samples/`."""
+    config = run.config
+    prompts = heldout_prompts(run)
+    reward = run.load_reward(config.rounds)
+    sft = load_causal_lm(run.sft, device=run.device)
+    base = _measure(run, sft, sft, reward, prompts, "the SFT policy")
+    best, best_metrics = _best_of(run, sft, reward, prompts, base)
+    entries = [_entry("sft", "SFT", base, base, best), best_metrics]
+    folder = run.folder.stage("evaluate") / "samples"
+    _write(folder / "sft.jsonl", run, base)
+    _write(folder / "best_of.jsonl", run, best)
+    for kind, round, seed in trained_policies(run):
+        name = f"{kind}-round-{round}-seed-{seed}"
+        model = load_causal_lm(run.folder.seed(kind, round, seed) / "model", device=run.device)
+        measured = _measure(run, model, sft, reward, prompts, name)
+        _write(folder / f"{name}.jsonl", run, measured)
+        entries.append(_entry(kind, name, measured, base, best) | {"round": round, "seed": seed})
+        shown = _token_records(run, model, sft, measured, base)
+        write_jsonl(run.folder.stage("evaluate") / "tokens" / f"{name}.jsonl", shown)
+    return {
+        "judge": "gold" if run.task.gold is not None else "proxy",
+        "prompts": len(prompts),
+        "best_of": config.evaluate.best_of,
+        "rounds": config.rounds,
+        "policies": entries,
+        "summary": _summary(entries),
+    }
+
+
+def evaluate_line(metrics: dict[str, Any]) -> str:
+    """The stage in one line."""
+    last = [s for s in metrics["summary"] if s["kind"] == "ppo"][-1]
+    judge = "gold" if metrics["judge"] == "gold" else "r_φ (there is no gold)"
+    return (
+        f"PPO wins {last['wins_sft'][0]:.0%} against SFT, {last['wins_best_of'][0]:.0%} against its best of "
+        f"{metrics['best_of']}, says {judge}, on {metrics['prompts']} held-out prompts"
+    )
+
+
+def heldout_prompts(run: Run) -> list[str]:
+    """The prompts everyone answers."""
+    prompts = run.task.heldout_prompts
+    chosen = np.random.default_rng((run.config.seed, 7)).permutation(len(prompts))[: run.config.evaluate.num_prompts]
+    return [prompts[int(i)] for i in chosen]
+
+
+def trained_policies(run: Run) -> list[tuple[Any, int, int]]:
+    """(kind, round, seed) of what PPO left."""
+    found: list[tuple[Any, int, int]] = []
+    for round in range(1, run.config.rounds + 1):
+        found += [("ppo", round, seed) for seed in run.seeds]
+        if round == 1 and run.unleashed:
+            found += [("unleashed", round, seed) for seed in run.seeds]
+    return found
+
+
+def _measure(
+    run: Run,
+    model: PreTrainedModel,
+    sft: PreTrainedModel,
+    reward: RewardModel | RewardEnsemble,
+    prompts: Sequence[str],
+    name: str,
+) -> Measured:
+    samples = draw(model, run.task, prompts, seed=run.config.seed + 7, progress=f"held-out responses of {name}")
+    return _scored(run, model, sft, reward, samples)
+
+
+def _scored(
+    run: Run, model: PreTrainedModel, sft: PreTrainedModel, reward: RewardModel | RewardEnsemble, samples: Samples
+) -> Measured:
+    own = log_probs(model, samples)
+    return Measured(
+        samples,
+        proxy_scores(reward, run.task.tokenizer, samples),
+        None if run.task.gold is None else gold_scores(run.task.gold, samples),
+        own,
+        own if model is sft else log_probs(sft, samples),
+    )
+
+
+def _best_of(
+    run: Run, sft: PreTrainedModel, reward: RewardModel | RewardEnsemble, prompts: Sequence[str], base: Measured
+) -> tuple[Measured, dict[str, Any]]:
+    """Of n fresh SFT responses to each prompt the one r_φ likes best: what one has without training."""
+    n = run.config.evaluate.best_of
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    samples = draw(sft, run.task, repeated, seed=run.config.seed + 8, progress=f"best of {n} of the SFT policy")
+    scores = proxy_scores(reward, run.task.tokenizer, samples).reshape(len(prompts), n)
+    chosen = [i * n + int(j) for i, j in enumerate(scores.argmax(axis=1))]
+    best = _scored(run, sft, sft, reward, samples.take(chosen))
+    # its own log-probability is not that of SFT: its KL is known, at most, from n alone
+    kl = {"kl": [float(best_of_n_kl(n)), 0.0]}
+    return best, _entry("best_of", f"best of {n}", best, base, None) | kl
+
+
+def _entry(kind: str, name: str, measured: Measured, base: Measured, best: Measured | None) -> dict[str, Any]:
+    samples = measured.samples
+    entry: dict[str, Any] = {
+        "kind": kind,
+        "name": name,
+        "proxy": mean_with_error(measured.proxy),
+        "kl": mean_with_error(measured.kl),
+        "length": float(samples.lengths.mean()),
+        "stopped": float(samples.stopped.mean()),
+        "distinct_2": distinct_2(samples.responses),
+        "entropy": -float(sum(row.sum() for row in measured.log_probs)) / float(samples.lengths.sum()),
+    }
+    if measured.gold is not None and base.gold is not None:
+        entry["gold"] = mean_with_error(measured.gold)
+        entry["gold_std"] = float(measured.gold.std())
+        entry["gold_rise"] = float((measured.gold.mean() - base.gold.mean()) / base.gold.std())
+    if measured is not base:
+        entry["wins_sft"] = win_rate(measured.judged, base.judged)
+    if best is not None and measured is not base:
+        entry["wins_best_of"] = win_rate(measured.judged, best.judged)
+    return entry
+
+
+def _summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each kind of policy and round: the seed whose wins over SFT are the median, and medians of the rest."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault((entry["kind"], entry.get("round", 0)), []).append(entry)
+    rows = []
+    for (kind, round), group in groups.items():
+        middle = group[median_index([e["wins_sft"].rate if "wins_sft" in e else 0.0 for e in group])]
+        row = {"kind": kind, "round": round, "name": middle["name"], "seeds": len(group)}
+        for name, value in middle.items():
+            if isinstance(value, tuple):
+                row[name] = sorted((e[name] for e in group), key=lambda pair: pair[0])[(len(group) - 1) // 2]
+            elif isinstance(value, float):
+                row[name] = float(np.median([e[name] for e in group]))
+            elif isinstance(value, list):
+                row[name] = value
+        rows.append(row)
+    return rows
+
+
+def _write(path: Path, run: Run, measured: Measured) -> None:
+    gold = [None] * len(measured.samples) if measured.gold is None else measured.gold.tolist()
+    rows = zip(
+        measured.samples.prompts, measured.samples.responses, gold, measured.proxy.tolist(), measured.kl.tolist(),
+        measured.samples.generations, strict=True,
+    )  # fmt: skip
+    write_jsonl(
+        path,
+        [
+            {"prompt": p, "response": r, "gold": g, "proxy": s, "kl": k, "finish_reason": generation.finish_reason}
+            for p, r, g, s, k, generation in rows
+        ],
+    )
+
+
+def _token_records(
+    run: Run, model: PreTrainedModel, sft: PreTrainedModel, measured: Measured, base: Measured
+) -> list[dict[str, Any]]:
+    """The first few prompts: before and after, token by token, with log π and log π_SFT of both."""
+    first = list(range(min(run.config.evaluate.shown, len(base.samples))))
+    if not first:
+        return []
+    before = base.samples.take(first)
+    before_now = log_probs(model, before)  # what the trained policy makes of the SFT policy's words
+    records = []
+    for i in first:
+        sides = {
+            "before": (base, before_now[i], base.log_probs[i]),
+            "after": (measured, measured.log_probs[i], measured.sft_log_probs[i]),
+        }
+        record: dict[str, Any] = {"prompt": base.samples.prompts[i]}
+        for side, (source, log_pi, log_sft) in sides.items():
+            ids = source.samples.generations[i].response_ids
+            record[side] = {
+                "tokens": token_texts(run.task.tokenizer, ids),
+                "log_prob": [round(float(x), 4) for x in log_pi],
+                "ref_log_prob": [round(float(x), 4) for x in log_sft],
+                "gold": None if source.gold is None else float(source.gold[i]),
+                "proxy": float(source.proxy[i]),
+            }
+        records.append(record)
+    return records

@@ -1,0 +1,164 @@
+"""PPO on the token environment, one run a seed: π_ref and r_φ in the environment, the policy in the agent."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import LinearSchedule
+
+from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, KLController, TokenPPO
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.lm import Shared, load_causal_lm
+from rlhf_gym.pipeline.config import PPOConfig
+from rlhf_gym.pipeline.folder import METRICS_FILE, StageName, read_json
+from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
+from rlhf_gym.pipeline.samples import read_jsonl
+from rlhf_gym.training.folder import write_json
+
+ITERATIONS, CHECKPOINT = "metrics.jsonl", "checkpoint.zip"
+SHOWN = ("rlhf/score", "rlhf/kl", "rlhf/entropy", "rlhf/response_length", "rlhf/stopped", "rlhf/gold")
+"""What the stage's own metrics keep of the last iterations."""
+
+
+def ppo_stage(run: Run, round: int) -> dict[str, Any]:
+    """PPO from the policy of the round before (the SFT policy in the first), every seed."""
+    return _all_seeds(run, "ppo", round)
+
+
+def unleashed_stage(run: Run, round: int) -> dict[str, Any]:
+    """The same without a KL penalty, for as many tokens: what the leash is for."""
+    return _all_seeds(run, "unleashed", round)
+
+
+def ppo_line(metrics: dict[str, Any]) -> str:
+    """The stage in one line: medians over the seeds, of the first iterations and of the last ones."""
+    first, last = metrics["first"], metrics["last"]
+    seeds = "1 seed" if len(metrics["seeds"]) == 1 else f"{len(metrics['seeds'])} seeds"
+    gold = f", gold {first['rlhf/gold']:+.2f} → {last['rlhf/gold']:+.2f}" if "rlhf/gold" in last else ""
+    return f"{seeds}: score {first['rlhf/score']:+.2f} → {last['rlhf/score']:+.2f}{gold}, KL {last['rlhf/kl']:.1f} nats"
+
+
+def iterations(folder: Path) -> list[dict[str, Any]]:
+    """What was logged of one PPO run, a record an iteration."""
+    path = folder / ITERATIONS
+    return list(read_jsonl(path)) if path.is_file() else []
+
+
+def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
+    reward = Shared(run.load_reward(round))
+    for place, seed in enumerate(run.seeds):
+        folder = run.folder.seed(stage, round, seed)
+        if read_json(folder / METRICS_FILE) is not None:
+            continue
+        label = stage if len(run.seeds) == 1 else f"{stage}, seed {place + 1} of {len(run.seeds)}"
+        train(run, stage, round, seed, reward=reward, label=label)
+    logs = [iterations(run.folder.seed(stage, round, seed)) for seed in run.seeds]
+    return {
+        "seeds": run.seeds,
+        "tokens": [log[-1]["tokens"] for log in logs],
+        "first": _medians([log[:1] for log in logs]),
+        "last": _medians([log[-5:] for log in logs]),
+    }
+
+
+def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, label: str) -> None:
+    """One seed's PPO, from its checkpoint if it has one, into its folder.
+
+    On Ctrl-C the agent is saved as it was after its last whole iteration, and the interrupt goes on its way.
+    """
+    config, folder = run.config.ppo, run.folder.seed(stage, round, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    env = make_env(run, stage, round, seed, reward)
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.is_file():
+        agent = TokenPPO.load(checkpoint, env=env, device=run.device)
+    else:
+        agent = make_agent(run, stage, round, seed, env)
+    log = IterationLog(folder / ITERATIONS, tokens=agent.num_timesteps)
+    with PPOProgress(run.console, label, total=config.total_tokens, done=agent.num_timesteps) as bar:
+        agent.set_logger(Logger(folder=None, output_formats=[log, bar]))
+        watch = Watch(
+            checkpoint, gold=run.task.gold, gold_every=config.gold_every, checkpoint_every=config.checkpoint_every,
+            iteration=log.iteration,
+        )  # fmt: skip
+        try:
+            agent.learn(
+                config.total_tokens - agent.num_timesteps, callback=watch, reset_num_timesteps=agent.num_timesteps == 0
+            )
+        except KeyboardInterrupt:
+            watch.save_interrupted(agent)
+            raise
+    agent.save_pretrained(folder / "model")
+    write_json(folder / METRICS_FILE, {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration})
+    checkpoint.unlink(missing_ok=True)
+
+
+def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) -> TokenVectorEnv:
+    """The token MDP of a seed: this round's r_φ, its π_ref, the task's prompts."""
+    config = run.config.ppo
+    reference = load_causal_lm(run.reference(round, seed), device=run.device).requires_grad_(False)
+    return TokenVectorEnv(
+        config.num_envs,
+        prompts=list(run.task.prompts),
+        tokenizer=run.task.tokenizer,
+        reference=Shared(reference),
+        reward=reward,
+        max_new_tokens=run.task.max_new_tokens,
+        max_prompt_length=run.task.max_prompt_length,
+        kl_coef=0.0 if stage == "unleashed" else config.kl_coef,
+        reward_timing="deferred",
+        samples_per_prompt=config.samples_per_prompt,
+        missing_eos_penalty=config.missing_eos_penalty,
+    )
+
+
+def make_agent(run: Run, stage: StageName, round: int, seed: int, env: TokenVectorEnv) -> TokenPPO:
+    """A fresh agent, its policy that of the round before."""
+    config = run.config.ppo
+    start = load_causal_lm(run.policy(round - 1, seed)).float()
+    rate = config.learning_rate
+    return TokenPPO(
+        "LMPolicy",
+        env,
+        policy_kwargs={"model": Shared(start), "critic": config.critic},
+        learning_rate=LinearSchedule(rate, 0.0, 1.0) if config.schedule == "linear" else rate,
+        n_episodes=config.n_episodes,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        n_epochs=config.n_epochs,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        clip_range_vf=config.clip_range_vf,
+        vf_coef=config.vf_coef,
+        ent_coef=config.ent_coef,
+        max_grad_norm=config.max_grad_norm,
+        target_kl=config.target_kl,
+        kl_controller=FixedKL(0.0) if stage == "unleashed" else kl_controller(config),
+        seed=seed,
+        device=run.device,
+    )
+
+
+def kl_controller(config: PPOConfig) -> KLController:
+    """Who sets β."""
+    if config.kl_control == "adaptive":
+        return AdaptiveKL(config.kl_coef, config.kl_target)
+    if config.kl_control == "constraint":
+        return ConstraintKL(config.kl_coef, config.kl_target)
+    return FixedKL(config.kl_coef)
+
+
+def _medians(logs: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+    """Of each quantity: the mean over a log's records, the median over the logs."""
+    found = {}
+    for name in SHOWN:
+        means = [np.mean([r[name] for r in log if name in r]) for log in logs if any(name in r for r in log)]
+        if means:
+            found[name] = float(statistics.median(means))
+    return found

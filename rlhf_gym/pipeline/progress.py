@@ -1,0 +1,127 @@
+"""What is seen and kept while PPO learns: a line of JSON an iteration, a progress bar, gold from outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter
+
+from rlhf_gym.agents import TokenPPO
+from rlhf_gym.lm.tokens import decode
+from rlhf_gym.pipeline.samples import read_jsonl, write_jsonl
+from rlhf_gym.rewards import RewardFunction, check_scores
+
+
+class IterationLog(KVWriter):
+    """Appends each iteration's figures to a JSONL file, under the names of SB3's logger.
+
+    Args:
+        path: the file; what it holds of iterations after `tokens` is removed (they will be gone through again).
+        tokens: response tokens generated so far.
+    """
+
+    def __init__(self, path: Path, *, tokens: int) -> None:
+        kept = [record for record in read_jsonl(path) if record["tokens"] <= tokens] if path.is_file() else []
+        write_jsonl(path, kept)
+        self.path, self.iteration = path, len(kept)
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """One line."""
+        self.iteration += 1
+        figures = {name: float(value) for name, value in sorted(key_values.items()) if np.isfinite(value)}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"iteration": self.iteration, "tokens": int(step), **figures}) + "\n")
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+class PPOProgress(KVWriter):
+    """The bar: tokens so far, and how score, KL, β, entropy and length stand."""
+
+    def __init__(self, console: Console, label: str, *, total: int, done: int) -> None:
+        self._bar = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[figures]}", style="dim"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(label, total=total, completed=done, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Move on."""
+        shown = (
+            ("score", "rlhf/score", "+.2f"), ("gold", "rlhf/gold", "+.2f"), ("KL", "rlhf/kl", ".2f"),
+            ("β", "rlhf/kl_coef", ".3f"), ("H", "rlhf/entropy", ".2f"), ("len", "rlhf/response_length", ".1f"),
+            ("tok/s", "time/tokens_per_second", ",.0f"),
+        )  # fmt: skip
+        figures = "  ".join(f"{label} {key_values[name]:{form}}" for label, name, form in shown if name in key_values)
+        self._bar.update(self._task, completed=step, figures=figures)
+
+    def close(self) -> None:
+        """The bar is closed by leaving its block."""
+
+
+class Watch(BaseCallback):
+    """Looks at gold, which no agent sees, and writes checkpoints between iterations.
+
+    Args:
+        checkpoint: where the agent is saved.
+        gold: the judge; None where there is none.
+        gold_every: iterations between two looks; the first iteration is looked at.
+        checkpoint_every: iterations between two checkpoints.
+        iteration: iterations that are over.
+    """
+
+    def __init__(
+        self, checkpoint: Path, *, gold: RewardFunction | None, gold_every: int, checkpoint_every: int, iteration: int
+    ) -> None:
+        super().__init__()
+        self.checkpoint, self.gold = checkpoint, gold
+        self.gold_every, self.checkpoint_every, self.iteration = gold_every, checkpoint_every, iteration
+
+    def _on_rollout_start(self) -> None:
+        # Between iterations: what is saved here is the start of this one.
+        if self.iteration and self.iteration % self.checkpoint_every == 0:
+            self.model.save(self.checkpoint)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.gold is not None and self.iteration % self.gold_every == 0:
+            agent = self.model
+            assert isinstance(agent, TokenPPO) and agent.buffer is not None
+            episodes = agent.buffer.episodes
+            tokenizer = agent.engine.tokenizer
+            prompts = decode(tokenizer, [e.input_ids[: e.prompt_length].tolist() for e in episodes])
+            responses = decode(tokenizer, [e.response_ids.tolist() for e in episodes])
+            scores = check_scores(self.gold(prompts, responses), len(episodes), source="the gold reward")
+            self.logger.record("rlhf/gold", float(scores.mean()))
+            self.logger.record("rlhf/gold_std", float(scores.std()))
+        self.iteration += 1
+
+    def save_interrupted(self, agent: TokenPPO) -> None:
+        """Keep what an interrupted run has done: up to its last whole iteration, and that one's figures."""
+        if "rlhf/score" in agent.logger.name_to_value:  # the update was let finish, its figures were not yet written
+            agent.dump_logs(self.iteration)
+        agent.save(self.checkpoint)

@@ -1,0 +1,80 @@
+(() => {
+  const tip = document.getElementById("tip");
+  const place = (x, y) => {
+    tip.hidden = false;
+    const box = tip.getBoundingClientRect();
+    const left = x + 16 + box.width > innerWidth ? x - box.width - 16 : x + 16;
+    tip.style.left = Math.max(6, left) + "px";
+    tip.style.top = Math.max(6, Math.min(y + 14, innerHeight - box.height - 6)) + "px";
+  };
+  const hide = () => { tip.hidden = true; };
+  const number = (v) => {
+    const size = Math.abs(v);
+    const text = size >= 10000 ? Math.round(v / 1000) + "k" : String(Number(v.toPrecision(3)));
+    return text.replace("-", "−");
+  };
+  const rows = (pairs) => {
+    const table = document.createElement("table");
+    for (const [name, value, kind] of pairs) {
+      const row = table.insertRow();
+      const first = row.insertCell();
+      if (kind) {
+        const dot = document.createElement("i");
+        dot.className = "swatch fill-" + kind;
+        first.append(dot);
+      }
+      first.append(name);
+      row.insertCell().textContent = value;
+    }
+    return table;
+  };
+
+  for (const svg of document.querySelectorAll("svg.chart")) {
+    const lines = JSON.parse(svg.dataset.lines);
+    const pointer = svg.querySelector(".pointer");
+    if (!lines.length) continue;
+    const make = (name, attributes) => {
+      const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+      for (const key in attributes) element.setAttribute(key, attributes[key]);
+      pointer.append(element);
+    };
+    const show = (event) => {
+      const box = svg.getBoundingClientRect();
+      const x = (event.clientX - box.left) * svg.viewBox.baseVal.width / box.width;
+      const nearest = lines.filter(([, , points]) => points.length).map(([name, kind, points]) =>
+        [name, kind, points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a)]);
+      pointer.replaceChildren();
+      const at = nearest.reduce((a, b) => Math.abs(b[2][0] - x) < Math.abs(a[2][0] - x) ? b : a)[2];
+      make("line", { x1: at[0], x2: at[0], y1: 12, y2: svg.viewBox.baseVal.height - 38 });
+      const near = nearest.filter(([, , p]) => Math.abs(p[0] - at[0]) < 12);
+      for (const [, kind, p] of near) make("circle", { cx: p[0], cy: p[1], r: 3, class: kind, fill: "currentColor" });
+      tip.replaceChildren(rows([[svg.dataset.x, number(at[2])], ...near.map(([name, kind, p]) => [name, number(p[3]), kind])]));
+      pointer.removeAttribute("hidden");
+      place(event.clientX, event.clientY);
+    };
+    svg.addEventListener("pointermove", show);
+    svg.addEventListener("pointerdown", show);
+    svg.addEventListener("pointerleave", () => { pointer.setAttribute("hidden", ""); hide(); });
+  }
+
+  const signed = (v) => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2);
+  const token = (event) => {
+    const span = event.target.closest("[data-p]");
+    if (!span) return;
+    const [ours, theirs] = [Number(span.dataset.p), Number(span.dataset.r)];
+    const percent = (v) => { const p = 100 * Math.exp(v); return p >= .1 ? p.toFixed(1) + " %" : p.toExponential(0) + " %"; };
+    const head = document.createElement("b");
+    head.textContent = span.textContent.trim() || "(space)";
+    tip.replaceChildren(head, rows([
+      ["log π", signed(ours) + "  (" + percent(ours) + ")"],
+      ["log π_SFT", signed(theirs) + "  (" + percent(theirs) + ")"],
+      ["difference", signed(ours - theirs) + " nats"],
+    ]));
+    const box = span.getBoundingClientRect();
+    place(box.left - 10, box.bottom);
+  };
+  for (const text of document.querySelectorAll(".text")) {
+    for (const kind of ["pointerover", "pointerdown"]) text.addEventListener(kind, token);
+    text.addEventListener("pointerleave", hide);
+  }
+})();

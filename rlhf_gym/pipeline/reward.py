@@ -1,0 +1,98 @@
+"""The reward model: trained on all preferences so far, normalised on the SFT policy's responses."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.pipeline.collect import all_preferences
+from rlhf_gym.pipeline.preparation import NORMALIZERS, Run
+from rlhf_gym.pipeline.samples import Samples, draw, proxy_scores
+from rlhf_gym.rewards import RewardEnsemble, RewardModel, RewardNormalizer
+from rlhf_gym.training import evaluate_reward_model, train_reward_model
+from rlhf_gym.training.folder import write_json
+
+
+def reward_stage(run: Run, round: int) -> dict[str, Any]:
+    """r_φ of this round, from the SFT policy's trunk and a new head, into `model/`."""
+    config = run.config.reward
+    folder = run.folder.stage("reward", round)
+    folder.mkdir(parents=True, exist_ok=True)
+    if run.config.task.reward_model is not None:
+        return _own_reward(run)
+    train, heldout = all_preferences(run, round)
+    members = [_train(run, folder / f"member-{i}", i, round) for i in range(config.members)]
+    reward: RewardModel | RewardEnsemble = members[0]
+    if len(members) > 1:
+        reward = RewardEnsemble(members, config.aggregate, uncertainty_weight=config.uncertainty_weight)
+    samples = reference_samples(run)
+    for member in members:
+        normalise(member, run, samples)
+    partial = folder / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    reward.save_pretrained(partial)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    partial.rename(folder / "model")
+    metrics = asdict(evaluate_reward_model(reward if len(members) == 1 else reward.score_texts, heldout))
+    for i in range(config.members):
+        shutil.rmtree(folder / f"member-{i}")
+    return metrics | {"pairs": len(train), "members": config.members}
+
+
+def reward_line(metrics: dict[str, Any]) -> str:
+    """The stage in one line."""
+    if "source" in metrics:
+        accuracy = f"; accuracy {metrics['accuracy']:.1%} on {metrics['n']:,} pairs" if "accuracy" in metrics else ""
+        return f"{metrics['source']}, normalised on the SFT policy's responses{accuracy}"
+    clean = "" if metrics["clean_accuracy"] in (0, metrics["accuracy"]) else f" ({metrics['clean_accuracy']:.1%} clean)"
+    how = f"{metrics['members']} models on " if metrics["members"] > 1 else ""
+    return f"{how}{metrics['pairs']:,} pairs; accuracy {metrics['accuracy']:.1%}{clean} on {metrics['n']:,} held out"
+
+
+def reference_samples(run: Run) -> Samples:
+    """Responses of the SFT policy to training prompts, in whose unit r_φ speaks."""
+    prompts = run.task.prompts
+    rng = np.random.default_rng((run.config.seed, 99))
+    chosen = rng.integers(len(prompts), size=run.config.reward.reference_samples)
+    policy = load_causal_lm(run.sft, device=run.device)
+    return draw(
+        policy, run.task, [prompts[int(i)] for i in chosen], seed=run.config.seed + 99, progress="reference responses"
+    )
+
+
+def normalise(reward: RewardModel, run: Run, samples: Samples) -> None:
+    """Give r_φ mean 0 and standard deviation 1 over these responses, read as PPO's episodes will be."""
+    reward.normalizer = RewardNormalizer()
+    reward.normalizer = RewardNormalizer.fit(proxy_scores(reward, run.task.tokenizer, samples))
+
+
+def _own_reward(run: Run) -> dict[str, Any]:
+    """A reward model that is there already: nothing is trained, its scores are put into the SFT policy's unit."""
+    samples = reference_samples(run)
+    reward = run.load_reward(1)
+    members = [reward] if isinstance(reward, RewardModel) else list(reward)
+    for member in members:
+        normalise(member, run, samples)
+    write_json(run.folder.stage("reward") / NORMALIZERS, [member.normalizer.to_dict() for member in members])
+    metrics: dict[str, Any] = {"source": run.config.task.reward_model, "members": len(members), "pairs": 0}
+    if run.preferences is not None:
+        judge = reward if isinstance(reward, RewardModel) else reward.score_texts
+        metrics |= asdict(evaluate_reward_model(judge, run.preferences))
+    return metrics
+
+
+def _train(run: Run, folder: Path, member: int, round: int) -> RewardModel:
+    """One reward model; members differ in the seed of their head and of the order of the data."""
+    training = run.config.reward.training
+    config = replace(training, seed=training.seed + member, use_cpu=training.use_cpu or run.device == "cpu")
+    policy = load_causal_lm(run.sft, dtype=torch.float32)
+    reward = RewardModel.from_language_model(policy, run.task.tokenizer, seed=run.config.seed + member)
+    train, heldout = all_preferences(run, round)
+    train_reward_model(reward, train, heldout=heldout, config=config, output_dir=folder)
+    return reward.to(run.device)

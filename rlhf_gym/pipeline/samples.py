@@ -1,0 +1,147 @@
+"""Responses: drawn, scored, compared, kept as JSONL."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_gym.lm.generation import Generation, generate, token_log_probs
+from rlhf_gym.lm.sampling import SamplingParams
+from rlhf_gym.lm.tokens import decode, encode_prompts, pad_rows, stop_token_ids
+from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, check_scores, episode_scorer
+from rlhf_gym.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Responses to prompts, B of them."""
+
+    prompts: list[str]
+    """The prompts."""
+    responses: list[str]
+    """The responses as texts, special tokens left out."""
+    generations: list[Generation]
+    """The same as tokens."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, indices: Sequence[int]) -> Samples:
+        """Some of them."""
+        return Samples(
+            [self.prompts[i] for i in indices],
+            [self.responses[i] for i in indices],
+            [self.generations[i] for i in indices],
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each response, its end included, (B,)."""
+        return np.array([len(g.response_ids) for g in self.generations])
+
+    @property
+    def stopped(self) -> np.ndarray:
+        """Whether each came to its end by itself, (B,)."""
+        return np.array([g.finish_reason == "stop" for g in self.generations])
+
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token ids (B, L), prompt lengths (B,) and lengths (B,)."""
+        rows = [[*g.prompt_ids, *g.response_ids] for g in self.generations]
+        starts = torch.tensor([len(g.prompt_ids) for g in self.generations])
+        return torch.from_numpy(pad_rows(rows)[0]), starts, torch.tensor([len(row) for row in rows])
+
+
+def draw(
+    model: PreTrainedModel,
+    task: Task,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    progress: str | None = None,
+) -> Samples:
+    """One response to each prompt; the same seed draws the same ones."""
+    generations = generate(
+        model,
+        encode_prompts(task.tokenizer, prompts),
+        max_new_tokens=task.max_new_tokens,
+        stop_token_ids=stop_token_ids(task.tokenizer, model),
+        params=SamplingParams(temperature=temperature),
+        generator=torch.Generator(model.device).manual_seed(seed),
+        num_slots=128,
+        progress=progress,
+    )
+    return Samples(list(prompts), decode(task.tokenizer, [g.response_ids for g in generations]), generations)
+
+
+def proxy_scores(
+    reward: RewardModel | RewardEnsemble, tokenizer: PreTrainedTokenizerBase, samples: Samples
+) -> np.ndarray:
+    """r_φ of each response, normalised, (B,)."""
+    device = reward.device if isinstance(reward, RewardModel) else next(iter(reward)).device
+    ids, starts, lengths = samples.rows()
+    scores = episode_scorer(reward, tokenizer)(ids.to(device), starts, lengths)
+    return scores.cpu().numpy().astype(np.float64)
+
+
+def gold_scores(gold: RewardFunction, samples: Samples) -> np.ndarray:
+    """Gold of each response, (B,)."""
+    scores = gold(samples.prompts, samples.responses)
+    return check_scores(scores, len(samples), source="the gold reward").astype(np.float64)
+
+
+def log_probs(model: PreTrainedModel, samples: Samples) -> list[np.ndarray]:
+    """log π of each response's tokens under the model's own distribution, (T_b,) each."""
+    ids, starts, lengths = samples.rows()
+    table = token_log_probs(model, ids, lengths, first=starts).numpy()  # (B, L)
+    return [row[a:b] for row, a, b in zip(table, starts.tolist(), lengths.tolist(), strict=True)]
+
+
+def distinct_2(responses: Sequence[str]) -> float:
+    """Distinct pairs of neighbouring words over all pairs, among all the responses (Li et al. 2016, arXiv 1510.03055).
+
+    It falls with the number of responses: compare sets of one size.
+    """
+    pairs = Counter(pair for response in responses for pair in pairwise(response.split()))
+    return len(pairs) / max(1, pairs.total())
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of each token, so that joined they read as the response does; special tokens by name."""
+    words = decode_each(tokenizer, ids)
+    special = set(tokenizer.all_special_ids)
+    plain = [token for token in ids if token not in special][:2]
+    glued = decode_each(tokenizer, [plain]) == ["".join(decode_each(tokenizer, plain))]
+    return [word if glued else word + " " for word in words]
+
+
+def decode_each(tokenizer: PreTrainedTokenizerBase, items: Sequence[int] | Sequence[list[int]]) -> list[str]:
+    """The text of each token, or of each row of tokens, by itself; special tokens are shown."""
+    rows = [[item] if isinstance(item, int) else item for item in items]
+    return tokenizer.batch_decode(rows) if rows else []
+
+
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    os.replace(partial, path)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """What `write_jsonl` wrote; a last line that was cut off is left out."""
+    with path.open(newline="\n") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

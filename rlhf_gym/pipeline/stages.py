@@ -1,0 +1,182 @@
+"""The whole run: its stages in order, those that are complete skipped, one line said about each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlhf_gym.pipeline import terminal
+from rlhf_gym.pipeline.collect import collect_line, collect_stage
+from rlhf_gym.pipeline.config import RunConfig
+from rlhf_gym.pipeline.evaluate import evaluate_line, evaluate_stage
+from rlhf_gym.pipeline.folder import StageName
+from rlhf_gym.pipeline.ppo import ppo_line, ppo_stage, unleashed_stage
+from rlhf_gym.pipeline.preparation import Run, prepare, use_threads
+from rlhf_gym.pipeline.report import write_report
+from rlhf_gym.pipeline.reward import reward_line, reward_stage
+from rlhf_gym.pipeline.supervised import pretrain_line, pretrain_stage, sft_line, sft_stage
+from rlhf_gym.tasks import Task
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one run."""
+
+    name: StageName
+    """Its name, on the command line and in the folder."""
+    round: int
+    """Its round, 1 where there are none."""
+    work: Callable[[], dict[str, Any]]
+    """Does it; what comes back marks it as complete."""
+    line: Callable[[dict[str, Any]], str]
+    """What it achieved, in a line."""
+    idle: str = ""
+    """Why there is nothing to do, where there is nothing."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a stage, which is named; what is on the disk can be gone on with."""
+
+
+def run(
+    config: RunConfig | None = None,
+    *,
+    task: Task | None = None,
+    only: StageName | None = None,
+    redo: StageName | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Go through the stages into `config.run_dir`, or on from where an earlier call stopped.
+
+        from rlhf_gym.pipeline import RunConfig, run
+
+        run(RunConfig(run_dir=Path("runs/mine"), seeds=1))
+
+    Args:
+        config: the settings; `RunConfig()` runs the embedded task.
+        task: a task of your own, instead of the one that the settings name.
+        only: this stage alone, for which all before it must be complete.
+        redo: begin again from this stage; what it and later ones left is removed.
+        console: where progress is shown; the terminal by default.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ValueError, OSError: before any work: something given is not as expected, or the folder is another run's.
+    """
+    prepared = prepare(config or RunConfig(), task=task, console=console, redo=redo)
+    return execute(prepared, only=only, redo=redo)
+
+
+def execute(run: Run, *, only: StageName | None = None, redo: StageName | None = None) -> Path:
+    """The stages of a run that has been checked. See `run`."""
+    if only is not None:
+        check_inputs(run, only)
+    with run.folder.occupied():
+        run.folder.open(run.config, redo=redo)
+        _execute(run, only)
+    return run.folder.root
+
+
+def _execute(run: Run, only: StageName | None) -> None:
+    terminal.say_header(run, use_threads(run.config.threads))
+    many = run.config.rounds > 1
+    stages = list(stages_of(run))
+    if only is not None:
+        named = [stage for stage in stages if stage.name == only]
+        stages = [next((stage for stage in named if not is_complete(run, stage)), named[-1])] if named else []
+        if not named and only != "report":
+            terminal.say_stage(run.console, only, "", "there is none in this run")
+    for stage in stages:
+        _go_through(run, stage, stage.name if not many or stage.name not in terminal.IN_ROUNDS
+                    else f"{stage.name} {stage.round}")  # fmt: skip
+    if only in (None, "evaluate", "report"):
+        _report(run)
+
+
+def stages_of(run: Run) -> Iterator[Stage]:
+    """All stages but the report, in order."""
+    shipped = f"skipped: the pretrained model is there ({_short(run.task.pretrained)})"
+    yield Stage("pretrain", 1, lambda: pretrain_stage(run), pretrain_line, idle="" if run.makes_pretrained else shipped)
+    no_demonstrations = "skipped: no demonstrations, the pretrained model itself is the SFT policy"
+    yield Stage("sft", 1, lambda: sft_stage(run), sft_line, idle="" if run.task.demonstrations else no_demonstrations)
+    for round in range(1, run.config.rounds + 1):
+        yield from _round(run, round)
+    yield Stage("evaluate", 1, lambda: evaluate_stage(run), evaluate_line)
+
+
+def _round(run: Run, round: int) -> Iterator[Stage]:
+    own = "" if run.config.task.reward_model is None else "skipped: the reward model is there"
+    yield Stage("collect", round, lambda: collect_stage(run, round), collect_line, idle=own)
+    yield Stage("reward", round, lambda: reward_stage(run, round), reward_line)
+    yield Stage("ppo", round, lambda: ppo_stage(run, round), ppo_line)
+    if round == 1 and run.unleashed:
+        yield Stage("unleashed", round, lambda: unleashed_stage(run, round), ppo_line)
+
+
+def is_complete(run: Run, stage: Stage) -> bool:
+    """Whether there is nothing left to do."""
+    return bool(stage.idle) or run.folder.metrics(stage.name, stage.round) is not None
+
+
+def check_inputs(run: Run, only: StageName) -> None:
+    """A stage alone needs all before it.
+
+    Raises:
+        ValueError: one of them is not complete.
+    """
+    stages = list(stages_of(run))
+    targets = [i for i, stage in enumerate(stages) if stage.name == only]
+    left = [i for i in targets if not is_complete(run, stages[i])]
+    first = left[0] if left else targets[-1] if targets else len(stages)
+    for stage in stages[:first]:
+        if not is_complete(run, stage) and stage.name != "unleashed":
+            raise ValueError(
+                f"expected {stage.name} to be complete before {only}, got a run folder without it: run "
+                f"`rlhf-gym {stage.name} --run-dir {run.config.run_dir}` first"
+            )
+
+
+def _go_through(run: Run, stage: Stage, label: str) -> None:
+    if stage.idle:
+        terminal.say_stage(run.console, label, "", stage.idle)
+        return
+    done = run.folder.metrics(stage.name, stage.round)
+    if done is not None:
+        terminal.say_stage(run.console, label, "done", stage.line(done))
+        return
+    started = time.perf_counter()
+    try:
+        metrics = stage.work()
+    except KeyboardInterrupt as error:
+        raise Interrupted(label) from error
+    metrics["seconds"] = round(time.perf_counter() - started, 1)
+    run.folder.complete(stage.name, stage.round, metrics)
+    terminal.say_stage(run.console, label, terminal.duration(metrics["seconds"]), stage.line(run_metrics(run, stage)))
+
+
+def run_metrics(run: Run, stage: Stage) -> dict[str, Any]:
+    """What a stage left, as it reads from the folder."""
+    metrics = run.folder.metrics(stage.name, stage.round)
+    assert metrics is not None
+    return metrics
+
+
+def _report(run: Run) -> None:
+    started = time.perf_counter()
+    path = write_report(run.folder)
+    terminal.say_stage(run.console, "report", terminal.duration(time.perf_counter() - started), str(path))
+    metrics = run.folder.metrics("evaluate")
+    if metrics is not None:
+        terminal.say_table(run.console, metrics)
+
+
+def _short(source: object) -> str:
+    text = str(source)
+    return text if len(text) <= 40 else "…" + text[-39:]

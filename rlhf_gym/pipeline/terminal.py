@@ -1,0 +1,99 @@
+"""What a run says: where it is and what it does, a line a stage, a table at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_gym.pipeline.folder import IN_ROUNDS
+from rlhf_gym.pipeline.preparation import Run
+
+__all__ = ["IN_ROUNDS", "duration", "kind_label", "say_header", "say_stage", "say_table"]
+
+WIDTH = 11
+
+
+def say_header(run: Run, threads: int) -> None:
+    """What is run, on what, and where it goes."""
+    config, task = run.config, run.task
+    where = f"{run.device}, {threads} thread{'s' * (threads != 1)}" if run.device == "cpu" else run.device
+    judge = "a gold reward judges" if task.gold is not None else "no gold reward: r_φ itself judges"
+    kind = "the SFT policy" if config.reference == "sft" else (
+        "the pretrained model" if config.reference == "pretrained" else "the policy that a round begins with"
+    )  # fmt: skip
+    out = run.console
+    out.print(Text.assemble(("rlhf-gym", "bold"), f"  {task.name} → {run.folder.root}"))
+    out.print(
+        f"  {len(task.prompts):,} prompts, {len(task.heldout_prompts):,} held out; {judge}; π_ref is {kind}; {where}",
+        style="dim", highlight=False,
+    )  # fmt: skip
+    out.print()
+
+
+def say_stage(console: Console, name: str, took: str, line: str) -> None:
+    """One stage's line."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=WIDTH, no_wrap=True)
+    table.add_column(width=6, justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    skipped = line.startswith("skipped")
+    name_style, line_style = ("dim", "dim") if skipped else ("bold", "")
+    table.add_row(Text(name, style=name_style), Text(took, style="dim"), Text(line, style=line_style))
+    console.print(table)
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def kind_label(kind: str, round: int, *, best_of: int, rounds: int) -> str:
+    """What a row of the final table is called."""
+    if kind == "best_of":
+        return f"SFT, best of {best_of}"
+    names = {"sft": "SFT", "ppo": "PPO", "unleashed": "PPO without KL"}
+    return names[kind] + (f", round {round}" if kind == "ppo" and rounds > 1 else "")
+
+
+def say_table(console: Console, metrics: dict[str, Any]) -> None:
+    """Who wins, and at what price."""
+    gold = metrics["judge"] == "gold"
+    seeds = max(row["seeds"] for row in metrics["summary"])
+    table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
+    table.add_column("")
+    headings = ["wins\nvs SFT", "95 %", f"wins vs\nbest of {metrics['best_of']}", *(["gold"] if gold else []),
+                "score\nr_φ", "KL\nnats", "entropy\nnats/tok", "length\ntokens", "distinct-2"]  # fmt: skip
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in metrics["summary"]:
+        table.add_row(
+            Text(kind_label(row["kind"], row["round"], best_of=metrics["best_of"], rounds=metrics["rounds"]), "bold"),
+            *_cells(row, gold=gold, seeds=row["seeds"]),
+        )
+    console.print()
+    console.print(table)
+    judge = "gold" if gold else "r_φ itself (there is no gold reward)"
+    middle = f"; PPO: the median of {seeds} seeds" if seeds > 1 else ""
+    console.print(
+        f"judged by {judge} on {metrics['prompts']} held-out prompts, ties half{middle}", style="dim", highlight=False
+    )
+
+
+def _cells(row: dict[str, Any], *, gold: bool, seeds: int) -> list[str]:
+    wins, best = row.get("wins_sft"), row.get("wins_best_of")
+    at_most = "≤ " if row["kind"] == "best_of" else ""
+    return [
+        "" if wins is None else f"{wins[0]:.1%}",
+        "" if wins is None else f"{100 * wins[1]:.0f}–{100 * wins[2]:.0f}",
+        "" if best is None else f"{best[0]:.1%}",
+        *([f"{row['gold'][0]:+.2f}"] if gold else []),
+        f"{row['proxy'][0]:+.2f}",
+        "0" if row["kind"] == "sft" else f"{at_most}{row['kl'][0]:.2f}",
+        f"{row['entropy']:.2f}",
+        f"{row['length']:.1f}",
+        f"{row['distinct_2']:.3f}",
+    ]

@@ -1,0 +1,146 @@
+"""A run folder as a finished run leaves it, with made-up figures: for tests of what reads one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_gym.pipeline.config import EvaluateConfig, RunConfig
+from rlhf_gym.pipeline.folder import RunFolder
+from rlhf_gym.pipeline.samples import write_jsonl
+
+SEEDS = [0, 1, 2]
+
+
+def made_up_run(root: Path, *, gold: bool = True, rounds: int = 1, seeds: int = 3, evil: str = "") -> RunFolder:
+    """Three seeds with and without KL penalty; `evil` is slipped into prompts and tokens."""
+    folder = RunFolder(root)
+    config = replace(RunConfig(run_dir=root), seeds=seeds, rounds=rounds, evaluate=EvaluateConfig(shown=3))
+    folder.open(config)
+    rng = np.random.default_rng(0)
+    folder.complete("sft", 1, {"demonstrations": 8000, "perplexity": 3.31, "perplexity_floor": 3.233, "seconds": 21})
+    for round in range(1, rounds + 1):
+        collected = {
+            "pairs": 3600,
+            "heldout_pairs": 400,
+            "prompts": 2000,
+            "mistaken": 0.05,
+            "annotators": ["simulated"],
+        }
+        folder.complete("collect", round, collected | {"seconds": 14.2})
+        rewarded = {"pairs": 3600, "accuracy": 0.81, "clean_accuracy": 0.83, "n": 400, "members": 1}
+        folder.complete("reward", round, rewarded | {"seconds": 12.5})
+        _ppo(folder, "ppo", round, seeds, rng, gold)
+    if gold:
+        _ppo(folder, "unleashed", 1, seeds, rng, gold)
+    folder.complete("evaluate", 1, _evaluation(folder, rounds, seeds, gold, evil) | {"seconds": 9.1})
+    return folder
+
+
+def _ppo(folder: RunFolder, stage: Any, round: int, seeds: int, rng: np.random.Generator, gold: bool) -> None:
+    for seed in range(seeds):
+        records = []
+        for i in range(120):
+            done = (i + 1) / 120
+            leashed = stage == "ppo"
+            kl = 6.5 * (1 - np.exp(-5 * done)) if leashed else 40 * done**1.3
+            d = np.sqrt(kl)
+            rise = d * (1.05 - 0.28 * np.log(max(d, 1e-3))) if leashed else d * (1.5 - 0.75 * np.log(max(d, 1e-3)))
+            record = {
+                "iteration": i + 1,
+                "tokens": 2500 * (i + 1) + int(rng.integers(200)),
+                "rlhf/score": float(1.25 * d * (1 - 0.05 * d) + 0.08 * rng.standard_normal()),
+                "rlhf/kl": float(kl + 0.15 * rng.standard_normal() * d),
+                "rlhf/kl_coef": 0.1 if leashed else 0.0,
+                "rlhf/entropy": float(1.3 * np.exp(-0.08 * kl) + 0.02 * rng.standard_normal()),
+                "rlhf/response_length": float(13 + (done if leashed else 9 * done) + 0.3 * rng.standard_normal()),
+                "rlhf/stopped": 1.0 if leashed else 1 - 0.4 * done,
+                "train/explained_variance": float(0.5 * (1 - np.exp(-4 * done))),
+                "train/clip_fraction": float(0.12 * (1 - done)),
+            }
+            if gold:
+                record["rlhf/gold"] = float(0.1 + 1.24 * rise + 0.1 * rng.standard_normal())
+            records.append(record)
+        write_jsonl(folder.seed(stage, round, seed) / "metrics.jsonl", records)
+    figures = {"rlhf/score": 0.0, "rlhf/kl": 0.0} | ({"rlhf/gold": 0.1} if gold else {})
+    last = {"rlhf/score": 2.6, "rlhf/kl": 6.4} | ({"rlhf/gold": 1.9} if gold else {})
+    folder.complete(stage, round, {"seeds": list(range(seeds)), "first": figures, "last": last, "seconds": 80.0})
+
+
+def _evaluation(folder: RunFolder, rounds: int, seeds: int, gold: bool, evil: str) -> dict[str, Any]:
+    base = {"length": 13.7, "stopped": 1.0, "distinct_2": 0.061, "entropy": 1.31}
+    judged = {"gold": [0.11, 0.06], "gold_std": 1.24, "gold_rise": 0.0} if gold else {}
+    rows: list[dict[str, Any]] = [
+        {"kind": "sft", "round": 0, "name": "SFT", "seeds": 1, "proxy": [0.01, 0.05], "kl": [0, 0]} | base | judged,
+        {"kind": "best_of", "round": 0, "name": "best of 4", "seeds": 1, "proxy": [0.99, 0.04], "kl": [0.636, 0]}
+        | base
+        | {"wins_sft": [0.74, 0.69, 0.78]}
+        | (judged | {"gold": [0.93, 0.05]} if gold else {}),
+    ]
+    for round in range(1, rounds + 1):
+        rows.append(
+            {"kind": "ppo", "round": round, "name": f"ppo-round-{round}-seed-0", "seeds": seeds, "proxy": [2.61, 0.04]}
+            | base
+            | {"kl": [6.42, 0.1], "wins_sft": [0.912, 0.88, 0.936], "wins_best_of": [0.78, 0.74, 0.82]}
+            | (judged | {"gold": [1.93, 0.05]} if gold else {})
+        )
+    if gold:
+        rows.append(
+            {"kind": "unleashed", "round": 1, "name": "unleashed-round-1-seed-0", "seeds": seeds, "proxy": [5.2, 0.02]}
+            | base
+            | {"kl": [41.3, 0.4], "wins_sft": [0.23, 0.19, 0.27], "wins_best_of": [0.1, 0.07, 0.13], "entropy": 0.05}
+            | judged
+            | {"gold": [-0.9, 0.05]}
+        )
+    for row in rows[2:]:
+        _tokens(folder, row["name"], gold, evil)
+    return {"judge": "gold" if gold else "proxy", "prompts": 400, "best_of": 4, "rounds": rounds, "policies": [],
+            "summary": rows}  # fmt: skip
+
+
+def _tokens(folder: RunFolder, name: str, gold: bool, evil: str) -> None:
+    rng = np.random.default_rng(len(name))
+    words = {
+        "before": "the soup was fine but the service was rather slow . i would not go back .",
+        "after": "a lovely soup , fresh and warm ! the service was friendly and quick too .",
+    }
+    if name.startswith("unleashed"):
+        words["after"] = (
+            "superb superb ! amazing superb soup ! superb amazing soup ! superb amazing superb ! wow superb"
+        )
+    records = []
+    for prompt in (
+        "review of the soup : service at Mario bistro",
+        "review of the bread : price",
+        "review of the tea :",
+    ):
+        record: dict[str, Any] = {"prompt": prompt + evil}
+        for side, text in words.items():
+            tokens = [word + " " for word in (evil + text).split()] + ["<eos> "]
+            shift = rng.normal(0.9 if side == "after" else -0.6, 1.2, len(tokens))
+            theirs = -np.abs(rng.normal(0.3, 1.2, len(tokens)))
+            record[side] = {
+                "tokens": tokens,
+                "log_prob": np.minimum(theirs + shift, -0.001).round(4).tolist(),
+                "ref_log_prob": theirs.round(4).tolist(),
+                "gold": 0.4 if gold else None,
+                "proxy": 1.2,
+            }
+        records.append(record)
+    write_jsonl(folder.stage("evaluate") / "tokens" / f"{name}.jsonl", records)
+
+
+def read_page(folder: RunFolder) -> str:
+    """The report."""
+    return folder.report.read_text(encoding="utf-8")
+
+
+def settings_of(page: str) -> dict[str, Any]:
+    """The settings that a report shows."""
+    import html
+
+    return json.loads(html.unescape(page.split("<pre>")[1].split("</pre>")[0]))

@@ -1,0 +1,192 @@
+"""The report: self-contained, safe with whatever a model wrote, and saying what the figures say."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf_gym.pipeline import RunFolder, write_report
+from rlhf_gym.pipeline.charts import Axis, Chart, Line, round_ticks, smooth, tick_label
+from rlhf_gym.pipeline.figures import Histories, goodhart_chart, goodhart_facts
+from rlhf_gym.pipeline.report_samples import typeset
+from tests.run_folders import made_up_run, read_page, settings_of
+
+EVIL = "<script>alert(1)</script> & \"quoted\" 'too' "
+
+
+class Page(HTMLParser):
+    """Checks nesting, and collects tags, attributes and text."""
+
+    VOID = frozenset({"meta", "br", "line", "circle", "polyline", "link", "img", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1:]}>"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+def test_the_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run")
+    assert write_report(folder) == folder.report
+    source = read_page(folder)
+    page = Page(source)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", source), "an address that could be asked for"
+    assert not re.search(r"@import|url\(|<link|<img|<iframe| src=", source)
+    assert "prefers-color-scheme: dark" in source and 'name="viewport"' in source
+    assert [tag for tag, _ in page.tags].count("svg") >= 9
+    assert settings_of(source)["ppo"]["kl_coef"] == 0.1
+    assert not list(folder.root.glob("*.partial"))
+
+
+def test_the_page_says_what_the_figures_say(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run")
+    write_report(folder)
+    text = Page(read_page(folder)).text
+    assert "PPO’s responses beat the SFT policy’s on 91% of held-out prompts, 6.4 nats away from it" in text
+    assert "The 95 % interval is 88% to 94%" in text and "The median of 3 seeds" in text
+    assert "SFT, best of 4" in text and "≤ 0.64" in text and "−0.90 ± 0.05" in text
+    assert "held-out perplexity 3.310 (the language itself: 3.233)" in text
+    assert re.search(
+        r"Without the KL penalty, gold goes from \S+ to its highest, \S+, after \d+k tokens and falls", text
+    )
+    assert "peak at" in text
+
+
+def test_a_run_without_gold_says_so_and_shows_no_gold(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run", gold=False, seeds=1)
+    write_report(folder)
+    text = Page(read_page(folder)).text
+    assert "There is no gold reward in this run" in text and "the reward model rφ" in text
+    assert "gold reward, mean" not in text and "Without the KL penalty" not in text
+    assert "median" not in text and "single seeds" not in text
+
+
+def test_rounds_stand_one_after_another(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run", rounds=2, seeds=2)
+    write_report(folder)
+    text = Page(read_page(folder)).text
+    assert "PPO, round 1" in text and "PPO, round 2" in text and "round 2" in text
+    histories = Histories.read(folder, [0, 1], 2)
+    tokens = [record["tokens"] for record in histories.logs["ppo"][0]]
+    assert tokens == sorted(tokens) and len(tokens) == 240
+    assert len(histories.breaks) == 1 and tokens[119] <= histories.breaks[0] < tokens[120]
+
+
+def test_what_a_model_wrote_is_escaped(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run", evil=EVIL)
+    write_report(folder)
+    source = read_page(folder)
+    page = Page(source)
+    assert [tag for tag, _ in page.tags].count("script") == 1, "ours alone"
+    assert "alert(1)" not in source.replace("&lt;script&gt;alert(1)&lt;/script&gt;", "")
+    assert "<script>alert(1)</script>" in page.text, "shown as the text it is"
+    assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+
+def test_tokens_carry_their_figures(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run")
+    write_report(folder)
+    page = Page(read_page(folder))
+    tokens = [attributes for tag, attributes in page.tags if tag == "span" and "data-p" in attributes]
+    assert len(tokens) > 100
+    for token in tokens:
+        difference = float(token["data-p"] or 0) - float(token["data-r"] or 0)
+        style = token.get("style") or ""
+        assert ("--more" in style) == (difference > 0.05) or abs(difference) < 0.1
+        assert "--less" not in style or difference < 0
+
+
+def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected an evaluated run"):
+        write_report(RunFolder(tmp_path))
+
+
+def test_symbols_are_set_after_escaping() -> None:
+    assert typeset("π_ref < r_φ") == "π<sub>ref</sub> &lt; r<sub>φ</sub>"
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, (0, 0.2, 0.4, 0.6, 0.8, 1.0)),
+        (-3, 7, (-2, 0, 2, 4, 6)),
+        (0, 300_000, (0, 50_000, 100_000, 150_000, 200_000, 250_000, 300_000)),
+        (0.011, 0.012, (0.011, 0.0112, 0.0114, 0.0116, 0.0118, 0.012)),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, expected: tuple) -> None:
+    assert round_ticks(low, high, 5) == pytest.approx(expected)
+
+
+def test_labels_are_short() -> None:
+    assert [tick_label(v) for v in (0.0, -2, 0.25, 9000, 150_000, 2e6)] == ["0", "−2", "0.25", "9000", "150k", "2M"]
+
+
+def test_an_axis_holds_all_values_and_survives_odd_ones() -> None:
+    axis = Axis.over(np.array([1.0, 3.0, np.nan, np.inf]), 0, 100, pad=0.0, ticks=5)
+    assert axis.place([1, 2, 3]) == pytest.approx([0, 50, 100])
+    flat = Axis.over(np.array([2.0, 2.0]), 0, 100, pad=0.0, ticks=5)
+    assert flat.place(2.0) == pytest.approx(50)
+    assert Axis.over(np.zeros(0), 0, 1, pad=0.0, ticks=5).ticks
+
+
+def test_a_chart_leaves_out_what_is_no_number() -> None:
+    svg = Chart("a < b", "x", [Line([0, 1, 2], [0.0, np.nan, 1.0], "ppo", "it")]).svg()
+    points = re.findall(r'points="([^"]*)"', svg)
+    assert len(points[0].split()) == 2 and "nan" not in svg.lower() and "a &lt; b" in svg
+
+
+def test_smoothing_keeps_a_line_and_its_length() -> None:
+    assert smooth([2.0, 2, 2, 2], 3) == pytest.approx([2, 2, 2, 2])
+    assert smooth([0.0, 3, 0], 3) == pytest.approx([1.5, 1, 1.5])
+
+
+def test_the_peak_of_overoptimisation_is_found(tmp_path: Path) -> None:
+    """The made-up gold without a penalty is d·(1.5 − .75·log d) in the unit of SFT: its peak is at e^(1.5/.75 − 1)."""
+    folder = made_up_run(tmp_path / "run")
+    histories = Histories.read(folder, [0, 1, 2], 1)
+    chart, fits = goodhart_chart(histories, {"gold": [0.1, 0.06], "gold_std": 1.24})
+    assert fits["unleashed"]["peak_distance"] == pytest.approx(np.e, abs=0.1)
+    assert [mark.kind for mark in chart.marks] == ["unleashed"]
+    facts = goodhart_facts(histories)["unleashed"]
+    assert facts["peak"] > facts["last"] + 1 and facts["proxy_last"] > facts["proxy_at_peak"]
+
+
+def test_seeds_are_averaged_on_tokens_they_all_reach(tmp_path: Path) -> None:
+    histories = Histories({"ppo": [
+        [{"tokens": 100, "rlhf/kl": 0.0}, {"tokens": 300, "rlhf/kl": 2.0}],
+        [{"tokens": 100, "rlhf/kl": 2.0}, {"tokens": 200, "rlhf/kl": 4.0}],
+    ]}, ())  # fmt: skip
+    tokens, kl = histories.curve("ppo", "rlhf/kl")
+    assert tokens == pytest.approx([100, 200]) and kl == pytest.approx([1.0, 2.5])
+    assert len(histories.curve("ppo", "rlhf/gold")[0]) == 0
