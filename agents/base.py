@@ -28,6 +28,7 @@ from torch import Tensor
 
 from rlhf_gym.functional.kl import full_kl, k2
 from rlhf_gym.functional.whitening import masked_mean
+from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.shared import Shared
 
 KLLoss = Literal["full", "k2"]
@@ -121,6 +122,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             kl_controller = FixedKL(self.engine.kl_coef if self.env is not None else 0.0)
         self.kl_controller = kl_controller
         self.buffer: EpisodeBuffer | None = None
+        self.mean_kl = float("nan")
         self._snapshot: dict[str, Any] | None = None
         self._rng = np.random.default_rng(seed)
         if _init_setup_model:
@@ -163,6 +165,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """As in SB3; the reset it makes draws no prompts: rollouts reset by themselves."""
+        self._restore_snapshot()
+        self._snapshot = None
         state = self.engine.state_dict()
         self.engine.discard_episodes()
         result = super()._setup_learn(*args, **kwargs)
@@ -181,18 +185,27 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Learn until `total_timesteps` tokens have been generated.
 
         As SB3's `learn`, but each line of the log has the update of its own rollout, and an interrupt (Ctrl-C) in the
-        middle of an update waits until it is finished. Interrupted at any other point, the agent is as it was at the
-        start of the iteration: `save` it, or call `learn(rest, reset_num_timesteps=False)`.
+        middle of an update waits until it is finished. Stopped at any other point, by a callback or an exception, the
+        agent goes back to the start of the iteration: `save` it, or call `learn(rest, reset_num_timesteps=False)`.
         """
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
         callback.on_training_start(locals(), globals())
+        try:
+            self._learn_until(total_timesteps, callback, log_interval)
+        finally:
+            self._restore_snapshot()  # an iteration that was cut short is taken back
+        callback.on_training_end()
+        return self
+
+    def _learn_until(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
+        """Rollout and update, in turn, until so many tokens or until a callback says stop."""
         iteration = 0
         while self.num_timesteps < total_timesteps:
             started, before = time.perf_counter(), self.num_timesteps
-            if not self.collect_rollouts(self.env, callback, self.rollout_buffer, self.n_steps):  # type: ignore[arg-type]
-                break
+            if not self.collect_rollouts(self.env, callback):  # type: ignore[arg-type]
+                return
             iteration += 1
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             with finish_before_interrupt():
@@ -201,15 +214,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.logger.record("time/tokens_per_second", tokens / (time.perf_counter() - started))
             if log_interval is not None and iteration % log_interval == 0:
                 self.dump_logs(iteration)
-        callback.on_training_end()
-        return self
 
     rollout_buffer = None  # type: ignore[assignment]  # SB3's is per step; ours is `buffer`
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any = None, n_rollout_steps: int | None = None
     ) -> bool:
-        """Play `n_episodes` whole episodes and work out their rewards and advantages; False if a callback stopped it."""
+        """Play `n_episodes` whole episodes and work out their rewards and advantages; False if a callback stopped."""
         engine = self.engine
         self._restore_snapshot()
         self._take_snapshot()
@@ -267,6 +278,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.logger.record("train/stopped_early", float(stopped))
         self.logger.record("time/update_seconds", time.perf_counter() - started)
         self.policy.set_training_mode(False)
+        self.kl_controller.update(self.mean_kl, len(self.buffer))
         self._snapshot = None  # the iteration is complete
 
     def _minibatch_gradient(self, rows: np.ndarray) -> dict[str, float]:
@@ -334,7 +346,6 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         for total, length in zip(returns, lengths, strict=True):
             self.ep_info_buffer.append({"r": float(total), "l": int(length), "t": time.time() - self.start_time / 1e9})  # type: ignore[union-attr]
         self.mean_kl = float(kl.mean())
-        self.kl_controller.update(self.mean_kl, len(buffer))
 
     def _explained_variance(self) -> float:
         """1 − Var[return − value] / Var[return] over the real tokens; NaN without a critic."""
@@ -376,11 +387,24 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return saving.load(cls, Path(path), env, device, kwargs)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """As in SB3, for a `TokenVectorEnv`."""
+        """As in SB3, for a `TokenVectorEnv`; only the vocabulary must be that of the one before."""
+        env = self._wrap_env(env, self.verbose)
+        if env.action_space != self.action_space:
+            raise ValueError(f"expected an environment with actions {self.action_space}, got {env.action_space}")
+        self.n_envs = env.num_envs
+        self.observation_space = self.policy.observation_space = env.observation_space
         BaseAlgorithm.set_env(self, env, force_reset)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """As in SB3; a saved random state that `learn` was to go on from is given up."""
+        super().set_random_seed(seed)
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+            self._snapshot = None
 
     def save_pretrained(self, folder: str | Path) -> None:
         """The actor as a Transformers folder, with the environment's tokenizer."""
-        self.policy.model.save_pretrained(folder)
+        with quiet_transformers():
+            self.policy.model.save_pretrained(folder)
         if self.env is not None:
             self.engine.tokenizer.save_pretrained(folder)

@@ -94,8 +94,9 @@ class EpisodeBuffer:
             self.advantages = masked_whiten(self.advantages, self.mask)
 
     def minibatches(self, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Rows of each minibatch: a random split of the episodes, each part sorted by length for little padding."""
-        for rows in np.array_split(rng.permutation(len(self)), max(1, round(len(self) / batch_size))):
+        """Rows of each minibatch: a random split of the episodes into parts of at most `batch_size`, as equal as can
+        be, each sorted by length for little padding."""
+        for rows in np.array_split(rng.permutation(len(self)), -(-len(self) // batch_size)):
             yield rows[np.argsort(self.lengths.numpy()[rows], kind="stable")]
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> EpisodeBatch:

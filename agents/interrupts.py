@@ -6,23 +6,26 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
 def finish_before_interrupt() -> Iterator[None]:
-    """Hold SIGINT back until the block is done, then let it through: half an update is no state to save.
+    """Hold SIGINT back until the block is done, then send it again: half an update is no state to save.
 
     Only the main thread can (Python's rule for signals); elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    caught: list[tuple[int, Any]] = []
-    previous = signal.signal(signal.SIGINT, lambda signum, frame: caught.append((signum, frame)))
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is None:  # a handler that Python did not install and could not put back
+        yield
+        return
+    caught: list[int] = []
+    signal.signal(signal.SIGINT, lambda signum, frame: caught.append(signum))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-    if caught and callable(previous):
-        previous(*caught[0])
+    if caught:
+        signal.raise_signal(signal.SIGINT)  # whatever handles it, Python's KeyboardInterrupt or the system's end

@@ -92,13 +92,13 @@ class ConstraintKL(KLController):
                 f"got {kl_coef}, {limit}, {learning_rate}, {smoothing}"
             )
         self.kl_coef, self.limit, self.learning_rate, self.smoothing = kl_coef, limit, learning_rate, smoothing
-        self.bounds = tuple(bounds)
+        self.lowest, self.highest = bounds
         self.average: float | None = None
 
     def update(self, kl: float, n: int) -> float:
         self.average = kl if self.average is None else self.smoothing * self.average + (1 - self.smoothing) * kl
         error = float(np.clip(self.average / self.limit - 1, -1, 3))
-        self.kl_coef = float(np.clip(self.kl_coef * np.exp(self.learning_rate * error), *self.bounds))
+        self.kl_coef = float(np.clip(self.kl_coef * np.exp(self.learning_rate * error), self.lowest, self.highest))
         return self.kl_coef
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -46,16 +47,20 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     """Actor: a causal LM. Critic: a value head, on the same trunk by default. One behaviour distribution for acting
     and updating, temperature and masks included.
 
-    Works in stock SB3 (`PPO`, `A2C`) by `policy=LMActorCriticPolicy, policy_kwargs={"model": "folder or name"}`.
+    Works in stock SB3 (`PPO`, `A2C`) by `policy=LMActorCriticPolicy, policy_kwargs={"model": "folder or name"}`. TRPO
+    differentiates twice, which fused attention cannot: `agent.policy.model.set_attn_implementation("eager")` first.
 
     Acting is incremental: the decoder keeps keys and values per slot and feeds only what is new in the observation. In
     training mode, and whenever weights may have changed, nothing is reused. Dropout stays off in both modes, so that
     the ratio of PPO is 1 before the first update whatever the checkpoint's configuration says.
 
+    An update can push an action that was taken out of the top k or top p. Its probability would then be 0 and the
+    logarithm −∞; for actions taken, these two filters are therefore applied to the other tokens only.
+
     Args:
         observation_space, action_space, lr_schedule: as SB3 passes them.
         model: where the actor starts from: a folder, a name, `Shared(model)` (copied: the policy owns its weights) or a
-            configuration (random weights).
+            configuration (random weights). In fp32, whatever it was saved in: small steps would round away otherwise.
         critic: `"shared"`: a value head on the actor's trunk; `"separate"`: on a trunk of its own, a copy of the
             actor's; `"reward_model"`: on a trunk of its own, a copy of `critic_model`'s.
         critic_model: a reward model (folder, name or `Shared`) with the actor's vocabulary.
@@ -123,7 +128,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self._decoder = Decoder(self.parts, use_cache=self._sources["use_cache"])
         separate = self.value_trunk is not None
         self._value_decoder = Decoder(self._value_parts, use_cache=self._sources["use_cache"]) if separate else None
-        self._answer: tuple[int, Tensor] | None = None  # the decoder's serial and the logits of that observation
+        self._answer: tuple[tuple[int, int, int], Tensor] | None = None  # what it was asked, and the behaviour logits
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
         self.optimizer.register_step_post_hook(lambda *_: self.invalidate())
 
@@ -132,10 +137,15 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         if self.critic == "separate":
             trunk = copy.deepcopy(self.parts.module)
         elif isinstance(source, PretrainedConfig):
-            trunk = AutoModelForCausalLM.from_config(source).get_decoder()
+            trunk = AutoModelForCausalLM.from_config(source, dtype=torch.float32).get_decoder()
         else:
             reward = source.value if isinstance(source, Shared) else RewardModel.from_pretrained(source)  # type: ignore[arg-type]
-            trunk = copy.deepcopy(reward.model.base_model)
+            if reward.reads != "last_token":
+                raise ValueError(
+                    "expected a critic_model that reads from left to right, got an encoder: its state of a token "
+                    "knows the tokens after it"
+                )
+            trunk = copy.deepcopy(reward.model.base_model).float()
         trunk.requires_grad_(True)
         parts = Trunk(trunk)
         if parts.vocab_size != self.parts.vocab_size:
@@ -222,8 +232,10 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         if self.training:
             self.invalidate()
         hidden = self._decoder(ids, lengths)  # (N, H)
-        if self._answer is None or self._answer[0] != self._decoder.serial or len(self._answer[1]) != len(ids):
-            self._answer = self._decoder.serial, behaviour_logits(self.parts.logits(hidden), self.sampling)
+        head = sum(parameter._version for parameter in self.parts.lm_head.parameters())  # the decoder sees the trunk's
+        question = self._decoder.serial, head, len(ids)
+        if self._answer is None or self._answer[0] != question:
+            self._answer = question, behaviour_logits(self.parts.logits(hidden), self.sampling)
         return self._answer[1]
 
     def _act_values(self, ids: np.ndarray, lengths: np.ndarray) -> Tensor:
@@ -241,8 +253,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         Observations that are prefixes of one another share one forward over the longest.
         """
         hidden, value_hidden = self._packed_hidden(obs)
-        logits = behaviour_logits(self.parts.logits(hidden), self.sampling)  # (B, V)
-        log_probs = token_log_prob(logits, actions.long().reshape(-1))
+        log_probs, logits = self._log_probs_of_taken(self.parts.logits(hidden), actions.long().reshape(-1))
         return self.value_head(value_hidden)[:, None], log_probs, entropy(logits)
 
     def get_distribution(self, obs: PyTorchObs) -> CategoricalDistribution:
@@ -273,8 +284,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         column = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
         acts = (column >= prompt_lengths[:, None] - 1) & (column < lengths[:, None] - 1)  # (B, L - 1) states acted from
         logits = self.parts.logits(hidden[:, :-1][acts])  # (n, V)
-        behaviour = behaviour_logits(logits, self.sampling)
-        log_probs = token_log_prob(behaviour, input_ids[:, 1:][acts])  # (n,)
+        log_probs, behaviour = self._log_probs_of_taken(logits, input_ids[:, 1:][acts])  # (n,), (n, V)
         with torch.set_grad_enabled(with_entropy and torch.is_grad_enabled()):
             entropies = entropy(behaviour)  # (n,)
         if self.value_trunk is not None:
@@ -298,6 +308,15 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
         values = self.value_head(hidden[rows, state])  # (B, T)
         return values.masked_fill(place >= (lengths - prompt_lengths)[:, None], 0)
+
+    def _log_probs_of_taken(self, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """log π (n,) of actions taken earlier, and the behaviour logits (n, V), from the model's own logits (n, V)."""
+        behaviour = behaviour_logits(logits, self.sampling)
+        if self.sampling.top_k == 0 and self.sampling.top_p == 1.0:
+            return token_log_prob(behaviour, actions), behaviour
+        unfiltered = behaviour_logits(logits, dataclasses.replace(self.sampling, top_k=0, top_p=1.0))
+        taken = actions[:, None]  # (n, 1)
+        return token_log_prob(behaviour.scatter(-1, taken, unfiltered.gather(-1, taken)), actions), behaviour
 
     def _packed_hidden(self, obs: PyTorchObs, *, values: bool = True) -> tuple[Tensor, Tensor]:
         """Last hidden state (B, H) of each row for actor and critic, one forward per family of prefixes."""
@@ -344,9 +363,9 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
 def _own_model(source: ModelSource) -> PreTrainedModel:
     """A model that belongs to the policy alone, every weight trainable, in eval mode (no dropout)."""
     if isinstance(source, PretrainedConfig):
-        model = AutoModelForCausalLM.from_config(source)
+        model = AutoModelForCausalLM.from_config(source, dtype=torch.float32)
     elif isinstance(source, Shared):
-        model = copy.deepcopy(source.value)
+        model = copy.deepcopy(source.value).float()
     elif isinstance(source, str | Path):
         model = load_causal_lm(source, dtype=torch.float32)
     else:

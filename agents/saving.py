@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import safetensors.torch
 import torch
+from gymnasium import spaces
 from rlhf_gym.agents.kl_control import kl_controller_from
+from rlhf_gym.agents.policy import LMActorCriticPolicy
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
@@ -26,6 +29,8 @@ HYPERPARAMETERS = (
     "n_episodes", "batch_size", "n_epochs", "micro_batch_size", "gamma", "gae_lambda", "normalize_advantage",
     "ent_coef", "vf_coef", "max_grad_norm", "target_kl", "kl_loss", "seed", "verbose", "tensorboard_log",
 )  # fmt: skip
+OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad)
+"""Found again by name; another must be given again at loading."""
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 
 
@@ -33,7 +38,7 @@ SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 
 
 def host_state(agent: TokenAlgorithm) -> dict[str, Any]:
-    """Counters, random states, β and the prompts' position: what decides how an iteration goes, besides the weights."""
+    """Counters, random states and the prompts' position: what an iteration begins with, besides weights and β."""
     cuda = torch.cuda.get_rng_state(agent.device) if agent.device.type == "cuda" else None
     return {
         "num_timesteps": agent.num_timesteps,
@@ -41,21 +46,25 @@ def host_state(agent: TokenAlgorithm) -> dict[str, Any]:
         "torch_rng": torch.get_rng_state().tolist(),
         "cuda_rng": None if cuda is None else cuda.tolist(),
         "minibatch_rng": agent._rng.bit_generator.state,
-        "kl_controller": agent.kl_controller.state_dict(),
         "env": agent.engine.state_dict() if agent.env is not None else None,
     }
 
 
 def restore_host_state(agent: TokenAlgorithm, state: dict[str, Any]) -> None:
-    """Put back what `host_state` took."""
+    """Put back what `host_state` took. An environment with other prompts begins their order anew, and says so."""
     agent.num_timesteps, agent._n_updates = state["num_timesteps"], state["n_updates"]
     torch.set_rng_state(torch.tensor(state["torch_rng"], dtype=torch.uint8))
     if state["cuda_rng"] is not None and agent.device.type == "cuda":
         torch.cuda.set_rng_state(torch.tensor(state["cuda_rng"], dtype=torch.uint8), agent.device)
     agent._rng.bit_generator.state = state["minibatch_rng"]
-    vars(agent.kl_controller).update(vars(kl_controller_from(state["kl_controller"])))
-    if state["env"] is not None and agent.env is not None:
+    if state["env"] is None or agent.env is None:
+        return
+    known, given = state["env"]["prompts"]["num_prompts"], agent.engine.num_prompts
+    if known == given:
         agent.engine.load_state_dict(state["env"])
+        return
+    warnings.warn(f"expected an environment with {known} prompts, got {given}: their order begins anew", stacklevel=3)
+    state["env"] = None
 
 
 def schedule_to_json(schedule: Any) -> Any:
@@ -96,12 +105,15 @@ def save(agent: TokenAlgorithm, path: Path) -> None:
         "class": type(agent).__name__,
         "rlhf_gym": __version__,
         "hyperparameters": {name: getattr(agent, name) for name in HYPERPARAMETERS},
+        "kl_controller": agent.kl_controller.state_dict(),
         "schedules": {name: schedule_to_json(vars(agent)[name]) for name in SCHEDULES if name in vars(agent)},
+        "policy_class": type(agent.policy).__name__,
         "policy": {
             key: _config_to_json(value) if isinstance(value, PretrainedConfig) else value
             for key, value in constructor.items()
-            if key not in ("observation_space", "action_space", "lr_schedule", "optimizer_class", "optimizer_kwargs")
+            if key not in ("observation_space", "action_space", "lr_schedule", "optimizer_class")
         },
+        "optimizer_class": agent.policy.optimizer_class.__name__,
         "observation_length": agent.observation_space["input_ids"].shape[0],  # type: ignore[index]
         "vocab_size": int(agent.action_space.n),  # type: ignore[attr-defined]
         "optimizer_groups": optimizer["param_groups"],
@@ -123,42 +135,79 @@ def load(cls: type[Agent], path: Path, env: Any, device: torch.device | str, ove
         FileNotFoundError: no such file.
         ValueError: the file holds another kind of agent, or is none of ours.
     """
-    path = path if path.exists() or path.suffix else path.with_suffix(".zip")
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a saved agent at {path}, but there is no such file")
-    with zipfile.ZipFile(path) as archive:
-        if "data.json" not in archive.namelist() or "policy.safetensors" not in archive.namelist():
-            raise ValueError(f"expected a zip with data.json and policy.safetensors, {path} holds {archive.namelist()}")
-        data = json.loads(archive.read("data.json"))
-        weights = safetensors.torch.load(archive.read("policy.safetensors"))
-        optimizer_tensors = safetensors.torch.load(archive.read("optimizer.safetensors"))
+    archive = _read(path)
+    data = archive.data
     if data["class"] != cls.__name__:
         raise ValueError(f"expected a saved {cls.__name__}, {path} holds a {data['class']}")
-    policy = {k: _config_from_json(v) if isinstance(v, dict) else v for k, v in data["policy"].items()}
-    kwargs = dict(data["hyperparameters"])
-    kwargs["kl_controller"] = overrides.pop("kl_controller", None) or kl_controller_from(data["state"]["kl_controller"])
+    if "policy" not in overrides and data["policy_class"] != LMActorCriticPolicy.__name__:
+        raise ValueError(f"expected the class of the saved policy: pass policy={data['policy_class']} when loading")
+    seed = overrides.get("seed")
+    kwargs = data["hyperparameters"] | {"kl_controller": overrides.pop("kl_controller", None)}
+    if kwargs["kl_controller"] is None:
+        kwargs["kl_controller"] = kl_controller_from(data["kl_controller"])
     for name, value in data["schedules"].items():
         kwargs[name] = overrides.pop(name) if name in overrides else schedule_from_json(name, value)
-    extra = overrides.pop("policy_kwargs", {})
-    # Random weights are drawn and then replaced; the random state they come from is restored below.
-    agent = cls(
-        "LMPolicy", env, policy_kwargs=policy | extra, device=device, _init_setup_model=False, **(kwargs | overrides)
-    )  # type: ignore[call-arg]
+    policy_kwargs = _policy_kwargs(data, overrides.pop("policy_kwargs", {}))
+    policy = overrides.pop("policy", "LMPolicy")
+    kwargs |= {"policy_kwargs": policy_kwargs, "device": device, "_init_setup_model": False} | overrides
+    agent = cls(policy, env, **kwargs)  # type: ignore[call-arg]
     if env is None:
         agent.observation_space, agent.action_space = _spaces(data["observation_length"], data["vocab_size"])
         agent.n_envs = 1
+    # Random weights are drawn and then replaced; the random state they come from is restored below.
     agent._setup_model()
-    load_named_weights(agent.policy, weights)
-    if optimizer_tensors:
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in optimizer_tensors.items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-        agent.policy.optimizer.load_state_dict({"state": state, "param_groups": data["optimizer_groups"]})
-    agent._total_timesteps = data["total_timesteps"]
+    load_named_weights(agent.policy, archive.weights)
+    agent.policy.optimizer.load_state_dict({"state": archive.optimizer, "param_groups": data["optimizer_groups"]})
     agent.policy.invalidate()
+    agent._total_timesteps = data["total_timesteps"]
+    agent._snapshot = data["state"]  # `learn` begins from here, whatever is drawn until then
     restore_host_state(agent, data["state"])
+    if seed is not None:
+        agent.set_random_seed(seed)
     return agent
+
+
+class _Archive(NamedTuple):
+    data: dict[str, Any]
+    weights: dict[str, Tensor]
+    optimizer: dict[int, dict[str, Tensor]]
+    """State of each parameter, by its number in the optimizer's groups."""
+
+
+def _read(path: Path) -> _Archive:
+    path = path if path.is_file() or path.suffix else path.with_suffix(".zip")
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a saved agent at {path}, but there is no such file")
+    expected = ["data.json", "policy.safetensors", "optimizer.safetensors"]
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"expected a zip with {', '.join(expected)}, but {path} is no zip")
+    with zipfile.ZipFile(path) as archive:
+        if not set(expected) <= set(archive.namelist()):
+            raise ValueError(f"expected a zip with {', '.join(expected)}, {path} holds {', '.join(archive.namelist())}")
+        data = json.loads(archive.read("data.json"))
+        weights = safetensors.torch.load(archive.read("policy.safetensors"))
+        flat = safetensors.torch.load(archive.read("optimizer.safetensors"))
+    optimizer: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, name = key.split(".", 1)
+        optimizer.setdefault(int(index), {})[name] = value
+    return _Archive(data, weights, optimizer)
+
+
+def _policy_kwargs(data: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """The policy's arguments as saved, then those given anew."""
+    saved = dict(data["policy"])
+    for key in ("model", "critic_model"):
+        saved[key] = None if saved[key] is None else AutoConfig.for_model(**saved[key])
+    if "optimizer_class" not in extra:
+        known = {kind.__name__: kind for kind in OPTIMIZERS}
+        if data["optimizer_class"] not in known:
+            raise ValueError(
+                f"expected the class of the saved optimizer: pass policy_kwargs={{'optimizer_class': "
+                f"{data['optimizer_class']}}} when loading"
+            )
+        saved["optimizer_class"] = known[data["optimizer_class"]]
+    return saved | extra
 
 
 def named_weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -185,13 +234,7 @@ def _config_to_json(config: PretrainedConfig) -> dict[str, Any]:
     return {"model_type": config.model_type, **config.to_dict()}
 
 
-def _config_from_json(value: dict[str, Any]) -> PretrainedConfig:
-    return AutoConfig.for_model(**value)
-
-
 def _spaces(length: int, vocab_size: int) -> tuple[Any, Any]:
-    from gymnasium import spaces
-
     observation = spaces.Dict(
         input_ids=spaces.Box(0, vocab_size - 1, (length,), np.int64),
         attention_mask=spaces.Box(0, 1, (length,), np.int8),

@@ -114,7 +114,6 @@ class _PrefixTrunk(PreTrainedModel):
     def __init__(self, config: TabularConfig) -> None:
         super().__init__(config)
         self.embed = nn.Embedding.from_pretrained(torch.eye(config.vocab_size))
-        self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed
@@ -139,7 +138,6 @@ class TabularLM(PreTrainedModel):
         super().__init__(config)
         self.trunk = _PrefixTrunk(config)
         self.table = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
 
     def get_decoder(self) -> PreTrainedModel:
         return self.trunk

@@ -1,0 +1,360 @@
+"""Saving, loading and going on: an interrupted run ends with the parameters of one that never stopped, bit for bit."""
+
+import json
+import signal
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, LMActorCriticPolicy, TokenPPO
+from rlhf_gym.agents.interrupts import finish_before_interrupt
+from rlhf_gym.envs import TokenVectorEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import LinearSchedule
+
+from rlhf_gym.lm.shared import Shared
+from tests import tiny
+from tests.toy import word_settings
+
+TOTAL = 420
+"""Tokens: five rollouts or so."""
+
+
+def word_env(n=6, **overrides):
+    return TokenVectorEnv(n, **(word_settings(reward_timing="deferred") | overrides))
+
+
+def make_agent(env_overrides=None, **overrides):
+    settings = {"n_episodes": 16, "batch_size": 6, "n_epochs": 2, "learning_rate": 2e-3, "seed": 3, "device": "cpu"}
+    return TokenPPO(env=word_env(**(env_overrides or {})), **(settings | overrides))
+
+
+class StopAt(BaseCallback):
+    """Ends or interrupts the run at some step, or at the end of some rollout."""
+
+    def __init__(self, *, step=None, rollout=None, how="stop"):
+        super().__init__()
+        self.step, self.rollout, self.how, self.rollouts = step, rollout, how, 0
+
+    def _on_step(self):
+        if self.n_calls == self.step:
+            if self.how == "interrupt":
+                raise KeyboardInterrupt
+            return False
+        return True
+
+    def _on_rollout_end(self):
+        self.rollouts += 1
+        if self.rollouts == self.rollout:
+            raise KeyboardInterrupt
+
+
+def interrupt_an_update(agent, step):
+    """Ctrl-C in the middle of an update: the signal arrives at the optimizer's `step`-th step."""
+    taken = []
+
+    def hook(*_):
+        taken.append(1)
+        if len(taken) == step:
+            signal.raise_signal(signal.SIGINT)
+
+    agent.policy.optimizer.register_step_post_hook(hook)
+
+
+def state(agent):
+    weights = {name: parameter.detach().clone() for name, parameter in agent.policy.named_parameters()}
+    counters = agent.num_timesteps, agent._n_updates, agent.kl_controller.state_dict(), agent.engine.state_dict()
+    return weights, counters
+
+
+def assert_same_state(agent, expected):
+    weights, counters = state(agent)
+    assert counters == expected[1]
+    for name, value in expected[0].items():
+        assert torch.equal(weights[name], value), name
+
+
+def go_on(agent):
+    return agent.learn(TOTAL - agent.num_timesteps, reset_num_timesteps=False)
+
+
+CASES = {
+    "plain": {},
+    "separate critic, linear schedules": {
+        "policy_kwargs": {"critic": "separate"},
+        "learning_rate": LinearSchedule(4e-3, 0.0, 1.0),
+        "clip_range": LinearSchedule(0.3, 0.1, 1.0),
+    },
+    "adaptive kl, llama (untied)": {
+        "kl_controller": (AdaptiveKL, (0.1, 0.5, 200)),
+        "policy_kwargs": {"model": Shared(tiny.tiny_llama(seed=2)), "temperature": 0.9, "top_k": 20},
+    },
+    "rewards at each step": {"env_overrides": {"reward_timing": "step"}, "kl_controller": (ConstraintKL, (0.1, 0.5))},
+    "reward model as critic, adamw": {
+        "policy_kwargs": {
+            "critic": "reward_model",
+            "critic_model": Shared(tiny.tiny_reward_model(seed=6)),
+            "optimizer_class": torch.optim.AdamW,
+            "optimizer_kwargs": {"weight_decay": 0.1, "betas": (0.9, 0.95)},
+        },
+        "clip_range_vf": None,
+    },
+}
+
+
+def case(name):
+    """A fresh agent of that case; controllers keep state, so each gets its own."""
+    overrides = dict(CASES[name])
+    if "kl_controller" in overrides:
+        kind, arguments = overrides["kl_controller"]
+        overrides["kl_controller"] = kind(*arguments)
+    return make_agent(**overrides)
+
+
+INTERRUPTIONS = {
+    "a callback in mid-rollout": lambda agent: agent.learn(TOTAL, callback=StopAt(step=38)),
+    "ctrl-c in mid-rollout": lambda agent: agent.learn(TOTAL, callback=StopAt(step=38, how="interrupt")),
+    "ctrl-c at the end of a rollout": lambda agent: agent.learn(TOTAL, callback=StopAt(rollout=2)),
+    "ctrl-c in an update": lambda agent: (interrupt_an_update(agent, 8), agent.learn(TOTAL)),
+}
+
+
+@pytest.fixture(scope="module")
+def never_stopped():
+    """The state each case ends in, computed once."""
+    cache = {}
+
+    def get(name):
+        if name not in cache:
+            cache[name] = state(case(name).learn(TOTAL))
+        return cache[name]
+
+    return get
+
+
+def interrupt(agent, how):
+    if how.startswith("ctrl-c"):
+        with pytest.raises(KeyboardInterrupt):
+            INTERRUPTIONS[how](agent)
+    else:
+        INTERRUPTIONS[how](agent)
+    assert 0 < agent.num_timesteps < TOTAL
+    assert agent._n_updates > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("plain", how) for how in INTERRUPTIONS]
+    + [(name, list(INTERRUPTIONS)[i % 4]) for i, name in enumerate(CASES) if name != "plain"],
+)
+def test_interrupted_saved_loaded_and_continued_is_never_stopped(name, how, never_stopped, tmp_path):
+    agent = case(name)
+    interrupt(agent, how)
+    agent.save(tmp_path / "agent")
+    torch.manual_seed(99)  # whatever is drawn until learning goes on must not matter
+    loaded = TokenPPO.load(tmp_path / "agent", word_env(**CASES[name].get("env_overrides", {})), device="cpu")
+    assert loaded.num_timesteps == agent.num_timesteps
+    torch.rand(5)
+    go_on(loaded)
+    assert_same_state(loaded, never_stopped(name))
+
+
+@pytest.mark.parametrize("how", INTERRUPTIONS)
+def test_interrupted_and_continued_in_memory_is_never_stopped(how, never_stopped):
+    agent = case("plain")
+    interrupt(agent, how)
+    if how != "ctrl-c in an update":  # that one was finished first, so that nothing is taken back
+        torch.manual_seed(99)
+    go_on(agent)
+    assert_same_state(agent, never_stopped("plain"))
+
+
+def test_a_run_in_two_parts_is_not_the_same_without_the_saved_random_state(never_stopped, tmp_path):
+    """The score of a broken resumption: the same weights and optimizer, another stream of random numbers."""
+    agent = case("plain")
+    interrupt(agent, "a callback in mid-rollout")
+    agent.save(tmp_path / "agent")
+    loaded = TokenPPO.load(tmp_path / "agent", word_env(), device="cpu", seed=4)
+    go_on(loaded)
+    with pytest.raises(AssertionError):
+        assert_same_state(loaded, never_stopped("plain"))
+
+
+def test_the_environment_can_be_set_after_loading(never_stopped, tmp_path):
+    agent = case("plain")
+    interrupt(agent, "ctrl-c in mid-rollout")
+    agent.save(tmp_path / "agent")
+    loaded = TokenPPO.load(tmp_path / "agent", device="cpu")
+    loaded.set_env(word_env())
+    go_on(loaded)
+    assert_same_state(loaded, never_stopped("plain"))
+
+
+def test_a_new_run_after_an_interrupted_one_counts_from_zero():
+    agent = case("plain")
+    interrupt(agent, "a callback in mid-rollout")
+    updates = agent._n_updates
+    agent.learn(1)
+    assert agent.num_timesteps == agent.buffer.num_tokens
+    assert agent._n_updates > updates
+
+
+def test_an_update_is_finished_before_ctrl_c_takes_effect():
+    agent = case("plain")
+    interrupt(agent, "ctrl-c in an update")
+    assert agent._n_updates % 6 == 0
+    assert agent.num_timesteps > 0
+
+
+def test_interrupts_outside_the_block_are_as_ever():
+    handler = signal.getsignal(signal.SIGINT)
+    reached = []
+
+    def block():
+        with finish_before_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            reached.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert reached == [1]
+    assert signal.getsignal(signal.SIGINT) is handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        block()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+# -- the file ------------------------------------------------------------------------------------------------------
+
+
+def test_the_zip_holds_safetensors_and_json_and_nothing_pickled(tmp_path):
+    agent = case("reward model as critic, adamw")
+    agent.learn(1)
+    agent.save(tmp_path / "agent")
+    with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
+        assert sorted(archive.namelist()) == ["data.json", "optimizer.safetensors", "policy.safetensors"]
+        json.loads(archive.read("data.json"))
+        for name in ("optimizer.safetensors", "policy.safetensors"):
+            content = archive.read(name)
+            header = int.from_bytes(content[:8], "little")
+            json.loads(content[8 : 8 + header])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_loaded_predicts_the_same_without_an_environment(name, tmp_path):
+    agent = case(name)
+    agent.learn(1)
+    agent.save(tmp_path / "some" / "agent.zip")
+    loaded = TokenPPO.load(tmp_path / "some" / "agent", device="cpu")
+    observation, _ = word_env().reset(seed=0)
+    answers = [a.policy.act(observation, deterministic=True) for a in (agent, loaded)]
+    for one, other in zip(*answers, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    np.testing.assert_array_equal(*(a.predict(observation, deterministic=True)[0] for a in (agent, loaded)))
+    assert loaded.policy.sampling == agent.policy.sampling
+    assert type(loaded.policy.optimizer) is type(agent.policy.optimizer)
+    for key in ("weight_decay", "lr", "eps"):
+        assert loaded.policy.optimizer.param_groups[0][key] == agent.policy.optimizer.param_groups[0][key]
+    for key in ("n_episodes", "batch_size", "n_epochs", "gamma", "gae_lambda", "target_kl", "kl_loss", "seed"):
+        assert getattr(loaded, key) == getattr(agent, key)
+    tied = loaded.policy.model.get_output_embeddings().weight is loaded.policy.model.get_input_embeddings().weight
+    assert tied == ("llama" not in name)
+
+
+def test_a_policy_of_a_bfloat16_checkpoint_is_saved_whole(tmp_path):
+    """The configuration says bfloat16, the weights that were learned are fp32 and stay so."""
+    model = tiny.tiny_gpt2(seed=2).to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    agent = make_agent(policy_kwargs={"model": Shared(model)})
+    agent.learn(1)
+    agent.save(tmp_path / "agent")
+    loaded = TokenPPO.load(tmp_path / "agent", device="cpu")
+    for one, other in zip(agent.policy.parameters(), loaded.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_arguments_can_be_replaced_at_loading(tmp_path):
+    agent = make_agent(kl_controller=AdaptiveKL(0.1, 6.0))
+    agent.learn(1)
+    agent.save(tmp_path / "agent")
+    overrides = {"kl_controller": FixedKL(0.3), "learning_rate": 5e-4, "batch_size": 3}
+    loaded = TokenPPO.load(tmp_path / "agent", word_env(), device="cpu", **overrides)
+    assert loaded.kl_controller.state_dict() == FixedKL(0.3).state_dict()
+    assert loaded.batch_size == 3
+    go_on(loaded)
+    assert loaded.engine.kl_coef == 0.3
+    assert loaded.policy.optimizer.param_groups[0]["lr"] == 5e-4
+
+
+def test_functions_and_unknown_classes_must_be_given_again(tmp_path):
+    agent = make_agent(learning_rate=lambda progress: 1e-3 * progress)
+    agent.save(tmp_path / "schedule")
+    with pytest.raises(ValueError, match=r"learning_rate was a function .* pass learning_rate=… when loading"):
+        TokenPPO.load(tmp_path / "schedule", device="cpu")
+    TokenPPO.load(tmp_path / "schedule", device="cpu", learning_rate=1e-3)
+
+    class Mine(torch.optim.Adam):
+        pass
+
+    agent = make_agent(policy_kwargs={"optimizer_class": Mine})
+    agent.save(tmp_path / "optimizer")
+    with pytest.raises(ValueError, match=r"pass policy_kwargs=\{'optimizer_class': Mine\} when loading"):
+        TokenPPO.load(tmp_path / "optimizer", device="cpu")
+    TokenPPO.load(tmp_path / "optimizer", device="cpu", policy_kwargs={"optimizer_class": Mine})
+
+    class MyPolicy(LMActorCriticPolicy):
+        pass
+
+    make_agent(policy=MyPolicy).save(tmp_path / "policy")
+    with pytest.raises(ValueError, match="pass policy=MyPolicy when loading"):
+        TokenPPO.load(tmp_path / "policy", device="cpu")
+    assert type(TokenPPO.load(tmp_path / "policy", device="cpu", policy=MyPolicy).policy) is MyPolicy
+
+
+def test_an_environment_with_other_prompts_begins_anew_and_says_so(tmp_path):
+    agent = make_agent()
+    agent.learn(1)
+    agent.save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match="expected an environment with 4 prompts, got 2: their order begins anew"):
+        loaded = TokenPPO.load(tmp_path / "agent", word_env(prompts=[[3], [4, 5]]), device="cpu")
+    go_on(loaded)
+    assert {e.prompt_length for e in loaded.buffer.episodes} == {1, 2}
+
+
+class OtherPPO(TokenPPO):
+    """Another agent, to its file."""
+
+
+def test_wrong_files_say_what_was_expected(tmp_path):
+    agent = make_agent()
+    with pytest.raises(FileNotFoundError, match=r"expected a saved agent at .*missing\.zip"):
+        TokenPPO.load(tmp_path / "missing")
+    (tmp_path / "text.zip").write_text("hello")
+    with pytest.raises(ValueError, match=r"expected a zip with data.json, .*text.zip is no zip"):
+        TokenPPO.load(tmp_path / "text.zip")
+    with zipfile.ZipFile(tmp_path / "sb3.zip", "w") as archive:
+        archive.writestr("policy.pth", b"")
+    with pytest.raises(ValueError, match=r"expected a zip with data.json, .*holds policy.pth"):
+        TokenPPO.load(tmp_path / "sb3")
+    agent.save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=r"expected a saved OtherPPO, .* holds a TokenPPO"):
+        OtherPPO.load(tmp_path / "agent")
+    with pytest.raises(ValueError, match="environment's vocabulary of 40 tokens, got 29"):
+        TokenPPO.load(tmp_path / "agent", word_env(reference=Shared(tiny.tiny_gpt2(40))), device="cpu")
+
+
+def test_the_actor_is_saved_as_a_transformers_folder(tmp_path):
+    from rlhf_gym.lm.loading import load_causal_lm, load_tokenizer
+
+    agent = make_agent()
+    agent.learn(1)
+    agent.save_pretrained(tmp_path / "model")
+    model = load_causal_lm(tmp_path / "model")
+    for one, other in zip(model.parameters(), agent.policy.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert load_tokenizer(tmp_path / "model").get_vocab() == agent.engine.tokenizer.get_vocab()
