@@ -43,7 +43,9 @@ class Style:
     persistence: float
     """Probability that a judgement keeps the tone of the one before, over and above what `tones` gives."""
     stop: tuple[float, ...]
-    """Probability of ending after one, two, … sentences. The last is 1."""
+    """Probability of ending after one, two, … sentences, while nothing asked about has been named. The last is 1."""
+    unsaid: tuple[float, float, float]
+    """Factors on the probability of going on, with none, one and both of what was asked about named."""
     subjects: tuple[float, float, float, float]
     """Weights of naming the dish asked about, the aspect asked about, some other dish, some other aspect."""
     again: float
@@ -73,11 +75,12 @@ class Style:
 
 
 REVIEW = Style(
-    tones=(0.33, 0.27, 0.40),
+    tones=(0.40, 0.28, 0.32),
     persistence=0.45,
-    stop=(0.10, 0.45, 1.0),
-    subjects=(0.50, 0.26, 0.12, 0.12),
-    again=0.3,
+    stop=(0.05, 0.3, 1.0),
+    unsaid=(1.0, 0.75, 0.15),
+    subjects=(0.46, 0.28, 0.14, 0.12),
+    again=0.1,
     clause=0.66,
     liking=0.10,
     ordering=0.06,
@@ -207,9 +210,9 @@ class _Language:
 
     def sentence(self, state: _State) -> _Choices:
         """A new sentence, or the end of the text."""
-        stop = self.style.stop[state.sentence - 1] if state.sentence else 0.0
-        go_on = 1.0 - stop
-        choices: _Choices = [(END, stop, state)]
+        named = state.item_named + state.aspect_named
+        go_on = (1.0 - self.style.stop[state.sentence - 1]) * self.style.unsaid[named] if state.sentence else 1.0
+        choices: _Choices = [(END, 1.0 - go_on, state)]
         choices += [(word, go_on * self.style.opener / len(OPENERS), state._replace(slot="opened")) for word in OPENERS]
         plain = self.opening(state)
         share = go_on * (1.0 - self.style.opener) / sum(weight for _, weight, _ in plain)
