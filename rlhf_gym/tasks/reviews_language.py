@@ -3,6 +3,9 @@
 A text has a few short sentences (`the soup was very tasty . the service was kind and quick . i would come back .`).
 A `Style` says how often what happens: `REVIEW` is the style of the demonstrations, the others are those of the other
 registers that a small language model is pretrained on. All styles write the same kinds of sentences.
+
+FROZEN: the shipped models (`data/reviews`) were trained on this language, and figures were measured with them. Whoever
+changes a probability here runs `scripts/build_reviews.py` and measures everything again.
 """
 
 from __future__ import annotations
