@@ -50,14 +50,14 @@ def reviews_task(
 
     def demonstration(topics: Sequence[Topic], stream: int, index: int) -> Demonstration:
         rng = np.random.default_rng((seed, stream, index))
-        topic = topics[rng.integers(len(topics))]
+        topic = topics[int(rng.integers(len(topics)))]
         return Demonstration(topic.prompt(), " ".join(sample_words(topic, REVIEW, rng)))
 
     def pretraining_text(index: int) -> str:
         rng = np.random.default_rng((seed, _PRETRAINING, index))
-        topic = train[rng.integers(len(train))]
-        heading = HEADINGS[rng.integers(len(HEADINGS))]
-        register = heading if rng.random() < 0.5 else HEADINGS[rng.integers(len(HEADINGS))]
+        topic = train[int(rng.integers(len(train)))]
+        heading = HEADINGS[int(rng.integers(len(HEADINGS)))]
+        register = heading if rng.random() < 0.5 else HEADINGS[int(rng.integers(len(HEADINGS)))]
         return f"{topic.prompt(heading)} {' '.join(sample_words(topic, _STYLES[register], rng))}"
 
     return Task(
