@@ -1,8 +1,8 @@
 """python scripts/build_reviews.py: rebuild the models that the embedded reviews task ships.
 
-The first stages of `rlhf-gym run` on the task itself, from random weights: pretrain, SFT, collect, reward model. What they
-leave is copied to rlhf_gym/tasks/data/reviews. Five to ten minutes on 2 cores. Gold, the language and the prompts are code
-and are not touched; PPO is no part of it.
+The first stages of `rlhf-gym run` on the task itself, from random weights: pretrain, SFT, collect, reward model. What
+they leave is copied to rlhf_gym/tasks/data/reviews. Five to ten minutes on 2 cores. Gold, the language and the prompts
+are code and are not touched; PPO is no part of it.
 """
 
 from __future__ import annotations
