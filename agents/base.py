@@ -84,11 +84,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         _init_setup_model: bool,
     ) -> None:
         """What every subclass's `__init__` calls; the arguments are documented in `TokenPPO`."""
-        for name, value in (("n_episodes", n_episodes), ("batch_size", batch_size), ("n_epochs", n_epochs)):
-            if value < 1:
-                raise ValueError(f"expected {name} >= 1, got {value}")
-        if micro_batch_size is not None and micro_batch_size < 1:
-            raise ValueError(f"expected micro_batch_size >= 1 or None, got {micro_batch_size}")
+        check_counts(n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs, micro_batch_size=micro_batch_size)
         if kl_loss not in get_args(KLLoss):
             raise ValueError(f"expected kl_loss to be one of {get_args(KLLoss)}, got {kl_loss!r}")
         if isinstance(env, str):
@@ -118,9 +114,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.n_episodes, self.batch_size, self.n_epochs = n_episodes, batch_size, n_epochs
         self.micro_batch_size = micro_batch_size
         self.normalize_advantage, self.target_kl, self.kl_loss = normalize_advantage, target_kl, kl_loss
-        if kl_controller is None:
-            kl_controller = FixedKL(self.engine.kl_coef if self.env is not None else 0.0)
-        self.kl_controller = kl_controller
+        self.kl_controller = kl_controller or FixedKL(self.engine.kl_coef if self.env is not None else 0.0)
         self.buffer: EpisodeBuffer | None = None
         self.mean_kl = float("nan")
         self._snapshot: dict[str, Any] | None = None
@@ -195,7 +189,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         try:
             self._learn_until(total_timesteps, callback, log_interval)
         finally:
-            self._restore_snapshot()  # an iteration that was cut short is taken back
+            if self._snapshot is not None:  # an iteration that was cut short is taken back, and what was logged of it
+                self._restore_snapshot()
+                for pending in (self.logger.name_to_value, self.logger.name_to_count, self.logger.name_to_excluded):
+                    pending.clear()
         callback.on_training_end()
         return self
 
@@ -322,9 +319,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         assert reference is not None
         with torch.no_grad():
             hidden = reference.hidden_states(batch.input_ids.to(reference.device))  # (B, L, H)
-            column = torch.arange(batch.input_ids.shape[1] - 1, device=hidden.device)
-            acts = (column >= batch.prompt_lengths[:, None] - 1) & (column < batch.lengths[:, None] - 1)
-            ref_logits = reference.logits(hidden[:, :-1][acts]).to(evaluation.logits.device)  # (n, V)
+            column = torch.arange(batch.input_ids.shape[1] - 1, device=batch.lengths.device)
+            acts = (column >= batch.prompt_lengths[:, None] - 1) & (column < batch.lengths[:, None] - 1)  # (B, L - 1)
+            ref_logits = reference.logits(hidden[:, :-1][acts.to(hidden.device)])  # (n, V)
+            ref_logits = ref_logits.to(evaluation.logits.device)
         return full_kl(evaluation.logits, ref_logits).sum() / denominator
 
     # -- logs -------------------------------------------------------------------------------------------------------
@@ -408,3 +406,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.policy.model.save_pretrained(folder)
         if self.env is not None:
             self.engine.tokenizer.save_pretrained(folder)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Each is at least 1, or None.
+
+    Raises:
+        ValueError: naming the one that is not.
+    """
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"expected {name} >= 1, got {value}")

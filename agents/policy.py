@@ -95,7 +95,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         if (critic == "reward_model") != (critic_model is not None):
             raise ValueError(f"expected critic_model exactly with critic='reward_model', got {critic=} {critic_model=}")
         check_spaces(observation_space, action_space)
-        self._sources = {"model": model, "critic": critic, "critic_model": critic_model, "use_cache": use_cache}
+        self._sources: dict[str, Any] = {"model": model, "critic": critic, "critic_model": critic_model}
+        self._use_cache = use_cache
         self.sampling = SamplingParams(
             temperature=temperature, top_k=top_k, top_p=top_p, forbidden_token_ids=tuple(forbidden_token_ids)
         )
@@ -125,15 +126,16 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self._value_parts: Trunk = self.parts
         if self.critic != "shared":
             self._build_critic_trunk()
-        self._decoder = Decoder(self.parts, use_cache=self._sources["use_cache"])
+        self._decoder = Decoder(self.parts, use_cache=self._use_cache)
         separate = self.value_trunk is not None
-        self._value_decoder = Decoder(self._value_parts, use_cache=self._sources["use_cache"]) if separate else None
+        self._value_decoder = Decoder(self._value_parts, use_cache=self._use_cache) if separate else None
         self._answer: tuple[tuple[int, int, int], Tensor] | None = None  # what it was asked, and the behaviour logits
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
         self.optimizer.register_step_post_hook(lambda *_: self.invalidate())
 
     def _build_critic_trunk(self) -> None:
         source = self._sources["critic_model"]
+        trunk: Any
         if self.critic == "separate":
             trunk = copy.deepcopy(self.parts.module)
         elif isinstance(source, PretrainedConfig):
@@ -168,7 +170,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             "top_k": self.sampling.top_k,
             "top_p": self.sampling.top_p,
             "forbidden_token_ids": self.sampling.forbidden_token_ids,
-            "use_cache": self._sources["use_cache"],
+            "use_cache": self._use_cache,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }

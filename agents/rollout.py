@@ -56,8 +56,13 @@ def collect_episodes(
         ended += [(len(rewards) - 1, e, s) for e, s in zip(env.last_step.episodes, scores, strict=True)]
         agent.num_timesteps += acting
         callback.update_locals({"infos": infos, "dones": dones, "actions": actions})
+        record = env.last_step
         if not callback.on_step():
             return None
+        if env.last_step is not record:
+            raise RuntimeError(
+                "a callback has stepped the environment that is being trained on: evaluate in another one"
+            )
 
     ended.sort(key=lambda item: item[1].number)
     episodes = [episode for _, episode, _ in ended]

@@ -8,6 +8,21 @@ from typing import Any
 import numpy as np
 
 
+def check_prompts(prompts: Sequence[Sequence[int]], *, max_prompt_length: int, vocab_size: int) -> None:
+    """No prompt is too long or holds an unknown token.
+
+    Raises:
+        ValueError: naming the first one that is or does.
+    """
+    for index, ids in enumerate(prompts):
+        if len(ids) > max_prompt_length:
+            raise ValueError(
+                f"prompt {index} has {len(ids)} tokens, expected at most max_prompt_length={max_prompt_length}"
+            )
+        if not (min(ids) >= 0 and max(ids) < vocab_size):
+            raise ValueError(f"prompt {index}: expected token ids in 0 … {vocab_size - 1}, got {list(ids)}")
+
+
 class PromptSampler:
     """Goes through the prompts again and again, shuffled anew each time, each `samples_per_prompt` times in a row.
 

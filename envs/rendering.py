@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
+from rlhf_gym.envs.slots import Slots
 from transformers import PreTrainedTokenizerBase
+
+
+def render_slot(tokenizer: PreTrainedTokenizerBase, slots: Slots, slot: int, policy: Any) -> str:
+    """The episode in a slot; with values where `policy` has a critic (a stranger's need not have one)."""
+    prompt, end = int(slots.prompt_lengths[slot]), int(slots.lengths[slot])
+    critic, values = getattr(policy, "predict_values", None), None
+    if critic is not None and end > prompt:
+        states = {key: torch.from_numpy(value) for key, value in slots.states(slot).items()}
+        with torch.no_grad():
+            values = critic(states).cpu().numpy().reshape(-1)  # (T,)
+    return render_response(
+        tokenizer,
+        prompt_ids=slots.ids[slot, :prompt],
+        response_ids=slots.ids[slot, prompt:end],
+        log_ratios=slots.log_ratios[slot, : end - prompt],
+        rewards=slots.rewards[slot, : end - prompt],
+        values=values,
+    )
 
 
 def render_response(
@@ -27,10 +49,11 @@ def render_response(
         width: columns before lines wrap.
     """
     console = Console(force_terminal=True, color_system="truecolor", width=width, legacy_windows=False)
-    words = [tokenizer.decode([token]) or tokenizer.convert_ids_to_tokens(int(token)) for token in response_ids]
+    tokens = response_ids.tolist()
+    words = [str(tokenizer.decode([token]) or tokenizer.convert_ids_to_tokens(token)) for token in tokens]
     # Word-level tokenizers drop the space between tokens, byte-level ones keep it inside them.
-    glue = "" if tokenizer.decode([*response_ids[:2]]) == "".join(words[:2]) else " "
-    lines = [Text("prompt  ", style="bold").append(tokenizer.decode(prompt_ids.tolist()), style="not bold")]
+    glue = "" if tokenizer.decode(tokens[:2]) == "".join(words[:2]) else " "
+    lines = [Text("prompt  ", style="bold").append(str(tokenizer.decode(prompt_ids.tolist())), style="not bold")]
     lines.append(_line("KL", words, glue, log_ratios, signed=True, total=f"Σ = {log_ratios.sum():+.2f} nats"))
     if values is not None:
         lines.append(_line("value", words, glue, values, signed=False, total=_range(values)))

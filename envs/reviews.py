@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 
-from rlhf_gym.tasks.reviews import reviews_task
+from rlhf_gym.tasks.reviews import DATA, reviews_task
 
 
 def reviews_env(render_mode: str | None = None, **overrides: Any) -> TokenEnv:
@@ -22,6 +22,8 @@ def reviews_vector_env(num_envs: int = 1, **overrides: Any) -> TokenVectorEnv:
 
 def _defaults() -> dict[str, Any]:
     task = reviews_task()
+    if task.sft is None or task.reward_model is None:
+        raise FileNotFoundError(f"expected the weights of the reviews task in {DATA}; scripts/build_reviews makes them")
     return {
         "prompts": task.prompts,
         "tokenizer": task.tokenizer,

@@ -8,14 +8,13 @@ from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation, StepRecord
-from rlhf_gym.envs.prompts import PromptSampler
-from rlhf_gym.envs.rendering import render_response
+from rlhf_gym.envs.prompts import PromptSampler, check_prompts
+from rlhf_gym.envs.rendering import render_slot
 from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_reward, resolve_tokenizer
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
@@ -115,35 +114,24 @@ class TokenVectorEnv(VectorEnv):
         self.tokenizer = resolve_tokenizer(tokenizer, reference)
         parts = resolve_reference(reference, device=device)
         self.vocab_size = parts.vocab_size if parts is not None else (vocab_size or len(self.tokenizer))
-        model = parts.model if parts is not None else None
-        stops = default_stop_token_ids(self.tokenizer, model) if stop_token_ids is None else tuple(stop_token_ids)
-        if stop_token_ids is not None and not all(0 <= stop < self.vocab_size for stop in stops):
-            raise ValueError(f"expected stop_token_ids in 0 … {self.vocab_size - 1}, got {list(stops)}")
-        self.stop_token_ids = stops
+        self.stop_token_ids = self._resolve_stops(stop_token_ids, None if parts is None else parts.model)
         self._prompts = resolve_prompts(prompts, self.tokenizer)
         longest = max(len(ids) for ids in self._prompts)
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
         self._context_length = parts.context_length if parts is not None else None
         self._check_prompts(self._prompts)
-
         scorer = episode_scorer(
-            resolve_reward(reward, device=device), self.tokenizer, vocab_size=self.vocab_size, stop_ids=stops
+            resolve_reward(reward, device=device),
+            self.tokenizer,
+            vocab_size=self.vocab_size,
+            stop_ids=self.stop_token_ids,
         )
         self.token_reward = TokenReward(
             scorer, parts, kl_coef=kl_coef, kl_in=kl_in, missing_eos_penalty=missing_eos_penalty
         )
         self._policy: ActionLogProb | None = None
         self._sampler = PromptSampler(len(self._prompts), shuffle=shuffle, samples_per_prompt=samples_per_prompt)
-
-        length = self.max_prompt_length + max_new_tokens
-        self.single_observation_space = spaces.Dict(
-            input_ids=spaces.Box(0, self.vocab_size - 1, (length,), np.int64),
-            attention_mask=spaces.Box(0, 1, (length,), np.int8),
-        )
-        self.single_action_space = spaces.Discrete(self.vocab_size)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._stop_array = np.array(sorted(stops), dtype=np.int64)
+        self._make_spaces(num_envs)
         self._slots = Slots(
             num_envs,
             max_prompt_length=self.max_prompt_length,
@@ -157,6 +145,23 @@ class TokenVectorEnv(VectorEnv):
         self._needs_reset = True
         self._pending: dict[int, Episode] = {}  # deferred: ended, not scored yet
         self.last_step = StepRecord([], np.zeros(0, np.float32), np.zeros(num_envs, np.float32))
+
+    def _resolve_stops(self, stops: Sequence[int] | None, model: PreTrainedModel | None) -> tuple[int, ...]:
+        if stops is None:
+            return default_stop_token_ids(self.tokenizer, model)
+        if not all(0 <= stop < self.vocab_size for stop in stops):
+            raise ValueError(f"expected stop_token_ids in 0 … {self.vocab_size - 1}, got {list(stops)}")
+        return tuple(stops)
+
+    def _make_spaces(self, num_envs: int) -> None:
+        length = self.max_prompt_length + self.max_new_tokens
+        self.single_observation_space = spaces.Dict(
+            input_ids=spaces.Box(0, self.vocab_size - 1, (length,), np.int64),
+            attention_mask=spaces.Box(0, 1, (length,), np.int8),
+        )
+        self.single_action_space = spaces.Discrete(self.vocab_size)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
 
     # -- the agent's side -------------------------------------------------------------------------------------------
 
@@ -244,15 +249,15 @@ class TokenVectorEnv(VectorEnv):
         step_rewards, log_ratios = self._step_rewards(actions, acting)
 
         slots.append(acting, actions, log_ratios)
-        stopped = acting & np.isin(actions, self._stop_array)
+        stopped = acting & np.isin(actions, self.stop_token_ids)
         terminated = stopped | (acting & (slots.response_lengths >= self.max_new_tokens))
-        episodes = [slots.episode(i, "stop" if stopped[i] else "length") for i in np.flatnonzero(terminated)]
+        episodes = [slots.episode(i, "stop" if stopped[i] else "length") for i in np.flatnonzero(terminated).tolist()]
         scores = self._end(episodes, step_rewards)
         slots.earn(acting, step_rewards)
         self.last_step = StepRecord(episodes, scores, log_ratios)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         infos = self._reset_ended(episodes, scores) if episodes else {}
-        for slot in np.flatnonzero(waiting):
+        for slot in np.flatnonzero(waiting).tolist():
             self._refill(slot)
         return slots.observation(), step_rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
 
@@ -265,16 +270,7 @@ class TokenVectorEnv(VectorEnv):
 
     def render_slot(self, slot: int) -> str:
         """One slot's prompt and response as coloured text: KL, value (where a critic is attached) and reward."""
-        rows = self._slots
-        n, p = int(rows.lengths[slot]), int(rows.prompt_lengths[slot])
-        return render_response(
-            self.tokenizer,
-            prompt_ids=rows.ids[slot, :p],
-            response_ids=rows.ids[slot, p:n],
-            log_ratios=rows.log_ratios[slot, : n - p],
-            rewards=rows.rewards[slot, : n - p],
-            values=self._values(slot),
-        )
+        return render_slot(self.tokenizer, self._slots, slot, self._policy)
 
     def seed(self, seed: int | None) -> None:
         """Begin the order of prompts anew from this seed (as `reset(seed=…)` does, without resetting)."""
@@ -315,19 +311,15 @@ class TokenVectorEnv(VectorEnv):
             self._check_prompts(queue)
             return len(queue), queue[::-1]
         episodes = options.get("episodes")
-        if episodes is not None and not (isinstance(episodes, int | np.integer) and episodes >= 1):
+        if episodes is None:
+            return None, []
+        if not (isinstance(episodes, int | np.integer) and episodes >= 1):
             raise ValueError(f"expected the option episodes to be an integer >= 1, got {episodes!r}")
-        return episodes, []
+        return int(episodes), []
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         check_room(prompts, self.max_new_tokens, self._context_length)
-        for index, ids in enumerate(prompts):
-            if len(ids) > self.max_prompt_length:
-                raise ValueError(
-                    f"prompt {index} has {len(ids)} tokens, expected at most max_prompt_length={self.max_prompt_length}"
-                )
-            if not (min(ids) >= 0 and max(ids) < self.vocab_size):
-                raise ValueError(f"prompt {index}: expected token ids in 0 … {self.vocab_size - 1}, got {list(ids)}")
+        check_prompts(prompts, max_prompt_length=self.max_prompt_length, vocab_size=self.vocab_size)
 
     def _check_actions(self, actions: np.ndarray | Tensor) -> np.ndarray:
         if self._needs_reset:
@@ -406,7 +398,9 @@ class TokenVectorEnv(VectorEnv):
         info["finish_reason"] = episode.finish_reason
         if self.texts:
             prompt_ids = episode.input_ids[: episode.prompt_length]
-            info["prompt"], info["response"] = decode(self.tokenizer, [prompt_ids, episode.response_ids])
+            info["prompt"], info["response"] = decode(
+                self.tokenizer, [prompt_ids.tolist(), episode.response_ids.tolist()]
+            )
         return info
 
     def _refill(self, slot: int) -> None:
@@ -426,12 +420,3 @@ class TokenVectorEnv(VectorEnv):
                 f"{len(self._pending)} episodes have ended without being scored: with reward_timing='deferred' call "
                 "score_episodes(env.pending_episodes, log_probs) first, or discard_episodes()"
             )
-
-    def _values(self, slot: int) -> np.ndarray | None:
-        """V(s_t) of the response's states from an attached policy that has a critic, (T,)."""
-        critic = getattr(self._policy, "predict_values", None)  # a stranger's policy need not have one
-        if critic is None or self._slots.response_lengths[slot] == 0:
-            return None
-        states = {key: torch.from_numpy(value) for key, value in self._slots.states(slot).items()}
-        with torch.no_grad():
-            return critic(states).cpu().numpy().reshape(-1)

@@ -338,6 +338,24 @@ def test_evaluating_in_between_changes_nothing_that_is_learned():
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+def test_evaluating_in_the_training_environment_is_noticed():
+    agent = make_agent(word_env(reward_timing="step"))
+    callback = EvalCallback(agent.get_env(), n_eval_episodes=4, eval_freq=3, verbose=0)
+    with pytest.raises(RuntimeError, match="a callback has stepped the environment that is being trained on"):
+        agent.learn(250, callback=callback)
+
+
+def test_an_id_is_made_into_an_environment():
+    agent = TokenPPO(
+        env="rlhf_gym/Reviews-v0", n_envs=8, n_episodes=12, batch_size=12, n_epochs=1, device="cpu", seed=0
+    )
+    assert agent.engine.num_envs == 8
+    assert agent.engine.reward_timing == "deferred"
+    (line,) = learn(agent, 1)
+    assert abs(line["rlhf/kl"]) < 1e-4
+    assert agent.buffer.response_lengths.max() <= 32
+
+
 def test_predict_is_sb3s():
     agent = make_agent()
     observation = agent.env.reset()
@@ -389,7 +407,7 @@ def test_environments_it_takes(tmp_path):
         ({"n_episodes": 0}, "expected n_episodes >= 1, got 0"),
         ({"batch_size": 0}, "expected batch_size >= 1, got 0"),
         ({"n_epochs": 0}, "expected n_epochs >= 1, got 0"),
-        ({"micro_batch_size": 0}, "expected micro_batch_size >= 1 or None, got 0"),
+        ({"micro_batch_size": 0}, "expected micro_batch_size >= 1, got 0"),
         ({"kl_loss": "k3"}, "expected kl_loss to be one of .* got 'k3'"),
     ],
 )

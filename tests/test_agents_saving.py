@@ -207,6 +207,15 @@ def test_an_update_is_finished_before_ctrl_c_takes_effect():
     assert agent.num_timesteps > 0
 
 
+def test_figures_are_those_of_whole_iterations():
+    agent = case("plain")
+    interrupt(agent, "ctrl-c at the end of a rollout")
+    assert not agent.logger.name_to_value
+    agent = case("plain")
+    interrupt(agent, "ctrl-c in an update")
+    assert {"rlhf/score", "train/loss"} <= set(agent.logger.name_to_value)
+
+
 def test_interrupts_outside_the_block_are_as_ever():
     handler = signal.getsignal(signal.SIGINT)
     reached = []

@@ -120,7 +120,7 @@ def test_trpo_with_its_line_search(folder):
     )
     model.policy.model.set_attn_implementation("eager")  # TRPO differentiates twice; the fused kernels only once
     before = [parameter.clone() for parameter in model.policy.model.parameters()]
-    model.learn(600, callback=AttachPolicy())
+    model.learn(256, callback=AttachPolicy())
     assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.model.parameters(), strict=True))
     model.policy.set_training_mode(False)
     observation = model.env.reset()

@@ -10,7 +10,6 @@ from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from rlhf_gym.lm.shared import Shared
-from rlhf_gym.tasks.reviews import DATA
 from tests import tiny
 from tests.toy import PROMPTS, STOPS, word_settings
 
@@ -30,8 +29,6 @@ def folders(tmp_path_factory):
 def arguments(name, root):
     """What `gym.make` needs for this id, beside the id."""
     if name == "rlhf_gym/Reviews-v0":
-        if not (DATA / "sft" / "config.json").is_file():
-            pytest.skip("the weights of the reviews task are not in this checkout (scripts/build_reviews makes them)")
         return {}
     assert name == "rlhf_gym/Token-v0", f"no arguments are known for {name}"
     return {
@@ -199,7 +196,8 @@ def test_make_vec_shares_weights_and_gym_make_too():
     settings = word_settings(reference=Shared(reference), reward=Shared(reward), stop_token_ids=STOPS)
     vector = gym.make_vec("rlhf_gym/Token-v0", num_envs=2, **settings)
     single = gym.make("rlhf_gym/Token-v0", **settings).unwrapped
-    for engine in (vector, single.engine):
+    sync = gym.make_vec("rlhf_gym/Token-v0", num_envs=2, vectorization_mode="sync", **settings)
+    for engine in (vector, single.engine, *(env.unwrapped.engine for env in sync.envs)):
         assert engine.token_reward.reference.model is reference
         assert engine.token_reward.scorer.reward is reward
 
