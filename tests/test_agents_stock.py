@@ -114,6 +114,8 @@ def test_trpo_with_its_line_search(folder):
         policy_kwargs={"model": folder, "critic": "separate"},
         n_steps=32,
         batch_size=64,
+        cg_max_steps=4,
+        n_critic_updates=2,
         gamma=1.0,
         seed=0,
         device="cpu",
