@@ -369,9 +369,7 @@ def test_after_weights_were_loaded_or_written_in_place_nothing_old_is_used(model
         ("gpt2", 3),
         ("llama", 3),
         ("gpt2", 45),
-        pytest.param(
-            "llama", 45, marks=pytest.mark.xfail(strict=True, reason="a replayed step keeps views of the old storage")
-        ),
+        ("llama", 45),
     ],
 )
 def test_after_weights_were_given_other_storage_nothing_old_is_used(model, steps):

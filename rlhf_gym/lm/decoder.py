@@ -44,6 +44,7 @@ class Decoder:
     def __init__(self, model: PreTrainedModel | Trunk, *, use_cache: bool | None = None) -> None:
         self.parts = model if isinstance(model, Trunk) else LMParts(model)
         self._parameters = tuple(self.parts.module.parameters())
+        self._storage = _storage(self.parts)
         self._version = -1
         self._wanted = use_cache
         self._checked_length = 0
@@ -68,11 +69,10 @@ class Decoder:
     def invalidate(self) -> None:
         """Forget everything held: the weights have changed."""
         self._held[:] = 0
-        parameters = tuple(self.parts.module.parameters())
-        if any(a is not b for a, b in zip(parameters, self._parameters, strict=False)) or len(parameters) != len(
-            self._parameters
-        ):  # other tensors altogether: a replay would go on with the old ones
-            self._parameters = parameters
+        storage = _storage(self.parts)
+        if storage != self._storage:  # other tensors, or others' memory: a replay would go on with the old ones
+            self._storage = storage
+            self._parameters = tuple(self.parts.module.parameters())
             self._steps.clear()
 
     @torch.no_grad()
@@ -296,6 +296,11 @@ def incremental_error(parts: Trunk, width: int) -> float:
         worst = max(worst, float((stepped - full).abs().max() / full.abs().max().clamp_min(1e-12)))
     parts.module.train(training)
     return worst
+
+
+def _storage(parts: Trunk) -> list[tuple[int, int]]:
+    """Which tensors the weights are, and where they lie: what a replay holds on to."""
+    return [(id(parameter), parameter.data_ptr()) for parameter in parts.module.parameters()]
 
 
 def to_host(array: ArrayOrTensor) -> np.ndarray:
