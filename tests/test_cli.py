@@ -30,12 +30,17 @@ def files(tmp_path: Path) -> dict[str, str]:
     """What commands of one's own name."""
     reward = tiny_reward_model(vocab_size=17)
     reward.model.save_pretrained(tmp_path / "other_reward")
+    tiny_reward_model(n_positions=8).save_pretrained(tmp_path / "short_reward")
     (tmp_path / "empty").mkdir()
+    save_model(tmp_path / "weightless")
+    (tmp_path / "weightless" / "model.safetensors").unlink()
     corpus = [{"text": f"the film is {'good' if i % 2 else 'bad'} and the plot is fine {i}", "label": i % 2}
               for i in range(30)]  # fmt: skip
     made = {
         "model": save_model(tmp_path / "model", n_positions=16),
         "other_reward": tmp_path / "other_reward",
+        "short_reward": tmp_path / "short_reward",
+        "weightless": tmp_path / "weightless",
         "empty": tmp_path / "empty",
         "missing": tmp_path / "missing.jsonl",
         "prompts": write_lines(tmp_path / "prompts.jsonl", [{"prompt": p} for p in PROMPTS]),
@@ -71,6 +76,7 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         ("--prompts {prompts}", "add --model"),
         ("--model {empty} --prompts {prompts}", "a folder with config.json and *.safetensors; it holds nothing"),
         ("--model {prompts} --prompts {prompts}", "as a folder, got the file"),
+        ("--model {weightless} --prompts {prompts} --preferences {preferences}", "could not load a causal language model"),
         (OWN, "it has no gold reward to simulate an annotator with. Give --preferences FILE, or --reward-model"),
         (OWN + "--preferences {missing}", "but there is no such file"),
         (OWN + "--preferences {broken}", "broken.jsonl, line 3: expected a JSON object"),
@@ -87,6 +93,7 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         (OWN + "--reward-model {empty}", "expected a reward model in {empty}"),
         (OWN + "--reward-model {model}", "expected a reward model with its scalar head"),
         (OWN + "--reward-model {other_reward}", "got a vocabulary of 17 tokens and no tokenizer"),
+        (OWN + "--reward-model {short_reward}", "room for 9 tokens (the longest prompt and response), got a context"),
         (OWN + "--preferences {preferences} --rounds 2", "expected rounds=1 with preferences or a reward model"),
         ("--device nowhere", "expected a device that is there, such as cpu or auto, got 'nowhere'"),
         ("--seeds 0", "expected seeds >= 1, got 0"),

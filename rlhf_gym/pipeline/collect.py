@@ -81,7 +81,7 @@ def draw_candidates(run: Run, round: int) -> list[Candidate]:
                 [prompts[place // k] for place in places],
                 seed=run.config.seed + 1000 * round + kind,
                 temperature=temperature,
-                progress=f"responses of {name}",
+                progress=run.bar(f"responses of {name}"),
             )
             for place, prompt, response in zip(places, samples.prompts, samples.responses, strict=True):
                 found[place] = Candidate(prompt, response, source=name, temperature=temperature)

@@ -59,13 +59,13 @@ class CollectConfig:
 
     num_prompts: int = 2000
     """Prompts that responses are drawn for; all of the task's where it has fewer."""
-    samples_per_prompt: int = 4
+    samples_per_prompt: int = 16
     """Responses to each."""
-    temperatures: tuple[float, ...] = (1.0,)
-    """Sampling temperatures; the responses to a prompt take them in turn."""
+    temperatures: tuple[float, ...] = (1.0, 1.3)
+    """Sampling temperatures; the responses to a prompt take them in turn. Some heat shows r_φ what PPO may come to."""
     pairing: PairingStrategy = "random"
     """Which of a prompt's responses are compared: "random" pairs each once, "all" compares all, "tournament" some."""
-    annotator_temperature: float = 0.5
+    annotator_temperature: float = 0.25
     """The simulated annotator prefers y1 with σ((gold(y1) − gold(y2))/temperature); 0 never doubts."""
     mistake_rate: float = 0.05
     """Share of its answers that are turned round."""
@@ -92,7 +92,7 @@ class RewardConfig:
     """The reward model r_φ: one, or several as an ensemble, on the SFT policy's trunk."""
 
     training: Annotated[RewardModelingConfig, arg(name="")] = field(
-        default_factory=lambda: RewardModelingConfig(epochs=2, learning_rate=5e-4, batch_size=64)
+        default_factory=lambda: RewardModelingConfig(epochs=2, learning_rate=1e-3, batch_size=64)
     )
     """How each is trained."""
     members: int = 1
@@ -115,7 +115,7 @@ class RewardConfig:
 class PPOConfig:
     """PPO on the token environment."""
 
-    total_tokens: int = 300_000
+    total_tokens: int = 48_000
     """Response tokens generated in training, for each seed and round."""
     kl_coef: float = 0.1
     """β of the KL penalty (with a controller, the first one)."""
@@ -123,7 +123,7 @@ class PPOConfig:
     """Who sets β: "fixed", "adaptive" towards kl_target (Ziegler et al.), or "constraint" KL ≤ kl_target."""
     kl_target: float = 6.0
     """KL per response, in nats, that a controller steers to."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """Adam's, at the start."""
     schedule: Literal["constant", "linear"] = "linear"
     """Whether the learning rate stays or falls to 0."""
@@ -217,7 +217,7 @@ class RunConfig:
     device: str = "auto"
     """"cpu", "cuda", "cuda:1" …; auto: a GPU where there is one."""
     threads: int = 0
-    """CPU threads of torch; 0: OMP_NUM_THREADS, else one a core that this process may use."""
+    """CPU threads of torch; 0: OMP_NUM_THREADS, else one a core, or one alone for a small model, which is faster so."""
     pretraining: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=4, learning_rate=3e-3, batch_size=64))
     """Pretraining of a small model, where the task has one to make."""
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=2, learning_rate=1e-3, batch_size=64))
@@ -255,9 +255,18 @@ def default_config(task: TaskConfig | None = None) -> RunConfig:
             reward=replace(
                 config.reward, training=RewardModelingConfig(epochs=1, learning_rate=1e-5), reference_samples=256
             ),
-            ppo=replace(config.ppo, learning_rate=1e-5, n_episodes=64, batch_size=16, kl_coef=0.05),
+            collect=replace(config.collect, samples_per_prompt=4, temperatures=(1.0,)),
+            ppo=replace(
+                config.ppo, total_tokens=300_000, learning_rate=1e-5, n_episodes=64, batch_size=16, kl_coef=0.05
+            ),
             evaluate=replace(config.evaluate, num_prompts=200),
             seeds=1,
+        )
+    if task.corpus is not None:
+        return replace(
+            config,
+            collect=replace(config.collect, samples_per_prompt=4, temperatures=(1.0,)),
+            ppo=replace(config.ppo, total_tokens=200_000, learning_rate=3e-4),
         )
     return config
 

@@ -118,7 +118,9 @@ def _measure(
     prompts: Sequence[str],
     name: str,
 ) -> Measured:
-    samples = draw(model, run.task, prompts, seed=run.config.seed + 7, progress=f"held-out responses of {name}")
+    samples = draw(
+        model, run.task, prompts, seed=run.config.seed + 7, progress=run.bar(f"held-out responses of {name}")
+    )
     return _scored(run, model, sft, reward, samples)
 
 
@@ -141,7 +143,9 @@ def _best_of(
     """Of n fresh SFT responses to each prompt the one r_φ likes best: what one has without training."""
     n = run.config.evaluate.best_of
     repeated = [prompt for prompt in prompts for _ in range(n)]
-    samples = draw(sft, run.task, repeated, seed=run.config.seed + 8, progress=f"best of {n} of the SFT policy")
+    samples = draw(
+        sft, run.task, repeated, seed=run.config.seed + 8, progress=run.bar(f"best of {n} of the SFT policy")
+    )
     scores = proxy_scores(reward, run.task.tokenizer, samples).reshape(len(prompts), n)
     chosen = [i * n + int(j) for i, j in enumerate(scores.argmax(axis=1))]
     best = _scored(run, sft, sft, reward, samples.take(chosen))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf_gym.lm.generation import check_room
-from rlhf_gym.lm.loading import check_model_source
+from rlhf_gym.lm.loading import check_model_source, load_causal_lm
+from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.pipeline.config import RunConfig, TaskConfig
 from rlhf_gym.pipeline.folder import RunFolder, StageName, absolute, check_folder, read_json
@@ -22,6 +24,8 @@ from rlhf_gym.tasks import Task, files_task, labelled_text_task, reviews_task
 from rlhf_gym.tasks.reviews import review_perplexity
 from rlhf_gym.training.data import check_rows, demonstration_rows
 
+WIDE = 256
+"""Hidden size from which on a second CPU thread pays."""
 NORMALIZERS = "normalizers.json"
 """In the reward stage's folder: the unit of a reward model of the user's own, whose folder is left as it is."""
 
@@ -84,6 +88,10 @@ class Run:
         for member, values in zip(members, saved or [], strict=False):
             member.normalizer = RewardNormalizer.from_dict(values)
         return reward
+
+    def bar(self, label: str) -> str | None:
+        """A progress bar's label; None, for no bar, where nobody watches."""
+        return f"  {label}" if self.console.is_terminal else None
 
     @property
     def seeds(self) -> list[int]:
@@ -168,15 +176,24 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def use_threads(threads: int) -> int:
-    """Set torch's CPU threads and say how many: as asked, or as OMP_NUM_THREADS says, or one a core we may run on."""
-    if threads:
-        torch.set_num_threads(threads)
+def use_threads(run: Run) -> int:
+    """Set torch's CPU threads and say how many.
+
+    As asked, or as OMP_NUM_THREADS says; else one a core, and one alone for a small model: its operations are over
+    before a second thread has woken up, and where cores are shared, waiting for it costs many times what it brings.
+    """
+    if run.config.threads:
+        torch.set_num_threads(run.config.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
-        # torch counts the machine's physical cores, whatever share of them this process may use
-        allowed = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else torch.get_num_threads()
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), allowed)))
+        config = model_config(run).get_text_config()
+        torch.set_num_threads(1 if config.hidden_size < WIDE else usable_cores())
     return torch.get_num_threads()
+
+
+def usable_cores() -> int:
+    """The machine's physical cores, which is what torch begins with, or as many CPUs as this process may use."""
+    cores = torch.get_num_threads()
+    return min(cores, len(os.sched_getaffinity(0))) if sys.platform == "linux" else cores
 
 
 def _check_task(run: Run) -> None:
@@ -197,6 +214,8 @@ def _check_task(run: Run) -> None:
             f"expected someone to compare the responses of {task.name!r}: it has no gold reward to simulate an "
             "annotator with. Give --preferences FILE, or --reward-model FOLDER"
         )
+    if config.task.model is not None:
+        LMParts(load_causal_lm(config.task.model))  # it is a language model, and one that this package can take apart
     context = context_length(run)
     for what, prompts in (("training", task.prompts), ("held-out", task.heldout_prompts)):
         rows = encode_prompts(task.tokenizer, list(prompts))
@@ -214,17 +233,41 @@ def _check_task(run: Run) -> None:
         rows = [row.ids for row in demonstration_rows(task.tokenizer, task.demonstrations)]
         check_rows(rows, what="demonstration", max_length=context, vocab_size=len(task.tokenizer))
     if config.task.reward_model is not None:
-        check_model_source(config.task.reward_model, what="a reward model")
-        episode_scorer(run.load_reward(1), task.tokenizer)
+        _check_reward_model(run)
+
+
+def _check_reward_model(run: Run) -> None:
+    """The user's own reward model loads, and can read the task's episodes.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    source, task = run.config.task.reward_model, run.task
+    assert source is not None
+    check_model_source(source, what="a reward model")
+    reward = run.load_reward(1)
+    episode_scorer(reward, task.tokenizer)
+    longest = task.max_prompt_length + task.max_new_tokens
+    for member in [reward] if isinstance(reward, RewardModel) else reward:
+        if member.max_length is not None and member.max_length < longest:
+            raise ValueError(
+                f"expected a reward model with room for {longest} tokens (the longest prompt and response), got a "
+                f"context of {member.max_length} in {source}"
+            )
 
 
 def context_length(run: Run) -> int | None:
     """Positions of the policy's model; None where its configuration sets no limit."""
-    config = run.task.model_config
-    if not run.makes_pretrained:
-        config = AutoConfig.from_pretrained(check_model_source(run.pretrained, what="a causal language model"))
-    assert config is not None
-    return getattr(config.get_text_config(), "max_position_embeddings", None)  # not every configuration has one
+    # not every configuration has the field
+    return getattr(model_config(run).get_text_config(), "max_position_embeddings", None)
+
+
+def model_config(run: Run) -> PreTrainedConfig:
+    """The shape of the policy's model."""
+    if run.makes_pretrained:
+        assert run.task.model_config is not None
+        return run.task.model_config
+    return AutoConfig.from_pretrained(check_model_source(run.pretrained, what="a causal language model"))
 
 
 def _check_preferences(preferences: tuple[Preference, ...], run: Run) -> None:

@@ -55,6 +55,7 @@ class PPOProgress(KVWriter):
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(label, total=total, completed=done, figures="")
 

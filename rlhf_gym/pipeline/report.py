@@ -87,7 +87,8 @@ def _table_section(metrics: dict[str, Any]) -> str:
     gold, n, many = metrics["judge"] == "gold", metrics["best_of"], metrics["rounds"] > 1
     headings = [
         ("", ""), ("wins against SFT", "95 % interval"), ("wins against", f"best of {n}"),
-        *([("gold", "mean ± s.e.")] if gold else []), ("score r_φ", "SFT: 0 ± 1"), ("KL", "nats a response"),
+        *([("gold", "mean ± s.e."), ("its rise", "σ of SFT")] if gold else []),
+        ("score r_φ", "SFT: 0 ± 1"), ("KL", "nats a response"),
         ("entropy", "nats a token"), ("length", "tokens"), ("distinct-2", ""), ("ended", ""),
     ]  # fmt: skip
     head = "".join(f"<th>{typeset(a)}<small>{typeset(b)}</small></th>" for a, b in headings)
@@ -109,7 +110,7 @@ def _cells(row: dict[str, Any], gold: bool) -> str:
     cells = [
         f'<td class="bar">{_bar(row["wins_sft"], row["kind"]) if "wins_sft" in row else DASH}</td>',
         f"<td>{DASH if best is None else f'{best[0]:.1%}'}</td>",
-        *([f"<td>{signed(row['gold'][0])} <small>± {row['gold'][1]:.2f}</small></td>"] if gold else []),
+        *(_gold_cells(row) if gold else []),
         f"<td>{signed(row['proxy'][0])}</td>",
         f"<td>{kl}</td>",
         f"<td>{row['entropy']:.2f}</td>",
@@ -118,6 +119,11 @@ def _cells(row: dict[str, Any], gold: bool) -> str:
         f"<td>{row['stopped']:.0%}</td>",
     ]
     return "".join(cells)
+
+
+def _gold_cells(row: dict[str, Any]) -> list[str]:
+    rise = DASH if row["kind"] == "sft" else signed(row["gold_rise"])
+    return [f"<td>{signed(row['gold'][0])} <small>± {row['gold'][1]:.2f}</small></td>", f"<td>{rise}</td>"]
 
 
 def _bar(rate: list[float], kind: str) -> str:
@@ -141,13 +147,14 @@ def _goodhart_section(histories: Histories, metrics: dict[str, Any]) -> str:
         return ""
     chart, fits = goodhart_chart(histories, sft)
     facts = goodhart_facts(histories)
+    start = f"the SFT policy’s {signed(sft['gold'][0])}"
     levels = _gold_levels(metrics)
     gold = training_chart(histories, "rlhf/gold", "gold reward", levels=levels)
     proxy = training_chart(histories, "rlhf/score", "score of r_φ, in standard deviations of the SFT policy")
     legend = _legend(histories, [("dash", "r_φ"), ("dot", "gold, an iteration"), ("", "gold, fitted")])
     return f"""
 <h2>What the reward model likes, and what is good</h2>
-<p>{_goodhart_story(facts).replace("r_φ", PROXY)}</p>
+<p>{_goodhart_story(facts, start).replace("r_φ", PROXY)}</p>
 {_legend(histories)}
 <div class="charts wide">{_figure(gold, "No agent sees gold: it is read off the responses PPO was learning from.")}
 {_figure(proxy, "What PPO maximises, before the KL penalty.")}</div>
@@ -155,7 +162,7 @@ def _goodhart_section(histories: Histories, metrics: dict[str, Any]) -> str:
 <div class="aside">{legend}<p class="caption">{typeset(_fit_story(fits))}</p></div></div>"""
 
 
-def _goodhart_story(facts: dict[str, dict[str, float]]) -> str:
+def _goodhart_story(facts: dict[str, dict[str, float]], start: str) -> str:
     sentences = []
     if "unleashed" in facts:
         f = facts["unleashed"]
@@ -163,13 +170,13 @@ def _goodhart_story(facts: dict[str, dict[str, float]]) -> str:
         ending = f"and falls to {signed(f['last'])} by the end" if fell else f"and ends at {signed(f['last'])}"
         while_ = "r_φ goes on rising" if f["proxy_last"] > f["proxy_at_peak"] else "r_φ no longer rises"
         sentences.append(
-            f'<span class="ink-unleashed">Without the KL penalty</span>, gold goes from {signed(f["first"])} to its '
+            f'<span class="ink-unleashed">Without the KL penalty</span>, gold goes from {start} to its '
             f"highest, {signed(f['peak'])}, after {f['peak_tokens'] / 1000:.0f}k tokens {ending}, while {while_}, "
             f"from {signed(f['proxy_at_peak'])} to {signed(f['proxy_last'])}."
         )
     f = facts["ppo"]
     sentences.append(
-        f'<span class="ink-ppo">With the penalty</span>, gold goes from {signed(f["first"])} to {signed(f["last"])} '
+        f'<span class="ink-ppo">With the penalty</span>, gold goes from {start} to {signed(f["last"])} '
         f"and r_φ to {signed(f['proxy_last'])}."
     )
     return " ".join(sentences)

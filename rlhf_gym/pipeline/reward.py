@@ -62,7 +62,11 @@ def reference_samples(run: Run) -> Samples:
     chosen = rng.integers(len(prompts), size=run.config.reward.reference_samples)
     policy = load_causal_lm(run.sft, device=run.device)
     return draw(
-        policy, run.task, [prompts[int(i)] for i in chosen], seed=run.config.seed + 99, progress="reference responses"
+        policy,
+        run.task,
+        [prompts[int(i)] for i in chosen],
+        seed=run.config.seed + 99,
+        progress=run.bar("reference responses"),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.pipeline import terminal
 from rlhf_gym.pipeline.collect import collect_line, collect_stage
 from rlhf_gym.pipeline.config import RunConfig
@@ -78,14 +79,14 @@ def execute(run: Run, *, only: StageName | None = None, redo: StageName | None =
     """The stages of a run that has been checked. See `run`."""
     if only is not None:
         check_inputs(run, only)
-    with run.folder.occupied():
+    with run.folder.occupied(), quiet_transformers():
         run.folder.open(run.config, redo=redo)
         _execute(run, only)
     return run.folder.root
 
 
 def _execute(run: Run, only: StageName | None) -> None:
-    terminal.say_header(run, use_threads(run.config.threads))
+    terminal.say_header(run, use_threads(run))
     many = run.config.rounds > 1
     stages = list(stages_of(run))
     if only is not None:

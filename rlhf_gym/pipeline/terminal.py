@@ -63,16 +63,24 @@ def say_table(console: Console, metrics: dict[str, Any]) -> None:
     """Who wins, and at what price."""
     gold = metrics["judge"] == "gold"
     seeds = max(row["seeds"] for row in metrics["summary"])
-    table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
-    table.add_column("")
-    headings = ["wins\nvs SFT", "95 %", f"wins vs\nbest of {metrics['best_of']}", *(["gold"] if gold else []),
-                "score\nr_φ", "KL\nnats", "entropy\nnats/tok", "length\ntokens", "distinct-2"]  # fmt: skip
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    best = f"wins vs\nbest of {metrics['best_of']}"
+    headings = [
+        "wins\nvs SFT",
+        "\n95 %",
+        best,
+        *(["\ngold", "rise\n/σ SFT"] if gold else []),
+        "\nr_φ",
+        "KL\nnats",
+        "entropy\nnats",
+    ]
+    for heading in [*headings, "length\ntokens", "dis-\ntinct-2"]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in metrics["summary"]:
         table.add_row(
             Text(kind_label(row["kind"], row["round"], best_of=metrics["best_of"], rounds=metrics["rounds"]), "bold"),
-            *_cells(row, gold=gold, seeds=row["seeds"]),
+            *_cells(row, gold=gold),
         )
     console.print()
     console.print(table)
@@ -83,14 +91,14 @@ def say_table(console: Console, metrics: dict[str, Any]) -> None:
     )
 
 
-def _cells(row: dict[str, Any], *, gold: bool, seeds: int) -> list[str]:
+def _cells(row: dict[str, Any], *, gold: bool) -> list[str]:
     wins, best = row.get("wins_sft"), row.get("wins_best_of")
     at_most = "≤ " if row["kind"] == "best_of" else ""
     return [
         "" if wins is None else f"{wins[0]:.1%}",
         "" if wins is None else f"{100 * wins[1]:.0f}–{100 * wins[2]:.0f}",
         "" if best is None else f"{best[0]:.1%}",
-        *([f"{row['gold'][0]:+.2f}"] if gold else []),
+        *([f"{row['gold'][0]:+.2f}", "" if row["kind"] == "sft" else f"{row['gold_rise']:+.2f}"] if gold else []),
         f"{row['proxy'][0]:+.2f}",
         "0" if row["kind"] == "sft" else f"{at_most}{row['kl'][0]:.2f}",
         f"{row['entropy']:.2f}",
