@@ -265,8 +265,21 @@ def default_config(task: TaskConfig | None = None) -> RunConfig:
     if task.corpus is not None:
         return replace(
             config,
-            collect=replace(config.collect, samples_per_prompt=4, temperatures=(1.0,)),
-            ppo=replace(config.ppo, total_tokens=200_000, learning_rate=3e-4),
+            pretraining=SFTConfig(epochs=4, learning_rate=2e-3, batch_size=32),
+            collect=replace(
+                config.collect,
+                num_prompts=10_000,
+                samples_per_prompt=6,
+                temperatures=(1.0,),
+                annotator_temperature=0.1,
+            ),
+            reward=replace(
+                config.reward,
+                training=RewardModelingConfig(epochs=2, learning_rate=1e-3, batch_size=64, weight_decay=0.01),
+            ),
+            ppo=replace(config.ppo, total_tokens=100_000, learning_rate=5e-4),
+            seeds=1,
+            unleashed=False,
         )
     return config
 

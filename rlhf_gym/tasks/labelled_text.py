@@ -51,8 +51,8 @@ def labelled_text_task(
     *,
     prompt_words: int = 4,
     heldout_fraction: float = 0.1,
-    vocab_size: int = 2000,
-    max_prompt_length: int = 24,
+    vocab_size: int = 5000,
+    max_prompt_length: int = 16,
     max_new_tokens: int = 40,
     seed: int = 0,
 ) -> Task:
@@ -113,9 +113,8 @@ def labelled_text_task(
             vocab_size=len(tokenizer),
             n_positions=max(128, max_prompt_length + max_new_tokens),
             n_embd=128,
-            n_layer=4,
+            n_layer=2,
             n_head=4,
-            initializer_range=128**-0.5,  # the default, .02, suits models many times as wide
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.eos_token_id,
             eos_token_id=tokenizer.eos_token_id,
