@@ -76,7 +76,7 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         ("--prompts {prompts}", "add --model"),
         ("--model {empty} --prompts {prompts}", "a folder with config.json and *.safetensors; it holds nothing"),
         ("--model {prompts} --prompts {prompts}", "as a folder, got the file"),
-        ("--model {weightless} --prompts {prompts} --preferences {preferences}", "could not load a causal language model"),
+        (OWN.replace("{model}", "{weightless}") + "--preferences {preferences}", "could not load a causal"),
         (OWN, "it has no gold reward to simulate an annotator with. Give --preferences FILE, or --reward-model"),
         (OWN + "--preferences {missing}", "but there is no such file"),
         (OWN + "--preferences {broken}", "broken.jsonl, line 3: expected a JSON object"),

@@ -91,7 +91,7 @@ def goodhart_chart(histories: Histories, sft: dict[str, Any]) -> tuple[Chart, di
         distance = np.sqrt(np.clip(np.interp(tokens, *histories.curve(kind, "rlhf/kl")), 0, None))
         rise = (gold - sft["gold"][0]) / sft["gold_std"]
         order = np.argsort(np.sqrt(np.clip(kl, 0, None)), kind="stable")
-        window = max(3, len(order) // 12)
+        window = max(3, len(order) // 4)  # where the leash holds, many iterations stand at one distance
         far = smooth(np.sqrt(np.clip(kl, 0, None))[order], window)
         lines.append(Line(far, smooth(proxy[order], window), kind, f"r_φ, {NAMES[kind]}", "dashed"))
         lines.append(Line(distance, rise, kind, "", "points"))
@@ -103,7 +103,7 @@ def goodhart_chart(histories: Histories, sft: dict[str, Any]) -> tuple[Chart, di
         facts[kind] = {"alpha": fit.alpha, "beta": fit.beta, "peak_distance": fit.peak_distance}
         if 0 < fit.peak_distance < float(distance.max()):
             marks.append(Mark(fit.peak_distance, fit.peak_gold, kind, f"peak at {fit.peak_distance**2:.1f} nats"))
-    chart = Chart("gold and r_φ, in standard deviations of the SFT policy", "distance from the SFT policy, √KL (√nats)",
+    chart = Chart("gold and r_φ, in standard deviations of the SFT policy", "distance from π_ref, √KL (√nats)",
                   lines, marks=marks)  # fmt: skip
     return chart, facts
 

@@ -89,7 +89,7 @@ def _table_section(metrics: dict[str, Any]) -> str:
         ("", ""), ("wins against SFT", "95 % interval"), ("wins against", f"best of {n}"),
         *([("gold", "mean ± s.e."), ("its rise", "σ of SFT")] if gold else []),
         ("score r_φ", "SFT: 0 ± 1"), ("KL", "nats a response"),
-        ("entropy", "nats a token"), ("length", "tokens"), ("distinct-2", ""), ("ended", ""),
+        ("entropy", "nats a token"), ("length", "tokens"), ("distinct-2", ""),
     ]  # fmt: skip
     head = "".join(f"<th>{typeset(a)}<small>{typeset(b)}</small></th>" for a, b in headings)
     rows = []
@@ -116,7 +116,6 @@ def _cells(row: dict[str, Any], gold: bool) -> str:
         f"<td>{row['entropy']:.2f}</td>",
         f"<td>{row['length']:.1f}</td>",
         f"<td>{row['distinct_2']:.3f}</td>",
-        f"<td>{row['stopped']:.0%}</td>",
     ]
     return "".join(cells)
 
@@ -190,7 +189,10 @@ def _fit_story(fits: dict[str, Any]) -> str:
     curve = (
         f" The curve through gold is d(α − β log d), as in Gao et al. (2022): {'; '.join(stories)}." if stories else ""
     )
-    return "Each dot is the mean gold of an iteration; the dashed line is what r_φ made of the same responses." + curve
+    return (
+        "Each dot is the mean gold of an iteration; the dashed line, smoothed, is what r_φ made of the same responses."
+        + curve
+    )
 
 
 def _training_section(histories: Histories, metrics: dict[str, Any]) -> str:

@@ -65,17 +65,17 @@ def say_table(console: Console, metrics: dict[str, Any]) -> None:
     seeds = max(row["seeds"] for row in metrics["summary"])
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("", no_wrap=True)
-    best = f"wins vs\nbest of {metrics['best_of']}"
+    best = f"vs best\nof {metrics['best_of']}"
     headings = [
         "wins\nvs SFT",
         "\n95 %",
         best,
-        *(["\ngold", "rise\n/σ SFT"] if gold else []),
+        *(["\ngold", "rise\nin σ"] if gold else []),
         "\nr_φ",
         "KL\nnats",
-        "entropy\nnats",
+        "H\nnats",
     ]
-    for heading in [*headings, "length\ntokens", "dis-\ntinct-2"]:
+    for heading in [*headings, "\nlength", "dis-\ntinct"]:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in metrics["summary"]:
         table.add_row(
@@ -86,9 +86,9 @@ def say_table(console: Console, metrics: dict[str, Any]) -> None:
     console.print(table)
     judge = "gold" if gold else "r_φ itself (there is no gold reward)"
     middle = f"; PPO: the median of {seeds} seeds" if seeds > 1 else ""
-    console.print(
-        f"judged by {judge} on {metrics['prompts']} held-out prompts, ties half{middle}", style="dim", highlight=False
-    )
+    legend = "; σ: SFT's standard deviation of gold; H: entropy a token; distinct: pairs of words" if gold else ""
+    note = f"judged by {judge} on {metrics['prompts']} held-out prompts, ties half{middle}{legend}"
+    console.print(note, style="dim", highlight=False)
 
 
 def _cells(row: dict[str, Any], *, gold: bool) -> list[str]:
