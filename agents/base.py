@@ -11,13 +11,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from rlhf_gym.agents import saving
-from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
-from rlhf_gym.agents.interrupts import finish_before_interrupt
-from rlhf_gym.agents.kl_control import FixedKL, KLController
-from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
-from rlhf_gym.agents.rollout import collect_episodes
-from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -26,6 +19,13 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from rlhf_gym.agents import saving
+from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
+from rlhf_gym.agents.interrupts import finish_before_interrupt
+from rlhf_gym.agents.kl_control import FixedKL, KLController
+from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
+from rlhf_gym.agents.rollout import collect_episodes
+from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.kl import full_kl, k2
 from rlhf_gym.functional.whitening import masked_mean
 from rlhf_gym.lm.loading import quiet_transformers

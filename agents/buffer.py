@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rlhf_gym.envs.episode import Episode
-from rlhf_gym.envs.token_reward import stack_rows
 from torch import Tensor
 
+from rlhf_gym.envs.episode import Episode
+from rlhf_gym.envs.token_reward import stack_rows
 from rlhf_gym.functional.returns import gae
 from rlhf_gym.functional.whitening import masked_whiten
 

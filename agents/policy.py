@@ -10,14 +10,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from gymnasium import spaces
-from rlhf_gym.agents.prefixes import pack_prefixes
-from rlhf_gym.envs.episode import Observation
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from rlhf_gym.agents.prefixes import pack_prefixes
+from rlhf_gym.envs.episode import Observation
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.heads import ValueHead
 from rlhf_gym.lm.loading import load_causal_lm

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
+
 from rlhf_gym.agents.base import KLLoss, MinibatchLoss, TokenAlgorithm
 from rlhf_gym.agents.buffer import EpisodeBatch
 from rlhf_gym.agents.kl_control import KLController
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
-from stable_baselines3 import PPO
-from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule
-
 from rlhf_gym.functional.losses import ppo_policy_loss, ppo_value_loss
 
 

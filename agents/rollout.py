@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import Episode, EpisodeRewards
 from rlhf_gym.envs.token_reward import stack_rows
 from rlhf_gym.envs.vector_env import TokenVectorEnv
-from stable_baselines3.common.callbacks import BaseCallback
-from torch import Tensor
 
 if TYPE_CHECKING:
     from rlhf_gym.agents.base import TokenAlgorithm

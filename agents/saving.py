@@ -12,13 +12,13 @@ import numpy as np
 import safetensors.torch
 import torch
 from gymnasium import spaces
-from rlhf_gym.agents.kl_control import kl_controller_from
-from rlhf_gym.agents.policy import LMActorCriticPolicy
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from rlhf_gym import __version__
+from rlhf_gym.agents.kl_control import kl_controller_from
+from rlhf_gym.agents.policy import LMActorCriticPolicy
 
 if TYPE_CHECKING:
     from rlhf_gym.agents.base import TokenAlgorithm

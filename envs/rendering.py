@@ -9,8 +9,9 @@ import torch
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
-from rlhf_gym.envs.slots import Slots
 from transformers import PreTrainedTokenizerBase
+
+from rlhf_gym.envs.slots import Slots
 
 
 def render_slot(tokenizer: PreTrainedTokenizerBase, slots: Slots, slot: int, policy: Any) -> str:

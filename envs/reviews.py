@@ -6,7 +6,6 @@ from typing import Any
 
 from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.vector_env import TokenVectorEnv
-
 from rlhf_gym.tasks.reviews import DATA, reviews_task
 
 

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
+
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 

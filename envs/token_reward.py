@@ -13,8 +13,8 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from rlhf_gym.envs.episode import Episode, EpisodeRewards
 
+from rlhf_gym.envs.episode import Episode, EpisodeRewards
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.parts import LMParts

@@ -12,15 +12,15 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation, StepRecord
 from rlhf_gym.envs.prompts import PromptSampler, check_prompts
 from rlhf_gym.envs.rendering import render_slot
 from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_reward, resolve_tokenizer
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.tokens import decode, pad_token_id

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from rlhf_gym.agents import EpisodeBuffer
 from rlhf_gym.envs import Episode
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL
 from rlhf_gym.agents.kl_control import kl_controller_from
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
 from rlhf_gym.agents import LMActorCriticPolicy, TokenPPO
 from rlhf_gym.agents.prefixes import pack_prefixes
 from rlhf_gym.envs import TokenVectorEnv
-from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-
 from rlhf_gym.lm.sampling import behaviour_logits, entropy, token_log_prob
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.rewards import RewardModel

@@ -4,13 +4,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from rlhf_gym.agents import AdaptiveKL, FixedKL, TokenPPO
-from rlhf_gym.envs import SB3VecEnv, TokenEnv, TokenVectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 
+from rlhf_gym.agents import AdaptiveKL, FixedKL, TokenPPO
+from rlhf_gym.envs import SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.functional.kl import full_kl, k2
 from rlhf_gym.lm.shared import Shared
 from tests import tiny

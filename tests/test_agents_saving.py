@@ -7,12 +7,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, LMActorCriticPolicy, TokenPPO
-from rlhf_gym.agents.interrupts import finish_before_interrupt
-from rlhf_gym.envs import TokenVectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 
+from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, LMActorCriticPolicy, TokenPPO
+from rlhf_gym.agents.interrupts import finish_before_interrupt
+from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.shared import Shared
 from tests import tiny
 from tests.toy import word_settings

@@ -4,11 +4,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from rlhf_gym.agents import AttachPolicy, LMActorCriticPolicy
-from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 
+from rlhf_gym.agents import AttachPolicy, LMActorCriticPolicy
+from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from tests import tiny
 from tests.toy import word_settings
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TimeLimit
-from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 
+from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.shared import Shared
 from tests import tiny

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
-from rlhf_gym.envs import SB3VecEnv, TokenEnv, TokenVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
+from rlhf_gym.envs import SB3VecEnv, TokenEnv, TokenVectorEnv
 from tests.toy import word_policy, word_settings
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
+
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.prompts import PromptSampler
-
 from rlhf_gym.lm.shared import Shared
 from tests import tiny
 from tests.toy import PROMPTS, word_policy, word_settings

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from rlhf_gym.agents import LMActorCriticPolicy
-from rlhf_gym.envs import TokenVectorEnv
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -16,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
+from rlhf_gym.agents import LMActorCriticPolicy
+from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.shared import Shared
 from tests.tiny import tiny_gpt2, tiny_tokenizer
