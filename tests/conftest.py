@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-# More threads than cores to run on (two suites side by side) slow each other many times over: OMP_NUM_THREADS rules.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+# One thread: tiny models run faster so, alike on any number of cores, and side by side with others.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 
 
 @pytest.fixture(autouse=True)
