@@ -61,7 +61,7 @@ class TokenReward:
     def forget(self) -> None:
         """Begin stepping π_ref from nothing, as an environment that was just made would."""
         if self._decoder is not None:
-            self._decoder.invalidate()
+            self._decoder.forget()
 
     def ref_log_prob(self, input_ids: np.ndarray, lengths: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """log π_ref(a|s) of one action a slot, stepped along incrementally: (N, L), (N,), (N,) → (N,) float32."""

@@ -6,7 +6,7 @@ refilled by overwriting it. The column L is a scratch place for the padding of r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,16 @@ class SlotWrite:
     """The common first column when every row writes columns start … start + n − 1, else None."""
     kv_length: int
     """Columns 0 … kv_length − 1 hold everything that may be attended to."""
+    _places: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def places(self, heads: int, width: int) -> Tensor:
+        """Numbers of the written rows of a (N, heads, width, d) table seen as (N · heads · width, d), in the order of
+        (B, heads, n); worked out once for all layers."""
+        if (heads, width) not in self._places:
+            head = torch.arange(heads, device=self.rows.device)
+            first = (self.rows[:, None] * heads + head) * width  # (B, heads)
+            self._places[heads, width] = (first[:, :, None] + self.columns[:, None]).reshape(-1)
+        return self._places[heads, width]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -59,9 +69,9 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         write = self.write
         assert write is not None and self.keys is not None and self.values is not None
-        places = write.rows[:, None]  # (B, 1)
-        self.keys[places, :, write.columns] = key_states.transpose(1, 2)  # (B, n, heads, d)
-        self.values[places, :, write.columns] = value_states.transpose(1, 2)  # (B, n, heads, d)
+        places = write.places(key_states.shape[1], self.max_length + 1)  # (B · heads · n,)
+        for table, new in ((self.keys, key_states), (self.values, value_states)):
+            table.view(-1, new.shape[-1]).index_copy_(0, places, new.reshape(-1, new.shape[-1]))
         if write.start == 0:  # from empty: the new tokens are all there is
             return key_states, value_states
         if write.whole:

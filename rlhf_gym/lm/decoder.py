@@ -8,6 +8,7 @@ refill, a branch after a rewind. Its answer is always that of a full recomputati
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -15,15 +16,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_gym.lm.cache import SlotCache, SlotWrite, attention_layout
+from rlhf_gym.lm.packing import PackedProducts
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.replay import Step, record
 
 ArrayOrTensor = np.ndarray | Tensor
 
-KV_BLOCK = 64
-"""The one-token step attends over a multiple of this many columns, so that few shapes of it exist."""
+KV_BLOCK = 16
+"""The one-token step attends over a multiple of this many columns, and of an eighth of the next power of two: so few
+shapes of it exist, and little that is read is empty."""
 USES_BEFORE_REPLAY = 32
 """One-token steps of a shape before it is recorded: recording costs about as much as some tens of steps."""
+
+STEPS_BEFORE_PACKING = 2
+"""One-token steps after the weights have changed before the large ones are laid out for the steps to come."""
 
 
 class Decoder:
@@ -55,8 +61,10 @@ class Decoder:
         self._tokens = np.zeros((0, 0), dtype=np.int64)  # (N, L)
         self._held = np.zeros(0, dtype=np.int64)  # (N,)
         self._hidden = torch.zeros(0)  # (N, H)
-        self._steps: dict[tuple[int, int], Step] = {}
-        self._uses: dict[tuple[int, int], int] = {}
+        self._steps: dict[tuple[int, int, bool], Step] = {}
+        self._uses: dict[tuple[int, int, bool], int] = {}
+        self._products = self._packable()
+        self._steps_since_change = 0
         self.why_no_replay = ""
         """Why the one-token step runs through the model's own code; empty where it is replayed once it has been used
         often enough."""
@@ -66,14 +74,31 @@ class Decoder:
         """Whether calls are incremental (known after the first call)."""
         return not self.why_uncached
 
-    def invalidate(self) -> None:
-        """Forget everything held: the weights have changed."""
+    def forget(self) -> None:
+        """Hold nothing any more; the weights are what they were."""
         self._held[:] = 0
+
+    def invalidate(self) -> None:
+        """Forget everything: the weights have changed."""
+        self.forget()
+        self._steps_since_change = 0
+        self._products.drop()
         storage = _storage(self.parts)
         if storage != self._storage:  # other tensors, or others' memory: a replay would go on with the old ones
             self._storage = storage
             self._parameters = tuple(self.parts.module.parameters())
+            self._products = self._packable()
             self._steps.clear()
+
+    def _packable(self) -> PackedProducts:
+        head = self.parts.lm_head.parameters() if isinstance(self.parts, LMParts) else ()
+        return PackedProducts([*self.parts.module.parameters(), *head])
+
+    def _packing(self) -> PackedProducts | None:
+        """Packed products, once the weights have stood still for some steps."""
+        if self._products and self._steps_since_change > STEPS_BEFORE_PACKING:
+            return self._products.refresh()
+        return None
 
     @torch.no_grad()
     def __call__(self, input_ids: ArrayOrTensor, lengths: ArrayOrTensor) -> Tensor:
@@ -123,7 +148,9 @@ class Decoder:
         """
         if not isinstance(self.parts, LMParts):
             raise TypeError("expected a causal language model with a head to have logits of, got a trunk alone")
-        return self.parts.logits(self(input_ids, lengths))
+        hidden = self(input_ids, lengths)
+        with self._packing() or nullcontext():
+            return self.parts.logits(hidden)
 
     def _feed_all(self, ids: np.ndarray, common: np.ndarray, new: np.ndarray, active: np.ndarray, batch: int) -> None:
         """Feed every active row: first what some rows must catch up, then one token of every row.
@@ -153,17 +180,17 @@ class Decoder:
             torch.from_numpy(x).to(self.parts.device)
             for x in (ids[np.arange(batch)[:, None], positions], positions, columns)
         ]
-        blocks = -(-int(last[active].max() + 1) // KV_BLOCK)
-        hidden = self._step_function(batch, min(blocks * KV_BLOCK, self._cache.max_length), inputs)(
-            *inputs
-        )  # (B, 1, H)
+        kv_length = min(rounded_up(int(last[active].max()) + 1), self._cache.max_length)
+        self._steps_since_change += 1
+        hidden = self._step_function(batch, kv_length, inputs)(*inputs)  # (B, 1, H)
         self._hidden[:batch] = hidden[:, 0]
         if parked.any():
             self._hidden[torch.from_numpy(parked).to(self.parts.device).nonzero()[:, 0]] = 0
 
     def _step_function(self, batch: int, kv_length: int, example: list[Tensor]) -> Step:
         """The one-token step for these shapes: the model's own forward, or after some uses a replay of it."""
-        key = (batch, kv_length)
+        products = self._packing()
+        key = (batch, kv_length, products is not None)
         known = self._steps.get(key)
         if known is not None:
             return known
@@ -181,12 +208,12 @@ class Decoder:
 
         self._uses[key] = self._uses.get(key, 0) + 1
         if self._uses[key] <= USES_BEFORE_REPLAY or self.why_no_replay:
-            return step
+            return step if products is None else products.through(step)
         try:
-            self._steps[key] = record(step, *example)
+            self._steps[key] = record(step, *example, products)
         except RuntimeError as problem:
             self.why_no_replay = str(problem)
-            return step
+            return step if products is None else products.through(step)
         return self._steps[key]
 
     def _feed(
@@ -296,6 +323,12 @@ def incremental_error(parts: Trunk, width: int) -> float:
         worst = max(worst, float((stepped - full).abs().max() / full.abs().max().clamp_min(1e-12)))
     parts.module.train(training)
     return worst
+
+
+def rounded_up(length: int) -> int:
+    """The least of the lengths the one-token step exists for that holds `length` columns."""
+    block = max(KV_BLOCK, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // block) * block
 
 
 def _storage(parts: Trunk) -> list[tuple[int, int]]:

@@ -16,6 +16,8 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rlhf_gym.lm.packing import PackedProducts
+
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(tokens, positions, columns), each (B, 1) → hidden states (B, 1, H)."""
 
@@ -50,8 +52,10 @@ _METHODS = {
 }
 
 
-def record(step: Step, tokens: Tensor, positions: Tensor, columns: Tensor) -> Step:
-    """The step as a replay for these shapes.
+def record(
+    step: Step, tokens: Tensor, positions: Tensor, columns: Tensor, products: PackedProducts | None = None
+) -> Step:
+    """The step as a replay for these shapes; on a CPU, its products with large weights through `products`.
 
     Raises:
         RuntimeError: the step cannot be recorded, e.g. because what it runs depends on values.
@@ -66,11 +70,13 @@ def record(step: Step, tokens: Tensor, positions: Tensor, columns: Tensor) -> St
     _fold_constants(module)
     _merge_views(module.graph)
     module.graph.eliminate_dead_code(lambda node: node.is_impure() or _writes(node))
+    if products is not None:
+        products.substitute(module, _attribute)
     _use_fast_entry_points(module.graph)
     module.recompile()
     for node in module.graph.nodes:  # where Python finds attributes without asking `Module.__getattr__`
         if node.op == "get_attr":
-            module.__dict__[node.target] = _attribute(module, node.target)
+            module.__dict__[node.target] = _attribute(module, str(node.target))
     return torch.inference_mode()(module.forward)
 
 
@@ -100,8 +106,8 @@ def _fold_constants(module: fx.GraphModule) -> None:
             continue  # a copy would not follow the weights
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             continue
-        args = fx.map_arg(node.args, lambda source: _attribute(module, source.target))
-        kwargs = fx.map_arg(node.kwargs, lambda source: _attribute(module, source.target))
+        args = fx.map_arg(node.args, lambda source: _attribute(module, str(source.target)))
+        kwargs = fx.map_arg(node.kwargs, lambda source: _attribute(module, str(source.target)))
         value = node.target(*args, **kwargs)
         if not isinstance(value, Tensor):
             continue
@@ -144,9 +150,9 @@ def _views(node: fx.Node) -> bool:
     return any(result.alias_info is not None for result in node.target._schema.returns)  # type: ignore[union-attr]
 
 
-def _attribute(module: fx.GraphModule, name: Any) -> Tensor:
+def _attribute(module: fx.GraphModule, name: str) -> Tensor:
     value: Any = module
-    for part in str(name).split("."):
+    for part in name.split("."):
         value = getattr(value, part)
     return value
 
