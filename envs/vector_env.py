@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_gym.envs.checks import read_actions, read_options, resolve_stops, token_spaces
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation, StepRecord
 from rlhf_gym.envs.prompts import PromptSampler, check_prompts
 from rlhf_gym.envs.rendering import render_slot
@@ -24,7 +24,6 @@ from rlhf_gym.envs.token_reward import KLPlace, TokenReward
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.tokens import decode, pad_token_id
-from rlhf_gym.lm.tokens import stop_token_ids as default_stop_token_ids
 from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, episode_scorer
 
 RewardTiming = Literal["step", "deferred"]
@@ -114,7 +113,9 @@ class TokenVectorEnv(VectorEnv):
         self.tokenizer = resolve_tokenizer(tokenizer, reference)
         parts = resolve_reference(reference, device=device)
         self.vocab_size = parts.vocab_size if parts is not None else (vocab_size or len(self.tokenizer))
-        self.stop_token_ids = self._resolve_stops(stop_token_ids, None if parts is None else parts.model)
+        self.stop_token_ids = resolve_stops(
+            stop_token_ids, self.tokenizer, None if parts is None else parts.model, vocab_size=self.vocab_size
+        )
         self._prompts = resolve_prompts(prompts, self.tokenizer)
         longest = max(len(ids) for ids in self._prompts)
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
@@ -131,7 +132,11 @@ class TokenVectorEnv(VectorEnv):
         )
         self._policy: ActionLogProb | None = None
         self._sampler = PromptSampler(len(self._prompts), shuffle=shuffle, samples_per_prompt=samples_per_prompt)
-        self._make_spaces(num_envs)
+        self.single_observation_space, self.single_action_space = token_spaces(
+            self.vocab_size, self.max_prompt_length + max_new_tokens
+        )
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
         self._slots = Slots(
             num_envs,
             max_prompt_length=self.max_prompt_length,
@@ -145,23 +150,6 @@ class TokenVectorEnv(VectorEnv):
         self._needs_reset = True
         self._pending: dict[int, Episode] = {}  # deferred: ended, not scored yet
         self.last_step = StepRecord([], np.zeros(0, np.float32), np.zeros(num_envs, np.float32))
-
-    def _resolve_stops(self, stops: Sequence[int] | None, model: PreTrainedModel | None) -> tuple[int, ...]:
-        if stops is None:
-            return default_stop_token_ids(self.tokenizer, model)
-        if not all(0 <= stop < self.vocab_size for stop in stops):
-            raise ValueError(f"expected stop_token_ids in 0 … {self.vocab_size - 1}, got {list(stops)}")
-        return tuple(stops)
-
-    def _make_spaces(self, num_envs: int) -> None:
-        length = self.max_prompt_length + self.max_new_tokens
-        self.single_observation_space = spaces.Dict(
-            input_ids=spaces.Box(0, self.vocab_size - 1, (length,), np.int64),
-            attention_mask=spaces.Box(0, 1, (length,), np.int8),
-        )
-        self.single_action_space = spaces.Discrete(self.vocab_size)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
 
     # -- the agent's side -------------------------------------------------------------------------------------------
 
@@ -228,11 +216,12 @@ class TokenVectorEnv(VectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin anew in every slot; with a seed, the prompts' order as well."""
-        left, queue = self._plan(options or {})
+        left, queue = read_options(options or {}, self.tokenizer)
+        self._check_prompts(queue)
         self._refuse_unscored()
         self.seed(seed)
         self.token_reward.forget()  # so that an episode does not depend, by rounding, on those before
-        self._left, self._queue = left, queue
+        self._left, self._queue = left, queue[::-1]
         self._ended[:] = False
         for slot in range(self.num_envs):
             self._refill(slot)
@@ -299,24 +288,6 @@ class TokenVectorEnv(VectorEnv):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _plan(self, options: dict[str, Any]) -> tuple[int | None, list[list[int]]]:
-        """How many episodes a reset's options ask for (None: no end), and with which prompts, the first one last."""
-        unknown = sorted(set(options) - {"episodes", "prompts"})
-        if unknown:
-            raise ValueError(f"expected the options episodes or prompts, got {', '.join(unknown)}")
-        if "prompts" in options and "episodes" in options:
-            raise ValueError("expected either the option episodes or the option prompts, got both")
-        if "prompts" in options:
-            queue = resolve_prompts(options["prompts"], self.tokenizer)
-            self._check_prompts(queue)
-            return len(queue), queue[::-1]
-        episodes = options.get("episodes")
-        if episodes is None:
-            return None, []
-        if not (isinstance(episodes, int | np.integer) and episodes >= 1):
-            raise ValueError(f"expected the option episodes to be an integer >= 1, got {episodes!r}")
-        return int(episodes), []
-
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         check_room(prompts, self.max_new_tokens, self._context_length)
         check_prompts(prompts, max_prompt_length=self.max_prompt_length, vocab_size=self.vocab_size)
@@ -324,14 +295,7 @@ class TokenVectorEnv(VectorEnv):
     def _check_actions(self, actions: np.ndarray | Tensor) -> np.ndarray:
         if self._needs_reset:
             raise ResetNeeded("call reset() before step()")
-        if isinstance(actions, Tensor):
-            actions = actions.detach().cpu().numpy()
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,):
-            raise ValueError(f"expected actions of shape ({self.num_envs},), got {actions.shape}")
-        if actions.dtype.kind not in "iu":
-            raise ValueError(f"expected integer actions (token ids), got {actions.dtype}")
-        actions = actions.astype(np.int64, copy=False)
+        actions = read_actions(actions, self.num_envs)
         if self.parked.all():
             raise ResetNeeded("every slot is parked, the episodes asked for have ended: call reset()")
         wrong = ~self.parked & ~self._ended & ((actions < 0) | (actions >= self.vocab_size))
