@@ -1,4 +1,4 @@
-"""Collecting preferences: candidates from the policy as it stands, compared by the simulated annotator."""
+"""Collecting preferences: candidates from the policy as it stands, and the pairs of them that are compared."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import draw, write_jsonl
 from rlhf_gym.preferences import (
-    BradleyTerryAnnotator,
     Candidate,
+    CandidatePair,
     Preference,
     choose_pairs,
     read_preferences,
@@ -38,7 +39,7 @@ def collect_stage(run: Run, round: int) -> dict[str, Any]:
     else:
         candidates = draw_candidates(run, round)
         write_jsonl(folder / CANDIDATES, [asdict(candidate) for candidate in candidates])
-        preferences = _compare(run, round, candidates)
+        preferences = annotate(run, round, _choose(run, round, candidates))
     # The same hash decides in every round, so that a prompt once held out never comes back to be trained on.
     train, heldout = split_by_prompt(preferences, run.config.collect.heldout_fraction, seed=run.config.seed)
     write_preferences(folder / PREFERENCES, train)
@@ -104,17 +105,19 @@ def _read(path: Path) -> list[Preference]:
     return read_preferences(path)
 
 
-def _compare(run: Run, round: int, candidates: Sequence[Candidate]) -> list[Preference]:
-    config, seed = run.config.collect, run.config.seed + 1000 * round
-    assert run.task.gold is not None
-    pairs = choose_pairs(candidates, config.pairing, seed=seed)
+def _choose(run: Run, round: int, candidates: Sequence[Candidate]) -> list[CandidatePair]:
+    """The pairs to be compared, `num_labels` of them if there are more."""
+    seed, budget = run.config.seed + 1000 * round, run.config.collect.num_labels
+    pairs = choose_pairs(candidates, run.config.collect.pairing, seed=seed)
+    if budget is not None and budget < len(pairs):
+        kept = np.random.default_rng((seed, budget)).permutation(len(pairs))[:budget]
+        pairs = [pairs[int(i)] for i in sorted(kept)]
     if len({pair.first.prompt for pair in pairs}) < 2:
         raise ValueError(
             f"expected different responses to at least 2 prompts, got {len(pairs)} pairs: the policy writes the same "
             "ones again and again; raise collect.temperatures or collect.samples_per_prompt"
         )
-    annotator = BradleyTerryAnnotator(run.task.gold, config.annotator_temperature, config.mistake_rate, seed=seed)
-    return annotator.label(pairs, round=round)
+    return pairs
 
 
 def _prompts(run: Run, round: int) -> list[str]:

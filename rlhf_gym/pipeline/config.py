@@ -17,6 +17,7 @@ from rlhf_gym.training import RewardModelingConfig, SFTConfig
 
 Reference = Literal["sft", "pretrained", "previous"]
 KLControl = Literal["fixed", "adaptive", "constraint"]
+Labeler = Literal["simulated", "web"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class CollectConfig:
     """Sampling temperatures; the responses to a prompt take them in turn. Some heat shows r_φ what PPO may come to."""
     pairing: PairingStrategy = "random"
     """Which of a prompt's responses are compared: "random" pairs each once, "all" compares all, "tournament" some."""
+    labeler: Labeler = "simulated"
+    """Who compares: "simulated", annotators that know gold, or "web", people at a labelling page."""
+    num_labels: int | None = None
+    """Comparisons asked for in a round; None for all the pairs there are."""
     annotator_temperature: float = 0.25
     """The simulated annotator prefers y1 with σ((gold(y1) − gold(y2))/temperature); 0 never doubts."""
     mistake_rate: float = 0.05
@@ -75,6 +80,9 @@ class CollectConfig:
     def __post_init__(self) -> None:
         _at_least(self, "num_prompts", 2)
         _at_least(self, "samples_per_prompt", 2)
+        _at_least(self, "num_labels", 2)
+        if self.labeler not in get_args(Labeler):
+            raise ValueError(f"expected labeler to be one of {get_args(Labeler)}, got {self.labeler!r}")
         if not self.temperatures or not all(t > 0 for t in self.temperatures):
             raise ValueError(f"expected temperatures > 0, at least one, got {self.temperatures}")
         if self.pairing not in get_args(PairingStrategy):
