@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rlhf_gym.envs.episode import Episode, EpisodeRewards
 from rlhf_gym.lm.decoder import Decoder
@@ -53,6 +54,7 @@ class TokenReward:
         self.scorer, self.reference, self.kl_coef, self.kl_in = scorer, reference, kl_coef, kl_in
         self.missing_eos_penalty = missing_eos_penalty
         self._decoder = Decoder(reference) if reference is not None else None
+        self._ref_logits: tuple[tuple[int, int], Tensor] | None = None  # what was asked last, and the answer
 
     def penalty(self, log_ratios: np.ndarray) -> np.ndarray:
         """−β · log-ratio where the KL is in the reward, else 0; any shape."""
@@ -60,6 +62,7 @@ class TokenReward:
 
     def forget(self) -> None:
         """Begin stepping π_ref from nothing, as an environment that was just made would."""
+        self._ref_logits = None
         if self._decoder is not None:
             self._decoder.invalidate()
 
@@ -67,9 +70,20 @@ class TokenReward:
         """log π_ref(a|s) of one action a slot, stepped along incrementally: (N, L), (N,), (N,) → (N,) float32."""
         if self._decoder is None:
             return np.zeros(len(actions), dtype=np.float32)
-        logits = self._decoder.logits(input_ids, lengths)  # (N, V)
+        logits = self.ref_logits(input_ids, lengths)  # (N, V)
         chosen = torch.from_numpy(actions).to(logits.device)
         return token_log_prob(logits, chosen).cpu().numpy()
+
+    def ref_logits(self, input_ids: np.ndarray, lengths: np.ndarray) -> Tensor:
+        """π_ref's next-token logits (N, V), fp32: asked twice for the same rows, they are computed once."""
+        if self._decoder is None:
+            raise ValueError("expected an environment with a reference to have logits of, got reference=None")
+        hidden = self._decoder(input_ids, lengths)  # (N, H)
+        question = self._decoder.serial, len(input_ids)
+        if self._ref_logits is None or self._ref_logits[0] != question:
+            assert self.reference is not None
+            self._ref_logits = question, self.reference.logits(hidden)
+        return self._ref_logits[1]
 
     def scores(self, episodes: Sequence[Episode]) -> np.ndarray:
         """Score of each episode, (E,) float32."""
