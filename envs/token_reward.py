@@ -74,6 +74,7 @@ class TokenReward:
         chosen = torch.from_numpy(actions).to(logits.device)
         return token_log_prob(logits, chosen).cpu().numpy()
 
+    @torch.no_grad()
     def ref_logits(self, input_ids: np.ndarray, lengths: np.ndarray) -> Tensor:
         """π_ref's next-token logits (N, V), fp32: asked twice for the same rows, they are computed once."""
         if self._decoder is None:
