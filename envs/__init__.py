@@ -3,6 +3,7 @@
 assert __name__ == "rlhf_gym.envs", f"import this package as rlhf_gym.envs, not as {__name__}"
 
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation
+from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.sb3 import SB3VecEnv
 from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.token_reward import TokenReward
@@ -10,6 +11,7 @@ from rlhf_gym.envs.vector_env import TokenVectorEnv
 
 __all__ = [
     "ActionLogProb",
+    "ActionMask",
     "Episode",
     "EpisodeRewards",
     "Observation",

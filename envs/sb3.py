@@ -93,7 +93,10 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **kwargs: Any
     ) -> list[Any]:
-        """Call a method of the engine, once for all slots."""
+        """Call a method of the engine, once for all slots; of `action_masks` each slot gets its own row."""
+        if method_name == "action_masks":  # the name MaskablePPO asks for
+            masks = self.engine.action_masks()
+            return [masks[slot] for slot in self._get_indices(indices)]
         self._all_slots(indices, f"call {method_name}")
         result = getattr(self.engine, method_name)(*method_args, **kwargs)
         return [result] * self.num_envs

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -15,7 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.envs.checks import read_actions, read_options, resolve_stops, token_spaces
+from rlhf_gym.envs.endings import ending_info
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation, StepRecord
+from rlhf_gym.envs.masks import ActionMask, required
+from rlhf_gym.envs.pending import PendingEpisodes
 from rlhf_gym.envs.prompts import PromptSampler, check_prompts
 from rlhf_gym.envs.rendering import render_slot
 from rlhf_gym.envs.slots import Slots
@@ -23,7 +27,7 @@ from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_re
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.shared import Shared
-from rlhf_gym.lm.tokens import decode, pad_token_id
+from rlhf_gym.lm.tokens import pad_token_id
 from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, episode_scorer
 
 RewardTiming = Literal["step", "deferred"]
@@ -58,6 +62,7 @@ class TokenVectorEnv(VectorEnv):
         reward_timing: `"step"`: each reward is complete as it is returned. `"deferred"`: steps return 0 and the agent
             asks `score_episodes` once per rollout.
         autoreset_mode: `SAME_STEP` or `NEXT_STEP`.
+        action_mask: what `action_masks()` allows, for agents that take masks; no other is affected.
         stop_token_ids: what ends a response; by default the tokenizer's EOS and the reference's own.
         missing_eos_penalty: subtracted from the score of a response that reaches the horizon.
         samples_per_prompt: episodes in a row with the same prompt.
@@ -88,6 +93,7 @@ class TokenVectorEnv(VectorEnv):
         kl_in: KLPlace = "reward",
         reward_timing: RewardTiming = "step",
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        action_mask: ActionMask | None = None,
         stop_token_ids: Sequence[int] | None = None,
         missing_eos_penalty: float = 0.0,
         samples_per_prompt: int = 1,
@@ -130,6 +136,11 @@ class TokenVectorEnv(VectorEnv):
         self.token_reward = TokenReward(
             scorer, parts, kl_coef=kl_coef, kl_in=kl_in, missing_eos_penalty=missing_eos_penalty
         )
+        self.action_mask = action_mask
+        if action_mask is not None:
+            action_mask.check(
+                vocab_size=self.vocab_size, stop_token_ids=self.stop_token_ids, has_reference=parts is not None
+            )
         self._policy: ActionLogProb | None = None
         self._sampler = PromptSampler(len(self._prompts), shuffle=shuffle, samples_per_prompt=samples_per_prompt)
         self.single_observation_space, self.single_action_space = token_spaces(
@@ -148,7 +159,7 @@ class TokenVectorEnv(VectorEnv):
         self._left: int | None = None  # episodes still to start; None for no end
         self._queue: list[list[int]] = []  # prompts given at reset, the next one last
         self._needs_reset = True
-        self._pending: dict[int, Episode] = {}  # deferred: ended, not scored yet
+        self._pending = PendingEpisodes()
         self.last_step = StepRecord([], np.zeros(0, np.float32), np.zeros(num_envs, np.float32))
 
     # -- the agent's side -------------------------------------------------------------------------------------------
@@ -160,6 +171,24 @@ class TokenVectorEnv(VectorEnv):
         entropy half of the KL is the agent's to add. None detaches.
         """
         self._policy = policy
+
+    def reference_logits(self) -> Tensor:
+        """π_ref's next-token logits (N, V), fp32, at the present states; the step that follows finds them at hand.
+
+        Rows in which nothing can act (parked, or over until the next step) mean nothing.
+        """
+        return self.token_reward.ref_logits(self._slots.ids, np.where(self._ended, 0, self._slots.lengths))
+
+    def action_masks(self) -> np.ndarray:
+        """Allowed tokens, (N, V) bool, by `action_mask`; where nothing can act, every token is.
+
+        A mask is for the agent to obey: `step` takes any token, and π_ref in the reward is not filtered.
+        """
+        mask = required(self.action_mask)
+        logits = self.reference_logits() if mask.reads_reference else torch.zeros(self.num_envs, self.vocab_size)
+        lengths, idle = self._slots.response_lengths, self.parked | self._ended
+        allowed = mask.allowed(logits, response_lengths=lengths, stop_token_ids=self.stop_token_ids)  # (N, V)
+        return allowed.cpu().numpy() | idle[:, None]
 
     @property
     def kl_coef(self) -> float:
@@ -187,7 +216,7 @@ class TokenVectorEnv(VectorEnv):
     @property
     def pending_episodes(self) -> list[Episode]:
         """Deferred rewards: the episodes that have ended and wait to be scored, in the order they were started."""
-        return [self._pending[number] for number in sorted(self._pending)]
+        return self._pending.in_order()
 
     def score_episodes(
         self, episodes: Sequence[Episode], log_probs: Sequence[np.ndarray] | np.ndarray | None = None
@@ -202,8 +231,7 @@ class TokenVectorEnv(VectorEnv):
         if log_probs is not None and len(log_probs) != len(episodes):
             raise ValueError(f"expected log_probs of {len(episodes)} episodes, got {len(log_probs)}")
         rewards = self.token_reward(episodes, None if log_probs is None else list(log_probs))
-        for episode in episodes:
-            self._pending.pop(episode.number, None)
+        self._pending.remove(episodes)
         return rewards
 
     def discard_episodes(self) -> None:
@@ -218,7 +246,7 @@ class TokenVectorEnv(VectorEnv):
         """Begin anew in every slot; with a seed, the prompts' order as well."""
         left, queue = read_options(options or {}, self.tokenizer)
         self._check_prompts(queue)
-        self._refuse_unscored()
+        self._pending.refuse()
         self.seed(seed)
         self.token_reward.forget()  # so that an episode does not depend, by rounding, on those before
         self._left, self._queue = left, queue[::-1]
@@ -340,32 +368,19 @@ class TokenVectorEnv(VectorEnv):
             scores = self.token_reward.scores(episodes)
             step_rewards[[e.slot for e in episodes]] += scores
             return scores
-        unscored = {e.slot for e in self._pending.values()}
-        for episode in episodes:
-            if self._left is None and episode.slot in unscored:
-                raise RuntimeError(
-                    f"slot {episode.slot} has ended a second episode while its last one waits for its score: with "
-                    "reward_timing='deferred' call score_episodes(env.pending_episodes, log_probs) in between, or "
-                    "say how many episodes a rollout has by reset(options={'episodes': n})"
-                )
-            self._pending[episode.number] = episode
+        self._pending.add(episodes, endless=self._left is None)
         return np.full(len(episodes), np.nan, dtype=np.float32)
 
     def _ending(self, episode: Episode, score: float) -> dict[str, Any]:
-        info: dict[str, Any] = {}
-        if self.reward_timing == "step":
-            info["score"] = float(score)
-            if self.token_reward.reference is not None:
-                total = float(self._slots.log_ratios[episode.slot, : episode.response_length].sum())
-                info |= {"kl": total} if self._policy is not None else {"ref_log_prob": -total}
-        info["response_length"] = episode.response_length
-        info["finish_reason"] = episode.finish_reason
-        if self.texts:
-            prompt_ids = episode.input_ids[: episode.prompt_length]
-            info["prompt"], info["response"] = decode(
-                self.tokenizer, [prompt_ids.tolist(), episode.response_ids.tolist()]
-            )
-        return info
+        timely = self.reward_timing == "step"
+        total = self._slots.log_ratios[episode.slot, : episode.response_length].sum()
+        return ending_info(
+            episode,
+            score=float(score) if timely else None,
+            log_ratio=float(total) if timely and self.token_reward.reference is not None else None,
+            attached=self._policy is not None,
+            tokenizer=self.tokenizer if self.texts else None,
+        )
 
     def _refill(self, slot: int) -> None:
         """Begin the next episode in a slot, or park it."""
@@ -377,10 +392,3 @@ class TokenVectorEnv(VectorEnv):
         self._started += 1
         if self._left is not None:
             self._left -= 1
-
-    def _refuse_unscored(self) -> None:
-        if self._pending:
-            raise RuntimeError(
-                f"{len(self._pending)} episodes have ended without being scored: with reward_timing='deferred' call "
-                "score_episodes(env.pending_episodes, log_probs) first, or discard_episodes()"
-            )
