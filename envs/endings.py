@@ -14,6 +14,7 @@ def ending_info(
     episode: Episode,
     *,
     score: float | None,
+    raw_score: float | None,
     log_ratio: float | None,
     attached: bool,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -22,6 +23,7 @@ def ending_info(
 
     Args:
         score: None while it is deferred.
+        raw_score: r_φ's own; None while it is deferred and where nothing shapes it.
         log_ratio: Σ_t log π(a_t|s_t) − log π_ref(a_t|s_t); None without a reference or while deferred.
         attached: whether a policy said log π; if not, the sum is −log π_ref(y|x) and called `ref_log_prob`, its
             negative: it would not be a KL.
@@ -30,6 +32,8 @@ def ending_info(
     info: dict[str, Any] = {}
     if score is not None:
         info["score"] = score
+    if raw_score is not None:
+        info["raw_score"] = raw_score
     if log_ratio is not None:
         info |= {"kl": log_ratio} if attached else {"ref_log_prob": -log_ratio}
     info["response_length"] = episode.response_length

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.envs.checks import read_actions, read_options, resolve_stops, token_spaces
 from rlhf_gym.envs.endings import ending_info
-from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation, StepRecord
+from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation, StepRecord
 from rlhf_gym.envs.masks import ActionMask, required
 from rlhf_gym.envs.pending import PendingEpisodes
 from rlhf_gym.envs.prompts import PromptSampler, check_prompts
 from rlhf_gym.envs.rendering import render_slot
+from rlhf_gym.envs.shaping import ScoreTerm
 from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_reward, resolve_tokenizer
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
@@ -65,6 +66,8 @@ class TokenVectorEnv(VectorEnv):
         action_mask: what `action_masks()` allows, for agents that take masks; no other is affected.
         stop_token_ids: what ends a response; by default the tokenizer's EOS and the reference's own.
         missing_eos_penalty: subtracted from the score of a response that reaches the horizon.
+        shaping: terms applied to r_φ's score in this order, see `rlhf_gym.envs.shaping`; `raw_score` at the end is
+            then r_φ's own.
         samples_per_prompt: episodes in a row with the same prompt.
         shuffle: a new order of the prompts at every pass.
         texts: put prompt and response as text into the information at the end.
@@ -96,6 +99,7 @@ class TokenVectorEnv(VectorEnv):
         action_mask: ActionMask | None = None,
         stop_token_ids: Sequence[int] | None = None,
         missing_eos_penalty: float = 0.0,
+        shaping: Sequence[ScoreTerm] = (),
         samples_per_prompt: int = 1,
         shuffle: bool = True,
         texts: bool = False,
@@ -134,7 +138,7 @@ class TokenVectorEnv(VectorEnv):
             stop_ids=self.stop_token_ids,
         )
         self.token_reward = TokenReward(
-            scorer, parts, kl_coef=kl_coef, kl_in=kl_in, missing_eos_penalty=missing_eos_penalty
+            scorer, parts, kl_coef=kl_coef, kl_in=kl_in, missing_eos_penalty=missing_eos_penalty, shaping=shaping
         )
         self.action_mask = action_mask
         if action_mask is not None:
@@ -248,7 +252,7 @@ class TokenVectorEnv(VectorEnv):
         self._check_prompts(queue)
         self._pending.refuse()
         self.seed(seed)
-        self.token_reward.forget()  # so that an episode does not depend, by rounding, on those before
+        self.token_reward.begin(endless=left is None)  # an episode does not depend, by rounding, on those before
         self._left, self._queue = left, queue[::-1]
         self._ended[:] = False
         for slot in range(self.num_envs):
@@ -271,7 +275,7 @@ class TokenVectorEnv(VectorEnv):
         episodes = [slots.episode(i, "stop" if stopped[i] else "length") for i in np.flatnonzero(terminated).tolist()]
         scores = self._end(episodes, step_rewards)
         slots.earn(acting, step_rewards)
-        self.last_step = StepRecord(episodes, scores, log_ratios)
+        self.last_step = StepRecord(episodes, scores.scores, log_ratios)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         infos = self._reset_ended(episodes, scores) if episodes else {}
         for slot in np.flatnonzero(waiting).tolist():
@@ -304,6 +308,7 @@ class TokenVectorEnv(VectorEnv):
             "prompts": self._sampler.state_dict(),
             "started": self._started,
             "kl_coef": self.kl_coef,
+            "shaping": self.token_reward.shaping.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -312,6 +317,7 @@ class TokenVectorEnv(VectorEnv):
         self._sampler.load_state_dict(state["prompts"])
         self._started = int(state["started"])
         self.kl_coef = float(state["kl_coef"])
+        self.token_reward.shaping.load_state_dict(state.get("shaping", []))
         self._needs_reset = True
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -346,10 +352,10 @@ class TokenVectorEnv(VectorEnv):
         log_ratios = np.where(acting, log_ratios, np.float32(0))
         return self.token_reward.penalty(log_ratios), log_ratios
 
-    def _reset_ended(self, episodes: list[Episode], scores: np.ndarray) -> dict[str, Any]:
+    def _reset_ended(self, episodes: list[Episode], scores: EpisodeScores) -> dict[str, Any]:
         """Infos at the end, and new episodes at once (SAME_STEP) or a note for the next step (NEXT_STEP)."""
         infos: dict[str, Any] = {}
-        endings = [self._ending(e, score) for e, score in zip(episodes, scores, strict=True)]
+        endings = [self._ending(e, score, raw) for e, score, raw in zip(episodes, *scores, strict=True)]
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             for episode, ending in zip(episodes, endings, strict=True):
                 self._ended[episode.slot] = True
@@ -362,21 +368,23 @@ class TokenVectorEnv(VectorEnv):
             self._refill(episode.slot)
         return infos
 
-    def _end(self, episodes: list[Episode], step_rewards: np.ndarray) -> np.ndarray:
+    def _end(self, episodes: list[Episode], step_rewards: np.ndarray) -> EpisodeScores:
         """Scores of what has ended, added in place to the last action; deferred, NaN and kept for `score_episodes`."""
         if self.reward_timing == "step":
             scores = self.token_reward.scores(episodes)
-            step_rewards[[e.slot for e in episodes]] += scores
+            step_rewards[[e.slot for e in episodes]] += scores.scores
             return scores
         self._pending.add(episodes, endless=self._left is None)
-        return np.full(len(episodes), np.nan, dtype=np.float32)
+        unknown = np.full(len(episodes), np.nan, dtype=np.float32)
+        return EpisodeScores(unknown, unknown)
 
-    def _ending(self, episode: Episode, score: float) -> dict[str, Any]:
+    def _ending(self, episode: Episode, score: float, raw_score: float) -> dict[str, Any]:
         timely = self.reward_timing == "step"
         total = self._slots.log_ratios[episode.slot, : episode.response_length].sum()
         return ending_info(
             episode,
             score=float(score) if timely else None,
+            raw_score=float(raw_score) if timely and self.token_reward.shaping else None,
             log_ratio=float(total) if timely and self.token_reward.reference is not None else None,
             attached=self._policy is not None,
             tokenizer=self.tokenizer if self.texts else None,
