@@ -4,6 +4,7 @@ assert __name__ == "rlhf_gym.agents", f"import this package as rlhf_gym.agents, 
 
 from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
 from rlhf_gym.agents.callbacks import AttachPolicy
+from rlhf_gym.agents.features import LMFeaturesExtractor
 from rlhf_gym.agents.kl_control import AdaptiveKL, ConstraintKL, FixedKL, KLController
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.ppo import TokenPPO
@@ -17,5 +18,6 @@ __all__ = [
     "FixedKL",
     "KLController",
     "LMActorCriticPolicy",
+    "LMFeaturesExtractor",
     "TokenPPO",
 ]

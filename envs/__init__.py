@@ -6,6 +6,7 @@ from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Episod
 from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.sb3 import SB3VecEnv
 from rlhf_gym.envs.shaping import ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
+from rlhf_gym.envs.shortlist import ShortlistActions, ShortlistVectorActions
 from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.token_reward import TokenReward
 from rlhf_gym.envs.vector_env import TokenVectorEnv
@@ -23,6 +24,8 @@ __all__ = [
     "RepetitionPenalty",
     "SB3VecEnv",
     "ScoreTerm",
+    "ShortlistActions",
+    "ShortlistVectorActions",
     "TokenEnv",
     "TokenReward",
     "TokenVectorEnv",

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_gym.envs.episode import ActionLogProb
 from rlhf_gym.envs.sources import resolve_prompts
 from rlhf_gym.lm.tokens import stop_token_ids as default_stop_token_ids
 
@@ -62,3 +63,13 @@ def read_actions(actions: np.ndarray | Tensor, num_envs: int) -> np.ndarray:
     if actions.dtype.kind not in "iu":
         raise ValueError(f"expected integer actions (token ids), got {actions.dtype}")
     return actions.astype(np.int64, copy=False)
+
+
+def check_policy(policy: ActionLogProb) -> ActionLogProb:
+    """The policy, if it can be asked."""
+    if not isinstance(policy, ActionLogProb):
+        raise TypeError(
+            f"expected a policy with action_log_prob(observation, action) -> (N,), got {type(policy).__name__}; "
+            "unattached, the agent is read as deterministic (log π = 0)"
+        )
+    return policy

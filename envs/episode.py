@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -73,6 +73,7 @@ class StepRecord(NamedTuple):
     """log π(a|s) − log π_ref(a|s) of each slot's action, shape (N,); 0 while deferred and where nothing acted."""
 
 
+@runtime_checkable
 class ActionLogProb(Protocol):
     """What `attach` takes: anything that knows the log-probability of its actions."""
 

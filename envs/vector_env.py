@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.envs.checks import read_actions, read_options, resolve_stops, token_spaces
+from rlhf_gym.envs.checks import check_policy, read_actions, read_options, resolve_stops, token_spaces
 from rlhf_gym.envs.endings import ending_info
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation, StepRecord
 from rlhf_gym.envs.masks import ActionMask, required
@@ -174,7 +174,7 @@ class TokenVectorEnv(VectorEnv):
         Without one the agent is read as deterministic (log π = 0): a step's reward is then +β·log π_ref(a|s), and the
         entropy half of the KL is the agent's to add. None detaches.
         """
-        self._policy = policy
+        self._policy = None if policy is None else check_policy(policy)
 
     def reference_logits(self) -> Tensor:
         """π_ref's next-token logits (N, V), fp32, at the present states; the step that follows finds them at hand.
