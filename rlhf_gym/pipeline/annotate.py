@@ -1,15 +1,17 @@
-"""Comparing pairs of a run's candidates: by the simulated annotator."""
+"""Comparing pairs of a run's candidates: by simulated annotators."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from rlhf_gym.pipeline.preparation import Run
-from rlhf_gym.preferences import BradleyTerryAnnotator, CandidatePair, Preference
+from rlhf_gym.preferences import AnnotatorPanel, CandidatePair, Preference, simulated_annotators
 
 
 def annotate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int = 0) -> list[Preference]:
-    """The round's preferences between these pairs, one for each, in order, as `collect.labeler` says who compares.
+    """The round's preferences between these pairs, in their order, from whom `collect.labeler` says.
+
+    One for each pair, but for `collect.judges_per_pair` of several annotators, and for ties, which are left out.
 
     Args:
         run: the run.
@@ -26,6 +28,21 @@ def annotate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int 
             f"expected a gold reward to simulate an annotator with, got the labeler {config.labeler!r} and a task "
             f"{run.task.name!r} {'without' if run.task.gold is None else 'with'} one"
         )
-    seed = run.config.seed + 1000 * round + 100_000 * part
-    annotator = BradleyTerryAnnotator(run.task.gold, config.annotator_temperature, config.mistake_rate, seed=seed)
-    return annotator.label(pairs, round=round)
+    people = simulated_annotators(
+        run.task.gold,
+        config.annotators,
+        temperature=config.annotator_temperature,
+        mistake_rate=config.mistake_rate,
+        length_bias=config.annotator_length_bias,
+        bias_words=config.annotator_bias_words,
+        word_bias=config.annotator_word_bias,
+        tie_threshold=config.annotator_tie_threshold,
+        spread=config.annotator_spread,
+        seed=run.config.seed,
+        chance=run.config.seed + 1000 * round + 100_000 * part,
+    )
+    if len(people) == 1:
+        return people[0].label(pairs, round=round)
+    return AnnotatorPanel(people, config.judges_per_pair, seed=run.config.seed + 1000 * round + part).label(
+        pairs, round=round
+    )
