@@ -23,7 +23,6 @@ from rlhf_gym.training import (
     RewardMetrics,
     RewardModelingConfig,
     evaluate_reward_model,
-    expected_calibration_error,
     is_finished,
     train_reward_model,
 )
@@ -174,14 +173,6 @@ def test_metrics_by_hand() -> None:
     assert (constant.accuracy, constant.ece, constant.length_correlation) == (0.5, 0.0, 0.0)
     assert constant.nll == pytest.approx(np.log(2))
     assert evaluate_reward_model(reward, [preferences[1]]).clean_accuracy == 0.0
-
-
-def test_calibration_error_of_calibrated_and_overconfident_answers() -> None:
-    rng = np.random.default_rng(0)
-    confidence = rng.uniform(0.5, 1, size=200_000)
-    right = (rng.random(200_000) < confidence).astype(float)
-    assert expected_calibration_error(confidence, right) < 0.005
-    assert expected_calibration_error(np.ones(4), np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(0.25)
 
 
 def test_the_normalizer_does_not_touch_the_metrics() -> None:
