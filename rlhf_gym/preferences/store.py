@@ -187,6 +187,16 @@ class LabelStore:
         )
         return bool(rows)
 
+    def pending(self, batch: str) -> int:
+        """Items that wait for somebody: those that want labels still, but for those that all who saw them skipped."""
+        rows = self._rows(
+            "SELECT count(*) FROM items i WHERE i.batch = ? AND i.labels < i.labels_wanted "
+            "AND (EXISTS (SELECT 1 FROM leases l WHERE l.item = i.id AND l.expires > ?) "
+            "OR NOT EXISTS (SELECT 1 FROM standing s WHERE s.item = i.id AND s.action = 'skip'))",
+            (batch, time.time()),
+        )
+        return int(rows[0][0])
+
     def _assign(self, item: Item, annotator: str, expires: float) -> Assignment:
         """The item's order for this annotator, and a lease of it (inside a transaction)."""
         shown = self._shown_to(item, annotator)

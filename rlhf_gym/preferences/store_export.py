@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -40,20 +40,28 @@ class Labelled:
         )
 
 
-def labelled_preferences(store: LabelStore, batch: str | None = None, *, ties: Ties = "drop") -> Labelled:
+def labelled_preferences(
+    store: LabelStore, batch: str | None = None, *, ties: Ties = "drop", items: Collection[int] | None = None
+) -> Labelled:
     """The preferences that the judgements of a batch, or all of them, amount to.
 
     A comparison gives one; a ranking or ratings of K all pairs of unequal ones, each with weight 1/(number of pairs);
     several annotators of one item each give theirs. Ties: "drop" leaves them out, "half" makes of each the two opposite
     preferences with weight ½, whose loss −½·log σ(Δ) − ½·log σ(−Δ) is least at Δ = 0.
 
+    Args:
+        store: the store.
+        batch: which judgements; None for all.
+        ties: what becomes of ties.
+        items: about these items alone, by their numbers; None for all of the batch.
+
     Raises:
         ValueError: ties is neither.
     """
     if ties not in get_args(Ties):
         raise ValueError(f"expected ties to be one of {', '.join(get_args(Ties))}, got {ties!r}")
-    items = {item.id: item for item in store.items(batch)}
-    judgements = store.judgements(batch)
+    known = {item.id: item for item in store.items(batch)}
+    judgements = [j for j in store.judgements(batch) if items is None or j.item in items]
     found: list[Preference] = []
     tied = skipped = left_out = 0
     for judgement in judgements:
@@ -61,7 +69,7 @@ def labelled_preferences(store: LabelStore, batch: str | None = None, *, ties: T
             skipped += 1
             continue
         tied += judgement.action == "tie"
-        pairs = _preferences(judgement, items[judgement.item], ties)
+        pairs = _preferences(judgement, known[judgement.item], ties)
         left_out += not pairs
         found += pairs
     return Labelled(found, len(judgements), tied, skipped, left_out)
@@ -81,7 +89,7 @@ def _preferences(judgement: Judgement, item: Item, ties: Ties) -> list[Preferenc
         pairs = pairs_from_ranking(item.prompt, item.responses, [int(rank) for rank in values], annotator=who)
     else:
         pairs = pairs_from_ratings(item.prompt, item.responses, values, annotator=who)
-    source = {candidate.response: candidate.source for candidate in item.candidates}
+    source = {candidate.response: candidate.label for candidate in item.candidates}
     return [replace(p, round=item.round, chosen_source=source[p.chosen], rejected_source=source[p.rejected])
             for p in pairs]  # fmt: skip
 
@@ -89,7 +97,7 @@ def _preferences(judgement: Judgement, item: Item, ties: Ties) -> list[Preferenc
 def _pair(item: Item, chosen: int, annotator: str) -> Preference:
     better, worse = item.candidates[chosen], item.candidates[1 - chosen]
     return Preference(item.prompt, better.response, worse.response, annotator, item.round,
-                      chosen_source=better.source, rejected_source=worse.source)  # fmt: skip
+                      chosen_source=better.label, rejected_source=worse.label)  # fmt: skip
 
 
 def add_preferences(store: LabelStore, preferences: Sequence[Preference], batch: str) -> tuple[int, int]:
