@@ -69,9 +69,9 @@ class ShortlistVectorActions(VectorWrapper):
     """
 
     def __init__(self, env: TokenVectorEnv, k: int) -> None:
-        super().__init__(env)
         if not isinstance(env, TokenVectorEnv):
             raise TypeError(f"expected a TokenVectorEnv, got {type(env).__name__}; a single one: ShortlistActions")
+        super().__init__(env)
         self._shortlist = _Shortlist(env, k)
         self.single_action_space = spaces.Discrete(k)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
