@@ -49,7 +49,7 @@ class LMFeaturesExtractor(BaseFeaturesExtractor):
         device: str = "cpu",
         use_cache: bool | None = None,
     ) -> None:
-        trunk = Trunk(_frozen(model, device).get_decoder())
+        trunk = Trunk(_frozen_trunk(model, device))
         super().__init__(observation_space, features_dim=trunk.hidden_size)
         self._trunk = trunk
         self._decoder = Decoder(trunk, use_cache=use_cache)
@@ -85,16 +85,17 @@ class LMFeaturesExtractor(BaseFeaturesExtractor):
 
 
 _loaded: weakref.WeakValueDictionary[tuple[str, str], PreTrainedModel] = weakref.WeakValueDictionary()
-"""Models loaded here and still in use: a Q-network and its target each make an extractor, and share one."""
+"""Trunks loaded here and still in use: a Q-network and its target each make an extractor, and share one."""
 
 
-def _frozen(source: str | Path | Shared[PreTrainedModel], device: str) -> PreTrainedModel:
+def _frozen_trunk(source: str | Path | Shared[PreTrainedModel], device: str) -> PreTrainedModel:
     if isinstance(source, Shared):
-        return source.value.eval()
+        return source.value.eval().get_decoder()
     if not isinstance(source, str | Path):
         raise TypeError(f"expected model to be a folder, a name or Shared(model), got {type(source).__name__}")
-    model = _loaded.get((str(source), device))
-    if model is None:
+    trunk = _loaded.get((str(source), device))
+    if trunk is None:
         model = load_causal_lm(source, dtype=torch.float32, device=device).requires_grad_(False)
-        _loaded[str(source), device] = model
-    return model
+        trunk = model.get_decoder()
+        _loaded[str(source), device] = trunk
+    return trunk
