@@ -218,6 +218,15 @@ class TokenVectorEnv(VectorEnv):
         return len(self._prompts)
 
     @property
+    def samples_per_prompt(self) -> int:
+        """Episodes in a row with the same prompt."""
+        return self._sampler.samples_per_prompt
+
+    def draw_prompts(self, n: int) -> list[list[int]]:
+        """The next `n` prompts in their order, as token ids, for `reset(options={"prompts": …})`."""
+        return [self._prompts[self._sampler.draw(self.np_random)] for _ in range(n)]
+
+    @property
     def pending_episodes(self) -> list[Episode]:
         """Deferred rewards: the episodes that have ended and wait to be scored, in the order they were started."""
         return self._pending.in_order()
