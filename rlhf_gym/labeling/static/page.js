@@ -138,12 +138,13 @@ function take(answer) {
   here.progress = answer.progress;
   const at_hand = new Set([here.item, ...here.buffer].filter(Boolean).map((item) => item.id));
   here.buffer.push(...answer.items.filter((item) => !at_hand.has(item.id)));
-  if (here.outbox.size === 0) saved("", here.progress.mine ? "Saved" : "");
+  if (here.outbox.size === 0 && byId("saved").className === "late") saved("", "Saved"); // the server is back
   showProgress();
   const enough = here.progress.labels >= here.progress.enough;
   if (enough) { here.buffer = []; here.item = null; }
   if (here.item) return;
   if (here.buffer.length) return next();
+  if (here.outbox.size) return over("One moment", "The last labels are being saved.");
   if (answer.waiting) {
     over("Nothing free at the moment", "Others are working on what is left. This page looks again every few seconds.");
     setTimeout(refill, 4000);
@@ -159,6 +160,7 @@ function next() {
 
 function display(item) {
   here.item = item;
+  byId("task").dataset.item = item.id;
   here.spent = 0;
   here.since = document.hidden ? null : performance.now();
   here.view = KINDS[item.kind](item, byId("cards"), submit, announce);
@@ -182,6 +184,7 @@ function submit(action, value, words) {
     seconds: Math.round(Math.min(seconds(), LONGEST) * 100) / 100, reason: byId("reason").value.trim() };
   here.history.push({ item, action });
   here.item = null;
+  if (byId("saved").className !== "late") saved("", "Saving");
   here.outbox.add("/api/judgements", body);
   byId("said").textContent = words;
   announce(`${words}. ${here.buffer.length ? "Next one." : ""}`);
@@ -198,6 +201,7 @@ async function undo() {
   let item = null;
   if (here.history.length) {
     item = here.history.pop().item;
+    if (byId("saved").className !== "late") saved("", "Saving");
     here.outbox.add("/api/undo", { id, annotator: here.annotator, item: item.id });
   } else {
     try {
@@ -272,6 +276,7 @@ function showProgress() {
 }
 
 function saved(kind, text) {
+  if (kind === "late" && byId("saved").className !== "late") announce(text);
   byId("saved").className = kind;
   if (byId("saved").textContent !== text) byId("saved").textContent = text;
 }
@@ -286,6 +291,11 @@ function onOutbox(event, record, reason) {
   else if (event === "refused") saved("late", `Not taken: ${reason}`);
   else if (event === "waiting") saved("late", `Server away, ${plural(left, "label")} kept here`);
   else if (left === 0) saved("", "Saved");
+  if (event === "stored" && here.progress) { // until the server counts again
+    const by = record.path.endsWith("undo") ? -1 : record.body.action === "skip" ? 0 : 1;
+    here.progress.labels += by;
+    here.progress.mine += by;
+  }
   showProgress();
   if (event === "stored" && left === 0) refill();
 }
