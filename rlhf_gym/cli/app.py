@@ -22,6 +22,7 @@ COMMANDS = {
     "unleashed": "the same without KL penalty, to see what it prevents",
     "evaluate": "who wins on held-out prompts",
     "report": "report.html, with pictures",
+    "adversarial": "responses that the reward model overrates: found, labelled, trained on",
     "label": "a page on which people compare, rank or rate responses, blind",
     "preferences": "check, import and export files of preferences and a run's labels; agreement",
 }
@@ -57,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from rlhf_gym.cli.label_command import label
 
         return label(rest)
+    if command == "adversarial":
+        from rlhf_gym.cli.adversarial_command import attack
+
+        return attack(rest)
     if command == "preferences":
         from rlhf_gym.cli.preferences_command import preferences
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 
 from rlhf_gym.lm.loading import load_causal_lm
-from rlhf_gym.pipeline.collect import all_preferences
+from rlhf_gym.pipeline.collect import PREFERENCES, all_preferences
 from rlhf_gym.pipeline.preparation import NORMALIZERS, Run
 from rlhf_gym.pipeline.samples import Samples, draw, proxy_scores
 from rlhf_gym.pipeline.staleness import staleness, staleness_line
+from rlhf_gym.preferences import Preference, read_preferences
 from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, RewardNormalizer
 from rlhf_gym.training import (
     ScoredPairs,
@@ -40,8 +42,8 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if run.config.task.reward_model is not None:
         return _own_reward(run)
-    train, heldout = all_preferences(run, round)
-    members = [_train(run, folder / f"member-{i}", i, round) for i in range(config.members)]
+    train, heldout = training_preferences(run, round)
+    members = [train_member(run, folder / f"member-{i}", i, train, heldout) for i in range(config.members)]
     reward: RewardModel | RewardEnsemble = members[0]
     if len(members) > 1:
         reward = RewardEnsemble(members, config.aggregate, uncertainty_weight=config.uncertainty_weight)
@@ -138,13 +140,34 @@ def _own_reward(run: Run) -> dict[str, Any]:
     return metrics
 
 
-def _train(run: Run, folder: Path, member: int, round: int) -> RewardModel:
-    """One reward model; members differ in the seed of their head and of the order of the data."""
+def training_preferences(run: Run, round: int) -> tuple[list[Preference], list[Preference]]:
+    """(train, held out) of this round and all before it, adversarial pairs that have been labelled among the former."""
+    train, heldout = all_preferences(run, round)
+    unseen = {p.prompt for p in heldout}
+    for earlier in range(1, round + 1):
+        path = adversarial_folder(run, earlier) / PREFERENCES
+        if path.is_file():
+            train += [p for p in read_preferences(path) if p.prompt not in unseen]
+    return train, heldout
+
+
+def adversarial_folder(run: Run, round: int) -> Path:
+    """Where the pairs against a round's reward model are, once `rlhf-gym adversarial` has collected some."""
+    return run.folder.root / "adversarial" / f"round-{round}"
+
+
+def train_member(
+    run: Run, folder: Path, member: int, train: Sequence[Preference], heldout: Sequence[Preference]
+) -> RewardModel:
+    """One reward model; members differ in the seed of their head and of the order of the data.
+
+    Raises:
+        UnfitRewardError: the loss was no longer finite.
+    """
     training = run.config.reward.training
     config = replace(training, seed=training.seed + member, use_cpu=training.use_cpu or run.device == "cpu")
     policy = load_causal_lm(run.sft, dtype=torch.float32)
     reward = RewardModel.from_language_model(policy, run.task.tokenizer, seed=run.config.seed + member)
-    train, heldout = all_preferences(run, round)
     try:
         train_reward_model(reward, train, heldout=heldout, config=config, output_dir=folder)
     except FloatingPointError as error:
