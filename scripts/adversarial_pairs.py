@@ -3,9 +3,9 @@
 On the embedded task, from its shipped SFT policy, each seed by itself: preferences, a reward model, PPO with KL penalty
 and without. Then responses that the reward model overrates are looked for (repetition, padding, inserted praise,
 shuffles, what the policy without KL penalty wrote), labelled by the simulated annotator, and the reward model is
-trained again with them. The control has as many more labels about ordinary SFT responses. All are measured on held-out pairs,
-normal and adversarial, and by what PPO without KL penalty then finds: its gold. Prints a table; about seven minutes on
-one core. It leaves out people (`rlhf-gym adversarial RUN --labeler web`) and further rounds of attack.
+trained again with them. The control has as many more labels about ordinary SFT responses. All are measured on held-out
+pairs, normal and adversarial, and by what PPO without KL penalty then finds: its gold. Prints a table; about seven
+minutes on one core. It leaves out people (`rlhf-gym adversarial RUN --labeler web`) and further rounds of attack.
 """
 
 from __future__ import annotations
