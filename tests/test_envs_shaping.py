@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import LinearSchedule
 
 from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import (
@@ -22,7 +24,7 @@ from rlhf_gym.envs import (
     TokenVectorEnv,
 )
 from rlhf_gym.envs.shaping import Shaping
-from tests.toy import word_policy, word_settings
+from tests.toy import make_tabular_toy, word_policy, word_settings
 
 N = 4
 ALL = (LengthPenalty(0.1, after=2), RepetitionPenalty(0.5, ngram=2), NormalizeScore(), ClipScore(-1.5, 1.5))
@@ -238,6 +240,32 @@ def test_sb3_sees_the_raw_score_too():
     env.reset()
     _, _, _, infos = env.step(np.array([5, 20]))
     assert abs(infos[0]["score"]) <= 0.125 < abs(infos[0]["raw_score"])
+
+
+def test_an_agent_finds_the_optimum_of_the_shaped_score():
+    """Not that of r_φ's own, which lies elsewhere."""
+    toy = make_tabular_toy(0)
+    term = RepetitionPenalty(2.0, ngram=1)
+    distinct = np.array([len(set(string)) for string in toy.strings.tolist()])
+    shaped = replace(toy, rewards=toy.rewards - 2.0 * (1 - distinct / 3))
+    assert 0.5 * np.abs(shaped.optimum - toy.optimum).sum() > 0.1
+    agent = TokenPPO(
+        env=toy.env(128, shaping=(term,)),
+        learning_rate=LinearSchedule(0.05, 0.0, 1.0),
+        n_episodes=128,
+        batch_size=128,
+        gae_lambda=1.0,
+        normalize_advantage=False,
+        clip_range_vf=None,
+        vf_coef=0.5,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"use_cache": False},
+    )
+    agent.learn(24_000)
+    assert shaped.objective(agent.policy.model) >= shaped.best - 0.01
+    assert shaped.total_variation(agent.policy.model) < 0.02
+    assert toy.objective(agent.policy.model) < toy.best - 0.02
 
 
 # -- going on ------------------------------------------------------------------------------------------------------
