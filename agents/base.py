@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Self
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -20,27 +21,29 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents import saving
+from rlhf_gym.agents.arguments import (
+    DEFAULT_GROUP,
+    SAVED,
+    KLLoss,
+    check_counts,
+    check_groups,
+    check_kl_loss,
+    check_no_critic,
+    make_env,
+    unwrap_env,
+)
 from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
 from rlhf_gym.agents.interrupts import finish_before_interrupt
 from rlhf_gym.agents.kl_control import FixedKL, KLController
+from rlhf_gym.agents.logs import explained_variance, forget_pending, record_rollout
+from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize, token_kl
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
 from rlhf_gym.agents.rollout import collect_episodes
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
-from rlhf_gym.functional.kl import full_kl, k2
+from rlhf_gym.functional.losses import PolicyLoss, ppo_policy_loss
 from rlhf_gym.functional.whitening import masked_mean
 from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.shared import Shared
-
-KLLoss = Literal["full", "k2"]
-
-
-class MinibatchLoss(NamedTuple):
-    """A micro-batch's share of the loss, and its share of what is logged."""
-
-    loss: Tensor
-    """Scalar, differentiable; the shares of a minibatch add up to its loss."""
-    metrics: dict[str, Tensor]
-    """Detached scalars under their names in the log; the shares add up too."""
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -54,41 +57,50 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     policy: LMActorCriticPolicy
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LMPolicy": LMActorCriticPolicy}
     uses_critic: ClassVar[bool] = True
+    compares_groups: ClassVar[bool] = False
+    """Whether it needs k > 1 responses to each prompt."""
+    saved_arguments: ClassVar[tuple[str, ...]] = SAVED
+    """Constructor arguments that its file holds, the learning rate aside."""
 
-    def _init_token_algorithm(
+    def __init__(
         self,
         policy: str | type[LMActorCriticPolicy],
         env: TokenVectorEnv | SB3VecEnv | str | None,
         *,
         learning_rate: float | Schedule,
         n_episodes: int,
-        batch_size: int,
+        batch_size: int | None,
         n_epochs: int,
-        micro_batch_size: int | None,
-        gamma: float,
-        gae_lambda: float,
-        normalize_advantage: bool,
-        ent_coef: float,
-        vf_coef: float,
-        max_grad_norm: float,
-        target_kl: float | None,
-        kl_controller: KLController | None,
-        kl_loss: KLLoss,
-        n_envs: int,
-        stats_window_size: int,
-        tensorboard_log: str | None,
-        policy_kwargs: dict[str, Any] | None,
-        verbose: int,
-        seed: int | None,
-        device: torch.device | str,
-        _init_setup_model: bool,
+        micro_batch_size: int | None = None,
+        gamma: float = 1.0,
+        gae_lambda: float = 1.0,
+        normalize_advantage: bool = False,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.0,
+        max_grad_norm: float = 1.0,
+        target_kl: float | None = None,
+        kl_controller: KLController | None = None,
+        kl_loss: KLLoss = "full",
+        samples_per_prompt: int | None = None,
+        n_envs: int = 64,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
     ) -> None:
-        """What every subclass's `__init__` calls; the arguments are documented in `TokenPPO`."""
+        """What a subclass's `__init__` calls; the arguments are documented there and in `TokenArguments`."""
         check_counts(n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs, micro_batch_size=micro_batch_size)
-        if kl_loss not in get_args(KLLoss):
-            raise ValueError(f"expected kl_loss to be one of {get_args(KLLoss)}, got {kl_loss!r}")
+        check_kl_loss(kl_loss)
+        if not self.uses_critic:
+            check_no_critic(type(self).__name__, policy_kwargs or {})
         if isinstance(env, str):
-            env = gym.make_vec(env, num_envs=n_envs, reward_timing="deferred")  # type: ignore[assignment]
+            k = (samples_per_prompt or DEFAULT_GROUP) if self.compares_groups else None
+            env = make_env(env, n_envs=n_envs, samples_per_prompt=k)
+        self.n_episodes, self.batch_size, self.n_epochs = n_episodes, batch_size or n_episodes, n_epochs
+        self.micro_batch_size, self.samples_per_prompt = micro_batch_size, samples_per_prompt
         OnPolicyAlgorithm.__init__(
             self,
             policy,
@@ -111,34 +123,34 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             _init_setup_model=False,
             supported_action_spaces=(spaces.Discrete,),
         )
-        self.n_episodes, self.batch_size, self.n_epochs = n_episodes, batch_size, n_epochs
-        self.micro_batch_size = micro_batch_size
         self.normalize_advantage, self.target_kl, self.kl_loss = normalize_advantage, target_kl, kl_loss
         self.kl_controller = kl_controller or FixedKL(self.engine.kl_coef if self.env is not None else 0.0)
         self.buffer: EpisodeBuffer | None = None
         self.mean_kl = float("nan")
         self._snapshot: dict[str, Any] | None = None
         self._rng = np.random.default_rng(seed)
+        if self.env is not None:
+            self._check_env(self.engine)
         if _init_setup_model:
             self._setup_model()
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """Take a `TokenVectorEnv` as it is."""
-        if isinstance(env, SB3VecEnv):
-            return env
-        if isinstance(env, TokenVectorEnv):
-            return SB3VecEnv(env)
-        raise TypeError(
-            f"expected a TokenVectorEnv or the id of one, got {type(env).__name__}; make it by "
-            "gym.make_vec('rlhf_gym/…', num_envs=…). SB3's own agents take SB3VecEnv(env) and gym.make's environments"
-        )
+        return env if isinstance(env, SB3VecEnv) else SB3VecEnv(unwrap_env(env))
 
     @property
     def engine(self) -> TokenVectorEnv:
         """The environment itself."""
         assert isinstance(self.env, SB3VecEnv), "set an environment first: set_env(env)"
         return self.env.engine
+
+    def _check_env(self, env: TokenVectorEnv) -> None:
+        """The environment is one this agent can learn in."""
+        if self.compares_groups:
+            check_groups(
+                type(self).__name__, env, n_episodes=self.n_episodes, samples_per_prompt=self.samples_per_prompt
+            )
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -191,8 +203,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         finally:
             if self._snapshot is not None:  # an iteration that was cut short is taken back, and what was logged of it
                 self._restore_snapshot()
-                for pending in (self.logger.name_to_value, self.logger.name_to_count, self.logger.name_to_excluded):
-                    pending.clear()
+                forget_pending(self.logger)
         callback.on_training_end()
         return self
 
@@ -219,12 +230,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     ) -> bool:
         """Play `n_episodes` whole episodes and work out their rewards and advantages; False if a callback stopped."""
         engine = self.engine
-        self._restore_snapshot()
-        self._take_snapshot()
+        self._begin_iteration()
         engine.kl_coef = self.kl_controller.kl_coef
         engine.attach(self.policy)
-        self.policy.set_training_mode(False)
-        self.policy.invalidate()
         callback.on_rollout_start()
         started = time.perf_counter()
         rollout = collect_episodes(self, engine, callback, n_rollout_steps or self.n_episodes)
@@ -235,10 +243,20 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         buffer.set_rewards(rollout.rewards.rewards, rollout.rewards.ref_log_probs)
         self.compute_advantages(buffer)
         self.buffer = buffer
-        self._log_rollout(buffer, rollout.rewards.scores, rollout.rewards.log_ratios)
+        scores, log_ratios = rollout.rewards.scores, rollout.rewards.log_ratios
+        self.mean_kl = record_rollout(self.logger, buffer, scores, log_ratios, kl_coef=self.kl_controller.kl_coef)
+        for total, length in zip(buffer.rewards.sum(dim=1).tolist(), buffer.response_lengths.tolist(), strict=True):
+            self.ep_info_buffer.append({"r": total, "l": length, "t": time.time() - self.start_time / 1e9})  # type: ignore[union-attr]
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _begin_iteration(self) -> None:
+        """Keep what the iteration must be begun again from if it is cut short; the policy is to act."""
+        self._restore_snapshot()
+        self._snapshot = saving.host_state(self)
+        self.policy.set_training_mode(False)
+        self.policy.invalidate()
 
     def compute_advantages(self, buffer: EpisodeBuffer) -> None:
         """Fill the buffer's advantages and returns."""
@@ -253,7 +271,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         totals: dict[str, list[float]] = {}
         stopped = False
         for _ in range(self.n_epochs):
-            for rows in self.buffer.minibatches(self.batch_size, self._rng):
+            for rows in self._minibatches():
                 metrics = self._minibatch_gradient(rows)
                 for name, value in metrics.items():
                     totals.setdefault(name, []).append(value)
@@ -270,7 +288,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.policy.optimizer.zero_grad(set_to_none=True)
         for name, values in totals.items():
             self.logger.record(name, float(np.mean(values)))
-        self.logger.record("train/explained_variance", self._explained_variance())
+        if self.uses_critic:
+            self.logger.record("train/explained_variance", explained_variance(self.buffer))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/stopped_early", float(stopped))
         self.logger.record("time/update_seconds", time.perf_counter() - started)
@@ -278,27 +297,31 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.kl_controller.update(self.mean_kl, len(self.buffer))
         self._snapshot = None  # the iteration is complete
 
+    def _minibatches(self) -> Iterator[np.ndarray]:
+        """Rows of the buffer, a minibatch at a time."""
+        assert self.buffer is not None
+        return self.buffer.minibatches(self.batch_size, self._rng)
+
     def _minibatch_gradient(self, rows: np.ndarray) -> dict[str, float]:
         """Gradient of one minibatch, accumulated over micro-batches weighted by their tokens; what is logged of it."""
         assert self.buffer is not None
         self.policy.optimizer.zero_grad(set_to_none=True)
-        tokens = int(self.buffer.response_lengths[torch.from_numpy(rows)].sum())
-        parts = -(-len(rows) // (self.micro_batch_size or len(rows)))
+        size = MinibatchSize(int(self.buffer.response_lengths[torch.from_numpy(rows)].sum()), len(rows))
         totals: dict[str, Tensor] = {}
-        for part in np.array_split(rows, parts):
+        for part in self._micro_batches(rows):
             batch = self.buffer.batch(part, self.device)
             evaluation = self.policy.evaluate_episodes(
                 batch.input_ids, batch.prompt_lengths, batch.lengths, with_entropy=self.ent_coef != 0
             )
-            result = self.minibatch_loss(batch, evaluation, denominator=tokens)
+            result = self.minibatch_loss(batch, evaluation, size)
             loss = result.loss
             metrics = dict(result.metrics)
-            mean_entropy = masked_mean(evaluation.entropy, batch.mask, tokens)
+            mean_entropy = masked_mean(evaluation.entropy, batch.mask, size.tokens)
             metrics["rlhf/entropy"] = mean_entropy.detach()
             if self.ent_coef != 0:
                 loss = loss - self.ent_coef * mean_entropy
-            if self.engine.token_reward.kl_in == "loss":
-                kl = self._kl_loss(batch, evaluation, tokens)
+            if self._kl_in_loss:
+                kl = self._kl_term(batch, evaluation, size)
                 metrics["train/kl_loss"] = kl.detach()
                 loss = loss + self.kl_controller.kl_coef * kl
             loss.backward()
@@ -307,58 +330,51 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value
         return {name: float(value) for name, value in totals.items()}
 
-    @abstractmethod
-    def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, *, denominator: int) -> MinibatchLoss:
-        """The loss of a micro-batch, its token means taken over `denominator` (the minibatch's tokens)."""
+    def _micro_batches(self, rows: np.ndarray) -> list[np.ndarray]:
+        """A minibatch's rows in parts of at most `micro_batch_size`, as equal as can be."""
+        return np.array_split(rows, -(-len(rows) // (self.micro_batch_size or len(rows))))
 
-    def _kl_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, denominator: int) -> Tensor:
-        """Mean over tokens of KL(π‖π_ref): over the vocabulary (`full`), or k2, whose gradient is the KL's."""
-        if self.kl_loss == "k2":
-            return masked_mean(k2(evaluation.log_probs, batch.ref_log_probs), batch.mask, denominator)
+    @property
+    def _kl_in_loss(self) -> bool:
+        return self.engine.token_reward.kl_in == "loss"
+
+    @abstractmethod
+    def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> MinibatchLoss:
+        """A micro-batch's share of the loss, its means taken over the whole minibatch's `size`."""
+
+    def token_weights(self, batch: EpisodeBatch, size: MinibatchSize) -> Tensor:
+        """How much each episode's tokens count in the loss, (B, 1): all alike, unless a subclass says otherwise."""
+        return batch.log_probs.new_ones(len(batch.lengths), 1)
+
+    def _policy_loss(
+        self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize, *, clip_range: float = math.inf
+    ) -> PolicyLoss:
+        """−Ê[min(r·Â, clip(r, 1 − ε, 1 + ε)·Â)], and without ε −Ê[r·Â]: REINFORCE's gradient where r = 1, on the
+        rollout's own policy, and importance-weighted after a step away from it."""
+        return ppo_policy_loss(
+            evaluation.log_probs,
+            batch.log_probs,
+            batch.advantages * self.token_weights(batch, size),
+            batch.mask,
+            clip_range=clip_range,
+            denominator=size.tokens,
+        )
+
+    def _kl_term(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> Tensor:
+        """Mean over tokens of KL(π‖π_ref)."""
         reference = self.engine.token_reward.reference
         assert reference is not None
-        with torch.no_grad():
-            hidden = reference.hidden_states(batch.input_ids.to(reference.device))  # (B, L, H)
-            column = torch.arange(batch.input_ids.shape[1] - 1, device=batch.lengths.device)
-            acts = (column >= batch.prompt_lengths[:, None] - 1) & (column < batch.lengths[:, None] - 1)  # (B, L - 1)
-            ref_logits = reference.logits(hidden[:, :-1][acts.to(hidden.device)])  # (n, V)
-            ref_logits = ref_logits.to(evaluation.logits.device)
-        return full_kl(evaluation.logits, ref_logits).sum() / denominator
-
-    # -- logs -------------------------------------------------------------------------------------------------------
-
-    def _log_rollout(self, buffer: EpisodeBuffer, scores: np.ndarray, log_ratios: np.ndarray) -> None:
-        lengths = buffer.response_lengths.numpy()
-        kl = log_ratios.sum(axis=1)  # (E,)
-        returns = buffer.rewards.sum(dim=1).numpy()  # (E,)
-        stopped = np.mean([e.finish_reason == "stop" for e in buffer.episodes])
-        record = self.logger.record
-        record("rlhf/score", float(scores.mean()))
-        record("rlhf/score_std", float(scores.std()))
-        record("rlhf/kl", float(kl.mean()))
-        record("rlhf/kl_per_token", float(kl.sum() / lengths.sum()))
-        record("rlhf/kl_coef", self.kl_controller.kl_coef)
-        record("rlhf/return", float(returns.mean()))
-        record("rlhf/response_length", float(lengths.mean()))
-        record("rlhf/stopped", float(stopped))
-        for total, length in zip(returns, lengths, strict=True):
-            self.ep_info_buffer.append({"r": float(total), "l": int(length), "t": time.time() - self.start_time / 1e9})  # type: ignore[union-attr]
-        self.mean_kl = float(kl.mean())
-
-    def _explained_variance(self) -> float:
-        """1 − Var[return − value] / Var[return] over the real tokens; NaN without a critic."""
-        assert self.buffer is not None
-        if not self.uses_critic:
-            return float("nan")
-        returns, values = self.buffer.returns[self.buffer.mask], self.buffer.values[self.buffer.mask]
-        spread = float(returns.var())
-        return float("nan") if spread == 0 else 1 - float((returns - values).var()) / spread
+        kl = token_kl(self.kl_loss, batch, evaluation, reference)  # (n,)
+        return (kl * self.token_weights(batch, size).expand_as(batch.mask)[batch.mask]).sum() / size.tokens
 
     # -- state ------------------------------------------------------------------------------------------------------
 
-    def _take_snapshot(self) -> None:
-        """What an unfinished iteration must be begun again from."""
-        self._snapshot = saving.host_state(self)
+    def own_state(self) -> dict[str, Any]:
+        """What an agent keeps from one iteration to the next besides weights, β and the counters, for JSON."""
+        return {}
+
+    def restore_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from `own_state()`."""
 
     def _restore_snapshot(self) -> None:
         """Go back to the start of an iteration that was cut short, so that it plays the same episodes again."""
@@ -389,6 +405,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         env = self._wrap_env(env, self.verbose)
         if env.action_space != self.action_space:
             raise ValueError(f"expected an environment with actions {self.action_space}, got {env.action_space}")
+        self._check_env(env.engine)
         self.n_envs = env.num_envs
         self.observation_space = self.policy.observation_space = env.observation_space
         BaseAlgorithm.set_env(self, env, force_reset)
@@ -406,14 +423,3 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.policy.model.save_pretrained(folder)
         if self.env is not None:
             self.engine.tokenizer.save_pretrained(folder)
-
-
-def check_counts(**counts: int | None) -> None:
-    """Each is at least 1, or None.
-
-    Raises:
-        ValueError: naming the one that is not.
-    """
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"expected {name} >= 1, got {value}")

@@ -14,6 +14,7 @@ from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlhf_gym.agents.prefixes import pack_prefixes
@@ -47,8 +48,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     """Actor: a causal LM. Critic: a value head, on the same trunk by default. One behaviour distribution for acting
     and updating, temperature and masks included.
 
-    Works in stock SB3 (`PPO`, `A2C`) by `policy=LMActorCriticPolicy, policy_kwargs={"model": "folder or name"}`. TRPO
-    differentiates twice, which fused attention cannot: `agent.policy.model.set_attn_implementation("eager")` first.
+    Works in stock SB3 (`PPO`, `A2C`) and sb3-contrib (`TRPO`) by `policy=LMActorCriticPolicy,
+    policy_kwargs={"model": "folder or name"}`.
 
     Acting is incremental: the decoder keeps keys and values per slot and feeds only what is new in the observation. In
     training mode, and whenever weights may have changed, nothing is reused. Dropout stays off in both modes, so that
@@ -259,11 +260,15 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         return self.value_head(value_hidden)[:, None], log_probs, entropy(logits)
 
     def get_distribution(self, obs: PyTorchObs) -> CategoricalDistribution:
-        """The behaviour distribution of each row's next token, differentiable in training mode."""
+        """The behaviour distribution of each row's next token, differentiable in training mode, twice as well.
+
+        TRPO asks for its Hessian-vector products here, which torch's fused attention kernels have no derivative for.
+        """
         if not self.training:
             ids, lengths = read(obs)
             return self._distribution(self._act_logits(ids, lengths))
-        hidden, _ = self._packed_hidden(obs, values=False)
+        with sdpa_kernel(SDPBackend.MATH):
+            hidden, _ = self._packed_hidden(obs, values=False)
         return self._distribution(behaviour_logits(self.parts.logits(hidden), self.sampling))
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
@@ -343,6 +348,8 @@ def read(observation: PyTorchObs | Observation) -> tuple[np.ndarray, np.ndarray]
         ids = ids.detach().cpu().numpy()
     if isinstance(mask, Tensor):
         mask = mask.detach().cpu().numpy()
+    if ids.dtype.kind == "f" and (ids != np.rint(ids)).any():
+        raise ValueError("expected token ids in the observation, got fractions: with VecNormalize say norm_obs=False")
     if ids.ndim == 1:
         ids, mask = ids[None], mask[None]
     return ids.astype(np.int64, copy=False), mask.sum(axis=-1, dtype=np.int64)

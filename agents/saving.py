@@ -25,13 +25,10 @@ if TYPE_CHECKING:
 
 Agent = TypeVar("Agent", bound="TokenAlgorithm")
 
-HYPERPARAMETERS = (
-    "n_episodes", "batch_size", "n_epochs", "micro_batch_size", "gamma", "gae_lambda", "normalize_advantage",
-    "ent_coef", "vf_coef", "max_grad_norm", "target_kl", "kl_loss", "seed", "verbose", "tensorboard_log",
-)  # fmt: skip
 OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad)
 """Found again by name; another must be given again at loading."""
-SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
+SCHEDULES = ("clip_range", "clip_range_vf")
+"""Arguments besides the learning rate that may be functions of the remaining progress."""
 
 
 # -- what is not weights -----------------------------------------------------------------------------------------------
@@ -47,6 +44,7 @@ def host_state(agent: TokenAlgorithm) -> dict[str, Any]:
         "cuda_rng": None if cuda is None else cuda.tolist(),
         "minibatch_rng": agent._rng.bit_generator.state,
         "env": agent.engine.state_dict() if agent.env is not None else None,
+        "agent": agent.own_state(),
     }
 
 
@@ -57,6 +55,7 @@ def restore_host_state(agent: TokenAlgorithm, state: dict[str, Any]) -> None:
     if state["cuda_rng"] is not None and agent.device.type == "cuda":
         torch.cuda.set_rng_state(torch.tensor(state["cuda_rng"], dtype=torch.uint8), agent.device)
     agent._rng.bit_generator.state = state["minibatch_rng"]
+    agent.restore_own_state(state["agent"])
     if state["env"] is None or agent.env is None:
         return
     known, given = state["env"]["prompts"]["num_prompts"], agent.engine.num_prompts
@@ -101,12 +100,14 @@ def save(agent: TokenAlgorithm, path: Path) -> None:
         for name, value in state.items()
     }
     constructor = agent.policy._get_constructor_parameters()
+    arguments = [name for name in agent.saved_arguments if name not in (*SCHEDULES, "kl_controller")]
+    schedules = ["learning_rate", *(name for name in agent.saved_arguments if name in SCHEDULES)]
     data = {
         "class": type(agent).__name__,
         "rlhf_gym": __version__,
-        "hyperparameters": {name: getattr(agent, name) for name in HYPERPARAMETERS},
+        "hyperparameters": {name: vars(agent)[name] for name in arguments},
         "kl_controller": agent.kl_controller.state_dict(),
-        "schedules": {name: schedule_to_json(vars(agent)[name]) for name in SCHEDULES if name in vars(agent)},
+        "schedules": {name: schedule_to_json(vars(agent)[name]) for name in schedules},
         "policy_class": type(agent.policy).__name__,
         "policy": {
             key: _config_to_json(value) if isinstance(value, PretrainedConfig) else value
@@ -142,8 +143,8 @@ def load(cls: type[Agent], path: Path, env: Any, device: torch.device | str, ove
     if "policy" not in overrides and data["policy_class"] != LMActorCriticPolicy.__name__:
         raise ValueError(f"expected the class of the saved policy: pass policy={data['policy_class']} when loading")
     seed = overrides.get("seed")
-    kwargs = data["hyperparameters"] | {"kl_controller": overrides.pop("kl_controller", None)}
-    if kwargs["kl_controller"] is None:
+    kwargs = dict(data["hyperparameters"])
+    if "kl_controller" in cls.saved_arguments and "kl_controller" not in overrides:
         kwargs["kl_controller"] = kl_controller_from(data["kl_controller"])
     for name, value in data["schedules"].items():
         kwargs[name] = overrides.pop(name) if name in overrides else schedule_from_json(name, value)

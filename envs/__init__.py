@@ -2,18 +2,30 @@
 
 assert __name__ == "rlhf_gym.envs", f"import this package as rlhf_gym.envs, not as {__name__}"
 
-from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation
+from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation
+from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.sb3 import SB3VecEnv
+from rlhf_gym.envs.shaping import ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
+from rlhf_gym.envs.shortlist import ShortlistActions, ShortlistVectorActions
 from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.token_reward import TokenReward
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 
 __all__ = [
     "ActionLogProb",
+    "ActionMask",
+    "ClipScore",
     "Episode",
     "EpisodeRewards",
+    "EpisodeScores",
+    "LengthPenalty",
+    "NormalizeScore",
     "Observation",
+    "RepetitionPenalty",
     "SB3VecEnv",
+    "ScoreTerm",
+    "ShortlistActions",
+    "ShortlistVectorActions",
     "TokenEnv",
     "TokenReward",
     "TokenVectorEnv",

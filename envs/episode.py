@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -38,17 +38,28 @@ class Episode:
         return self.input_ids[self.prompt_length :]
 
 
+class EpisodeScores(NamedTuple):
+    """What r_φ says of whole episodes, and what becomes of it."""
+
+    scores: np.ndarray
+    """What falls on the last action: shaped, any missing-EOS penalty included, shape (E,)."""
+    raw_scores: np.ndarray
+    """As r_φ gave them, shape (E,)."""
+
+
 class EpisodeRewards(NamedTuple):
     """What whole episodes earn; rows are right-padded to the longest response."""
 
     rewards: np.ndarray
     """Reward of each action, shape (E, T) float32; 0 at padding."""
     scores: np.ndarray
-    """Score of r_φ on the last action, any missing-EOS penalty included, shape (E,)."""
+    """Score of r_φ on the last action, shaped, any missing-EOS penalty included, shape (E,)."""
     log_ratios: np.ndarray
     """log π(a|s) − log π_ref(a|s), shape (E, T); 0 at padding and without a reference."""
     ref_log_probs: np.ndarray
     """log π_ref(a|s), shape (E, T)."""
+    raw_scores: np.ndarray | None = None
+    """As r_φ gave them, before any shaping, shape (E,); None where rewards were taken step by step."""
 
 
 class StepRecord(NamedTuple):
@@ -62,6 +73,7 @@ class StepRecord(NamedTuple):
     """log π(a|s) − log π_ref(a|s) of each slot's action, shape (N,); 0 while deferred and where nothing acted."""
 
 
+@runtime_checkable
 class ActionLogProb(Protocol):
     """What `attach` takes: anything that knows the log-probability of its actions."""
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from rlhf_gym.envs.shortlist import ShortlistVectorActions
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 
 
@@ -23,16 +24,18 @@ class SB3VecEnv(VecEnv):
     by `model.get_env().env_method("attach", model.policy)` or `rlhf_gym.agents.AttachPolicy()` as a callback.
 
     Args:
-        engine: with `autoreset_mode` SAME_STEP.
+        env: with `autoreset_mode` SAME_STEP; as it is, or with the actions of a shortlist.
     """
 
-    def __init__(self, engine: TokenVectorEnv) -> None:
-        if not isinstance(engine, TokenVectorEnv):
-            raise TypeError(f"expected a TokenVectorEnv, got {type(engine).__name__}")
+    def __init__(self, env: TokenVectorEnv | ShortlistVectorActions) -> None:
+        if not isinstance(env, TokenVectorEnv | ShortlistVectorActions):
+            raise TypeError(f"expected a TokenVectorEnv, got {type(env).__name__}")
+        engine = env.unwrapped
+        assert isinstance(engine, TokenVectorEnv)
         if engine.autoreset_mode != AutoresetMode.SAME_STEP:
             raise ValueError(f"expected autoreset_mode SAME_STEP, as SB3 resets, got {engine.autoreset_mode.name}")
-        self.engine = engine
-        super().__init__(engine.num_envs, engine.single_observation_space, engine.single_action_space)
+        self.engine, self._outer = engine, env
+        super().__init__(engine.num_envs, env.single_observation_space, env.single_action_space)
         self._actions: np.ndarray | None = None
         self._returns = np.zeros(self.num_envs)
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
@@ -59,7 +62,7 @@ class SB3VecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Observation, rewards, dones and infos."""
         assert self._actions is not None, "call step_async() first"
-        observation, rewards, terminated, _, batch = self.engine.step(np.asarray(self._actions).reshape(-1))
+        observation, rewards, terminated, _, batch = self._outer.step(np.asarray(self._actions).reshape(-1))
         self._returns += rewards
         self._steps += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -82,7 +85,7 @@ class SB3VecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the engine, once a slot."""
-        value = getattr(self.engine, attr_name)
+        value = self._find(attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
@@ -93,14 +96,22 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **kwargs: Any
     ) -> list[Any]:
-        """Call a method of the engine, once for all slots."""
+        """Call a method of the engine, once for all slots; of `action_masks` each slot gets its own row."""
+        if method_name == "action_masks":  # the name MaskablePPO asks for
+            masks = self._outer.action_masks()
+            return [masks[slot] for slot in self._get_indices(indices)]
         self._all_slots(indices, f"call {method_name}")
-        result = getattr(self.engine, method_name)(*method_args, **kwargs)
+        result = self._find(method_name)(*method_args, **kwargs)
         return [result] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """True for `Monitor`, whose infos these are (`evaluate_policy` asks for them); no slot has another wrapper."""
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
+
+    def _find(self, name: str) -> Any:
+        """The shortlist's own attribute where it has it, else the engine's."""
+        own = isinstance(self._outer, ShortlistVectorActions) and name in vars(ShortlistVectorActions)
+        return getattr(self._outer if own else self.engine, name)
 
     def _all_slots(self, indices: VecEnvIndices, what: str) -> None:
         if indices is not None and len(list(self._get_indices(indices))) != self.num_envs:

@@ -50,6 +50,10 @@ class TokenEnv(gym.Env):
         """See `TokenVectorEnv.attach`."""
         self.engine.attach(policy)
 
+    def action_masks(self) -> np.ndarray:
+        """Allowed tokens, (V,) bool: see `TokenVectorEnv.action_masks`."""
+        return self.engine.action_masks()[0]
+
     @property
     def pending_episodes(self) -> list[Episode]:
         """See `TokenVectorEnv.pending_episodes`."""

@@ -2,6 +2,7 @@
 
     r_t = −β · (log π(a_t|s_t) − log π_ref(a_t|s_t)) + [t = T] · score(x, y)
 
+The score is that of r_φ, shaped by the environment's terms (`rlhf_gym.envs.shaping`), less the missing-EOS penalty.
 Ziegler et al. 2019 (arXiv:1909.08593), eq. 2, a token at a time. The log-ratio is the estimator k1, the only one whose
 policy gradient is right inside a reward.
 """
@@ -13,8 +14,10 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from rlhf_gym.envs.episode import Episode, EpisodeRewards
+from rlhf_gym.envs.episode import Episode, EpisodeRewards, EpisodeScores
+from rlhf_gym.envs.shaping import ScoreTerm, Shaping
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.parts import LMParts
@@ -32,7 +35,8 @@ class TokenReward:
         reference: π_ref; None for a reward without a KL term.
         kl_coef: β ≥ 0; may be set at any time.
         kl_in: `"reward"`, or `"loss"` where the agent adds a KL term to its loss: rewards are then the score alone.
-        missing_eos_penalty: subtracted from the score of a response that ended by its length.
+        missing_eos_penalty: subtracted from the score of a response that ended by its length, after all shaping.
+        shaping: terms applied to r_φ's score, in order.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class TokenReward:
         kl_coef: float,
         kl_in: KLPlace = "reward",
         missing_eos_penalty: float = 0.0,
+        shaping: Sequence[ScoreTerm] = (),
     ) -> None:
         if not kl_coef >= 0:
             raise ValueError(f"expected kl_coef >= 0, got {kl_coef}")
@@ -51,15 +56,18 @@ class TokenReward:
         if reference is None and kl_coef > 0:
             raise ValueError(f"expected a reference for kl_coef={kl_coef}, got None; give one, or kl_coef=0")
         self.scorer, self.reference, self.kl_coef, self.kl_in = scorer, reference, kl_coef, kl_in
-        self.missing_eos_penalty = missing_eos_penalty
+        self.missing_eos_penalty, self.shaping = missing_eos_penalty, Shaping(shaping)
         self._decoder = Decoder(reference) if reference is not None else None
+        self._ref_logits: tuple[tuple[int, int], Tensor] | None = None  # what was asked last, and the answer
 
     def penalty(self, log_ratios: np.ndarray) -> np.ndarray:
         """−β · log-ratio where the KL is in the reward, else 0; any shape."""
         return -self.kl_coef * log_ratios if self.kl_in == "reward" else np.zeros_like(log_ratios)
 
-    def forget(self) -> None:
-        """Begin stepping π_ref from nothing, as an environment that was just made would."""
+    def begin(self, *, endless: bool) -> None:
+        """Begin a rollout (`endless`: one that no reset will end), stepping π_ref from nothing, as if just made."""
+        self.shaping.begin(endless=endless)
+        self._ref_logits = None
         if self._decoder is not None:
             self._decoder.forget()
 
@@ -67,19 +75,32 @@ class TokenReward:
         """log π_ref(a|s) of one action a slot, stepped along incrementally: (N, L), (N,), (N,) → (N,) float32."""
         if self._decoder is None:
             return np.zeros(len(actions), dtype=np.float32)
-        logits = self._decoder.logits(input_ids, lengths)  # (N, V)
+        logits = self.ref_logits(input_ids, lengths)  # (N, V)
         chosen = torch.from_numpy(actions).to(logits.device)
         return token_log_prob(logits, chosen).cpu().numpy()
 
-    def scores(self, episodes: Sequence[Episode]) -> np.ndarray:
-        """Score of each episode, (E,) float32."""
+    @torch.no_grad()
+    def ref_logits(self, input_ids: np.ndarray, lengths: np.ndarray) -> Tensor:
+        """π_ref's next-token logits (N, V), fp32: asked twice for the same rows, they are computed once."""
+        if self._decoder is None:
+            raise ValueError("expected an environment with a reference to have logits of, got reference=None")
+        hidden = self._decoder(input_ids, lengths)  # (N, H)
+        question = self._decoder.serial, len(input_ids)
+        if self._ref_logits is None or self._ref_logits[0] != question:
+            assert self.reference is not None
+            self._ref_logits = question, self.reference.logits(hidden)
+        return self._ref_logits[1]
+
+    def scores(self, episodes: Sequence[Episode]) -> EpisodeScores:
+        """Score of each episode, shaped and as r_φ gave it."""
         if not episodes:
-            return np.zeros(0, dtype=np.float32)
+            return EpisodeScores(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float32))
         ids, lengths = stack_rows(episodes)
         prompts = torch.tensor([e.prompt_length for e in episodes])
-        scores = self.scorer(torch.from_numpy(ids), prompts, torch.from_numpy(lengths)).cpu().numpy()
+        raw = self.scorer(torch.from_numpy(ids), prompts, torch.from_numpy(lengths)).cpu().numpy()  # (E,)
+        shaped = self.shaping(episodes, raw) if self.shaping else raw  # (E,)
         unfinished = np.array([e.finish_reason == "length" for e in episodes])
-        return scores - np.float32(self.missing_eos_penalty) * unfinished
+        return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw)
 
     def __call__(self, episodes: Sequence[Episode], log_probs: Sequence[np.ndarray] | None) -> EpisodeRewards:
         """Rewards of whole episodes, π_ref and r_φ run once each.
@@ -108,8 +129,8 @@ class TokenReward:
             log_ratios[:] = 0
         scores = self.scores(episodes)
         rewards = self.penalty(log_ratios)
-        rewards[np.arange(len(episodes)), lengths - 1] += scores
-        return EpisodeRewards(rewards, scores, log_ratios, ref_log_probs)
+        rewards[np.arange(len(episodes)), lengths - 1] += scores.scores
+        return EpisodeRewards(rewards, scores.scores, log_ratios, ref_log_probs, scores.raw_scores)
 
 
 def stack_rows(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:

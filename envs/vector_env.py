@@ -8,23 +8,27 @@ from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation, StepRecord
+from rlhf_gym.envs.checks import check_policy, read_actions, read_options, resolve_stops, token_spaces
+from rlhf_gym.envs.endings import ending_info
+from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation, StepRecord
+from rlhf_gym.envs.masks import ActionMask, required
+from rlhf_gym.envs.pending import PendingEpisodes
 from rlhf_gym.envs.prompts import PromptSampler, check_prompts
 from rlhf_gym.envs.rendering import render_slot
+from rlhf_gym.envs.shaping import ScoreTerm
 from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_reward, resolve_tokenizer
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.shared import Shared
-from rlhf_gym.lm.tokens import decode, pad_token_id
-from rlhf_gym.lm.tokens import stop_token_ids as default_stop_token_ids
+from rlhf_gym.lm.tokens import pad_token_id
 from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, episode_scorer
 
 RewardTiming = Literal["step", "deferred"]
@@ -59,8 +63,11 @@ class TokenVectorEnv(VectorEnv):
         reward_timing: `"step"`: each reward is complete as it is returned. `"deferred"`: steps return 0 and the agent
             asks `score_episodes` once per rollout.
         autoreset_mode: `SAME_STEP` or `NEXT_STEP`.
+        action_mask: what `action_masks()` allows, for agents that take masks; no other is affected.
         stop_token_ids: what ends a response; by default the tokenizer's EOS and the reference's own.
         missing_eos_penalty: subtracted from the score of a response that reaches the horizon.
+        shaping: terms applied to r_φ's score in this order, see `rlhf_gym.envs.shaping`; `raw_score` at the end is
+            then r_φ's own.
         samples_per_prompt: episodes in a row with the same prompt.
         shuffle: a new order of the prompts at every pass.
         texts: put prompt and response as text into the information at the end.
@@ -89,8 +96,10 @@ class TokenVectorEnv(VectorEnv):
         kl_in: KLPlace = "reward",
         reward_timing: RewardTiming = "step",
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        action_mask: ActionMask | None = None,
         stop_token_ids: Sequence[int] | None = None,
         missing_eos_penalty: float = 0.0,
+        shaping: Sequence[ScoreTerm] = (),
         samples_per_prompt: int = 1,
         shuffle: bool = True,
         texts: bool = False,
@@ -114,7 +123,9 @@ class TokenVectorEnv(VectorEnv):
         self.tokenizer = resolve_tokenizer(tokenizer, reference)
         parts = resolve_reference(reference, device=device)
         self.vocab_size = parts.vocab_size if parts is not None else (vocab_size or len(self.tokenizer))
-        self.stop_token_ids = self._resolve_stops(stop_token_ids, None if parts is None else parts.model)
+        self.stop_token_ids = resolve_stops(
+            stop_token_ids, self.tokenizer, None if parts is None else parts.model, vocab_size=self.vocab_size
+        )
         self._prompts = resolve_prompts(prompts, self.tokenizer)
         longest = max(len(ids) for ids in self._prompts)
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
@@ -127,11 +138,20 @@ class TokenVectorEnv(VectorEnv):
             stop_ids=self.stop_token_ids,
         )
         self.token_reward = TokenReward(
-            scorer, parts, kl_coef=kl_coef, kl_in=kl_in, missing_eos_penalty=missing_eos_penalty
+            scorer, parts, kl_coef=kl_coef, kl_in=kl_in, missing_eos_penalty=missing_eos_penalty, shaping=shaping
         )
+        self.action_mask = action_mask
+        if action_mask is not None:
+            action_mask.check(
+                vocab_size=self.vocab_size, stop_token_ids=self.stop_token_ids, has_reference=parts is not None
+            )
         self._policy: ActionLogProb | None = None
         self._sampler = PromptSampler(len(self._prompts), shuffle=shuffle, samples_per_prompt=samples_per_prompt)
-        self._make_spaces(num_envs)
+        self.single_observation_space, self.single_action_space = token_spaces(
+            self.vocab_size, self.max_prompt_length + max_new_tokens
+        )
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
         self._slots = Slots(
             num_envs,
             max_prompt_length=self.max_prompt_length,
@@ -143,25 +163,8 @@ class TokenVectorEnv(VectorEnv):
         self._left: int | None = None  # episodes still to start; None for no end
         self._queue: list[list[int]] = []  # prompts given at reset, the next one last
         self._needs_reset = True
-        self._pending: dict[int, Episode] = {}  # deferred: ended, not scored yet
+        self._pending = PendingEpisodes()
         self.last_step = StepRecord([], np.zeros(0, np.float32), np.zeros(num_envs, np.float32))
-
-    def _resolve_stops(self, stops: Sequence[int] | None, model: PreTrainedModel | None) -> tuple[int, ...]:
-        if stops is None:
-            return default_stop_token_ids(self.tokenizer, model)
-        if not all(0 <= stop < self.vocab_size for stop in stops):
-            raise ValueError(f"expected stop_token_ids in 0 … {self.vocab_size - 1}, got {list(stops)}")
-        return tuple(stops)
-
-    def _make_spaces(self, num_envs: int) -> None:
-        length = self.max_prompt_length + self.max_new_tokens
-        self.single_observation_space = spaces.Dict(
-            input_ids=spaces.Box(0, self.vocab_size - 1, (length,), np.int64),
-            attention_mask=spaces.Box(0, 1, (length,), np.int8),
-        )
-        self.single_action_space = spaces.Discrete(self.vocab_size)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
 
     # -- the agent's side -------------------------------------------------------------------------------------------
 
@@ -171,7 +174,25 @@ class TokenVectorEnv(VectorEnv):
         Without one the agent is read as deterministic (log π = 0): a step's reward is then +β·log π_ref(a|s), and the
         entropy half of the KL is the agent's to add. None detaches.
         """
-        self._policy = policy
+        self._policy = None if policy is None else check_policy(policy)
+
+    def reference_logits(self) -> Tensor:
+        """π_ref's next-token logits (N, V), fp32, at the present states; the step that follows finds them at hand.
+
+        Rows in which nothing can act (parked, or over until the next step) mean nothing.
+        """
+        return self.token_reward.ref_logits(self._slots.ids, np.where(self._ended, 0, self._slots.lengths))
+
+    def action_masks(self) -> np.ndarray:
+        """Allowed tokens, (N, V) bool, by `action_mask`; where nothing can act, every token is.
+
+        A mask is for the agent to obey: `step` takes any token, and π_ref in the reward is not filtered.
+        """
+        mask = required(self.action_mask)
+        logits = self.reference_logits() if mask.reads_reference else torch.zeros(self.num_envs, self.vocab_size)
+        lengths, idle = self._slots.response_lengths, self.parked | self._ended
+        allowed = mask.allowed(logits, response_lengths=lengths, stop_token_ids=self.stop_token_ids)  # (N, V)
+        return allowed.cpu().numpy() | idle[:, None]
 
     @property
     def kl_coef(self) -> float:
@@ -197,9 +218,18 @@ class TokenVectorEnv(VectorEnv):
         return len(self._prompts)
 
     @property
+    def samples_per_prompt(self) -> int:
+        """Episodes in a row with the same prompt."""
+        return self._sampler.samples_per_prompt
+
+    def draw_prompts(self, n: int) -> list[list[int]]:
+        """The next `n` prompts in their order, as token ids, for `reset(options={"prompts": …})`."""
+        return [self._prompts[self._sampler.draw(self.np_random)] for _ in range(n)]
+
+    @property
     def pending_episodes(self) -> list[Episode]:
         """Deferred rewards: the episodes that have ended and wait to be scored, in the order they were started."""
-        return [self._pending[number] for number in sorted(self._pending)]
+        return self._pending.in_order()
 
     def score_episodes(
         self, episodes: Sequence[Episode], log_probs: Sequence[np.ndarray] | np.ndarray | None = None
@@ -214,8 +244,7 @@ class TokenVectorEnv(VectorEnv):
         if log_probs is not None and len(log_probs) != len(episodes):
             raise ValueError(f"expected log_probs of {len(episodes)} episodes, got {len(log_probs)}")
         rewards = self.token_reward(episodes, None if log_probs is None else list(log_probs))
-        for episode in episodes:
-            self._pending.pop(episode.number, None)
+        self._pending.remove(episodes)
         return rewards
 
     def discard_episodes(self) -> None:
@@ -228,11 +257,12 @@ class TokenVectorEnv(VectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin anew in every slot; with a seed, the prompts' order as well."""
-        left, queue = self._plan(options or {})
-        self._refuse_unscored()
+        left, queue = read_options(options or {}, self.tokenizer)
+        self._check_prompts(queue)
+        self._pending.refuse()
         self.seed(seed)
-        self.token_reward.forget()  # so that an episode does not depend, by rounding, on those before
-        self._left, self._queue = left, queue
+        self.token_reward.begin(endless=left is None)  # an episode does not depend, by rounding, on those before
+        self._left, self._queue = left, queue[::-1]
         self._ended[:] = False
         for slot in range(self.num_envs):
             self._refill(slot)
@@ -254,7 +284,7 @@ class TokenVectorEnv(VectorEnv):
         episodes = [slots.episode(i, "stop" if stopped[i] else "length") for i in np.flatnonzero(terminated).tolist()]
         scores = self._end(episodes, step_rewards)
         slots.earn(acting, step_rewards)
-        self.last_step = StepRecord(episodes, scores, log_ratios)
+        self.last_step = StepRecord(episodes, scores.scores, log_ratios)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         infos = self._reset_ended(episodes, scores) if episodes else {}
         for slot in np.flatnonzero(waiting).tolist():
@@ -287,6 +317,7 @@ class TokenVectorEnv(VectorEnv):
             "prompts": self._sampler.state_dict(),
             "started": self._started,
             "kl_coef": self.kl_coef,
+            "shaping": self.token_reward.shaping.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -295,27 +326,10 @@ class TokenVectorEnv(VectorEnv):
         self._sampler.load_state_dict(state["prompts"])
         self._started = int(state["started"])
         self.kl_coef = float(state["kl_coef"])
+        self.token_reward.shaping.load_state_dict(state.get("shaping", []))
         self._needs_reset = True
 
     # -- inside -----------------------------------------------------------------------------------------------------
-
-    def _plan(self, options: dict[str, Any]) -> tuple[int | None, list[list[int]]]:
-        """How many episodes a reset's options ask for (None: no end), and with which prompts, the first one last."""
-        unknown = sorted(set(options) - {"episodes", "prompts"})
-        if unknown:
-            raise ValueError(f"expected the options episodes or prompts, got {', '.join(unknown)}")
-        if "prompts" in options and "episodes" in options:
-            raise ValueError("expected either the option episodes or the option prompts, got both")
-        if "prompts" in options:
-            queue = resolve_prompts(options["prompts"], self.tokenizer)
-            self._check_prompts(queue)
-            return len(queue), queue[::-1]
-        episodes = options.get("episodes")
-        if episodes is None:
-            return None, []
-        if not (isinstance(episodes, int | np.integer) and episodes >= 1):
-            raise ValueError(f"expected the option episodes to be an integer >= 1, got {episodes!r}")
-        return int(episodes), []
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         check_room(prompts, self.max_new_tokens, self._context_length)
@@ -324,14 +338,7 @@ class TokenVectorEnv(VectorEnv):
     def _check_actions(self, actions: np.ndarray | Tensor) -> np.ndarray:
         if self._needs_reset:
             raise ResetNeeded("call reset() before step()")
-        if isinstance(actions, Tensor):
-            actions = actions.detach().cpu().numpy()
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,):
-            raise ValueError(f"expected actions of shape ({self.num_envs},), got {actions.shape}")
-        if actions.dtype.kind not in "iu":
-            raise ValueError(f"expected integer actions (token ids), got {actions.dtype}")
-        actions = actions.astype(np.int64, copy=False)
+        actions = read_actions(actions, self.num_envs)
         if self.parked.all():
             raise ResetNeeded("every slot is parked, the episodes asked for have ended: call reset()")
         wrong = ~self.parked & ~self._ended & ((actions < 0) | (actions >= self.vocab_size))
@@ -354,10 +361,10 @@ class TokenVectorEnv(VectorEnv):
         log_ratios = np.where(acting, log_ratios, np.float32(0))
         return self.token_reward.penalty(log_ratios), log_ratios
 
-    def _reset_ended(self, episodes: list[Episode], scores: np.ndarray) -> dict[str, Any]:
+    def _reset_ended(self, episodes: list[Episode], scores: EpisodeScores) -> dict[str, Any]:
         """Infos at the end, and new episodes at once (SAME_STEP) or a note for the next step (NEXT_STEP)."""
         infos: dict[str, Any] = {}
-        endings = [self._ending(e, score) for e, score in zip(episodes, scores, strict=True)]
+        endings = [self._ending(e, score, raw) for e, score, raw in zip(episodes, *scores, strict=True)]
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             for episode, ending in zip(episodes, endings, strict=True):
                 self._ended[episode.slot] = True
@@ -370,38 +377,27 @@ class TokenVectorEnv(VectorEnv):
             self._refill(episode.slot)
         return infos
 
-    def _end(self, episodes: list[Episode], step_rewards: np.ndarray) -> np.ndarray:
+    def _end(self, episodes: list[Episode], step_rewards: np.ndarray) -> EpisodeScores:
         """Scores of what has ended, added in place to the last action; deferred, NaN and kept for `score_episodes`."""
         if self.reward_timing == "step":
             scores = self.token_reward.scores(episodes)
-            step_rewards[[e.slot for e in episodes]] += scores
+            step_rewards[[e.slot for e in episodes]] += scores.scores
             return scores
-        unscored = {e.slot for e in self._pending.values()}
-        for episode in episodes:
-            if self._left is None and episode.slot in unscored:
-                raise RuntimeError(
-                    f"slot {episode.slot} has ended a second episode while its last one waits for its score: with "
-                    "reward_timing='deferred' call score_episodes(env.pending_episodes, log_probs) in between, or "
-                    "say how many episodes a rollout has by reset(options={'episodes': n})"
-                )
-            self._pending[episode.number] = episode
-        return np.full(len(episodes), np.nan, dtype=np.float32)
+        self._pending.add(episodes, endless=self._left is None)
+        unknown = np.full(len(episodes), np.nan, dtype=np.float32)
+        return EpisodeScores(unknown, unknown)
 
-    def _ending(self, episode: Episode, score: float) -> dict[str, Any]:
-        info: dict[str, Any] = {}
-        if self.reward_timing == "step":
-            info["score"] = float(score)
-            if self.token_reward.reference is not None:
-                total = float(self._slots.log_ratios[episode.slot, : episode.response_length].sum())
-                info |= {"kl": total} if self._policy is not None else {"ref_log_prob": -total}
-        info["response_length"] = episode.response_length
-        info["finish_reason"] = episode.finish_reason
-        if self.texts:
-            prompt_ids = episode.input_ids[: episode.prompt_length]
-            info["prompt"], info["response"] = decode(
-                self.tokenizer, [prompt_ids.tolist(), episode.response_ids.tolist()]
-            )
-        return info
+    def _ending(self, episode: Episode, score: float, raw_score: float) -> dict[str, Any]:
+        timely = self.reward_timing == "step"
+        total = self._slots.log_ratios[episode.slot, : episode.response_length].sum()
+        return ending_info(
+            episode,
+            score=float(score) if timely else None,
+            raw_score=float(raw_score) if timely and self.token_reward.shaping else None,
+            log_ratio=float(total) if timely and self.token_reward.reference is not None else None,
+            attached=self._policy is not None,
+            tokenizer=self.tokenizer if self.texts else None,
+        )
 
     def _refill(self, slot: int) -> None:
         """Begin the next episode in a slot, or park it."""
@@ -413,10 +409,3 @@ class TokenVectorEnv(VectorEnv):
         self._started += 1
         if self._left is not None:
             self._left -= 1
-
-    def _refuse_unscored(self) -> None:
-        if self._pending:
-            raise RuntimeError(
-                f"{len(self._pending)} episodes have ended without being scored: with reward_timing='deferred' call "
-                "score_episodes(env.pending_episodes, log_probs) first, or discard_episodes()"
-            )

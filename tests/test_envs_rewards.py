@@ -371,9 +371,9 @@ def test_score_alone_is_score_in_a_batch():
     env = vector_env(reward=Shared(reward_model()), reward_timing="deferred")
     rows = play(env, word_policy(env))
     episodes = [e for e, *_ in rows]
-    together = env.token_reward.scores(episodes)
+    together = env.token_reward.scores(episodes).scores
     for episode, score in zip(episodes, together, strict=True):
-        assert env.token_reward.scores([episode])[0] == pytest.approx(score, abs=1e-5)
+        assert env.token_reward.scores([episode]).scores[0] == pytest.approx(score, abs=1e-5)
 
 
 # -- deferred rewards are asked for, or the environment stops ------------------------------------------------------

@@ -21,6 +21,7 @@ FLOORS = (
     "envs",
     "agents",
     "training",
+    "labeling",
     "pipeline",
     "cli",
 )

@@ -133,6 +133,37 @@ def test_symbols_are_set_after_escaping() -> None:
     assert typeset("π_ref < r_φ") == "π<sub>ref</sub> &lt; r<sub>φ</sub>"
 
 
+def test_the_reward_model_is_taken_apart(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run")
+    write_report(folder)
+    page = Page(read_page(folder))
+    assert "rφ prefers the response that the annotators chose in 81.0% (83.0% where they are known" in page.text
+    assert "length tells nothing, in 79.2% of 380; the annotators chose the longer of two in 55%" in page.text
+    assert "less than once in a million tries" in page.text and "Expected calibration error 0.021" in page.text
+    assert "above +10" in page.text and "accuracy about responses of" not in page.text
+    bubbles = [float(a["r"] or 0) for tag, a in page.tags if tag == "circle" and a.get("r") not in ("1.7", "4", "4.5")]
+    assert max(bubbles) == 8.0, "the largest bin"
+
+
+def test_rounds_show_how_the_reward_model_went_stale(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run", rounds=2)
+    write_report(folder)
+    page = Page(read_page(folder))
+    assert "rφ of round 181.0%71.0%" in page.text and "rφ of round 281.0%81.0%gold itself87.0%87.0%" in page.text
+    assert "gold itself" in page.text and "round 1’s policy" in page.text
+    shades = [a["style"] for tag, a in page.tags if tag == "td" and "--heat" in (a.get("style") or "")]
+    assert len(shades) == 4 and len(set(shades)) == 2
+
+
+def test_complaints_about_the_reward_model_are_shown(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run")
+    metrics = folder.metrics("reward")
+    assert metrics is not None
+    folder.complete("reward", 1, metrics | {"complaints": ["expected an accuracy above chance <b>"]})
+    write_report(folder)
+    assert "expected an accuracy above chance <b>." in Page(read_page(folder)).text
+
+
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 

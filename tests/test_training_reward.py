@@ -23,7 +23,6 @@ from rlhf_gym.training import (
     RewardMetrics,
     RewardModelingConfig,
     evaluate_reward_model,
-    expected_calibration_error,
     is_finished,
     train_reward_model,
 )
@@ -132,6 +131,44 @@ def test_a_ranking_weighs_one_and_runs_each_response_once() -> None:
     torch.testing.assert_close(loss.detach(), expected)
 
 
+def test_pairs_of_a_prompt_are_kept_together_and_weigh_one() -> None:
+    """All C(3,2) pairs of a prompt, of no group, one of them with double weight; and a pair of another prompt."""
+    reward = tiny_reward_model()
+    ranked = [
+        replace(p, group="", weight=1.0) for p in pairs_from_ranking("the film", ["good", "so so", "bad"], [1, 2, 3])
+    ]
+    preferences = [ranked[0], Preference("the plot", "good", "bad"), *ranked[1:]]
+    rows, groups = _checked_pairs(reward, preferences, False, "pair", by_prompt=True)
+    assert [[pair.weight for pair in group] for group in groups] == [pytest.approx([1 / 3] * 3), [1.0]]
+    batch = collate_pairs(rows, groups[:1])
+    assert batch["input_ids"].shape[0] == 3, "each response is run once"
+    scores = torch.from_numpy(reward.score_texts(["the film"] * 3, ["good", "so so", "bad"]))
+    loss = _summed_loss(reward, batch, label_smoothing=0.0, centering=0.0)
+    torch.testing.assert_close(loss.detach(), kwise_loss(scores, torch.tensor([1, 2, 3])))
+    heavier = [replace(preferences[0], weight=2.0), *preferences[1:]]
+    _, groups = _checked_pairs(reward, heavier, False, "pair", by_prompt=True)
+    assert [pair.weight for pair in groups[0]] == pytest.approx([0.5, 0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"use_margin": True}, {"label_smoothing": 0.2}, {"centering": 0.5}, {"by_prompt": True}],
+)
+def test_each_setting_changes_what_is_learned(changes: dict, tmp_path: Path) -> None:
+    """End to end: the setting reaches the training, not only the loss."""
+    rated = [
+        *PREFERENCES,
+        Preference("the film", "fine", "bad", margin=3.0),
+    ]
+    states = []
+    for name, config in (("plain", CONFIG), ("changed", replace(CONFIG, **changes))):
+        reward = new_model()
+        config = replace(config, epochs=2, batch_size=8)
+        train_reward_model(reward, rated, heldout=HELDOUT, config=config, output_dir=tmp_path / name)
+        states.append(torch.cat([p.detach().flatten() for p in reward.parameters()]))
+    assert (states[0] - states[1]).abs().max() > 1e-5
+
+
 def test_groups_of_one_name_but_other_prompts_stay_apart() -> None:
     reward = tiny_reward_model()
     preferences = [Preference(prompt, "good", "bad", group="7") for prompt in ("the film", "the plot", "the film")]
@@ -174,14 +211,6 @@ def test_metrics_by_hand() -> None:
     assert (constant.accuracy, constant.ece, constant.length_correlation) == (0.5, 0.0, 0.0)
     assert constant.nll == pytest.approx(np.log(2))
     assert evaluate_reward_model(reward, [preferences[1]]).clean_accuracy == 0.0
-
-
-def test_calibration_error_of_calibrated_and_overconfident_answers() -> None:
-    rng = np.random.default_rng(0)
-    confidence = rng.uniform(0.5, 1, size=200_000)
-    right = (rng.random(200_000) < confidence).astype(float)
-    assert expected_calibration_error(confidence, right) < 0.005
-    assert expected_calibration_error(np.ones(4), np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(0.25)
 
 
 def test_the_normalizer_does_not_touch_the_metrics() -> None:

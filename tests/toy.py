@@ -118,8 +118,8 @@ class _PrefixTrunk(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed
 
-    def forward(self, inputs_embeds, **_) -> BaseModelOutput:
-        tokens = inputs_embeds.argmax(-1)  # (B, L)
+    def forward(self, inputs_embeds=None, input_ids=None, **_) -> BaseModelOutput:
+        tokens = inputs_embeds.argmax(-1) if input_ids is None else input_ids  # (B, L)
         code, first, states = torch.zeros_like(tokens[:, 0]), 0, []
         for t in range(tokens.shape[1]):
             code = code * self.config.vocab_size + tokens[:, t] if t else code  # (B,)

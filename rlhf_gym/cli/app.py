@@ -22,7 +22,12 @@ COMMANDS = {
     "unleashed": "the same without KL penalty, to see what it prevents",
     "evaluate": "who wins on held-out prompts",
     "report": "report.html, with pictures",
+    "adversarial": "responses that the reward model overrates: found, labelled, trained on",
+    "label": "a page on which people compare, rank or rate responses, blind",
+    "preferences": "check, import and export files of preferences and a run's labels; agreement",
 }
+SHORT = {"--labeler": "--collect.labeler", "--num-labels": "--collect.num-labels"}
+"""Settings of a stage that a run may be asked for without its name."""
 CIRCLE = "pretrain → SFT → collect preferences → reward model → PPO → evaluate → report"
 EXAMPLES = (
     ("the embedded task, complete and offline", "rlhf-gym run --run-dir runs/demo"),
@@ -30,6 +35,8 @@ EXAMPLES = (
     ("your own", "rlhf-gym run --run-dir runs/mine --model FOLDER --prompts FILE --preferences FILE"),
     ("on where it stopped, a round further", "rlhf-gym run --run-dir runs/demo --rounds 2"),
     ("again from PPO on", "rlhf-gym run --run-dir runs/demo --redo ppo --ppo.kl-coef 0.05"),
+    ("preferences from people", "rlhf-gym run --run-dir runs/mine --labeler web --num-labels 200"),
+    ("who wins, say people", "rlhf-gym label runs/demo --compare ppo sft"),
 )
 
 
@@ -47,9 +54,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return fail(f"expected one of {', '.join(COMMANDS)}, got {command!r}{hint}")
+    if command == "label":
+        from rlhf_gym.cli.label_command import label
+
+        return label(rest)
+    if command == "adversarial":
+        from rlhf_gym.cli.adversarial_command import attack
+
+        return attack(rest)
+    if command == "preferences":
+        from rlhf_gym.cli.preferences_command import preferences
+
+        return preferences(rest)
     from rlhf_gym.cli.commands import go  # torch and all that, which an overview does without
 
-    return go(command, rest)
+    if command == "evaluate" and "--human" in rest:
+        from rlhf_gym.cli.label_command import evaluate_by_people
+
+        return evaluate_by_people([word for word in rest if word != "--human"])
+    return go(command, [spell_out(word) for word in rest])
+
+
+def spell_out(word: str) -> str:
+    """An argument by its full name."""
+    name, equals, value = word.partition("=")
+    return SHORT.get(name.replace("_", "-"), name) + equals + value
 
 
 def overview(console: Console) -> None:

@@ -16,6 +16,7 @@ from tyro.conf import arg
 from rlhf_gym.cli.app import COMMANDS, fail
 from rlhf_gym.pipeline import Interrupted, RunConfig, RunFolder, TaskConfig, default_config, execute, prepare
 from rlhf_gym.pipeline.folder import BusyFolderError, StageName
+from rlhf_gym.pipeline.reward import UnfitRewardError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def go(command: str, arguments: Sequence[str]) -> int:
         return fail(str(error))
     try:
         execute(run, only=only, redo=options.redo)
-    except BusyFolderError as error:
+    except (BusyFolderError, UnfitRewardError) as error:
         return fail(str(error))
     except Interrupted as interrupt:
         console.print(

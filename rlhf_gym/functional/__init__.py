@@ -1,5 +1,15 @@
-"""Pure tensor functions: kl, returns, losses, whitening, overoptimization. No state."""
+"""Pure tensor functions: kl, returns, losses, whitening, overoptimization, calibration. No state."""
 
+from rlhf_gym.functional.calibration import (
+    LengthControlled,
+    ReliabilityCurve,
+    chance_probability,
+    confidence,
+    expected_calibration_error,
+    length_controlled_accuracy,
+    reliability_curve,
+    rightness,
+)
 from rlhf_gym.functional.kl import adaptive_kl_coef, full_kl, k1, k2, k3
 from rlhf_gym.functional.losses import (
     DPOLoss,
@@ -34,15 +44,20 @@ from rlhf_gym.functional.whitening import masked_mean, masked_var, masked_whiten
 
 __all__ = [
     "DPOLoss",
+    "LengthControlled",
     "OveroptimizationFit",
     "PolicyLoss",
+    "ReliabilityCurve",
     "ValueLoss",
     "adaptive_kl_coef",
     "best_of_n_curve",
     "best_of_n_kl",
     "bradley_terry_loss",
+    "chance_probability",
+    "confidence",
     "discounted_returns",
     "dpo_loss",
+    "expected_calibration_error",
     "fit_best_of_n",
     "fit_rl",
     "fit_score_difference",
@@ -54,6 +69,7 @@ __all__ = [
     "k2",
     "k3",
     "kwise_loss",
+    "length_controlled_accuracy",
     "masked_mean",
     "masked_var",
     "masked_whiten",
@@ -61,6 +77,8 @@ __all__ = [
     "ppo_policy_loss",
     "ppo_value_loss",
     "preference_probability",
+    "reliability_curve",
+    "rightness",
     "rl_curve",
     "rloo_advantages",
     "rloo_baseline",

@@ -29,6 +29,8 @@ class Line(NamedTuple):
     """What the pointer is told; curves without a name say nothing."""
     style: str = "line"
     """CSS class of its form: "line", "thin", "dashed" or "points"."""
+    weight: ArrayLike | None = None
+    """What each point stands for, (n,): its area, where the style is "points"; None: all the same."""
 
 
 class Level(NamedTuple):
@@ -201,9 +203,21 @@ def _line(line: Line, x_axis: Axis, y_axis: Axis) -> str:
     shown = np.isfinite(x) & np.isfinite(y)
     points = [f"{a:.1f},{b:.1f}" for a, b in zip(x[shown], y[shown], strict=True)]
     if line.style == "points":
-        dots = "".join(f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="1.7"/>' for p in points)
+        radii = _radii(line.weight, len(x))[shown]  # (shown,)
+        dots = "".join(
+            f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="{r:.1f}"/>'
+            for p, r in zip(points, radii, strict=True)
+        )
         return f'<g class="points {line.kind}">{dots}</g>'
     return f'<polyline class="{line.style} {line.kind}" points="{" ".join(points)}"/>'
+
+
+def _radii(weight: ArrayLike | None, n: int) -> np.ndarray:
+    """Areas in proportion to the weights, the largest a circle of radius 8, none too small to see, (n,)."""
+    if weight is None:
+        return np.full(n, 1.7)
+    weights = np.asarray(weight, dtype=float)
+    return np.maximum(8 * np.sqrt(weights / weights.max()), 1.7)
 
 
 def _mark(mark: Mark, x_axis: Axis, y_axis: Axis) -> str:

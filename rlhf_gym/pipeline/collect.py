@@ -1,20 +1,22 @@
-"""Collecting preferences: candidates from the policy as it stands, compared by the simulated annotator."""
+"""Collecting preferences: candidates from the policy as it stands, and the pairs of them that are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.pipeline.annotate import annotate
+from rlhf_gym.pipeline.candidates import draw_candidates
 from rlhf_gym.pipeline.preparation import Run
-from rlhf_gym.pipeline.samples import draw, write_jsonl
+from rlhf_gym.pipeline.samples import write_jsonl
+from rlhf_gym.pipeline.selection import label_actively
 from rlhf_gym.preferences import (
-    BradleyTerryAnnotator,
     Candidate,
+    CandidatePair,
     Preference,
     choose_pairs,
     read_preferences,
@@ -22,33 +24,36 @@ from rlhf_gym.preferences import (
     write_preferences,
 )
 
+Record = TypeVar("Record", Candidate, Preference)
+
 PREFERENCES, HELDOUT, CANDIDATES = "preferences.jsonl", "heldout_preferences.jsonl", "candidates.jsonl"
 
 
 def collect_stage(run: Run, round: int) -> dict[str, Any]:
     """This round's preferences, into its folder: the user's own, or fresh ones about the policy's responses.
 
-    In the first round the SFT policy writes; later each seed's policy writes its share of every prompt's responses.
+    By default the SFT policy writes in the first round; later each seed's policy writes its share of every prompt's
+    responses.
     """
     folder = run.folder.stage("collect", round)
     folder.mkdir(parents=True, exist_ok=True)
     candidates: list[Candidate] = []
     if run.preferences is not None:
-        preferences: Sequence[Preference] = run.preferences
+        train, heldout = _split(run, run.preferences)
     else:
         candidates = draw_candidates(run, round)
         write_jsonl(folder / CANDIDATES, [asdict(candidate) for candidate in candidates])
-        preferences = _compare(run, round, candidates)
-    # The same hash decides in every round, so that a prompt once held out never comes back to be trained on.
-    train, heldout = split_by_prompt(preferences, run.config.collect.heldout_fraction, seed=run.config.seed)
+        train, heldout = _label(run, round, candidates)
     write_preferences(folder / PREFERENCES, train)
     write_preferences(folder / HELDOUT, heldout)
+    preferences = train + heldout
     return {
         "pairs": len(train),
         "heldout_pairs": len(heldout),
         "prompts": len({p.prompt for p in preferences}),
         "mistaken": float(np.mean([not p.clean for p in preferences])),
         "candidates": len(candidates),
+        "repeated": len(candidates) - len({(c.prompt, c.response) for c in candidates}),
         "annotators": sorted({p.annotator for p in preferences} - {""}),
     }
 
@@ -56,36 +61,13 @@ def collect_stage(run: Run, round: int) -> dict[str, Any]:
 def collect_line(metrics: dict[str, Any]) -> str:
     """The stage in one line."""
     total = metrics["pairs"] + metrics["heldout_pairs"]
-    who = f", compared by: {', '.join(metrics['annotators'])}" if metrics["annotators"] else ""
+    names = metrics["annotators"]
+    who = f", compared by: {', '.join(names) if len(names) < 5 else f'{len(names)} annotators'}" if names else ""
+    repeated = metrics.get("repeated", 0)
     mistaken = f", {metrics['mistaken']:.0%} of them by mistake" if metrics["mistaken"] else ""
-    return f"{total:,} pairs about {metrics['prompts']:,} prompts{who}{mistaken}; {metrics['heldout_pairs']:,} held out"
-
-
-def draw_candidates(run: Run, round: int) -> list[Candidate]:
-    """`samples_per_prompt` responses to each of this round's prompts, prompt by prompt."""
-    config = run.config.collect
-    prompts = _prompts(run, round)
-    sources = _policies(run, round)
-    k = config.samples_per_prompt
-    found: dict[int, Candidate] = {}
-    for part, (name, source) in enumerate(sources):
-        model = load_causal_lm(source, device=run.device)
-        for t, temperature in enumerate(config.temperatures):
-            # (prompt, copy) pairs of this policy at this temperature: copies take policies and temperatures in turn
-            kind = part * len(config.temperatures) + t
-            kinds = len(sources) * len(config.temperatures)
-            places = [i * k + j for i in range(len(prompts)) for j in range(k) if (i + j) % kinds == kind]
-            samples = draw(
-                model,
-                run.task,
-                [prompts[place // k] for place in places],
-                seed=run.config.seed + 1000 * round + kind,
-                temperature=temperature,
-                progress=run.bar(f"responses of {name}"),
-            )
-            for place, prompt, response in zip(places, samples.prompts, samples.responses, strict=True):
-                found[place] = Candidate(prompt, response, source=name, temperature=temperature)
-    return [found[place] for place in sorted(found)]
+    left_out = f"; {repeated:,} of {metrics['candidates']:,} responses were repeats" if repeated else ""
+    held_out = f"{metrics['heldout_pairs']:,} held out"
+    return f"{total:,} pairs about {metrics['prompts']:,} prompts{who}{mistaken}; {held_out}{left_out}"
 
 
 def all_preferences(run: Run, round: int) -> tuple[list[Preference], list[Preference]]:
@@ -104,29 +86,52 @@ def _read(path: Path) -> list[Preference]:
     return read_preferences(path)
 
 
-def _compare(run: Run, round: int, candidates: Sequence[Candidate]) -> list[Preference]:
+def _label(run: Run, round: int, candidates: Sequence[Candidate]) -> tuple[list[Preference], list[Preference]]:
+    """(train, held out): pairs are chosen and compared.
+
+    Where they are chosen actively, those of held-out prompts are drawn at random all the same: what measures the reward
+    model is not to be what it finds hard.
+    """
     config, seed = run.config.collect, run.config.seed + 1000 * round
-    assert run.task.gold is not None
-    pairs = choose_pairs(candidates, config.pairing, seed=seed)
+    if config.pairing != "active":
+        pairs = some(choose_pairs(candidates, config.pairing, seed=seed), config.num_labels, seed)
+        _check_pairs(pairs)
+        return _split(run, annotate(run, round, pairs))
+    plain = choose_pairs(candidates, "random", seed=seed)
+    _check_pairs(plain)
+    count = len(plain) if config.num_labels is None else config.num_labels
+    train, heldout = _split(run, candidates)
+    aside = some(choose_pairs(heldout, "random", seed=seed), max(1, int(config.heldout_fraction * count + 0.5)), seed)
+    measured = annotate(run, round, aside, part=0)
+    known = [p for earlier in range(1, round) for p in _read(run.folder.stage("collect", earlier) / PREFERENCES)]
+    learned = label_actively(
+        run,
+        round,
+        train,
+        count - len(aside),
+        lambda batch, part: annotate(run, round, batch, part=part + 1),
+        known=known,
+        folder=run.folder.stage("collect", round) / "ensemble",
+    )
+    return learned, measured
+
+
+def some(pairs: list[CandidatePair], count: int | None, seed: int) -> list[CandidatePair]:
+    """`count` of these pairs, drawn at random, in their order; all of them for None or where there are no more."""
+    if count is None or count >= len(pairs):
+        return pairs
+    kept = np.random.default_rng((seed, count)).permutation(len(pairs))[:count]
+    return [pairs[int(i)] for i in sorted(kept)]
+
+
+def _split(run: Run, records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """(train, held out). The same hash decides in every round: a prompt once held out is hardly ever trained on."""
+    return split_by_prompt(records, run.config.collect.heldout_fraction, seed=run.config.seed)
+
+
+def _check_pairs(pairs: Sequence[CandidatePair]) -> None:
     if len({pair.first.prompt for pair in pairs}) < 2:
         raise ValueError(
             f"expected different responses to at least 2 prompts, got {len(pairs)} pairs: the policy writes the same "
             "ones again and again; raise collect.temperatures or collect.samples_per_prompt"
         )
-    annotator = BradleyTerryAnnotator(run.task.gold, config.annotator_temperature, config.mistake_rate, seed=seed)
-    return annotator.label(pairs, round=round)
-
-
-def _prompts(run: Run, round: int) -> list[str]:
-    """This round's prompts: the task's, drawn without repetition."""
-    prompts = run.task.prompts
-    rng = np.random.default_rng((run.config.seed, round))
-    chosen = rng.permutation(len(prompts))[: run.config.collect.num_prompts]
-    return list(dict.fromkeys(prompts[int(i)] for i in chosen))
-
-
-def _policies(run: Run, round: int) -> list[tuple[str, str | Path]]:
-    """Who writes this round's candidates, by name: the SFT policy, later each seed's policy of the round before."""
-    if round == 1:
-        return [("the SFT policy", run.sft)]
-    return [(f"policy {seed} of round {round - 1}", run.policy(round - 1, seed)) for seed in run.seeds]

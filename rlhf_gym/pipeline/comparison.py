@@ -40,7 +40,12 @@ def win_rate(ours: ArrayLike, theirs: ArrayLike) -> Rate:
     ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or not len(ours):
         raise ValueError(f"expected scores of one shape (prompts,), got {ours.shape} and {theirs.shape}")
-    p, n, z2 = float((0.5 * (1 + np.sign(ours - theirs))).mean()), len(ours), 1.96**2
+    return share_interval(float((0.5 * (1 + np.sign(ours - theirs))).mean()), len(ours))
+
+
+def share_interval(share: float, n: int) -> Rate:
+    """A share of n with Wilson's 95 % interval; see `win_rate`."""
+    p, z2 = share, 1.96**2
     middle = p + z2 / (2 * n)
     spread = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
     scale = 1 + z2 / n

@@ -5,18 +5,22 @@ The defaults are those of the embedded task; `default_config` gives those that s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
-from rlhf_gym.preferences import PairingStrategy
+from rlhf_gym.preferences import CONFIDENT_WORDS, PairingStrategy
+from rlhf_gym.preferences.active import Acquisition
 from rlhf_gym.rewards import Aggregate
 from rlhf_gym.training import RewardModelingConfig, SFTConfig
 
 Reference = Literal["sft", "pretrained", "previous"]
 KLControl = Literal["fixed", "adaptive", "constraint"]
+Pairing = Literal[PairingStrategy, "active"]
+Labeler = Literal["simulated", "web"]
 
 
 @dataclass(frozen=True)
@@ -61,30 +65,97 @@ class CollectConfig:
     """Prompts that responses are drawn for; all of the task's where it has fewer."""
     samples_per_prompt: int = 16
     """Responses to each."""
+    sources: tuple[str, ...] = ("previous",)
+    """Policies that write: "sft", "previous" (those of the round before, at first the SFT policy), "round-K" (those of
+    round K, from the round after it on), or a folder or hub name. A prompt's responses take all ways of all in turn."""
+    decodings: tuple[str, ...] = ("sample",)
+    """How they write: "sample", "greedy", "beam-4", or "best-of-4" by r_φ (with other numbers too)."""
     temperatures: tuple[float, ...] = (1.0, 1.3)
-    """Sampling temperatures; the responses to a prompt take them in turn. Some heat shows r_φ what PPO may come to."""
-    pairing: PairingStrategy = "random"
-    """Which of a prompt's responses are compared: "random" pairs each once, "all" compares all, "tournament" some."""
+    """Sampling temperatures, of "sample" and "best-of-n". Some heat shows r_φ what PPO may come to."""
+    top_ps: tuple[float, ...] = (1.0,)
+    """Top-p, of "sample" and "best-of-n"; each with each temperature."""
+    reward_model: str | None = None
+    """Folder of the r_φ that the best of n is best by; by default that of the round before: none in the first."""
+    pairing: Pairing = "random"
+    """Which of a prompt's responses are compared: "random" pairs each once, "all" compares all, "tournament" some;
+    "active" labels in batches and chooses each batch by what the labels so far leave open."""
+    acquisition: Acquisition = "information"
+    """What "active" looks for: "disagreement" of an ensemble, "information" on which of it is right (BALD), or
+    "uncertainty", a preference near ½."""
+    batches: int = 4
+    """Batches that "active" labels in; the first is drawn at random, where there is nothing to go by yet."""
+    active_members: int = 3
+    """Reward models of the ensemble that "active" chooses by."""
+    sharpness: float = 1.0
+    """A pair is chosen with probability ∝ (acquisition score)^sharpness: 0 at random, more is greedier."""
+    labeler: Labeler = "simulated"
+    """Who compares: "simulated", annotators that know gold, or "web", people at a labelling page."""
+    num_labels: int | None = None
+    """Comparisons asked for in a round; None for all the pairs there are."""
     annotator_temperature: float = 0.25
     """The simulated annotator prefers y1 with σ((gold(y1) − gold(y2))/temperature); 0 never doubts."""
     mistake_rate: float = 0.05
     """Share of its answers that are turned round."""
+    annotator_length_bias: float = 0.0
+    """How much better a response seems to it for each word, in gold's unit."""
+    annotator_word_bias: float = 0.0
+    """How much better for each of `annotator_bias_words`."""
+    annotator_bias_words: tuple[str, ...] = CONFIDENT_WORDS
+    """Words it is fond of; by default those of people who are sure of themselves."""
+    annotator_tie_threshold: float = 0.0
+    """It calls closer ones than this a tie, in gold's unit (Rao and Kupper); ties are not learned from."""
+    annotators: int = 1
+    """Simulated annotators."""
+    annotator_spread: float = 0.0
+    """How much they differ: temperature, mistake rate and biases of each are multiplied by e^{spread·z}, z normal."""
+    judges_per_pair: int = 1
+    """How many of them compare each pair; their answers weigh one together."""
     heldout_fraction: float = 0.1
     """Share of the prompts whose pairs only measure the reward model."""
 
     def __post_init__(self) -> None:
         _at_least(self, "num_prompts", 2)
         _at_least(self, "samples_per_prompt", 2)
+        _at_least(self, "num_labels", 2)
+        if self.labeler not in get_args(Labeler):
+            raise ValueError(f"expected labeler to be one of {get_args(Labeler)}, got {self.labeler!r}")
         if not self.temperatures or not all(t > 0 for t in self.temperatures):
             raise ValueError(f"expected temperatures > 0, at least one, got {self.temperatures}")
-        if self.pairing not in get_args(PairingStrategy):
-            raise ValueError(f"expected pairing to be one of {get_args(PairingStrategy)}, got {self.pairing!r}")
-        if not self.annotator_temperature >= 0:
-            raise ValueError(f"expected annotator_temperature >= 0, got {self.annotator_temperature}")
+        if not self.top_ps or not all(0 < p <= 1 for p in self.top_ps):
+            raise ValueError(f"expected top_ps in (0, 1], at least one, got {self.top_ps}")
+        _check_decodings(self)
+        for name, allowed in (("pairing", get_args(Pairing)), ("acquisition", get_args(Acquisition))):
+            if (value := vars(self)[name]) not in allowed:
+                raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}")
+        for name in ("annotators", "judges_per_pair", "batches"):
+            _at_least(self, name, 1)
+        _at_least(self, "active_members", 2)
+        for name in ("annotator_temperature", "annotator_tie_threshold", "annotator_spread", "sharpness"):
+            if not vars(self)[name] >= 0:
+                raise ValueError(f"expected {name} >= 0, got {vars(self)[name]}")
+        if self.judges_per_pair > self.annotators:
+            raise ValueError(f"expected judges_per_pair <= annotators = {self.annotators}, got {self.judges_per_pair}")
         if not 0 <= self.mistake_rate <= 1:
             raise ValueError(f"expected mistake_rate in [0, 1], got {self.mistake_rate}")
         if not 0 < self.heldout_fraction < 1:
             raise ValueError(f"expected heldout_fraction in (0, 1), got {self.heldout_fraction}")
+
+
+def _check_decodings(config: CollectConfig) -> None:
+    """The sources and decodings are some, and can be had.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not config.sources or not config.decodings:
+        raise ValueError(f"expected sources and decodings, got {config.sources} and {config.decodings}")
+    for text in config.decodings:
+        if not re.fullmatch(r"sample|greedy|(best-of|beam)-([2-9]|[1-9]\d+)", text):
+            raise ValueError(f'expected decodings "sample", "greedy", "best-of-4", "beam-4" or such, got {text!r}')
+    if config.reward_model is None and all(text.startswith("best-of") for text in config.decodings):
+        raise ValueError(
+            f"expected reward_model, or a decoding for the first round, which has none yet, got {config.decodings}"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +174,8 @@ class RewardConfig:
     """λ of "uwo"."""
     reference_samples: int = 1000
     """SFT responses over which scores are normalised to mean 0 and standard deviation 1."""
+    force: bool = False
+    """Go on to PPO even with a reward model that is no better than a coin on the held-out pairs."""
 
     def __post_init__(self) -> None:
         _at_least(self, "members", 1)

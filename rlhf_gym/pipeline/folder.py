@@ -37,7 +37,7 @@ STAGES: tuple[StageName, ...] = typing.get_args(StageName)
 IN_ROUNDS = ("collect", "reward", "ppo", "unleashed")
 CONFIG_FILE, METRICS_FILE, REPORT_FILE, LOCK_FILE = "config.json", "metrics.json", "report.html", ".lock"
 
-FREE = ("run_dir", "device", "threads")
+FREE = ("run_dir", "device", "threads", "reward.force")
 """Settings that change nothing about the outcome: another value is no other run."""
 FIRST_STAGE: dict[str, StageName] = {
     "pretraining": "pretrain", "pretrain": "pretrain", "sft": "sft", "collect": "collect", "reward": "reward",
@@ -203,7 +203,7 @@ def differences(
     old, new = flatten(to_json(before)), flatten(to_json(now))
     for name in sorted(old.keys() | new.keys()):
         top = name.split(".")[0]
-        if top in FREE or old.get(name) == new.get(name):
+        if top in FREE or name in FREE or old.get(name) == new.get(name):
             continue
         if top == "rounds" and now.rounds > before.rounds:
             continue

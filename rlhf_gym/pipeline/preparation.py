@@ -17,6 +17,7 @@ from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.pipeline.config import RunConfig, TaskConfig
 from rlhf_gym.pipeline.folder import RunFolder, StageName, absolute, check_folder, read_json
+from rlhf_gym.pipeline.web_labeler import check_page
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, split_by_prompt
 from rlhf_gym.rewards import RewardEnsemble, RewardModel, RewardNormalizer, episode_scorer
 from rlhf_gym.rewards.ensemble import ENSEMBLE_FILE
@@ -209,10 +210,13 @@ def _check_task(run: Run) -> None:
         raise ValueError(
             f"expected at least 2 held-out prompts to evaluate on, got {len(task.heldout_prompts)} in {task.name!r}"
         )
-    if task.gold is None and run.preferences is None and config.task.reward_model is None:
+    people = config.collect.labeler == "web"
+    if people:
+        check_page()
+    if task.gold is None and run.preferences is None and config.task.reward_model is None and not people:
         raise ValueError(
             f"expected someone to compare the responses of {task.name!r}: it has no gold reward to simulate an "
-            "annotator with. Give --preferences FILE, or --reward-model FOLDER"
+            "annotator with. Give --preferences FILE, or --reward-model FOLDER, or let people label: --labeler web"
         )
     if config.task.model is not None:
         LMParts(load_causal_lm(config.task.model))  # it is a language model, and one that this package can take apart

@@ -17,6 +17,7 @@ from rlhf_gym.pipeline.evaluate import evaluate_line
 from rlhf_gym.pipeline.figures import Histories, goodhart_chart, goodhart_facts, training_chart
 from rlhf_gym.pipeline.folder import CONFIG_FILE, RunFolder, StageName, read_json
 from rlhf_gym.pipeline.ppo import ppo_line
+from rlhf_gym.pipeline.report_reward import reward_section
 from rlhf_gym.pipeline.report_samples import PROXY, samples_section, signed, typeset
 from rlhf_gym.pipeline.reward import reward_line
 from rlhf_gym.pipeline.supervised import pretrain_line, sft_line
@@ -45,6 +46,7 @@ def write_report(folder: RunFolder) -> Path:
         _head(folder, config, metrics),
         _table_section(metrics),
         _goodhart_section(histories, metrics),
+        reward_section(folder, metrics["rounds"]),
         _training_section(histories, metrics),
         samples_section(folder, metrics),
         _making_section(folder, config),

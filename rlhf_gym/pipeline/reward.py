@@ -1,8 +1,9 @@
-"""The reward model: trained on all preferences so far, normalised on the SFT policy's responses."""
+"""The reward model: trained on all preferences so far, examined, normalised on the SFT policy's responses."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,27 @@ import numpy as np
 import torch
 
 from rlhf_gym.lm.loading import load_causal_lm
-from rlhf_gym.pipeline.collect import all_preferences
+from rlhf_gym.pipeline.collect import PREFERENCES, all_preferences
 from rlhf_gym.pipeline.preparation import NORMALIZERS, Run
 from rlhf_gym.pipeline.samples import Samples, draw, proxy_scores
-from rlhf_gym.rewards import RewardEnsemble, RewardModel, RewardNormalizer
-from rlhf_gym.training import evaluate_reward_model, train_reward_model
+from rlhf_gym.pipeline.staleness import staleness, staleness_line
+from rlhf_gym.preferences import Preference, read_preferences
+from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, RewardNormalizer
+from rlhf_gym.training import (
+    ScoredPairs,
+    diagnose_reward_model,
+    reward_complaints,
+    reward_metrics,
+    score_pairs,
+    train_reward_model,
+)
 from rlhf_gym.training.folder import write_json
+
+ADVICE = "A smaller --reward.learning-rate (ten times, say) and gradients held by --reward.max-grad-norm 1 are the cure"
+
+
+class UnfitRewardError(ValueError):
+    """A reward model that no policy should be optimised against; the message says why, and what to do."""
 
 
 def reward_stage(run: Run, round: int) -> dict[str, Any]:
@@ -26,11 +42,12 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if run.config.task.reward_model is not None:
         return _own_reward(run)
-    train, heldout = all_preferences(run, round)
-    members = [_train(run, folder / f"member-{i}", i, round) for i in range(config.members)]
+    train, heldout = training_preferences(run, round)
+    members = [train_member(run, folder / f"member-{i}", i, train, heldout) for i in range(config.members)]
     reward: RewardModel | RewardEnsemble = members[0]
     if len(members) > 1:
         reward = RewardEnsemble(members, config.aggregate, uncertainty_weight=config.uncertainty_weight)
+    metrics = examine(run, score_pairs(judge(reward), heldout))
     samples = reference_samples(run)
     for member in members:
         normalise(member, run, samples)
@@ -39,10 +56,27 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
     reward.save_pretrained(partial)
     shutil.rmtree(folder / "model", ignore_errors=True)
     partial.rename(folder / "model")
-    metrics = asdict(evaluate_reward_model(reward if len(members) == 1 else reward.score_texts, heldout))
     for i in range(config.members):
         shutil.rmtree(folder / f"member-{i}")
-    return metrics | {"pairs": len(train), "members": config.members}
+    return metrics | staleness(run, round) | {"pairs": len(train), "members": config.members}
+
+
+def judge(reward: RewardModel | RewardEnsemble) -> RewardModel | RewardFunction:
+    """What scores texts: a model is asked for its scores before normalisation, an ensemble for those it has."""
+    return reward if isinstance(reward, RewardModel) else reward.score_texts
+
+
+def examine(run: Run, pairs: ScoredPairs) -> dict[str, Any]:
+    """The figures of held-out pairs, once nothing in them speaks against going on, or `reward.force` says to.
+
+    Raises:
+        UnfitRewardError: the scores are all the same, or no more right than a coin.
+    """
+    metrics = asdict(reward_metrics(pairs)) | diagnose_reward_model(pairs)
+    complaints = reward_complaints(metrics)
+    if complaints and not run.config.reward.force:
+        raise UnfitRewardError(f"{'; '.join(complaints)}. To go on all the same: --reward.force")
+    return metrics | {"complaints": complaints}
 
 
 def reward_line(metrics: dict[str, Any]) -> str:
@@ -50,9 +84,15 @@ def reward_line(metrics: dict[str, Any]) -> str:
     if "source" in metrics:
         accuracy = f"; accuracy {metrics['accuracy']:.1%} on {metrics['n']:,} pairs" if "accuracy" in metrics else ""
         return f"{metrics['source']}, normalised on the SFT policy's responses{accuracy}"
-    clean = "" if metrics["clean_accuracy"] in (0, metrics["accuracy"]) else f" ({metrics['clean_accuracy']:.1%} clean)"
+    parts = [] if metrics["clean_accuracy"] in (0, metrics["accuracy"]) else [f"{metrics['clean_accuracy']:.1%} clean"]
+    if metrics.get("length_controlled") is not None:
+        parts.append(f"{metrics['length_controlled']:.1%} length-controlled")
+    aside = f" ({', '.join(parts)})" if parts else ""
     how = f"{metrics['members']} models on " if metrics["members"] > 1 else ""
-    return f"{how}{metrics['pairs']:,} pairs; accuracy {metrics['accuracy']:.1%}{clean} on {metrics['n']:,} held out"
+    calibration = f", calibration error {metrics['ece']:.3f}," if "ece" in metrics else ""
+    complaints = "".join(f"; going on although {c.split(': ')[0]}" for c in metrics.get("complaints", []))
+    line = f"{how}{metrics['pairs']:,} pairs; accuracy {metrics['accuracy']:.1%}{aside}{calibration}"
+    return f"{line} on {metrics['n']:,} held out{staleness_line(metrics)}{complaints}"
 
 
 def reference_samples(run: Run) -> Samples:
@@ -71,9 +111,19 @@ def reference_samples(run: Run) -> Samples:
 
 
 def normalise(reward: RewardModel, run: Run, samples: Samples) -> None:
-    """Give r_φ mean 0 and standard deviation 1 over these responses, read as PPO's episodes will be."""
+    """Give r_φ mean 0 and standard deviation 1 over these responses, read as PPO's episodes will be.
+
+    Raises:
+        UnfitRewardError: it says the same to all of them, or something that is no number.
+    """
     reward.normalizer = RewardNormalizer()
-    reward.normalizer = RewardNormalizer.fit(proxy_scores(reward, run.task.tokenizer, samples))
+    scores = proxy_scores(reward, run.task.tokenizer, samples)
+    try:
+        reward.normalizer = RewardNormalizer.fit(scores)
+    except ValueError as error:
+        raise UnfitRewardError(
+            f"{error}: this reward model says the same to all responses of the SFT policy. {ADVICE}"
+        ) from error
 
 
 def _own_reward(run: Run) -> dict[str, Any]:
@@ -86,17 +136,41 @@ def _own_reward(run: Run) -> dict[str, Any]:
     write_json(run.folder.stage("reward") / NORMALIZERS, [member.normalizer.to_dict() for member in members])
     metrics: dict[str, Any] = {"source": run.config.task.reward_model, "members": len(members), "pairs": 0}
     if run.preferences is not None:
-        judge = reward if isinstance(reward, RewardModel) else reward.score_texts
-        metrics |= asdict(evaluate_reward_model(judge, run.preferences))
+        metrics |= examine(run, score_pairs(judge(reward), run.preferences))
     return metrics
 
 
-def _train(run: Run, folder: Path, member: int, round: int) -> RewardModel:
-    """One reward model; members differ in the seed of their head and of the order of the data."""
+def training_preferences(run: Run, round: int) -> tuple[list[Preference], list[Preference]]:
+    """(train, held out) of this round and all before it, adversarial pairs that have been labelled among the former."""
+    train, heldout = all_preferences(run, round)
+    unseen = {p.prompt for p in heldout}
+    for earlier in range(1, round + 1):
+        path = adversarial_folder(run, earlier) / PREFERENCES
+        if path.is_file():
+            train += [p for p in read_preferences(path) if p.prompt not in unseen]
+    return train, heldout
+
+
+def adversarial_folder(run: Run, round: int) -> Path:
+    """Where the pairs against a round's reward model are, once `rlhf-gym adversarial` has collected some."""
+    return run.folder.root / "adversarial" / f"round-{round}"
+
+
+def train_member(
+    run: Run, folder: Path, member: int, train: Sequence[Preference], heldout: Sequence[Preference]
+) -> RewardModel:
+    """One reward model; members differ in the seed of their head and of the order of the data.
+
+    Raises:
+        UnfitRewardError: the loss was no longer finite.
+    """
     training = run.config.reward.training
     config = replace(training, seed=training.seed + member, use_cpu=training.use_cpu or run.device == "cpu")
     policy = load_causal_lm(run.sft, dtype=torch.float32)
     reward = RewardModel.from_language_model(policy, run.task.tokenizer, seed=run.config.seed + member)
-    train, heldout = all_preferences(run, round)
-    train_reward_model(reward, train, heldout=heldout, config=config, output_dir=folder)
+    try:
+        train_reward_model(reward, train, heldout=heldout, config=config, output_dir=folder)
+    except FloatingPointError as error:
+        shutil.rmtree(folder, ignore_errors=True)  # its checkpoints are no use to anyone
+        raise UnfitRewardError(f"{error}. {ADVICE}") from error
     return reward.to(run.device)

@@ -1,6 +1,13 @@
 """Preferences: records, files, rankings to pairs, annotators, choosing which pairs to compare."""
 
-from rlhf_gym.preferences.annotators import Annotator, BradleyTerryAnnotator
+from rlhf_gym.preferences.annotators import (
+    CONFIDENT_WORDS,
+    Annotator,
+    AnnotatorPanel,
+    BradleyTerryAnnotator,
+    majority,
+    simulated_annotators,
+)
 from rlhf_gym.preferences.checks import PreferenceReport, check_preferences, split_by_prompt
 from rlhf_gym.preferences.conversations import Message, Renderer, as_transcript, chat_renderer
 from rlhf_gym.preferences.files import read_demonstrations, read_preferences, read_prompts, write_preferences
@@ -8,7 +15,9 @@ from rlhf_gym.preferences.pairing import PairingStrategy, choose_pairs, pairs_fr
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Demonstration, Preference
 
 __all__ = [
+    "CONFIDENT_WORDS",
     "Annotator",
+    "AnnotatorPanel",
     "BradleyTerryAnnotator",
     "Candidate",
     "CandidatePair",
@@ -22,11 +31,13 @@ __all__ = [
     "chat_renderer",
     "check_preferences",
     "choose_pairs",
+    "majority",
     "pairs_from_ranking",
     "pairs_from_ratings",
     "read_demonstrations",
     "read_preferences",
     "read_prompts",
+    "simulated_annotators",
     "split_by_prompt",
     "write_preferences",
 ]

@@ -36,15 +36,19 @@ class PreferenceReport:
         found = (self.duplicates, self.contradictory, self.identical, self.empty, self.too_long)
         return tuple(sorted({index for indices in found for index in indices}))
 
-    def __str__(self) -> str:
-        counts = {
+    @property
+    def kinds(self) -> dict[str, tuple[int, ...]]:
+        """What each heading is called, and the indices under it."""
+        return {
             "duplicate": self.duplicates,
             "contradictory": self.contradictory,
             "with identical responses": self.identical,
             "with a blank response": self.empty,
             "too long": self.too_long,
         }
-        found = ", ".join(f"{len(indices)} {name}" for name, indices in counts.items() if indices)
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{len(indices)} {name}" for name, indices in self.kinds.items() if indices)
         return f"{self.total} preferences: {found or 'nothing odd'}"
 
 

@@ -8,6 +8,8 @@ Preferences, told apart by their fields, line by line:
     {"prompt": "…", "responses": […], "ranking": [2, 1, 3]}            ranks, 1 the best -> all pairs
     {"prompt": "…", "responses": […], "ratings": [3.5, 5, 1]}          ratings, higher the better -> all pairs, margins
 
+Responses without a judgement are candidates: {"prompt": "…", "responses": […]} or {"prompt": "…", "response": "…"}.
+
 Texts are taken as they stand, leading spaces included. Every error names file and line.
 """
 
@@ -24,7 +26,7 @@ from typing import Any, TypeVar
 
 from rlhf_gym.preferences.conversations import Message, Renderer, as_transcript, split_transcripts
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
-from rlhf_gym.preferences.records import Demonstration, Preference
+from rlhf_gym.preferences.records import Candidate, Demonstration, Preference
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -73,6 +75,49 @@ def read_prompts(path: str | Path, *, render: Renderer = as_transcript) -> list[
     if suffixes and suffixes[-1] in _JSONL:
         return _read(path, "prompt", lambda line: [_prompt(_object(line), render)])
     return _read(path, "prompt", lambda line: [line])
+
+
+def read_candidates(path: str | Path, *, render: Renderer = as_transcript) -> list[Candidate]:
+    """Responses that nobody has judged: {"prompt": …, "responses": […]}, or {"prompt": …, "response": …} line by line.
+
+    The latter may have the further fields of `Candidate`. Arguments and errors as `read_preferences`.
+    """
+    return _read(path, "response", lambda line: _candidates(_object(line), render))
+
+
+def read_hub_preferences(
+    name: str, split: str = "train", *, config: str | None = None, render: Renderer = as_transcript
+) -> list[Preference]:
+    """The preferences of a data set on the Hugging Face hub, its rows in any of the shapes above.
+
+    Needs the package `datasets` (extra `hub`) and, the first time, the network.
+
+    Args:
+        name: "Anthropic/hh-rlhf", say; or a folder that `datasets.load_dataset` can read.
+        split: which part of it.
+        config: which of its configurations, where it has several.
+        render: how conversations become texts.
+
+    Raises:
+        ImportError: `datasets` is not installed.
+        ValueError: a row is not one of the shapes, or there are none.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f"expected the package `datasets` to read {name!r} from the hub, not installed here: "
+            "pip install 'rlhf_gym[hub]'"
+        ) from error
+    found: list[Preference] = []
+    for number, row in enumerate(load_dataset(name, config, split=split)):
+        try:
+            found += _preferences(dict(row), render)
+        except ValueError as error:
+            raise ValueError(f"{name}, {split}, row {number}: {error}") from error
+    if not found:
+        raise ValueError(f"expected at least one preference in {name}, {split}, got none")
+    return found
 
 
 def write_preferences(path: str | Path, preferences: Sequence[Preference], *, append: bool = False) -> None:
@@ -198,6 +243,23 @@ def _conversation(record: Json, name: str) -> list[Message]:
             f"got the roles {', '.join(message.role for message in messages)}"
         )
     return messages
+
+
+def _candidates(record: Json, render: Renderer) -> list[Candidate]:
+    prompt = _prompt(record, render)
+    if "responses" in record:
+        responses = _list(record, "responses")
+        for response in responses:
+            if not isinstance(response, str):
+                raise ValueError(f'expected "responses" to hold texts, got {_short(response)}')
+        return [Candidate(prompt, response) for response in responses]
+    known = {field.name for field in dataclasses.fields(Candidate)} - {"prompt", "response"}
+    further = {name: value for name, value in record.items() if name in known}
+    for name, value in further.items():
+        default = next(field.default for field in dataclasses.fields(Candidate) if field.name == name)
+        if isinstance(value, bool) or not isinstance(value, int | float if isinstance(default, int | float) else str):
+            raise ValueError(f'expected "{name}" to be like {default!r}, got {_short(value)}')
+    return [Candidate(prompt, _text(record, "response"), **further)]
 
 
 def _demonstration(record: Json, render: Renderer) -> Demonstration:

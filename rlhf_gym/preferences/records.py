@@ -32,6 +32,13 @@ class Candidate:
     """Its top-k; 0 for none."""
     top_p: float = 1.0
     """Its top-p."""
+    decoding: str = "sample"
+    """How: "sample", "greedy", "best-of-4" by a reward model, "beam-4" …"""
+
+    @property
+    def label(self) -> str:
+        """Who wrote it, and how where that was not plain sampling: what a preference records as its source."""
+        return self.source if self.decoding == "sample" else f"{self.source}, {self.decoding}"
 
 
 class CandidatePair(NamedTuple):

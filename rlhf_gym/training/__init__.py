@@ -3,7 +3,20 @@
 from rlhf_gym.training.config import RewardModelingConfig, SFTConfig
 from rlhf_gym.training.folder import is_finished
 from rlhf_gym.training.language_modeling import SFTMetrics, evaluate_sft, pretrain, train_sft
-from rlhf_gym.training.reward_metrics import RewardMetrics, evaluate_reward_model, expected_calibration_error
+from rlhf_gym.training.reward_diagnosis import (
+    Share,
+    accuracy_by_length,
+    accuracy_by_name,
+    diagnose_reward_model,
+    reward_complaints,
+)
+from rlhf_gym.training.reward_metrics import (
+    RewardMetrics,
+    ScoredPairs,
+    evaluate_reward_model,
+    reward_metrics,
+    score_pairs,
+)
 from rlhf_gym.training.reward_modeling import train_reward_model
 
 __all__ = [
@@ -11,11 +24,18 @@ __all__ = [
     "RewardModelingConfig",
     "SFTConfig",
     "SFTMetrics",
+    "ScoredPairs",
+    "Share",
+    "accuracy_by_length",
+    "accuracy_by_name",
+    "diagnose_reward_model",
     "evaluate_reward_model",
     "evaluate_sft",
-    "expected_calibration_error",
     "is_finished",
     "pretrain",
+    "reward_complaints",
+    "reward_metrics",
+    "score_pairs",
     "train_reward_model",
     "train_sft",
 ]

@@ -93,6 +93,9 @@ class RewardModelingConfig:
     """Pairs (a ranking counts as one) for each optimizer step."""
     micro_batch_size: int | None = None
     """Pairs held in memory at once, a divisor of `batch_size`; None: the whole batch. Same gradient."""
+    by_prompt: bool = False
+    """Keep all pairs of a prompt in one batch, where they run each response once and weigh one together: 1/C(K,2) each
+    if all of K responses were compared (Ouyang et al. 2022). Rankings are kept so anyway."""
     use_margin: bool = False
     """Ask the chosen response to win by the record's margin, where it has one (Llama 2, arXiv 2307.09288)."""
     label_smoothing: float = 0.0

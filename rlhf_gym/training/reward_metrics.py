@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_gym.functional import confidence, expected_calibration_error, rightness
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import RewardFunction, RewardModel, check_scores
 
@@ -33,12 +34,34 @@ class RewardMetrics:
     """Number of pairs."""
 
 
-def evaluate_reward_model(
-    reward: RewardModel | RewardFunction, preferences: Sequence[Preference], *, batch_size: int = 64
-) -> RewardMetrics:
-    """Metrics of a reward model, or of any `(prompts, responses) -> scores`, read as Bradley–Terry scores.
+@dataclass(frozen=True, eq=False)
+class ScoredPairs:
+    """Preferences as a reward sees them: what every figure about it is computed from."""
 
-    Each distinct response is scored once. An ensemble is given as its `score_texts`.
+    preferences: tuple[Preference, ...]
+    """The comparisons, P of them."""
+    delta: np.ndarray
+    """Δ, the chosen score minus the rejected one, without normalisation, (P,)."""
+    longer: np.ndarray
+    """By how many words the chosen response is the longer one, (P,)."""
+    scores: np.ndarray
+    """The score of each distinct response, (texts,)."""
+
+    @property
+    def right(self) -> np.ndarray:
+        """1 where Δ > 0, ½ where Δ = 0, 0 elsewhere, (P,)."""
+        return rightness(self.delta)
+
+    @property
+    def clean(self) -> np.ndarray:
+        """Where the annotator made no mistake, (P,)."""
+        return np.array([p.clean for p in self.preferences])
+
+
+def score_pairs(
+    reward: RewardModel | RewardFunction, preferences: Sequence[Preference], *, batch_size: int = 64
+) -> ScoredPairs:
+    """Score each distinct response once. An ensemble is given as its `score_texts`.
 
     Raises:
         ValueError: no preferences, or scores that are not finite.
@@ -53,31 +76,38 @@ def evaluate_reward_model(
         raw = np.asarray(reward(prompts, responses))
     scores = check_scores(raw, len(texts), source="the reward").astype(np.float64)  # (texts,)
     words = np.array([len(response.split()) for response in responses], dtype=np.float64)  # (texts,)
-    chosen = np.array([texts[p.prompt, p.chosen] for p in preferences])  # (pairs,)
-    rejected = np.array([texts[p.prompt, p.rejected] for p in preferences])  # (pairs,)
-    clean = np.array([p.clean for p in preferences])  # (pairs,)
-    delta, longer = scores[chosen] - scores[rejected], words[chosen] - words[rejected]  # (pairs,)
-    right = 0.5 * (1 + np.sign(delta))  # (pairs,)
+    chosen = np.array([texts[p.prompt, p.chosen] for p in preferences])  # (P,)
+    rejected = np.array([texts[p.prompt, p.rejected] for p in preferences])  # (P,)
+    delta, longer = scores[chosen] - scores[rejected], words[chosen] - words[rejected]  # (P,)
+    return ScoredPairs(tuple(preferences), delta, longer, scores)
+
+
+def evaluate_reward_model(
+    reward: RewardModel | RewardFunction, preferences: Sequence[Preference], *, batch_size: int = 64
+) -> RewardMetrics:
+    """Metrics of a reward model, or of any `(prompts, responses) -> scores`, read as Bradley–Terry scores.
+
+    Each distinct response is scored once. An ensemble is given as its `score_texts`.
+
+    Raises:
+        ValueError: no preferences, or scores that are not finite.
+    """
+    return reward_metrics(score_pairs(reward, preferences, batch_size=batch_size))
+
+
+def reward_metrics(pairs: ScoredPairs) -> RewardMetrics:
+    """The metrics of pairs that have been scored."""
+    delta, longer, right, clean = pairs.delta, pairs.longer, pairs.right, pairs.clean  # (P,) each
     scale = float(np.sqrt((delta**2).sum() * (longer**2).sum()))
     return RewardMetrics(
         accuracy=float(right.mean()),
         clean_accuracy=float(right[clean].mean()) if clean.any() else 0.0,
         margin=float(delta.mean()),
         nll=float(np.logaddexp(0, -delta).mean()),
-        ece=expected_calibration_error(0.5 * (1 + np.tanh(np.abs(delta) / 2)), right),
+        ece=expected_calibration_error(confidence(delta), right),
         length_correlation=float((delta * longer).sum()) / scale if scale > 0 else 0.0,
-        n=len(preferences),
+        n=len(delta),
     )
-
-
-def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, *, bins: int = 10) -> float:
-    """Σ_b (n_b/n)·|accuracy_b − confidence_b| over equal bins of confidence in [½, 1].
-
-    Shapes: confidence (n,), the probability of the answer given; right (n,), 1 where it was right.
-    """
-    which = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)  # (n,)
-    gaps = np.bincount(which, weights=right - confidence, minlength=bins)  # (bins,)
-    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def _responses(preference: Preference) -> tuple[str, str]:

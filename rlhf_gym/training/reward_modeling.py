@@ -65,7 +65,8 @@ def train_reward_model(
     """Train `reward_model` in place by L = −(1/W) Σ w·log σ(r(x, y_chosen) − r(x, y_rejected)), W = Σ w.
 
     Pairs of one `group` (a ranking) stay in one batch and each of their responses is run once; with the weights
-    1/C(K,2) that `rlhf_gym.preferences` gives them this is equation 1 of Ouyang et al. 2022 (arXiv 2203.02155).
+    1/C(K,2) that `rlhf_gym.preferences` gives them this is equation 1 of Ouyang et al. 2022 (arXiv 2203.02155). With
+    `config.by_prompt` so do all pairs of a prompt, whoever compared them.
 
     The scores' unit changes, so the model's normalizer is set back to mean 0 and std 1: fit it anew afterwards.
 
@@ -87,7 +88,7 @@ def train_reward_model(
         FileExistsError: `output_dir` holds a model from elsewhere.
     """
     config = config or RewardModelingConfig()
-    rows, groups = _checked_pairs(reward_model, preferences, config.use_margin, "pair")
+    rows, groups = _checked_pairs(reward_model, preferences, config.use_margin, "pair", by_prompt=config.by_prompt)
     heldout_rows, _ = _checked_pairs(reward_model, heldout, False, "held-out pair")
     folder = Path(output_dir)
     run = {
@@ -148,7 +149,12 @@ def _summed_loss(model: nn.Module, batch: dict[str, Any], *, label_smoothing: fl
 
 
 def _checked_pairs(
-    reward_model: RewardModel, preferences: Sequence[Preference], use_margin: bool, what: str
+    reward_model: RewardModel,
+    preferences: Sequence[Preference],
+    use_margin: bool,
+    what: str,
+    *,
+    by_prompt: bool = False,
 ) -> tuple[list[list[int]], list[list[Pair]]]:
     """Distinct rows, and the pairs in their groups, after the checks that `train_reward_model` promises."""
     if not preferences:
@@ -166,7 +172,7 @@ def _checked_pairs(
                 first_pair.append(i)
         margin = p.margin if use_margin and p.margin is not None else 0.0
         pair = Pair(texts[p.prompt, p.chosen], texts[p.prompt, p.rejected], p.weight, margin)
-        groups.setdefault((p.prompt, p.group or i), []).append(pair)
+        groups.setdefault((p.prompt, "" if by_prompt else p.group or i), []).append(pair)
     rows = reward_model.encode([prompt for prompt, _ in texts], [response for _, response in texts])
     check_rows(
         rows,
@@ -175,7 +181,13 @@ def _checked_pairs(
         vocab_size=reward_model.vocab_size,
         index=first_pair,
     )
-    return rows, list(groups.values())
+    return rows, [_weighing_one(group) for group in groups.values()] if by_prompt else list(groups.values())
+
+
+def _weighing_one(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same with weights that sum to 1."""
+    total = sum(pair.weight for pair in pairs)
+    return [pair._replace(weight=pair.weight / total) for pair in pairs]
 
 
 def _load_finished(reward_model: RewardModel, folder: Path) -> RewardMetrics:

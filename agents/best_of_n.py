@@ -1,0 +1,119 @@
+"""`BestOfN`: no learning at all. What any learner is to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+
+from rlhf_gym.agents.arguments import make_env, unwrap_env
+from rlhf_gym.agents.reference import check_reference, draw_from_reference
+from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
+from rlhf_gym.functional.overoptimization import best_of_n_kl
+from rlhf_gym.lm.tokens import decode
+
+
+class BestResponses(NamedTuple):
+    """The best of n responses to each of B prompts."""
+
+    prompts: list[str]
+    """The prompts as texts."""
+    responses: list[str]
+    """The best response to each, as text."""
+    scores: np.ndarray
+    """Its score, (B,)."""
+    all_scores: np.ndarray
+    """The scores of all n, in the order they were drawn, (B, n): column 0 is what π_ref gets without choosing."""
+    episodes: list[Episode]
+    """The best responses as tokens."""
+    tokens: int
+    """Tokens generated, of all B·n responses."""
+
+
+class BestOfNFigures(NamedTuple):
+    """What choosing brings, on some prompts."""
+
+    score: float
+    """Mean score of the best of n."""
+    reference_score: float
+    """Mean score of all n: that of π_ref."""
+    kl: float
+    """log n − (n − 1)/n, in nats: the KL from π_ref, exact where no two samples tie, else an upper bound."""
+    n: int
+    """Responses to each prompt."""
+    tokens: int
+    """Tokens that were generated for it."""
+
+
+class BestOfN:
+    """Of n responses that π_ref draws to a prompt, the one that the environment's reward scores highest (Stiennon et
+    al. 2020, arXiv:2009.01325; Nakano et al. 2021, arXiv:2112.09332).
+
+    A policy without training, which pays at generation, n-fold. Its KL from π_ref is at most log n − (n − 1)/n,
+    whatever the reward: few nats, well spent. An agent that scores lower at that KL has something to explain.
+
+    The score is the environment's, the missing-EOS penalty included; β plays no part.
+
+    Args:
+        policy: not read; there so that `BestOfN("LMPolicy", env)` takes the place of any other agent.
+        env: a `TokenVectorEnv` with a reference, or the id of one (made with `n_envs` slots).
+        n: responses to each prompt.
+        n_envs: slots, where `env` is an id.
+        seed: of the draws; they go on from call to call.
+    """
+
+    def __init__(
+        self,
+        policy: Any = "LMPolicy",
+        env: TokenVectorEnv | SB3VecEnv | str | None = None,
+        n: int = 16,
+        *,
+        n_envs: int = 64,
+        seed: int | None = None,
+    ) -> None:
+        if n < 1:
+            raise ValueError(f"expected n >= 1, got {n}")
+        self.engine = make_env(env, n_envs=n_envs) if isinstance(env, str) else unwrap_env(env)
+        check_reference(type(self).__name__, self.engine)
+        self.n, self.seed = n, seed
+        reference = self.engine.token_reward.reference
+        assert reference is not None
+        self._generator = torch.Generator(reference.device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def learn(self, total_timesteps: int = 0, **_: Any) -> Self:
+        """There is nothing to learn; here so that it takes the place of any other agent."""
+        return self
+
+    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> BestResponses:
+        """The best of n responses to each prompt (texts, or token ids)."""
+        repeated: list[Any] = [prompt for prompt in prompts for _ in range(self.n)]
+        if not repeated:
+            raise ValueError("expected at least one prompt, got none")
+        drawn = draw_from_reference(self.engine, repeated, self._generator)
+        scores = drawn.earned.scores.reshape(-1, self.n)  # (B, n)
+        chosen = scores.argmax(axis=1)  # (B,)
+        episodes = [drawn.episodes[i * self.n + int(j)] for i, j in enumerate(chosen)]
+        tokenizer = self.engine.tokenizer
+        return BestResponses(
+            decode(tokenizer, [e.input_ids[: e.prompt_length].tolist() for e in episodes]),
+            decode(tokenizer, [e.response_ids.tolist() for e in episodes]),
+            scores[np.arange(len(scores)), chosen],
+            scores,
+            episodes,
+            sum(episode.response_length for episode in drawn.episodes),
+        )
+
+    def evaluate(self, n_prompts: int = 64) -> BestOfNFigures:
+        """Means over the environment's next prompts."""
+        if n_prompts < 1:
+            raise ValueError(f"expected n_prompts >= 1, got {n_prompts}")
+        best = self.generate(self.engine.draw_prompts(n_prompts))
+        return BestOfNFigures(
+            float(best.scores.mean()), float(best.all_scores.mean()), float(best_of_n_kl(self.n)), self.n, best.tokens
+        )

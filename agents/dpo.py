@@ -1,0 +1,297 @@
+"""`DPO`: direct preference optimisation. A policy from comparisons, without reward model, critic or RL."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Unpack, get_args
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from rlhf_gym.agents.arguments import LEARNER, LearnerArguments
+from rlhf_gym.agents.base import TokenAlgorithm
+from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
+from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize
+from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
+from rlhf_gym.agents.reference import check_reference, draw_from_reference
+from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
+from rlhf_gym.functional.losses import dpo_loss
+from rlhf_gym.functional.whitening import zero_masked
+from rlhf_gym.lm.generation import token_log_probs
+from rlhf_gym.lm.tokens import encode_prompts, encode_responses, pad_rows
+
+DPOKind = Literal["sigmoid", "ipo"]
+
+
+class Comparison(Protocol):
+    """A prompt, the response preferred and the other one, such as `rlhf_gym.preferences.Preference`."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def chosen(self) -> str: ...
+    @property
+    def rejected(self) -> str: ...
+
+
+class Pairs(NamedTuple):
+    """P comparisons as 2·P episodes: the chosen response of a pair, then its rejected one."""
+
+    episodes: list[Episode]
+    """2·P of them."""
+    ref_log_probs: list[np.ndarray]
+    """log π_ref of each one's actions, (T_e,) each."""
+
+    def take(self, pairs: Sequence[int]) -> Pairs:
+        """Some of the comparisons."""
+        rows = [row for i in pairs for row in (2 * i, 2 * i + 1)]
+        return Pairs([self.episodes[row] for row in rows], [self.ref_log_probs[row] for row in rows])
+
+
+class DPO(TokenAlgorithm):
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290) or IPO (Azar et al. 2023, arXiv:2310.12036) on an environment.
+
+    If preferences are made by Bradley–Terry, P(y1 ≻ y2) = σ(r(y1) − r(y2)), the policy π* ∝ π_ref·e^{r/β} that RL with
+    the KL penalty β looks for is also the maximum of their likelihood, with β·log(π/π_ref) as reward. So DPO is fitted
+    to comparisons alone. The environment gives it π_ref, β (its `kl_coef`), and the prompts.
+
+    With `preferences`, those are learned from, over and over, in a new order at every pass; the environment's reward is
+    not asked. Without, they are made: π_ref answers each of the environment's next prompts twice, and σ of the
+    difference between the environment's scores is the probability that the first is preferred.
+
+    An iteration, as with any other agent, is `n_episodes` responses (two a pair) and `n_epochs` passes over them in
+    minibatches of `batch_size` responses. A timestep is a token of such a response: generated where the pairs are made,
+    read where they are given, and counted once however many epochs. log π_ref of every response is computed once.
+
+    Args:
+        policy: `"LMPolicy"` or a policy class.
+        env: a `TokenVectorEnv` with a reference, or the id of one (made with `n_envs` slots and deferred rewards).
+        learning_rate: a number, or a schedule of the remaining progress (1 → 0).
+        n_episodes: responses an iteration, two a pair.
+        batch_size: responses a minibatch, two a pair; by default the whole iteration.
+        n_epochs: passes over an iteration's pairs.
+        beta: β > 0; by default the environment's `kl_coef`.
+        loss: `"sigmoid"` (DPO), or `"ipo"`, which does not drive the probability of a response that always loses to 0.
+        label_smoothing: share of labels taken to be flipped, for `"sigmoid"`.
+        preferences: comparisons as texts; a response is closed by the tokenizer's EOS. They are not in the file that
+            `save` writes: give them again to `load` to go on.
+        arguments: what every learner takes: see `LearnerArguments`; `micro_batch_size` counts responses, too.
+    """
+
+    uses_critic: ClassVar[bool] = False
+    saved_arguments: ClassVar[tuple[str, ...]] = (*LEARNER, "beta", "loss", "label_smoothing")
+
+    def __init__(
+        self,
+        policy: str | type[LMActorCriticPolicy] = "LMPolicy",
+        env: TokenVectorEnv | SB3VecEnv | str | None = None,
+        learning_rate: float | Schedule = 1e-5,
+        n_episodes: int = 64,
+        batch_size: int | None = None,
+        n_epochs: int = 1,
+        beta: float | None = None,
+        loss: DPOKind = "sigmoid",
+        label_smoothing: float = 0.0,
+        preferences: Sequence[Comparison] | None = None,
+        **arguments: Unpack[LearnerArguments],
+    ) -> None:
+        if loss not in get_args(DPOKind):
+            raise ValueError(f"expected loss to be one of {get_args(DPOKind)}, got {loss!r}")
+        if beta is not None and not beta > 0:
+            raise ValueError(f"expected beta > 0, got {beta}")
+        if not 0 <= label_smoothing <= (0.5 if loss == "sigmoid" else 0):
+            raise ValueError(
+                f'expected label_smoothing in [0, 0.5], and 0 with loss="ipo", got {label_smoothing} with {loss!r}'
+            )
+        counts = {"n_episodes": n_episodes, "batch_size": batch_size,
+                  "micro_batch_size": arguments.get("micro_batch_size")}  # fmt: skip
+        for name, count in counts.items():
+            if count is not None and count % 2:
+                raise ValueError(f"expected an even {name} (responses, two a pair), got {count}")
+        if preferences is not None and not len(preferences):
+            raise ValueError("expected at least one preference, got none")
+        self.beta, self.loss, self.label_smoothing = beta, loss, label_smoothing
+        self.preferences = preferences
+        self._given: Pairs | None = None
+        self._used = 0  # pairs, of those given
+        self._expected: int | None = None if preferences is None else len(preferences)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_episodes=n_episodes,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            **arguments,
+        )
+        self._order = int(self._rng.integers(2**31))  # of the given pairs: this number's, and the pass's
+
+    def _check_env(self, env: TokenVectorEnv) -> None:
+        check_reference(type(self).__name__, env)
+        if self.beta is None and not env.kl_coef > 0:
+            raise ValueError(f"expected beta=… or an environment with kl_coef > 0, got kl_coef={env.kl_coef}")
+        if self.preferences is not None:
+            self._given = encode_pairs(self.preferences, env)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any = None, n_rollout_steps: int | None = None
+    ) -> bool:
+        """The next `n_episodes` responses in pairs, given or made; False if a callback stopped."""
+        self._begin_iteration()
+        callback.on_rollout_start()
+        started = time.perf_counter()
+        pairs = self._next_pairs((n_rollout_steps or self.n_episodes) // 2)
+        buffer = EpisodeBuffer(pairs.episodes, pairs.ref_log_probs, None)
+        buffer.ref_log_probs = buffer.log_probs
+        self.num_timesteps += buffer.num_tokens
+        callback.update_locals(locals())
+        if not callback.on_step():
+            return False
+        self.buffer = buffer
+        self.logger.record("time/rollout_seconds", time.perf_counter() - started)
+        self.logger.record("rlhf/kl_coef", self._beta)
+        self.logger.record("rlhf/response_length", float(buffer.response_lengths.float().mean()))
+        callback.on_rollout_end()
+        return True
+
+    @property
+    def _beta(self) -> float:
+        return self.engine.kl_coef if self.beta is None else self.beta
+
+    def _next_pairs(self, n: int) -> Pairs:
+        """The next `n` of those given, pass by pass, or as many that are made."""
+        count = None if self.preferences is None else len(self.preferences)
+        if count != self._expected:
+            raise ValueError(
+                f"expected {self._expected or 'no'} preferences, as learning began with, got {count or 'none'}: give "
+                "them again when loading"
+            )
+        if self._given is None:
+            return make_pairs(self.engine, n, self._rng)
+        if not self._given.ref_log_probs:
+            self._given = with_reference(self._given, self.engine)
+        chosen = []
+        for place in range(self._used, self._used + n):
+            number, index = divmod(place, count)  # type: ignore[arg-type]
+            if index == 0 or not chosen:
+                order = np.random.default_rng((self._order, number)).permutation(count)  # type: ignore[arg-type]
+            chosen.append(int(order[index]))
+        self._used += n
+        return self._given.take(chosen)
+
+    def _minibatches(self) -> Iterator[np.ndarray]:
+        """Rows of the buffer, both of a pair side by side."""
+        assert self.buffer is not None
+        pairs = len(self.buffer) // 2
+        for part in np.array_split(self._rng.permutation(pairs), -(-pairs // max(1, self.batch_size // 2))):
+            yield both(part)
+
+    def _micro_batches(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Pairs stay together."""
+        pairs = rows[::2] // 2
+        size = (self.micro_batch_size or len(rows)) // 2
+        return [both(part) for part in np.array_split(pairs, -(-len(pairs) // size))]
+
+    @property
+    def _kl_in_loss(self) -> bool:
+        """The loss has its KL in it already, wherever the environment would have put it."""
+        return False
+
+    def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> MinibatchLoss:
+        """−log σ(βh), or IPO's; rows are a pair's chosen response, then its rejected one."""
+        pairs = size.episodes // 2
+        own = zero_masked(evaluation.log_probs, batch.mask).sum(dim=1)  # (B,)
+        ref = zero_masked(batch.ref_log_probs, batch.mask).sum(dim=1)  # (B,)
+        result = dpo_loss(
+            own[::2],
+            own[1::2],
+            ref[::2],
+            ref[1::2],
+            beta=self._beta,
+            loss=self.loss,
+            label_smoothing=self.label_smoothing,
+            denominator=pairs,
+        )
+        margin = result.chosen_reward - result.rejected_reward  # (B / 2,)
+        metrics = {
+            "train/accuracy": (0.5 + 0.5 * margin.sign()).sum() / pairs,
+            "train/margin": margin.sum() / pairs,
+            "train/chosen_reward": result.chosen_reward.sum() / pairs,
+            "train/rejected_reward": result.rejected_reward.sum() / pairs,
+        }
+        return MinibatchLoss(result.loss, metrics)
+
+    def own_state(self) -> dict[str, Any]:
+        """Where the given pairs stand."""
+        return {"used": self._used, "order": self._order, "preferences": self._expected}
+
+    def restore_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from `own_state()`."""
+        self._used, self._order, self._expected = state["used"], state["order"], state["preferences"]
+
+
+def both(pairs: np.ndarray) -> np.ndarray:
+    """Rows of these pairs, chosen and rejected in turn."""
+    return np.stack([2 * pairs, 2 * pairs + 1], axis=1).reshape(-1)
+
+
+def make_pairs(env: TokenVectorEnv, n: int, rng: np.random.Generator) -> Pairs:
+    """`n` pairs of π_ref's responses to the environment's next prompts, labelled by Bradley–Terry on its scores."""
+    prompts = env.draw_prompts(n)
+    drawn = draw_from_reference(env, [prompt for prompt in prompts for _ in range(2)])
+    first, second = drawn.earned.scores[::2].astype(np.float64), drawn.earned.scores[1::2].astype(np.float64)
+    wins = rng.random(n) < 1 / (1 + np.exp(np.clip(second - first, -700, 700)))  # (n,)
+    rows = [row for i, won in enumerate(wins) for row in ((2 * i, 2 * i + 1) if won else (2 * i + 1, 2 * i))]
+    table = drawn.earned.ref_log_probs  # (2·n, T)
+    return Pairs(
+        [drawn.episodes[row] for row in rows], [table[row, : drawn.episodes[row].response_length] for row in rows]
+    )
+
+
+def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pairs:
+    """Comparisons as episodes, checked; log π_ref is not yet there.
+
+    Raises:
+        ValueError: one does not fit π_ref's context or vocabulary, or has an empty response.
+    """
+    tokenizer, reference = env.tokenizer, env.token_reward.reference
+    assert reference is not None
+    prompts = encode_prompts(tokenizer, [p.prompt for p in preferences])
+    sides = [
+        encode_responses(tokenizer, [text(p) for p in preferences], stop=tokenizer.eos_token_id is not None)
+        for text in (lambda p: p.chosen, lambda p: p.rejected)
+    ]
+    episodes = []
+    for i, prompt in enumerate(prompts):
+        for name, side in zip(("chosen", "rejected"), sides, strict=True):
+            row = [*prompt, *side[i]]
+            if not side[i]:
+                raise ValueError(f"expected a {name} response of at least one token in preference {i}, got none")
+            if reference.context_length is not None and len(row) > reference.context_length:
+                raise ValueError(
+                    f"expected at most {reference.context_length} tokens (π_ref's context), got {len(row)} in the "
+                    f"{name} response of preference {i} and its prompt"
+                )
+            if max(row) >= env.vocab_size:
+                raise ValueError(f"expected token ids below {env.vocab_size}, got {max(row)} in preference {i}")
+            episodes.append(Episode(len(episodes), 0, np.array(row, dtype=np.int64), len(prompt), "stop"))
+    return Pairs(episodes, [])
+
+
+def with_reference(pairs: Pairs, env: TokenVectorEnv, *, chunk: int = 1024) -> Pairs:
+    """The same with log π_ref, a forward a batch."""
+    reference = env.token_reward.reference
+    assert reference is not None
+    found: list[np.ndarray] = []
+    for start in range(0, len(pairs.episodes), chunk):
+        part = pairs.episodes[start : start + chunk]
+        ids, _ = pad_rows([e.input_ids.tolist() for e in part])  # (B, L)
+        first = torch.tensor([e.prompt_length for e in part])
+        lengths = torch.tensor([len(e.input_ids) for e in part])
+        table = token_log_probs(reference, torch.from_numpy(ids), lengths, first=first).numpy()  # (B, L)
+        found += [row[e.prompt_length : len(e.input_ids)] for row, e in zip(table, part, strict=True)]
+    return Pairs(pairs.episodes, found)

@@ -1,0 +1,97 @@
+"""Which tokens an agent may choose from: masks for agents that take them, such as sb3-contrib's MaskablePPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits
+
+
+@dataclass(frozen=True)
+class ActionMask:
+    """What `action_masks()` allows in a state: the support of a filtered π_ref.
+
+    The mask is the agent's to obey. The environment takes any token, as without it, and π_ref in the reward is not
+    filtered: the MDP is the same.
+    """
+
+    top_k: int = 0
+    """Only π_ref's k likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Only the smallest set of π_ref's likeliest tokens with at least this mass; 1 for all."""
+    min_new_tokens: int = 0
+    """No stop token before this many response tokens."""
+    forbidden_token_ids: tuple[int, ...] = ()
+    """Tokens never allowed."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "forbidden_token_ids", tuple(self.forbidden_token_ids))
+        self.params  # noqa: B018 (SamplingParams checks them)
+
+    @property
+    def params(self) -> SamplingParams:
+        """The same filters as `behaviour_logits` takes them."""
+        return SamplingParams(
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_new_tokens=self.min_new_tokens,
+            forbidden_token_ids=self.forbidden_token_ids,
+        )
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether π_ref has a say."""
+        return self.top_k > 0 or self.top_p < 1.0
+
+    def check(self, *, vocab_size: int, stop_token_ids: Sequence[int], has_reference: bool) -> None:
+        """Every state keeps an allowed token, and π_ref is there where it is asked.
+
+        Raises:
+            ValueError: saying what was expected and what came.
+        """
+        unknown = [token for token in self.forbidden_token_ids if not 0 <= token < vocab_size]
+        if unknown:
+            raise ValueError(f"expected forbidden_token_ids in 0 … {vocab_size - 1}, got {unknown}")
+        if self.reads_reference and not has_reference:
+            raise ValueError(
+                f"expected a reference for an ActionMask with top_k={self.top_k}, top_p={self.top_p}, got None"
+            )
+        barred = set(self.forbidden_token_ids) | (set(stop_token_ids) if self.min_new_tokens else set())
+        if len(barred) >= vocab_size:
+            raise ValueError(
+                f"expected an ActionMask that leaves a token to choose, got {len(barred)} of {vocab_size} tokens "
+                "barred by forbidden_token_ids, and by min_new_tokens the stop tokens"
+            )
+
+    def allowed(self, logits: Tensor, *, response_lengths: np.ndarray, stop_token_ids: Sequence[int]) -> Tensor:
+        """Allowed tokens (N, V) bool from π_ref's next-token logits (N, V); the likeliest unbarred one always is.
+
+        Args:
+            logits: fp32; any constant where π_ref has no say.
+            response_lengths: response tokens so far, (N,).
+            stop_token_ids: what `min_new_tokens` bars.
+        """
+        lengths = torch.from_numpy(response_lengths).to(logits.device)
+        filtered = behaviour_logits(
+            logits, self.params, response_lengths=lengths, stop_token_ids=stop_token_ids
+        )  # (N, V)
+        return filtered > float("-inf")
+
+
+def required(mask: ActionMask | None) -> ActionMask:
+    """The environment's mask.
+
+    Raises:
+        ValueError: it was made without one.
+    """
+    if mask is None:
+        raise ValueError(
+            "expected an environment made with action_mask=ActionMask(top_k=…, top_p=…, min_new_tokens=…, "
+            "forbidden_token_ids=…) to have masks of, got action_mask=None; ActionMask() allows every token"
+        )
+    return mask

@@ -1,0 +1,86 @@
+"""`rlhf-gym adversarial RUN`: look for responses that the run's reward model overrates, have them labelled, retrain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from rlhf_gym.cli.app import COMMANDS, fail
+from rlhf_gym.lm import quiet_transformers
+from rlhf_gym.pipeline import RunFolder, prepare
+from rlhf_gym.pipeline.adversarial import AdversarialConfig, adversarial, check_round
+from rlhf_gym.pipeline.config import Labeler
+from rlhf_gym.pipeline.folder import BusyFolderError
+from rlhf_gym.pipeline.preparation import use_threads
+from rlhf_gym.pipeline.reward import adversarial_folder
+
+
+@dataclass(frozen=True)
+class AdversarialOptions:
+    """What the command line says."""
+
+    folder: Positional[Path]
+    """The run's folder."""
+    labeler: Labeler | None = None
+    """Who compares: by default whoever does in the run; "web" for people at a labelling page."""
+    search: Annotated[AdversarialConfig, arg(name="")] = field(default_factory=AdversarialConfig)
+    """How adversarial pairs are looked for."""
+
+
+def attack(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code."""
+    console = Console()
+    try:
+        options = tyro.cli(
+            AdversarialOptions,
+            args=list(arguments),
+            prog="rlhf-gym adversarial",
+            description=f"{COMMANDS['adversarial']}.",
+        )
+        saved = RunFolder(options.folder).config()
+        if saved is None:
+            raise ValueError(f"expected the folder of a run, got {options.folder} without one")
+        run = prepare(replace(saved, run_dir=options.folder), console=console)
+        if options.labeler is not None:
+            collect = replace(run.config.collect, labeler=options.labeler)
+            run = replace(run, config=replace(run.config, collect=collect))
+        check_round(run, options.search.round)
+        use_threads(run)
+        with run.folder.occupied(), quiet_transformers():
+            metrics = adversarial(run, options.search)
+    except (ValueError, OSError, BusyFolderError) as error:
+        return fail(str(error))
+    say_adversarial(console, metrics)
+    where = adversarial_folder(run, options.search.round)
+    console.print(
+        f"\n  {escape(str(where))}: the pairs, and the reward model trained with them in model/. Later rounds train on "
+        f"them\n  too; this one again: rlhf-gym run --run-dir {escape(str(options.folder))} --redo reward",
+        style="dim", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return 0
+
+
+def say_adversarial(console: Console, metrics: dict[str, Any]) -> None:
+    """Before and after, on pairs and prompts that nothing was trained on."""
+    kinds = ", ".join(f"{count} by {kind}" for kind, count in sorted(metrics["kinds"].items()))
+    console.print(f"[bold]{metrics['pairs']} pairs[/bold] that r_φ overrates, labelled: {kinds}", highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for heading in ("accuracy of r_φ on held-out pairs", "before", "after", "pairs"):
+        table.add_column(heading, justify="left" if heading.startswith("acc") else "right")
+    before, after = metrics["before"], metrics["after"]
+    for name in ("normal", "adversarial"):
+        table.add_row(name, f"{before[name]:.1%}", f"{after[name]:.1%}", "")
+    for kind, (value, n) in sorted(after["by_kind"].items()):
+        table.add_row(f"  {kind}", f"{before['by_kind'][kind][0]:.1%}", f"{value:.1%}", str(n))
+    table.add_row("[dim]how often it raises the score, of all tries[/dim]")
+    for kind, value in sorted(after["raised"].items()):
+        table.add_row(f"  {kind}", f"{before['raised'][kind]:.1%}", f"{value:.1%}", "")
+    console.print(table)

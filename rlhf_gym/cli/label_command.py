@@ -1,0 +1,195 @@
+"""`rlhf-gym label RUN`: serve the page on which people judge, until all is labelled or Ctrl-C."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, get_args
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+from rlhf_gym.cli.app import COMMANDS, fail
+from rlhf_gym.cli.commands import go, starting_point
+from rlhf_gym.pipeline import RunFolder
+from rlhf_gym.pipeline.human_evaluation import (
+    compare_batch,
+    comparison_items,
+    human_win_rate,
+    write_human_evaluation,
+)
+from rlhf_gym.pipeline.web_labeler import PageSettings, check_page, say_summary, serve
+from rlhf_gym.preferences import Candidate, choose_pairs
+from rlhf_gym.preferences.files import read_candidates
+from rlhf_gym.preferences.store import STORE_FILE, LabelStore
+from rlhf_gym.preferences.store_records import Item, ItemKind, comparisons
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What is labelled, and where the page is."""
+
+    folder: Positional[Path]
+    """The run's folder, or, with --items, any folder: the labels go into labels.sqlite in it."""
+    items: Path | None = None
+    """Responses to judge, JSONL of {"prompt", "responses"} or of single {"prompt", "response"}, instead of a run's."""
+    compare: tuple[str, str] | None = None
+    """Two policies, blind, on held-out prompts: "ppo" and "sft", say, or names of files in evaluate/samples."""
+    kind: ItemKind = "comparison"
+    """Whether people compare two responses, rank K of them, or rate each of K."""
+    k: int = 4
+    """Responses in a ranking or rating."""
+    num_items: int | None = None
+    """How many items are put before people at most; by default all there are."""
+    num_labels: int | None = None
+    """Labels after which it is enough; by default as many as the items want."""
+    labels_per_item: int = 1
+    """Annotators who judge each item; 2 or more show how far they agree."""
+    batch: str | None = None
+    """Go on with this batch of the store; by default the run's last round."""
+    page: Annotated[PageSettings, arg(name="")] = field(default_factory=PageSettings)
+    """The page."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ItemKind):
+            raise ValueError(f"expected kind to be one of {get_args(ItemKind)}, got {self.kind!r}")
+        for name, least in (("k", 1 if self.kind == "rating" else 2), ("labels_per_item", 1)):
+            if vars(self)[name] < least:
+                raise ValueError(f"expected {name} >= {least}, got {vars(self)[name]}")
+        for name in ("num_items", "num_labels"):
+            if vars(self)[name] is not None and vars(self)[name] < 1:
+                raise ValueError(f"expected {name} >= 1, got {vars(self)[name]}")
+        if sum(given is not None for given in (self.items, self.compare, self.batch)) > 1:
+            raise ValueError("expected one of --items, --compare and --batch, got several")
+
+
+def label(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code."""
+    console = Console()
+    try:
+        options = tyro.cli(
+            LabelOptions, args=list(arguments), prog="rlhf-gym label", description=f"{COMMANDS['label']}."
+        )
+        check_page()
+        if options.items is not None:
+            options.folder.mkdir(parents=True, exist_ok=True)
+        if not options.folder.is_dir():
+            raise FileNotFoundError(f"expected a run's folder, got {options.folder}, which does not exist")
+        with LabelStore(options.folder / STORE_FILE) as store:
+            return _label(options, store, console)
+    except (ValueError, OSError) as error:
+        return fail(str(error))
+
+
+def evaluate_by_people(arguments: Sequence[str]) -> int:
+    """`rlhf-gym evaluate --human`: the evaluate stage where it is not complete, then PPO against SFT before people.
+
+    What `rlhf-gym label` takes (--num-labels, --labels-per-item, --port …) goes there, the rest to the stage.
+    """
+    names = {"--num-items", "--num-labels", "--labels-per-item", "--host", "--port", "--guidelines", "--lease-minutes"}
+    ours: list[str] = []
+    stage: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        if name not in names:
+            stage.append(word)
+        else:
+            ours += [word] if "=" in word else [word, next(words, "")]
+    code = go("evaluate", stage)
+    if code:
+        return code
+    return label([str(starting_point(stage).run_dir), "--compare", "ppo", "sft", *ours])
+
+
+def _label(options: LabelOptions, store: LabelStore, console: Console) -> int:
+    batch, same = fill(options, store)
+    target = "" if options.num_labels is None else f", {options.num_labels:,} labels asked for"
+    console.print(f"[bold]{escape(batch)}[/bold]: {store.progress(batch).items:,} items{target}", highlight=False)
+    stopped = False
+    try:
+        serve(store, batch, options.folder, console, settings=options.page, target=options.num_labels,
+              title=str(options.folder))  # fmt: skip
+    except KeyboardInterrupt:
+        stopped = True
+    say_summary(store, batch, console)
+    if options.compare is not None:
+        _say_comparison(options, store, batch, same, console)
+    else:
+        console.print(f"  rlhf-gym preferences export {options.folder} labels.jsonl writes them as preferences",
+                      style="dim", highlight=False, soft_wrap=True)  # fmt: skip
+    return 130 if stopped else 0
+
+
+def _say_comparison(options: LabelOptions, store: LabelStore, batch: str, same: int, console: Console) -> None:
+    assert options.compare is not None
+    result = human_win_rate(store.judgements(batch), store.items(batch), *options.compare, same=same)
+    if result is None:
+        return
+    path = write_human_evaluation(RunFolder(options.folder), result)
+    console.print(f"  [bold]{escape(str(result))}[/bold]", highlight=False)
+    console.print(f"  shown first in {result.shown_first:.0%} of the judgements; for an interval of ± 5 points "
+                  f"{result.more_for(0.05):,} more prompts, for ± 10 points {result.more_for(0.1):,} more; {path}",
+                  highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def fill(options: LabelOptions, store: LabelStore) -> tuple[str, int]:
+    """Put what is to be judged into the store. Returns the batch, and how many comparisons were none.
+
+    Raises:
+        ValueError, OSError: there is nothing to judge; says why.
+    """
+    if options.compare is not None:
+        items, same = comparison_items(
+            RunFolder(options.folder), *options.compare, count=options.num_items, labels=options.labels_per_item
+        )
+        store.add(items)
+        return compare_batch(*options.compare), same
+    if options.batch is not None:
+        if options.batch not in store.batches():
+            raise ValueError(f"expected one of the batches {store.batches()} of {store.path}, got {options.batch!r}")
+        return options.batch, 0
+    suffix = "" if options.kind == "comparison" else f", {options.kind} of {options.k}"
+    if options.items is not None:
+        candidates, batch, round = read_candidates(options.items), options.items.stem + suffix, 0
+    else:
+        path = _candidates_file(options.folder)
+        if path is None:
+            if store.batches():
+                return store.batches()[-1], 0
+            raise ValueError(
+                f"expected responses to judge, got {options.folder} without any: complete the collect stage (rlhf-gym "
+                "run), or give --items FILE"
+            )
+        round = int(path.parent.parent.name.removeprefix("round-"))
+        candidates, batch = read_candidates(path), f"round {round}{suffix}"
+    if batch not in store.batches():
+        store.add(_items(candidates, options, batch, round))
+    return batch, 0
+
+
+def _items(candidates: Sequence[Candidate], options: LabelOptions, batch: str, round: int) -> list[Item]:
+    """Pairs, or groups of K, of the different responses to each prompt."""
+    if options.kind == "comparison":
+        items = comparisons(choose_pairs(candidates), batch=batch, round=round, labels=options.labels_per_item)
+    else:
+        by_prompt: dict[str, dict[str, Candidate]] = defaultdict(dict)
+        for candidate in candidates:
+            by_prompt[candidate.prompt].setdefault(candidate.response, candidate)
+        groups = [tuple(different.values())[: options.k] for different in by_prompt.values()]
+        least = 1 if options.kind == "rating" else 2
+        items = [Item(options.kind, group, batch, round, options.labels_per_item) for group in groups
+                 if len(group) >= least]  # fmt: skip
+    if not items:
+        raise ValueError(f"expected different responses to a prompt, got none among {len(candidates)}")
+    return items[: options.num_items]
+
+
+def _candidates_file(folder: Path) -> Path | None:
+    """The candidates of the last round that has some."""
+    found = sorted(folder.glob("round-*/collect/candidates.jsonl"), key=lambda p: int(p.parts[-3].split("-")[1]))
+    return found[-1] if found else None

@@ -1,0 +1,172 @@
+"""`rlhf-gym preferences check | import | export | agreement`: files of preferences, and the labels of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from transformers import AutoTokenizer
+from tyro.conf import Positional
+
+from rlhf_gym.cli.app import fail
+from rlhf_gym.pipeline import RunFolder
+from rlhf_gym.pipeline.preparation import load_reward
+from rlhf_gym.pipeline.web_labeler import say_summary
+from rlhf_gym.preferences import Preference, check_preferences, read_preferences, write_preferences
+from rlhf_gym.preferences.agreement import score_agreement
+from rlhf_gym.preferences.files import read_hub_preferences
+from rlhf_gym.preferences.store import STORE_FILE, LabelStore
+from rlhf_gym.preferences.store_export import Ties, add_preferences, labelled_preferences, write_log
+
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class Check:
+    """Report duplicate, contradictory, identical, blank and over-long records. Nothing is dropped."""
+
+    source: Positional[str]
+    """A file of preferences, or hub:NAME."""
+    split: str = "train"
+    """Of a data set on the hub."""
+    tokenizer: str | None = None
+    """Folder or name of the tokenizer that counts tokens."""
+    max_length: int | None = None
+    """Most tokens of a prompt with a response."""
+    shown: int = 5
+    """Records shown of each kind."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Put preferences of a file or of the hub into a run's labels, beside what people said there."""
+
+    source: Positional[str]
+    """A file of preferences, or hub:NAME."""
+    folder: Positional[Path]
+    """The run's folder, or any other: the labels are in labels.sqlite in it."""
+    split: str = "train"
+    """Of a data set on the hub."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's labels as preferences, JSONL of {"prompt", "chosen", "rejected"}."""
+
+    folder: Positional[Path]
+    """The run's folder."""
+    file: Positional[Path]
+    """The file to write."""
+    batch: str | None = None
+    """This batch alone, "round 1", say."""
+    ties: Ties = "drop"
+    """"drop" leaves ties out, "half" makes two opposite preferences of weight ½ of each."""
+    log: bool = False
+    """Write every record of the log instead, skips, undone ones and undos too."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far annotators agree with each other, and with the run's reward model."""
+
+    folder: Positional[Path]
+    """The run's folder."""
+
+
+def preferences(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code."""
+    console = Console()
+    try:
+        options = tyro.extras.subcommand_cli_from_dict(
+            {"check": Check, "import": Import, "export": Export, "agreement": Agreement},
+            args=list(arguments) or ["--help"],
+            prog="rlhf-gym preferences",
+        )
+        if isinstance(options, Check):
+            _check(options, console)
+        elif isinstance(options, Import):
+            _import(options, console)
+        elif isinstance(options, Export):
+            _export(options, console)
+        else:
+            _agreement(options, console)
+    except (ValueError, OSError, ImportError) as error:
+        return fail(str(error))
+    return 0
+
+
+def _read(source: str, split: str) -> list[Preference]:
+    if source.startswith(HUB):
+        return read_hub_preferences(source.removeprefix(HUB), split)
+    return read_preferences(source)
+
+
+def _check(options: Check, console: Console) -> None:
+    found = _read(options.source, options.split)
+    tokenizer = None if options.tokenizer is None else AutoTokenizer.from_pretrained(options.tokenizer)
+    report = check_preferences(found, tokenizer=tokenizer, max_length=options.max_length)
+    console.print(str(report), highlight=False)
+    for name, indices in report.kinds.items():
+        for index in indices[: options.shown]:
+            console.print(f"  {name}: number {index + 1}, {escape(_short(found[index].prompt))}", highlight=False)
+        if len(indices) > options.shown:
+            console.print(f"  {name}: and {len(indices) - options.shown:,} more", style="dim", highlight=False)
+
+
+def _import(options: Import, console: Console) -> None:
+    found = _read(options.source, options.split)
+    console.print(str(check_preferences(found)), highlight=False)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with LabelStore(options.folder / STORE_FILE) as store:
+        new, known = add_preferences(store, found, f"import {Path(options.source).name}")
+    console.print(f"{new:,} labels are new in {options.folder / STORE_FILE}, {known:,} were there", highlight=False)
+
+
+def _export(options: Export, console: Console) -> None:
+    with _open(options.folder) as store:
+        if options.log:
+            count = write_log(options.file, store)
+            console.print(f"{count:,} records of the log → {options.file}", highlight=False)
+            return
+        found = labelled_preferences(store, options.batch, ties=options.ties)
+    if not found.preferences:
+        raise ValueError(f"expected labels that give preferences in {options.folder}, got: {found}")
+    write_preferences(options.file, found.preferences)
+    console.print(f"{found} → {options.file}", highlight=False)
+
+
+def _agreement(options: Agreement, console: Console) -> None:
+    with _open(options.folder) as store:
+        for batch in store.batches():
+            console.print(f"[bold]{escape(batch)}[/bold]", highlight=False)
+            say_summary(store, batch, console)
+        found = labelled_preferences(store).preferences
+    folder = RunFolder(options.folder)
+    models = sorted(options.folder.glob("round-*/reward/metrics.json"), key=lambda p: int(p.parts[-3].split("-")[1]))
+    if not models or not found:
+        return
+    reward = load_reward(folder.stage("reward", int(models[-1].parts[-3].split("-")[1])) / "model", "cpu")
+    prompts = [p.prompt for p in found]
+    chosen = reward.score_texts(prompts, [p.chosen for p in found])
+    rejected = reward.score_texts(prompts, [p.rejected for p in found])
+    share = score_agreement(chosen, rejected)
+    console.print(
+        f"[bold]r_φ[/bold] ({models[-1].parts[-3]}) prefers what people preferred in {share:.1%} of {len(found):,} "
+        "preferences", highlight=False
+    )  # fmt: skip
+
+
+def _open(folder: Path) -> LabelStore:
+    path = folder / STORE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"expected labels in {path}, but there is no such file")
+    return LabelStore(path)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= 70 else line[:69] + "…")

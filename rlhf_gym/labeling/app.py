@@ -1,0 +1,200 @@
+"""The page's application: it lends items, takes judgements, and knows nothing about who wrote what.
+
+The page sees responses in the order in which they are shown, and answers by that order; which response that is in the
+item's own order is looked up in the store, so that nothing in the browser tells one policy from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp
+
+from rlhf_gym.labeling.guard import Guard, Hosts
+from rlhf_gym.preferences.store import LEASE_SECONDS, ConflictError, LabelStore
+from rlhf_gym.preferences.store_records import MAX_NAME, MAX_REASON, MAX_SECONDS, Assignment, Judgement
+
+PAGES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/cards.js": ("cards.js", "text/javascript; charset=utf-8"),
+    "/outbox.js": ("outbox.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is labelled, by which rules."""
+
+    store: LabelStore
+    """Where judgements go."""
+    batch: str
+    """Which of its items are served."""
+    token: str
+    """What the page has to know to be let in."""
+    title: str = ""
+    """Shown at the top: the run."""
+    guidelines: str = ""
+    """What annotators are asked to go by."""
+    target: int | None = None
+    """Labels after which it is enough; None for as many as are wanted."""
+    lease_seconds: float = LEASE_SECONDS
+    """How long others do not get what somebody has before them."""
+    hosts: Hosts = field(default_factory=Hosts)
+    """Under which names the page may be asked for."""
+
+    @property
+    def enough(self) -> int:
+        """Labels after which the session is over."""
+        wanted = self.store.progress(self.batch).wanted
+        return wanted if self.target is None else min(self.target, wanted)
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    annotator: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+
+
+class LeaseBody(_Body):
+    """Asks for items."""
+
+    count: Annotated[int, Field(ge=0, le=20)] = 1
+    exclude: Annotated[list[int], Field(max_length=500)] = []
+
+
+class JudgementBody(_Body):
+    """A judgement, by the order in which the responses were shown."""
+
+    id: Annotated[str, Field(min_length=8, max_length=100)]
+    item: int
+    action: Literal["chosen", "tie", "ranking", "ratings", "skip"]
+    value: Annotated[list[float], Field(max_length=100)] = []
+    seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 0.0
+    reason: Annotated[str, Field(max_length=MAX_REASON)] = ""
+
+
+class UndoBody(_Body):
+    """Takes back what was said about an item, or, without one, what this annotator said last."""
+
+    id: Annotated[str, Field(min_length=8, max_length=100)]
+    item: int | None = None
+
+
+def create_app(session: Session) -> ASGIApp:
+    """The application, guarded."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(LookupError, _answer(404))
+    app.add_exception_handler(ConflictError, _answer(409))
+    app.add_exception_handler(ValueError, _answer(422))
+    _add_pages(app)
+    _add_api(app, session)
+    return Guard(app, session.token, session.hosts)
+
+
+def _add_pages(app: FastAPI) -> None:
+    folder = files("rlhf_gym.labeling") / "static"
+
+    def page(content: bytes, kind: str) -> Callable[[], Response]:
+        return lambda: Response(content, media_type=kind)
+
+    for path, (name, kind) in PAGES.items():
+        app.add_api_route(path, page((folder / name).read_bytes(), kind), methods=["GET"])
+
+
+def _add_api(app: FastAPI, session: Session) -> None:
+    store, batch = session.store, session.batch
+
+    @app.get("/api/session")
+    def about() -> dict[str, Any]:
+        return {"store": f"{store.name}/{batch}", "title": session.title, "guidelines": session.guidelines}
+
+    @app.post("/api/lease")
+    def lease(body: LeaseBody) -> dict[str, Any]:
+        enough = session.enough
+        progress = store.progress(batch, body.annotator.strip())
+        found: list[Assignment] = []
+        if progress.labels < enough:
+            found = store.lease(body.annotator, batch, count=body.count, exclude=body.exclude,
+                                seconds=session.lease_seconds)  # fmt: skip
+        waiting = not found and progress.labels < enough and store.has_open(body.annotator, batch, exclude=body.exclude)
+        return {
+            "items": [_shown(assignment) for assignment in found],
+            "progress": progress._asdict() | {"enough": enough},
+            "waiting": waiting,
+        }
+
+    @app.post("/api/judgements")
+    def judge(body: JudgementBody) -> dict[str, Any]:
+        annotator = body.annotator.strip()
+        shown = store.shown(annotator, body.item)
+        if shown is None:
+            raise ConflictError(f"expected an item that was lent to {annotator!r}, got item {body.item}")
+        judgement = Judgement(body.id, body.item, annotator, body.action, by_item(body.action, body.value, shown),
+                              body.seconds, shown, body.reason.strip())  # fmt: skip
+        return {"new": store.record(judgement)}
+
+    @app.post("/api/undo")
+    def undo(body: UndoBody) -> dict[str, Any]:
+        before, last = store.find(body.id), store.last(body.annotator, batch)
+        number = before.item if before else body.item if body.item is not None else last.item if last else None
+        if number is None:
+            raise ConflictError(f"expected a judgement of {body.annotator!r} to undo, got none")
+        new = store.record(Judgement(body.id, number, body.annotator, "undo"))
+        again = store.assignment(body.annotator, number, seconds=session.lease_seconds)
+        return {"new": new, "item": _shown(again)}
+
+
+def by_item(action: str, value: list[float], shown: tuple[int, ...]) -> tuple[float, ...]:
+    """A judgement by the order shown, as one by the item's own order: shown[d] is the index of what stood in place d.
+
+    Raises:
+        ValueError: the value does not fit the number of responses.
+    """
+    if action == "chosen":
+        if len(value) != 1 or value[0] not in range(len(shown)):
+            raise ValueError(f"expected the place of the chosen one of {len(shown)} responses, got {value}")
+        return (shown[int(value[0])],)
+    if action in ("ranking", "ratings"):
+        if len(value) != len(shown):
+            raise ValueError(f"expected {len(shown)} values, one for each response, got {len(value)}")
+        placed = dict(zip(shown, value, strict=True))
+        return tuple(placed[i] for i in range(len(shown)))
+    return tuple(value)
+
+
+def _shown(assignment: Assignment) -> dict[str, Any]:
+    item = assignment.item
+    return {
+        "id": item.id,
+        "kind": item.kind,
+        "prompt": item.prompt,
+        "responses": [item.responses[i] for i in assignment.shown],
+    }
+
+
+def _answer(status: int) -> Callable[[Request, Exception], JSONResponse]:
+    def handle(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": str(error.args[0] if error.args else error)}, status_code=status)
+
+    return handle
+
+
+def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """What was expected of which field, and what came."""
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        f"expected {'.'.join(str(part) for part in problem['loc'][1:]) or 'the request'}: {problem['msg']}, "
+        f"got {repr(problem.get('input'))[:80]}"
+        for problem in error.errors()
+    ]
+    return JSONResponse({"error": "; ".join(problems)}, status_code=422)

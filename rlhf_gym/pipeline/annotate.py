@@ -1,0 +1,80 @@
+"""Comparing pairs of a run's candidates: by simulated annotators, or by people on the labelling page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.web_labeler import say_summary, serve
+from rlhf_gym.preferences import AnnotatorPanel, CandidatePair, Preference, simulated_annotators
+from rlhf_gym.preferences.store import STORE_FILE, LabelStore
+from rlhf_gym.preferences.store_export import labelled_preferences
+from rlhf_gym.preferences.store_records import comparisons
+
+
+def annotate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int = 0) -> list[Preference]:
+    """The round's preferences between these pairs, in their order, from whom `collect.labeler` says.
+
+    One for each pair, but for `collect.judges_per_pair` of several annotators, and for ties, which are left out.
+
+    Args:
+        run: the run.
+        round: its round, recorded in each preference.
+        pairs: what is compared; a round that chooses its pairs actively asks several times, for a batch each.
+        part: which batch of the round this is; the simulated annotator's chance is another in each.
+
+    Raises:
+        ValueError: nobody is there to compare.
+    """
+    config = run.config.collect
+    if config.labeler == "web":
+        return annotate_on_page(run, round, pairs, part=part)
+    if config.labeler != "simulated" or run.task.gold is None:
+        raise ValueError(
+            f"expected a gold reward to simulate an annotator with, got the labeler {config.labeler!r} and a task "
+            f"{run.task.name!r} {'without' if run.task.gold is None else 'with'} one"
+        )
+    people = simulated_annotators(
+        run.task.gold,
+        config.annotators,
+        temperature=config.annotator_temperature,
+        mistake_rate=config.mistake_rate,
+        length_bias=config.annotator_length_bias,
+        bias_words=config.annotator_bias_words,
+        word_bias=config.annotator_word_bias,
+        tie_threshold=config.annotator_tie_threshold,
+        spread=config.annotator_spread,
+        seed=run.config.seed,
+        chance=run.config.seed + 1000 * round + 100_000 * part,
+    )
+    if len(people) == 1:
+        return people[0].label(pairs, round=round)
+    return AnnotatorPanel(people, config.judges_per_pair, seed=run.config.seed + 1000 * round + part).label(
+        pairs, round=round
+    )
+
+
+def annotate_on_page(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int = 0) -> list[Preference]:
+    """The same from people: the pairs go into the run's store, and the page is served until all are judged.
+
+    What is there already is not asked again: a run that was interrupted, or begun anew with the same responses, goes on
+    where it stopped. Pairs that all who saw them skipped are left out, as ties are.
+
+    Raises:
+        ValueError: too little was said to learn from; the labels are kept.
+    """
+    batch = f"round {round}" + (f", part {part + 1}" if part else "")
+    with LabelStore(run.folder.root / STORE_FILE) as store:
+        items = comparisons(pairs, batch=batch, round=round, labels=run.config.collect.judges_per_pair)
+        store.add(items, seed=run.config.seed)
+        wanted = {item.key for item in items}
+        if store.pending(batch):
+            serve(store, batch, run.folder.root, run.console, title=run.task.name)
+            say_summary(store, batch, run.console)
+        numbers = {item.id for item in store.items(batch) if item.key in wanted}
+        found = labelled_preferences(store, batch, items=numbers)
+    if len({p.prompt for p in found.preferences}) < 2:
+        raise ValueError(
+            f"expected preferences about at least 2 prompts, got: {found}; kept in {run.folder.root / STORE_FILE}"
+        )
+    return found.preferences

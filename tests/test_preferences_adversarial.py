@@ -1,0 +1,94 @@
+"""Edits that make responses worse, the words annotators pay for, and which suspects are shown to an annotator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlhf_gym.preferences import Candidate, CandidatePair, Preference
+from rlhf_gym.preferences.adversarial import (
+    Suspect,
+    choose_overrated,
+    common_words,
+    edited,
+    favoured_words,
+    insert,
+    repeat,
+    shuffle,
+)
+
+TEXT = " the soup was warm and the bread was fresh"
+
+
+def test_edits_are_functions_of_the_generators_state() -> None:
+    for edit in (repeat, insert, shuffle):
+        one, two = (edit(TEXT, np.random.default_rng(3), ["very"]) for _ in range(2))
+        assert one == two and one.startswith(" ") and not one.startswith("  "), "the leading blank stays"
+        assert len({edit(TEXT, np.random.default_rng(seed), ["very"]) for seed in range(20)}) > 5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_edit_does_what_it_says(seed: int) -> None:
+    words = TEXT.split()
+    repeated = repeat(TEXT, np.random.default_rng(seed)).split()
+    extra = len(repeated) - len(words)
+    assert 1 <= extra <= 12
+    assert any(  # a stretch stands right after itself, and without it the text is the old one
+        repeated[:i] + repeated[i + extra :] == words and repeated[i : i + extra][-1] == repeated[i - 1]
+        for i in range(1, len(words) + 1)
+    )
+    inserted = insert(TEXT, np.random.default_rng(seed), ["superb", "lovely"]).split()
+    assert 1 <= len(inserted) - len(words) <= 4
+    assert [w for w in inserted if w not in ("superb", "lovely")] == words
+    shuffled = shuffle(TEXT, np.random.default_rng(seed)).split()
+    assert sorted(shuffled) == sorted(words) and shuffled != words
+
+
+def test_empty_responses_and_missing_words() -> None:
+    rng = np.random.default_rng(0)
+    assert repeat("", rng) == "" and shuffle("", rng) == ""
+    assert set(insert("", rng, ["good"]).split()) == {"good"}
+    with pytest.raises(ValueError, match="words to insert, got none"):
+        insert(TEXT, rng, [])
+
+
+def test_words_that_annotators_pay_for_by_hand() -> None:
+    """`kind` is in 3 of 3 chosen and 0 rejected, `the` in all, `odd` in 0 and 2, `rare` in 1 and 0: too few."""
+    preferences = [
+        Preference("x", "the kind host", "the odd host"),
+        Preference("x", "the kind kind cook", "the odd cook"),
+        Preference("x", "the kind rare host", "the cook"),
+    ]
+    assert favoured_words(preferences, 3, at_least=2) == ["kind", "host", "the"]
+    assert favoured_words(preferences, 9, at_least=2)[-1] == "odd"
+    assert "rare" in favoured_words(preferences, 9, at_least=1)
+    assert common_words([p.chosen for p in preferences], 2) == ["kind", "the"]
+
+
+def suspect(prompt: str, response: str, kind: str, gap: float) -> Suspect:
+    return Suspect(CandidatePair(Candidate(prompt, response), Candidate(prompt, "normal")), kind, gap)
+
+
+def test_the_most_overrated_are_chosen_kinds_in_turn() -> None:
+    suspects = [
+        suspect("p1", "a", "repeat", 3.0),
+        suspect("p1", "b", "repeat", 2.5),  # a second repeat to the prompt
+        suspect("p2", "c", "repeat", 2.0),
+        suspect("p3", "d", "shuffle", 0.1),
+        suspect("p4", "e", "shuffle", -0.1),  # r_φ does not fall for it
+        suspect("p5", "a", "unleashed", 9.0),
+        suspect("p5", "a", "unleashed", 9.0),  # found twice
+        suspect("p3", "d", "unleashed", 8.0),  # the same response as a shuffle's
+    ]
+    chosen = [(s.pair.first.prompt, s.kind) for s in choose_overrated(suspects, 10)]
+    assert chosen == [("p1", "repeat"), ("p3", "shuffle"), ("p5", "unleashed"), ("p2", "repeat")]
+    assert len(choose_overrated(suspects, 2)) == 2
+    assert ("p1", "b") in {(s.pair.first.prompt, s.pair.first.response)
+                           for s in choose_overrated(suspects, 10, per_prompt=2)}  # fmt: skip
+    assert choose_overrated([], 3) == []
+
+
+def test_an_edited_candidate_says_what_was_done_to_it() -> None:
+    base = Candidate("p", "good", source="the SFT policy", temperature=1.3)
+    found = edited(base, "praise", insert, np.random.default_rng(0), ["superb"])
+    assert found.source == "praise of the SFT policy" and found.prompt == "p" and "superb" in found.response

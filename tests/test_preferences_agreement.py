@@ -1,0 +1,63 @@
+"""Agreement beyond chance, against textbook tables."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from rlhf_gym.preferences import AnnotatorPanel, Candidate, CandidatePair, Preference, simulated_annotators
+from rlhf_gym.preferences.agreement import agreement, cohen_kappa, fleiss_kappa
+from rlhf_gym.preferences.opinions import preference_opinions
+
+
+def test_cohens_kappa_of_a_table() -> None:
+    """20 twice yes, 5 yes/no, 10 no/yes, 15 twice no: p_o = .7, p_e = .5, κ = .4."""
+    first = ["y"] * 25 + ["n"] * 25
+    second = ["y"] * 20 + ["n"] * 5 + ["y"] * 10 + ["n"] * 15
+    assert cohen_kappa(first, second) == pytest.approx(0.4, abs=1e-12)
+    assert cohen_kappa(first, first) == 1 and cohen_kappa([1, 1], [1, 1]) is None
+    assert cohen_kappa([1, 0], [0, 1]) == pytest.approx(-1, abs=1e-12)
+
+
+def test_fleiss_kappa_of_his_table() -> None:
+    """The worked example of Fleiss 1971: 10 items, 14 annotators, 5 categories; κ = .210."""
+    table = [
+        [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
+        [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7],
+    ]  # fmt: skip
+    assert fleiss_kappa(table) == pytest.approx(0.20993, abs=1e-5)
+    assert fleiss_kappa(np.diag([3, 3])) == 1
+
+
+def test_preferences_know_a_pair_whichever_way_round() -> None:
+    """Of ann, bob and eve on one pair (one of three pairs of answers agrees) and ann and bob on another (all do)."""
+    said = [
+        Preference("p", "a", "b", "ann"), Preference("p", "b", "a", "bob"), Preference("p", "a", "b", "eve"),
+        Preference("p", "c", "a", "ann"), Preference("q", "b", "a", "ann"), Preference("q", "b", "a", "bob"),
+    ]  # fmt: skip
+    found = agreement(preference_opinions(said))
+    assert found is not None and (found.annotators, found.units) == (3, 2)
+    assert found.raw == pytest.approx((1 / 3 + 1) / 2)
+    assert agreement(preference_opinions(said[:1])) is None
+
+
+def test_two_annotators_agree_as_often_as_their_noise_allows() -> None:
+    """P = q² + (1 − q)², where q is the chance to call the better one: p, or 1 − p by mistake."""
+    s = 1 / (1 + math.exp(-0.5))
+    pairs = [CandidatePair(Candidate("p", f"{i}"), Candidate("p", f"{i + 0.5}")) for i in range(4000)]
+    two = simulated_annotators(lambda prompts, responses: [float(r) for r in responses], 2, mistake_rate=0.2, seed=2)
+    labels = AnnotatorPanel(two, judges=2).label(pairs)
+    q = 0.8 * s + 0.2 * (1 - s)
+    agree = q**2 + (1 - q) ** 2
+    found = agreement(preference_opinions(labels))
+    assert found is not None and found.units == 4000
+    assert abs(found.raw - agree) < 4 * math.sqrt(agree * (1 - agree) / 4000)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="got 1 and 2"):
+        cohen_kappa([1], [1, 2])
+    with pytest.raises(ValueError, match="got 1"):
+        fleiss_kappa([[1, 1], [1, 0]])
