@@ -22,7 +22,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,6 +30,7 @@ from rich.console import Console
 
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig, RunFolder, run
+from rlhf_gym.pipeline.comparison import EqualDifference, difference_at_equal
 from rlhf_gym.pipeline.preparation import load_reward
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
 from rlhf_gym.tasks import Task, reviews_task
@@ -39,21 +40,10 @@ from rlhf_gym.training.folder import write_json
 ARMS = {1: "one round", 2: "two rounds"}
 
 
-class Difference(NamedTuple):
-    """Two rounds less one, in gold."""
-
-    at_equal_kl: float
-    """With the difference in KL taken out by the common slope within the arms."""
-    error: float
-    """Its standard error."""
-    slope: float
-    """Gold a nat, within the arms."""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labels", type=int, nargs="+", default=[800, 4000], help="preferences, all rounds together")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[5, 3], help="seeds for each of these numbers")
+    parser.add_argument("--labels", type=int, nargs="+", default=[800, 2800], help="preferences, all rounds together")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 3], help="seeds for each of these numbers")
     parser.add_argument("--tokens", type=int, default=32_000, help="PPO tokens, all rounds together")
     parser.add_argument("--kl", type=float, default=10.0, help="nats towards which β is moved")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/rounds"), help="gone on with if it is there")
@@ -142,7 +132,7 @@ def say(labels: int, arms: dict[int, list[dict[str, Any]]]) -> None:
         texts = [f"{m:.2f} ± {e:.2f}" for m, e in cells[:2]] + [f"{cells[2][0]:.1%} ± {cells[2][1]:.1%}"]
         print(f"{ARMS[rounds]:12}{texts[0]:>15}{texts[1]:>15}{texts[2]:>17}")
     d = difference(arms)
-    print(f"two rounds − one, at equal KL: {d.at_equal_kl:+.2f} ± {d.error:.2f} in gold (slope {d.slope:+.3f} a nat)\n")
+    print(f"two rounds − one, at equal KL: {d.difference:+.2f} ± {d.se:.2f} in gold (slope {d.slope:+.3f} a nat)\n")
     print("r_φ orders two responses as gold does, %      of SFT   of round 1   of round 2")
     for rounds, runs in arms.items():
         for i, row in enumerate(np.mean([r["right"] for r in runs], axis=0)):
@@ -157,23 +147,10 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), spread / math.sqrt(len(values))
 
 
-def difference(arms: dict[int, list[dict[str, Any]]]) -> Difference:
-    """Gold of two rounds less that of one at equal KL: δ = (ḡ₂ − ḡ₁) − b·(k̄₂ − k̄₁).
-
-    b = S_kg/S_kk is the slope of gold over KL within the arms, S sums of squares about each arm's means; the standard
-    error is s·√(1/n₁ + 1/n₂ + (k̄₂ − k̄₁)²/S_kk), s² the residual variance on n₁ + n₂ − 3 degrees of freedom.
-    """
-    k = [np.array([r["kl"] for r in runs]) for runs in arms.values()]
-    g = [np.array([r["gold"] for r in runs]) for runs in arms.values()]
-    s_kk = sum(float(((x - x.mean()) ** 2).sum()) for x in k)
-    s_kg = sum(float(((x - x.mean()) * (y - y.mean())).sum()) for x, y in zip(k, g, strict=True))
-    slope = s_kg / s_kk if s_kk > 0 else 0.0
-    residual = sum(float(((y - y.mean() - slope * (x - x.mean())) ** 2).sum()) for x, y in zip(k, g, strict=True))
-    free, apart = len(k[0]) + len(k[1]) - 3, float(k[1].mean() - k[0].mean())
-    error = math.nan
-    if free > 0 and s_kk > 0:
-        error = math.sqrt(residual / free * (1 / len(k[0]) + 1 / len(k[1]) + apart**2 / s_kk))
-    return Difference(float(g[1].mean() - g[0].mean()) - slope * apart, error, slope)
+def difference(arms: dict[int, list[dict[str, Any]]]) -> EqualDifference:
+    """Gold of two rounds less that of one, at equal KL."""
+    one, two = ([[r[name] for r in runs] for name in ("kl", "gold")] for runs in arms.values())
+    return difference_at_equal(*one, *two)
 
 
 def picture(found: dict[int, dict[int, list[dict[str, Any]]]], path: Path) -> None:
@@ -193,7 +170,7 @@ def picture(found: dict[int, dict[int, list[dict[str, Any]]]], path: Path) -> No
                 color=colours[rounds], markersize=8, markeredgecolor="white", linewidth=1.6,
             )  # fmt: skip
         d = difference(arms)
-        axis.set_title(f"{labels} labels: {d.at_equal_kl:+.2f} ± {d.error:.2f} at equal KL", fontsize=10)
+        axis.set_title(f"{labels} labels: {d.difference:+.2f} ± {d.se:.2f} at equal KL", fontsize=10)
         axis.set(xlabel="KL from the SFT policy, nats", ylabel="gold", ylim=(min(golds) - 0.1, max(golds) + 0.1))
         axis.legend(frameon=False, fontsize=9, loc="lower left")
         axis.spines[["top", "right"]].set_visible(False)
@@ -202,9 +179,9 @@ def picture(found: dict[int, dict[int, list[dict[str, Any]]]], path: Path) -> No
     for (i, j), value in np.ndenumerate(table):
         axes[-1].text(j, i, f"{value:.0f} %", ha="center", va="center", color="white" if value > 75 else "black")
     axes[-1].set_xticks(range(3), ["SFT", "round 1", "round 2"])
-    axes[-1].set_yticks(range(2), ["r_φ of\nround 1", "r_φ of\nround 2"])
+    axes[-1].set_yticks(range(2), ["$r_\\varphi$ of\nround 1", "$r_\\varphi$ of\nround 2"])
     axes[-1].set_xlabel("pairs of this policy’s responses")
-    axes[-1].set_title(f"r_φ orders pairs as gold does, {min(found)} labels", fontsize=10)
+    axes[-1].set_title(rf"$r_\varphi$ orders pairs as gold does, {min(found)} labels", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     print(f"wrote {path}")

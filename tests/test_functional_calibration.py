@@ -26,7 +26,7 @@ def test_a_reliability_curve_by_hand() -> None:
     """Five bins of a tenth: .55 .58 | .62 | | | .95 1."""
     curve = reliability_curve([0.55, 0.58, 0.62, 0.95, 1.0], [1, 0, 1, 1, 0.5], bins=5)
     assert curve.low == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9]) and curve.high[-1] == 1.0
-    assert curve.count.tolist() == [2, 1, 0, 0, 2]
+    assert curve.n.tolist() == [2, 1, 0, 0, 2]
     assert curve.confidence == pytest.approx([0.565, 0.62, np.nan, np.nan, 0.975], nan_ok=True)
     assert curve.accuracy == pytest.approx([0.5, 1.0, np.nan, np.nan, 0.75], nan_ok=True)
     assert curve.error == pytest.approx((2 * 0.065 + 0.38 + 2 * 0.225) / 5)

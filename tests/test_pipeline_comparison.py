@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
+from rlhf_gym.pipeline.comparison import difference_at_equal, mean_with_error, median_index, win_rate
 from rlhf_gym.pipeline.samples import distinct_2, token_texts
 from rlhf_gym.pipeline.supervised import count
 from tests.tiny import tiny_tokenizer
@@ -56,3 +56,25 @@ def test_tokens_read_as_the_text_does() -> None:
 @pytest.mark.parametrize(("number", "text"), [(950, "950"), (113_600, "114 k"), (124e6, "124 M"), (1.5e9, "1.50 B")])
 def test_parameters_are_counted_shortly(number: float, text: str) -> None:
     assert count(int(number)) == text
+
+
+def test_a_difference_at_equal_x_by_hand() -> None:
+    """Two parallel lines of slope 2, the second 3 above and 1 to the right: means differ by 5, lines by 3."""
+    result = difference_at_equal([0, 1, 2], [0, 2, 4], [1, 2, 3], [5, 7, 9])
+    assert result.difference == pytest.approx(3) and result.slope == pytest.approx(2)
+    assert result.se == pytest.approx(0, abs=1e-12)
+
+
+def test_the_error_of_a_difference_at_equal_x() -> None:
+    """As ordinary least squares of y on (1, group, x) has it."""
+    rng = np.random.default_rng(0)
+    x, other_x = rng.normal(9, 1, 5), rng.normal(10, 1, 4)
+    y, other_y = 0.1 * x + rng.normal(0, 0.2, 5), 0.1 * other_x + 0.3 + rng.normal(0, 0.2, 4)
+    design = np.column_stack([np.ones(9), [0] * 5 + [1] * 4, [*x, *other_x]])  # (9, 3)
+    target = np.array([*y, *other_y])
+    solution, residual, _, _ = np.linalg.lstsq(design, target, rcond=None)
+    covariance = np.linalg.inv(design.T @ design) * residual[0] / (9 - 3)
+    result = difference_at_equal(x, y, other_x, other_y)
+    assert (result.difference, result.slope) == pytest.approx((solution[1], solution[2]))
+    assert result.se == pytest.approx(np.sqrt(covariance[1, 1]))
+    assert np.isnan(difference_at_equal([1], [1], [2], [2]).se)

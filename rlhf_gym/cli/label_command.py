@@ -14,7 +14,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from rlhf_gym.cli.app import COMMANDS, fail
-from rlhf_gym.cli.commands import go, starting_point
+from rlhf_gym.cli.commands import go, parse
 from rlhf_gym.pipeline import RunFolder
 from rlhf_gym.pipeline.human_evaluation import (
     compare_batch,
@@ -103,7 +103,7 @@ def evaluate_by_people(arguments: Sequence[str]) -> int:
     code = go("evaluate", stage)
     if code:
         return code
-    return label([str(starting_point(stage).run_dir), "--compare", "ppo", "sft", *ours])
+    return label([str(parse("evaluate", stage).config.run_dir), "--compare", "ppo", "sft", *ours])
 
 
 def _label(options: LabelOptions, store: LabelStore, console: Console) -> int:

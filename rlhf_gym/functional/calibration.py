@@ -23,7 +23,7 @@ class ReliabilityCurve(NamedTuple):
     """Lower end of each bin of confidence, (bins,)."""
     high: Array
     """Upper end, (bins,)."""
-    count: NDArray[np.int64]
+    n: NDArray[np.int64]
     """Answers in it, (bins,)."""
     confidence: Array
     """Their mean confidence, (bins,)."""
@@ -33,9 +33,9 @@ class ReliabilityCurve(NamedTuple):
     @property
     def error(self) -> float:
         """Expected calibration error: Σ_b (n_b/n)·|accuracy_b − confidence_b|."""
-        used = self.count > 0
-        gaps = self.count[used] * np.abs(self.accuracy[used] - self.confidence[used])  # (used,)
-        return float(gaps.sum() / self.count.sum())
+        used = self.n > 0
+        gaps = self.n[used] * np.abs(self.accuracy[used] - self.confidence[used])  # (used,)
+        return float(gaps.sum() / self.n.sum())
 
 
 def confidence(delta: ArrayLike) -> Array:
