@@ -68,13 +68,16 @@ def test_every_setting_of_every_policy() -> None:
 
 
 def test_sources_are_found_by_round(tmp_path: Path, pretrained: Path) -> None:
-    run = prepared(tmp_path, pretrained, sources=("sft", "previous", "round-1", "/else/where"))
-    assert round_policies(run, 1) == [("the SFT policy", pretrained), ("/else/where", "/else/where")]
+    other = str(save_model(tmp_path / "other", seed=5))
+    run = prepared(tmp_path, pretrained, sources=("sft", "previous", "round-1", other))
+    assert round_policies(run, 1) == [("the SFT policy", pretrained), (other, other)]
     names = [name for name, _ in round_policies(run, 3)]
-    assert names == ["the SFT policy", "policy 0 of round 2", "policy 0 of round 1", "/else/where"]
+    assert names == ["the SFT policy", "policy 0 of round 2", "policy 0 of round 1", other]
     late = prepared(tmp_path / "late", pretrained, sources=("round-1",))
     with pytest.raises(ValueError, match="a policy that is there in round 1, got round-1"):
         round_policies(late, 1)
+    with pytest.raises(FileNotFoundError, match="expected a policy that writes candidates in the folder /else/where"):
+        prepared(tmp_path / "lost", pretrained, sources=("/else/where",))
 
 
 def test_candidates_say_who_wrote_them_and_how(tmp_path: Path, pretrained: Path) -> None:

@@ -141,6 +141,11 @@ class CollectConfig:
             raise ValueError(f"expected heldout_fraction in (0, 1), got {self.heldout_fraction}")
 
 
+def is_source_name(source: str) -> bool:
+    """Whether an entry of `CollectConfig.sources` names policies of the run; otherwise it is a folder or hub name."""
+    return re.fullmatch(r"sft|previous|round-\d+", source) is not None
+
+
 def _check_decodings(config: CollectConfig) -> None:
     """The sources and decodings are some, and can be had.
 

@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeVar
 from filelock import FileLock, Timeout
 
 from rlhf_gym import __version__
-from rlhf_gym.pipeline.config import RunConfig
+from rlhf_gym.pipeline.config import RunConfig, is_source_name
 from rlhf_gym.training.folder import write_json
 
 StageName = Literal["pretrain", "sft", "collect", "reward", "ppo", "unleashed", "evaluate", "report"]
@@ -233,10 +233,19 @@ def absolute(config: RunConfig) -> RunConfig:
         if (path := vars(task)[name]) is not None
     }
     for name in ("model", "reward_model"):
-        source = vars(task)[name]
-        if source is not None and Path(source).expanduser().exists():
-            changes[name] = str(Path(source).expanduser().resolve())
-    return replace(config, task=replace(task, **changes))
+        if vars(task)[name] is not None:
+            changes[name] = _absolute_source(vars(task)[name])
+    named = tuple(s if is_source_name(s) else _absolute_source(s) for s in config.collect.sources)
+    collect = replace(config.collect, sources=named)
+    if collect.reward_model is not None:
+        collect = replace(collect, reward_model=_absolute_source(collect.reward_model))
+    return replace(config, task=replace(task, **changes), collect=collect)
+
+
+def _absolute_source(source: str) -> str:
+    """A folder's absolute path; a name that is none as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------

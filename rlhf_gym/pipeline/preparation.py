@@ -15,7 +15,7 @@ from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import check_model_source, load_causal_lm
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts
-from rlhf_gym.pipeline.config import RunConfig, TaskConfig
+from rlhf_gym.pipeline.config import RunConfig, TaskConfig, is_source_name
 from rlhf_gym.pipeline.folder import RunFolder, StageName, absolute, check_folder, read_json
 from rlhf_gym.pipeline.web_labeler import check_page
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, split_by_prompt
@@ -236,6 +236,9 @@ def _check_task(run: Run) -> None:
     if config.task.demonstrations is not None:
         rows = [row.ids for row in demonstration_rows(task.tokenizer, task.demonstrations)]
         check_rows(rows, what="demonstration", max_length=context, vocab_size=len(task.tokenizer))
+    for source in config.collect.sources:
+        if not is_source_name(source):
+            check_model_source(source, what="a policy that writes candidates")
     if config.task.reward_model is not None:
         _check_reward_model(run)
 
