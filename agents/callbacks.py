@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from rlhf_gym.envs.episode import ActionLogProb
@@ -30,10 +31,9 @@ class AttachPolicy(BaseCallback):
                 "expected the environment in this process, got a SubprocVecEnv: it would ask a copy of the policy that "
                 "never learns. Use SB3VecEnv(gym.make_vec(…, num_envs=…)), which batches the slots instead"
             )
-        gamma = getattr(self.model, "gamma", 1.0)  # SB3 has algorithms without one
-        if gamma != 1.0:
+        if isinstance(self.model, OnPolicyAlgorithm) and self.model.gamma != 1.0:
             warnings.warn(
-                f"gamma={gamma} discounts the score at the end of a response against the KL of its first tokens: the "
+                f"gamma={self.model.gamma} discounts the score at the end of a response against the KL of its first tokens: the "
                 "rewards no longer add up to score − β·KL. Expected gamma=1.0 (SB3's own default is .99)",
                 stacklevel=2,
             )
