@@ -34,6 +34,7 @@ class Args:
     autoreset_mode: Literal["SameStep", "NextStep"] = "SameStep"
     """When the environment begins the next episode of a slot that has ended."""
     seed: int = 1
+    """Of the prompts, the samples and the minibatches."""
     total_timesteps: int = 40_000
     """Tokens in all."""
     num_envs: int = 64
@@ -41,20 +42,29 @@ class Args:
     num_steps: int = 32
     """S, steps of each slot between two updates."""
     learning_rate: float = 1e-3
+    """Of Adam."""
     anneal_lr: bool = True
     """Let the learning rate fall to 0, linearly."""
     gamma: float = 1.0
     """Less than 1 would break Σ r = score − β·KL."""
     gae_lambda: float = 0.95
+    """λ."""
     num_minibatches: int = 4
+    """Optimizer steps an epoch."""
     update_epochs: int = 4
+    """Passes over a rollout."""
     norm_adv: bool = True
+    """Whiten advantages in each minibatch."""
     clip_coef: float = 0.2
+    """ε, of the ratio and of the value."""
     clip_vloss: bool = True
+    """Clip the value loss too."""
     ent_coef: float = 0.0
     """Nothing: the KL to π_ref is the entropy bonus of this MDP."""
     vf_coef: float = 0.1
+    """Weight of the value loss."""
     max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
     cached: bool = False
     """Sample with a key-value cache."""
 

@@ -414,6 +414,8 @@ def test_sync_vector_env(mode):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_async_vector_env():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # forked processes inherit it; OpenMP's pool of threads does not survive a fork
     env = gym.make_vec(
         "rlhf_gym/Token-v0", num_envs=2, vectorization_mode="async", **word_settings(stop_token_ids=(5,))
     )
@@ -425,6 +427,7 @@ def test_async_vector_env():
         assert np.isfinite(rewards).all()
     finally:
         env.close()
+        torch.set_num_threads(threads)
 
 
 # -- the two modes -------------------------------------------------------------------------------------------------
@@ -489,6 +492,7 @@ def test_disabled_autoreset_is_for_gymnasiums_own_vectorisation():
 # -- the documentation ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not gym.__version__.startswith("1.4."), reason="the tables are those of Gymnasium 1.4")
 @pytest.mark.parametrize(("heading", "module"), [("one environment", wrappers), ("many", vector_wrappers)])
 def test_the_tables_name_every_wrapper(heading, module):
     table = re.search(rf"### Around {heading}\n(.*?)(\n#|\Z)", LOOPS, flags=re.DOTALL).group(1)
