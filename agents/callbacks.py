@@ -33,8 +33,8 @@ class AttachPolicy(BaseCallback):
             )
         if isinstance(self.model, OnPolicyAlgorithm) and self.model.gamma != 1.0:
             warnings.warn(
-                f"gamma={self.model.gamma} discounts the score at the end of a response against the KL of its first tokens: the "
-                "rewards no longer add up to score − β·KL. Expected gamma=1.0 (SB3's own default is .99)",
+                f"gamma={self.model.gamma} discounts the score at the end of a response against the KL of its first "
+                "tokens: rewards no longer add up to score − β·KL. Expected gamma=1.0 (SB3's own default is .99)",
                 stacklevel=2,
             )
         env.env_method("attach", policy)
