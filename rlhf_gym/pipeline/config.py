@@ -19,6 +19,7 @@ from rlhf_gym.training import RewardModelingConfig, SFTConfig
 
 Reference = Literal["sft", "pretrained", "previous"]
 KLControl = Literal["fixed", "adaptive", "constraint"]
+AgentName = Literal["ppo", "a2c", "reinforce", "rloo", "grpo", "dpo", "best_of_n"]
 Pairing = Literal[PairingStrategy, "active"]
 Labeler = Literal["simulated", "web"]
 
@@ -191,10 +192,13 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """PPO on the token environment."""
+    """PPO on the token environment, or another agent in its place."""
 
+    agent: Annotated[AgentName, arg(prefix_name=False)] = "ppo"
+    """Who learns. "a2c", "reinforce", "rloo" and "grpo" do by RL as PPO does; "dpo" learns from the preferences alone,
+    without reward model; "best_of_n" does not learn: it takes the best of n SFT responses by r_φ."""
     total_tokens: int = 48_000
-    """Response tokens generated in training, for each seed and round."""
+    """Response tokens generated in training (dpo: read), for each seed and round."""
     kl_coef: float = 0.1
     """β of the KL penalty (with a controller, the first one)."""
     kl_control: KLControl = "fixed"
@@ -211,12 +215,13 @@ class PPOConfig:
     """Responses a minibatch; each minibatch is one optimizer step."""
     micro_batch_size: int | None = None
     """Responses in one forward; fewer take less memory and give the same update."""
-    n_epochs: int = 4
-    """Passes over a rollout."""
+    n_epochs: int | None = None
+    """Passes over a rollout; by default 4 where ratios are clipped (ppo, grpo), else 1."""
     num_envs: int = 64
     """Responses written at once."""
-    samples_per_prompt: int = 1
-    """Responses in a row to the same prompt."""
+    samples_per_prompt: int | None = None
+    """Responses in a row to the same prompt; by default 1, and 4 where they are compared (rloo, grpo). The n of
+    best_of_n: by default 16."""
     gae_lambda: float = 0.95
     """λ of the advantages (γ is 1)."""
     clip_range: float = 0.2
@@ -240,10 +245,27 @@ class PPOConfig:
     checkpoint_every: int = 10
     """Iterations between the checkpoints an interrupted run goes on from."""
 
+    @property
+    def epochs(self) -> int:
+        """`n_epochs`, or the agent's own."""
+        return self.n_epochs or (4 if self.agent in ("ppo", "grpo") else 1)
+
+    @property
+    def group(self) -> int:
+        """`samples_per_prompt`, or the agent's own."""
+        return self.samples_per_prompt or {"rloo": 4, "grpo": 4, "best_of_n": 16}.get(self.agent, 1)
+
+    @property
+    def label(self) -> str:
+        """What tables and reports call the agent."""
+        names = {"reinforce": "REINFORCE", "best_of_n": f"best of {self.group}"}
+        return names.get(self.agent, self.agent.upper())
+
     def __post_init__(self) -> None:
         counts = ("total_tokens", "n_episodes", "batch_size", "n_epochs", "num_envs", "samples_per_prompt")
         for name in (*counts, "micro_batch_size", "gold_every", "checkpoint_every"):
             _at_least(self, name, 1)
+        self._check_agent()
         if not self.kl_coef >= 0 or not self.learning_rate > 0:
             raise ValueError(f"expected kl_coef >= 0 and learning_rate > 0, got {self.kl_coef}, {self.learning_rate}")
         if self.kl_control not in get_args(KLControl):
@@ -252,6 +274,27 @@ class PPOConfig:
             raise ValueError(
                 f"expected kl_coef and kl_target > 0 with kl_control={self.kl_control!r}, "
                 f"got {self.kl_coef} and {self.kl_target}"
+            )
+
+    def _check_agent(self) -> None:
+        """The agent is one there is, and the rest suits it."""
+        agent = self.agent
+        if agent not in get_args(AgentName):
+            raise ValueError(f"expected agent to be one of {', '.join(get_args(AgentName))}, got {agent!r}")
+        if agent in ("rloo", "grpo") and self.group < 2:
+            raise ValueError(f"expected samples_per_prompt >= 2 with agent={agent}, got {self.group}")
+        if agent in ("rloo", "grpo") and self.n_episodes % self.group:
+            raise ValueError(
+                f"expected n_episodes to be a multiple of samples_per_prompt={self.group}, got {self.n_episodes}"
+            )
+        if agent != "dpo":
+            return
+        for name in ("n_episodes", "batch_size", "micro_batch_size"):
+            if (vars(self)[name] or 0) % 2:
+                raise ValueError(f"expected an even {name} with agent=dpo (two a pair), got {vars(self)[name]}")
+        if not self.kl_coef > 0 or self.kl_control != "fixed":
+            raise ValueError(
+                f"expected a fixed kl_coef > 0 with agent=dpo (its β), got {self.kl_coef}, {self.kl_control}"
             )
 
 
@@ -315,6 +358,8 @@ class RunConfig:
         if self.reference not in get_args(Reference):
             raise ValueError(f"expected reference to be one of {get_args(Reference)}, got {self.reference!r}")
         fixed = self.task.preferences is not None or self.task.reward_model is not None
+        if self.ppo.agent == "best_of_n" and self.reference != "sft":
+            raise ValueError(f"expected reference=sft with agent=best_of_n, got {self.reference}: it draws from SFT")
         if self.rounds > 1 and fixed:
             raise ValueError(
                 f"expected rounds=1 with preferences or a reward model of your own, got {self.rounds}: "

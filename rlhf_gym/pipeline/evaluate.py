@@ -24,6 +24,7 @@ from rlhf_gym.pipeline.samples import (
     token_texts,
     write_jsonl,
 )
+from rlhf_gym.pipeline.terminal import agent_label
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
 
 
@@ -60,7 +61,9 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
     reward = run.load_reward(config.rounds)
     sft = load_causal_lm(run.sft, device=run.device)
     base = _measure(run, sft, sft, reward, prompts, "the SFT policy")
-    best, best_metrics = _best_of(run, sft, reward, prompts, base)
+    n = config.evaluate.best_of
+    best = _best_of(run, sft, reward, prompts, n=n, seed=config.seed + 8)
+    best_metrics = _entry("best_of", f"best of {n}", best, base, None) | _bound(n)
     entries = [_entry("sft", "SFT", base, base, best), best_metrics]
     folder = run.folder.stage("evaluate") / "samples"
     _write(folder / "sft.jsonl", run, base)
@@ -68,12 +71,18 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
     for kind, round, seed in trained_policies(run):
         name = f"{kind}-round-{round}-seed-{seed}"
         model = load_causal_lm(run.folder.seed(kind, round, seed) / "model", device=run.device)
-        measured = _measure(run, model, sft, reward, prompts, name)
+        chooses = config.ppo.agent == "best_of_n"
+        if chooses:
+            measured = _best_of(run, sft, reward, prompts, n=config.ppo.group, seed=run.config.seed + 1000 * seed + 9)
+        else:
+            measured = _measure(run, model, sft, reward, prompts, name)
         _write(folder / f"{name}.jsonl", run, measured)
-        entries.append(_entry(kind, name, measured, base, best) | {"round": round, "seed": seed})
+        entry = _entry(kind, name, measured, base, best) | {"round": round, "seed": seed}
+        entries.append(entry | (_bound(config.ppo.group) if chooses else {}))
         shown = _token_records(run, model, sft, measured, base)
         write_jsonl(run.folder.stage("evaluate") / "tokens" / f"{name}.jsonl", shown)
     return {
+        "agent": config.ppo.label,
         "judge": "gold" if run.task.gold is not None else "proxy",
         "prompts": len(prompts),
         "best_of": config.evaluate.best_of,
@@ -88,8 +97,8 @@ def evaluate_line(metrics: dict[str, Any]) -> str:
     last = [s for s in metrics["summary"] if s["kind"] == "ppo"][-1]
     judge = "gold" if metrics["judge"] == "gold" else "r_φ (there is no gold)"
     return (
-        f"PPO wins {last['wins_sft'][0]:.0%} against SFT, {last['wins_best_of'][0]:.0%} against its best of "
-        f"{metrics['best_of']}, says {judge}, on {metrics['prompts']} held-out prompts"
+        f"{agent_label(metrics)} wins {last['wins_sft'][0]:.0%} against SFT, {last['wins_best_of'][0]:.0%} against "
+        f"its best of {metrics['best_of']}, says {judge}, on {metrics['prompts']} held-out prompts"
     )
 
 
@@ -101,7 +110,7 @@ def heldout_prompts(run: Run) -> list[str]:
 
 
 def trained_policies(run: Run) -> list[tuple[Any, int, int]]:
-    """(kind, round, seed) of what PPO left."""
+    """(kind, round, seed) of what the agent left."""
     found: list[tuple[Any, int, int]] = []
     for round in range(1, run.config.rounds + 1):
         found += [("ppo", round, seed) for seed in run.seeds]
@@ -138,20 +147,19 @@ def _scored(
 
 
 def _best_of(
-    run: Run, sft: PreTrainedModel, reward: RewardModel | RewardEnsemble, prompts: Sequence[str], base: Measured
-) -> tuple[Measured, dict[str, Any]]:
+    run: Run, sft: PreTrainedModel, reward: RewardModel | RewardEnsemble, prompts: Sequence[str], *, n: int, seed: int
+) -> Measured:
     """Of n fresh SFT responses to each prompt the one r_φ likes best: what one has without training."""
-    n = run.config.evaluate.best_of
     repeated = [prompt for prompt in prompts for _ in range(n)]
-    samples = draw(
-        sft, run.task, repeated, seed=run.config.seed + 8, progress=run.bar(f"best of {n} of the SFT policy")
-    )
+    samples = draw(sft, run.task, repeated, seed=seed, progress=run.bar(f"best of {n} of the SFT policy"))
     scores = proxy_scores(reward, run.task.tokenizer, samples).reshape(len(prompts), n)
     chosen = [i * n + int(j) for i, j in enumerate(scores.argmax(axis=1))]
-    best = _scored(run, sft, sft, reward, samples.take(chosen))
-    # its own log-probability is not that of SFT: its KL is known, at most, from n alone
-    kl = {"kl": [float(best_of_n_kl(n)), 0.0]}
-    return best, _entry("best_of", f"best of {n}", best, base, None) | kl
+    return _scored(run, sft, sft, reward, samples.take(chosen))
+
+
+def _bound(n: int) -> dict[str, Any]:
+    """The KL of the best of n: its own log-probability is not that of SFT, so it is known, at most, from n alone."""
+    return {"kl": [float(best_of_n_kl(n)), 0.0], "kl_is_bound": True}
 
 
 def _entry(kind: str, name: str, measured: Measured, base: Measured, best: Measured | None) -> dict[str, Any]:
@@ -186,6 +194,7 @@ def _summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (kind, round), group in groups.items():
         middle = group[median_index([e["wins_sft"].rate if "wins_sft" in e else 0.0 for e in group])]
         row = {"kind": kind, "round": round, "name": middle["name"], "seeds": len(group)}
+        row["kl_is_bound"] = middle.get("kl_is_bound", False)
         for name, value in middle.items():
             if isinstance(value, tuple):
                 row[name] = sorted((e[name] for e in group), key=lambda pair: pair[0])[(len(group) - 1) // 2]

@@ -1,4 +1,5 @@
-"""PPO on the token environment, one run a seed: π_ref and r_φ in the environment, the policy in the agent."""
+"""PPO, or another agent, on the token environment, one run a seed: π_ref and r_φ in the environment, the policy in the
+agent."""
 
 from __future__ import annotations
 
@@ -11,23 +12,42 @@ import numpy as np
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import LinearSchedule
 
-from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, KLController, TokenPPO
+from rlhf_gym.agents import (
+    DPO,
+    AdaptiveKL,
+    ConstraintKL,
+    FixedKL,
+    KLController,
+    TokenA2C,
+    TokenAlgorithm,
+    TokenGRPO,
+    TokenPPO,
+    TokenReinforce,
+    TokenRLOO,
+)
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import Shared, load_causal_lm
+from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.config import PPOConfig
 from rlhf_gym.pipeline.folder import METRICS_FILE, StageName, read_json
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
 from rlhf_gym.pipeline.samples import read_jsonl
+from rlhf_gym.preferences import Preference
 from rlhf_gym.training.folder import write_json
 
 ITERATIONS, CHECKPOINT = "metrics.jsonl", "checkpoint.zip"
-SHOWN = ("rlhf/score", "rlhf/kl", "rlhf/entropy", "rlhf/response_length", "rlhf/stopped", "rlhf/gold")
+AGENTS: dict[str, type[TokenAlgorithm]] = {
+    "ppo": TokenPPO, "a2c": TokenA2C, "reinforce": TokenReinforce, "rloo": TokenRLOO, "grpo": TokenGRPO, "dpo": DPO,
+}  # fmt: skip
+"""Those that learn, by their name in the settings."""
+SHOWN = ("rlhf/score", "rlhf/kl", "rlhf/entropy", "rlhf/response_length", "rlhf/stopped", "rlhf/gold",
+         "train/loss", "train/accuracy")  # fmt: skip
 """What the stage's own metrics keep of the last iterations."""
 
 
 def ppo_stage(run: Run, round: int) -> dict[str, Any]:
-    """PPO from the policy of the round before (the SFT policy in the first), every seed."""
+    """The agent from the policy of the round before (the SFT policy in the first), every seed."""
     return _all_seeds(run, "ppo", round)
 
 
@@ -40,6 +60,14 @@ def ppo_line(metrics: dict[str, Any]) -> str:
     """The stage in one line: medians over the seeds, of the first iterations and of the last ones."""
     first, last = metrics["first"], metrics["last"]
     seeds = "1 seed" if len(metrics["seeds"]) == 1 else f"{len(metrics['seeds'])} seeds"
+    agent = metrics.get("agent", "PPO")
+    if agent != "PPO":
+        seeds = f"{agent}, {seeds}"
+    if "train/accuracy" in last:
+        share = f"agrees with {first['train/accuracy']:.0%} → {last['train/accuracy']:.0%} of fresh pairs"
+        return f"{seeds}: loss {first['train/loss']:.3f} → {last['train/loss']:.3f}, {share}"
+    if "rlhf/score" not in last:
+        return f"{agent}: nothing to learn, it chooses among responses of the SFT policy"
     gold = f", gold {first['rlhf/gold']:+.2f} → {last['rlhf/gold']:+.2f}" if "rlhf/gold" in last else ""
     return f"{seeds}: score {first['rlhf/score']:+.2f} → {last['rlhf/score']:+.2f}{gold}, KL {last['rlhf/kl']:.1f} nats"
 
@@ -51,15 +79,20 @@ def iterations(folder: Path) -> list[dict[str, Any]]:
 
 
 def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
+    config = run.config.ppo
+    if config.agent == "best_of_n":
+        return _without_learning(run, stage, round)
     reward = Shared(run.load_reward(round))
     for place, seed in enumerate(run.seeds):
         folder = run.folder.seed(stage, round, seed)
         if read_json(folder / METRICS_FILE) is not None:
             continue
-        label = stage if len(run.seeds) == 1 else f"{stage}, seed {place + 1} of {len(run.seeds)}"
+        name = stage if config.agent == "ppo" else config.agent if stage == "ppo" else f"{config.agent}, {stage}"
+        label = name if len(run.seeds) == 1 else f"{name}, seed {place + 1} of {len(run.seeds)}"
         train(run, stage, round, seed, reward=reward, label=label)
     logs = [iterations(run.folder.seed(stage, round, seed)) for seed in run.seeds]
     return {
+        "agent": config.label,
         "seeds": run.seeds,
         "tokens": [log[-1]["tokens"] for log in logs],
         "first": _medians([log[:1] for log in logs]),
@@ -67,8 +100,19 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
     }
 
 
+def _without_learning(run: Run, stage: StageName, round: int) -> dict[str, Any]:
+    """The SFT policy as it is, in each seed's place: the best of n is chosen when it is evaluated."""
+    for seed in run.seeds:
+        folder = run.folder.seed(stage, round, seed)
+        model = load_causal_lm(run.sft)
+        model.save_pretrained(folder / "model")
+        run.task.tokenizer.save_pretrained(folder / "model")
+        write_json(folder / METRICS_FILE, {"seed": seed, "tokens": 0, "iterations": 0})
+    return {"agent": run.config.ppo.label, "seeds": run.seeds, "tokens": [0] * len(run.seeds), "first": {}, "last": {}}
+
+
 def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, label: str) -> None:
-    """One seed's PPO, from its checkpoint if it has one, into its folder.
+    """One seed's run, from its checkpoint if it has one, into its folder.
 
     On Ctrl-C the agent is saved as it was after its last whole iteration, and the interrupt goes on its way.
     """
@@ -77,14 +121,16 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
     env = make_env(run, stage, round, seed, reward)
     checkpoint = folder / CHECKPOINT
     if checkpoint.is_file():
-        agent = TokenPPO.load(checkpoint, env=env, device=run.device)
+        given = {"preferences": preferences(run, round)} if config.agent == "dpo" else {}
+        agent = AGENTS[config.agent].load(checkpoint, env=env, device=run.device, **given)
     else:
         agent = make_agent(run, stage, round, seed, env)
+    judge = None if config.agent == "dpo" else run.task.gold  # it reads no responses of its own
     log = IterationLog(folder / ITERATIONS, tokens=agent.num_timesteps)
     with PPOProgress(run.console, label, total=config.total_tokens, done=agent.num_timesteps) as bar:
         agent.set_logger(Logger(folder=None, output_formats=[log, bar]))
         watch = Watch(
-            checkpoint, gold=run.task.gold, gold_every=config.gold_every, checkpoint_every=config.checkpoint_every,
+            checkpoint, gold=judge, gold_every=config.gold_every, checkpoint_every=config.checkpoint_every,
             iteration=log.iteration,
         )  # fmt: skip
         try:
@@ -113,36 +159,50 @@ def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) 
         max_prompt_length=run.task.max_prompt_length,
         kl_coef=0.0 if stage == "unleashed" else config.kl_coef,
         reward_timing="deferred",
-        samples_per_prompt=config.samples_per_prompt,
+        samples_per_prompt=config.group,
         missing_eos_penalty=config.missing_eos_penalty,
     )
 
 
-def make_agent(run: Run, stage: StageName, round: int, seed: int, env: TokenVectorEnv) -> TokenPPO:
+def make_agent(run: Run, stage: StageName, round: int, seed: int, env: TokenVectorEnv) -> TokenAlgorithm:
     """A fresh agent, its policy that of the round before."""
     config = run.config.ppo
     start = load_causal_lm(run.policy(round - 1, seed)).float()
     rate = config.learning_rate
-    return TokenPPO(
-        "LMPolicy",
-        env,
-        policy_kwargs={"model": Shared(start), "critic": config.critic},
-        learning_rate=LinearSchedule(rate, 0.0, 1.0) if config.schedule == "linear" else rate,
-        n_episodes=config.n_episodes,
-        batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size,
-        n_epochs=config.n_epochs,
-        gae_lambda=config.gae_lambda,
-        clip_range=config.clip_range,
-        clip_range_vf=config.clip_range_vf,
-        vf_coef=config.vf_coef,
-        ent_coef=config.ent_coef,
-        max_grad_norm=config.max_grad_norm,
-        target_kl=config.target_kl,
-        kl_controller=FixedKL(0.0) if stage == "unleashed" else kl_controller(config),
-        seed=seed,
-        device=run.device,
-    )
+    settings: dict[str, Any] = {
+        "policy_kwargs": {"model": Shared(start)},
+        "learning_rate": LinearSchedule(rate, 0.0, 1.0) if config.schedule == "linear" else rate,
+        "n_episodes": config.n_episodes,
+        "batch_size": config.batch_size,
+        "micro_batch_size": config.micro_batch_size,
+        "n_epochs": config.epochs,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": seed,
+        "device": run.device,
+    }
+    if config.agent == "dpo":
+        return DPO("LMPolicy", env, beta=config.kl_coef, preferences=preferences(run, round), **settings)
+    settings |= {
+        "ent_coef": config.ent_coef,
+        "target_kl": config.target_kl,
+        "kl_controller": FixedKL(0.0) if stage == "unleashed" else kl_controller(config),
+    }
+    if config.agent in ("ppo", "a2c"):
+        settings["policy_kwargs"]["critic"] = config.critic
+        settings |= {"vf_coef": config.vf_coef}
+    if config.agent == "ppo":
+        settings |= {"gae_lambda": config.gae_lambda, "clip_range_vf": config.clip_range_vf}
+    if config.agent in ("ppo", "grpo"):
+        settings |= {"clip_range": config.clip_range}
+    return AGENTS[config.agent]("LMPolicy", env, **settings)
+
+
+def preferences(run: Run, round: int) -> list[Preference] | None:
+    """What DPO learns from: the pairs that the reward model of this round was trained on.
+
+    None where none were collected, the reward model being the user's: DPO then compares π_ref's responses by it.
+    """
+    return None if run.config.task.reward_model is not None else all_preferences(run, round)[0]
 
 
 def kl_controller(config: PPOConfig) -> KLController:

@@ -101,8 +101,9 @@ class Run:
 
     @property
     def unleashed(self) -> bool:
-        """Whether PPO runs without KL penalty too."""
-        return self.config.unleashed and self.task.gold is not None
+        """Whether the agent runs without KL penalty too: those that cannot do without a β do not."""
+        able = self.config.ppo.agent not in ("dpo", "best_of_n")
+        return self.config.unleashed and self.task.gold is not None and able
 
 
 def load_reward(source: str | Path, device: str) -> RewardModel | RewardEnsemble:

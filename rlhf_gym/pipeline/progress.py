@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
-from rlhf_gym.agents import TokenPPO
+from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.pipeline.samples import read_jsonl, write_jsonl
 from rlhf_gym.rewards import RewardFunction, check_scores
@@ -73,7 +73,7 @@ class PPOProgress(KVWriter):
         shown = (
             ("score", "rlhf/score", "+.2f"), ("gold", "rlhf/gold", "+.2f"), ("KL", "rlhf/kl", ".2f"),
             ("β", "rlhf/kl_coef", ".3f"), ("H", "rlhf/entropy", ".2f"), ("len", "rlhf/response_length", ".1f"),
-            ("tok/s", "time/tokens_per_second", ",.0f"),
+            ("loss", "train/loss", ".3f"), ("tok/s", "time/tokens_per_second", ",.0f"),
         )  # fmt: skip
         figures = "  ".join(f"{label} {key_values[name]:{form}}" for label, name, form in shown if name in key_values)
         self._bar.update(self._task, completed=step, figures=figures)
@@ -111,7 +111,7 @@ class Watch(BaseCallback):
     def _on_rollout_end(self) -> None:
         if self.gold is not None and self.iteration % self.gold_every == 0:
             agent = self.model
-            assert isinstance(agent, TokenPPO) and agent.buffer is not None
+            assert isinstance(agent, TokenAlgorithm) and agent.buffer is not None
             episodes = agent.buffer.episodes
             tokenizer = agent.engine.tokenizer
             prompts = decode(tokenizer, [e.input_ids[: e.prompt_length].tolist() for e in episodes])
@@ -121,8 +121,8 @@ class Watch(BaseCallback):
             self.logger.record("rlhf/gold_std", float(scores.std()))
         self.iteration += 1
 
-    def save_interrupted(self, agent: TokenPPO) -> None:
+    def save_interrupted(self, agent: TokenAlgorithm) -> None:
         """Keep what an interrupted run has done: up to its last whole iteration, and that one's figures."""
-        if "rlhf/score" in agent.logger.name_to_value:  # the update was let finish, its figures were not yet written
+        if "train/loss" in agent.logger.name_to_value:  # the update was let finish, its figures were not yet written
             agent.dump_logs(self.iteration)
         agent.save(self.checkpoint)

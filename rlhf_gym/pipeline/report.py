@@ -21,7 +21,7 @@ from rlhf_gym.pipeline.report_reward import reward_section
 from rlhf_gym.pipeline.report_samples import PROXY, samples_section, signed, typeset
 from rlhf_gym.pipeline.reward import reward_line
 from rlhf_gym.pipeline.supervised import pretrain_line, sft_line
-from rlhf_gym.pipeline.terminal import duration, kind_label
+from rlhf_gym.pipeline.terminal import agent_label, duration, is_bound, row_label
 
 HERE = Path(__file__).parent
 LINES = {
@@ -68,18 +68,20 @@ def write_report(folder: RunFolder) -> Path:
 
 def _head(folder: RunFolder, config: RunConfig, metrics: dict[str, Any]) -> str:
     ppo = [row for row in metrics["summary"] if row["kind"] == "ppo"][-1]
+    agent, at_most = escape(agent_label(metrics)), "at most " if is_bound(ppo) else ""
+    agent = agent[0].upper() + agent[1:]
     gold = metrics["judge"] == "gold"
     wins, judge = ppo["wins_sft"], "the gold reward" if gold else f"the reward model {PROXY}"
     verdict = "beat" if wins[1] > 0.5 else "lose to" if wins[2] < 0.5 else "tie with"
     seeds = f" The median of {ppo['seeds']} seeds." if ppo["seeds"] > 1 else ""
     warning = "" if gold else (
-        " There is no gold reward in this run: the judge is what PPO was trained to please, and flatters it."
+        " There is no gold reward in this run: the judge is what was optimised against, and flatters."
     )  # fmt: skip
     # fmt: off
     return f"""
 <p class="eyebrow">rlhf_gym · {escape(str(folder.root))}</p>
-<h1>PPO’s responses {verdict} the SFT policy’s on <span class="ink-ppo">{wins[0]:.0%}</span> of held-out prompts,
-{ppo["kl"][0]:.1f} nats away from it</h1>
+<h1>{agent}’s responses {verdict} the SFT policy’s on <span class="ink-ppo">{wins[0]:.0%}</span> of held-out
+prompts, {at_most}{ppo["kl"][0]:.1f} nats away from it</h1>
 <p class="lead">Judged by {judge} on {metrics["prompts"]} prompts that nothing was trained on; a tie counts half.
 The 95 % interval is {wins[1]:.0%} to {wins[2]:.0%}.{seeds}{warning}</p>"""
     # fmt: on
@@ -96,7 +98,7 @@ def _table_section(metrics: dict[str, Any]) -> str:
     head = "".join(f"<th>{typeset(a)}<small>{typeset(b)}</small></th>" for a, b in headings)
     rows = []
     for row in metrics["summary"]:
-        label = kind_label(row["kind"], row["round"], best_of=n, rounds=metrics["rounds"])
+        label = row_label(metrics, row)
         rows.append(f'<tr><td><i class="swatch fill-{row["kind"]}"></i>{escape(label)}</td>{_cells(row, gold)}</tr>')
     rounds = f" {PROXY} is the last round’s." if many else ""
     return f"""
@@ -108,7 +110,7 @@ Distinct-2 is the share of neighbouring pairs of words that occur for the first 
 
 def _cells(row: dict[str, Any], gold: bool) -> str:
     best = row.get("wins_best_of")
-    kl = DASH if row["kind"] == "sft" else f"{'≤ ' if row['kind'] == 'best_of' else ''}{row['kl'][0]:.2f}"
+    kl = DASH if row["kind"] == "sft" else f"{'≤ ' if is_bound(row) else ''}{row['kl'][0]:.2f}"
     cells = [
         f'<td class="bar">{_bar(row["wins_sft"], row["kind"]) if "wins_sft" in row else DASH}</td>',
         f"<td>{DASH if best is None else f'{best[0]:.1%}'}</td>",
@@ -144,7 +146,7 @@ def _bar(rate: list[float], kind: str) -> str:
 
 def _goodhart_section(histories: Histories, metrics: dict[str, Any]) -> str:
     sft = metrics["summary"][0]
-    if metrics["judge"] != "gold" or sft["gold_std"] == 0:
+    if metrics["judge"] != "gold" or sft["gold_std"] == 0 or not len(histories.curve("ppo", "rlhf/gold")[0]):
         return ""
     chart, fits = goodhart_chart(histories, sft)
     facts = goodhart_facts(histories)
@@ -152,13 +154,14 @@ def _goodhart_section(histories: Histories, metrics: dict[str, Any]) -> str:
     levels = _gold_levels(metrics)
     gold = training_chart(histories, "rlhf/gold", "gold reward", levels=levels)
     proxy = training_chart(histories, "rlhf/score", "score of r_φ, in standard deviations of the SFT policy")
-    legend = _legend(histories, [("dash", "r_φ"), ("dot", "gold, an iteration"), ("", "gold, fitted")])
+    agent = agent_label(metrics)
+    legend = _legend(histories, agent, [("dash", "r_φ"), ("dot", "gold, an iteration"), ("", "gold, fitted")])
     return f"""
 <h2>What the reward model likes, and what is good</h2>
 <p>{_goodhart_story(facts, start).replace("r_φ", PROXY)}</p>
-{_legend(histories)}
-<div class="charts wide">{_figure(gold, "No agent sees gold: it is read off the responses PPO was learning from.")}
-{_figure(proxy, "What PPO maximises, before the KL penalty.")}</div>
+{_legend(histories, agent)}
+<div class="charts wide">{_figure(gold, f"No agent sees gold: it is read off the responses {agent} was learning from.")}
+{_figure(proxy, f"What {agent} maximises, before the KL penalty.")}</div>
 <div class="charts wide beside">{_figure(chart, "")}
 <div class="aside">{legend}<p class="caption">{typeset(_fit_story(fits))}</p></div></div>"""
 
@@ -198,6 +201,7 @@ def _fit_story(fits: dict[str, Any]) -> str:
 
 
 def _training_section(histories: Histories, metrics: dict[str, Any]) -> str:
+    agent = agent_label(metrics)
     charts = [
         (training_chart(histories, "rlhf/kl", "KL to π_ref, nats a response", from_zero=True),
          "What the leash holds: Σ log π − log π_ref over the response."),
@@ -210,7 +214,11 @@ def _training_section(histories: Histories, metrics: dict[str, Any]) -> str:
         (training_chart(histories, "train/explained_variance", "explained variance of the critic"),
          "1 when the value head foresees every return, 0 when it knows the mean alone."),
         (training_chart(histories, "train/clip_fraction", "share of clipped ratios", from_zero=True),
-         "Tokens whose probability moved more than PPO’s ε in one iteration."),
+         f"Tokens whose probability moved more than {agent}’s ε in one iteration."),
+        (training_chart(histories, "train/accuracy", "share of pairs that the policy agrees with"),
+         "Pairs whose chosen response has gained more in probability than the rejected one, as they are met."),
+        (training_chart(histories, "train/margin", "margin, in units of reward"),
+         "β times the chosen response’s log π − log π_ref, less the rejected one’s."),
     ]  # fmt: skip
     if any("rlhf/kl_coef" in record for record in histories.logs["ppo"][0]) and _moves(histories, "rlhf/kl_coef"):
         charts.insert(
@@ -218,11 +226,13 @@ def _training_section(histories: Histories, metrics: dict[str, Any]) -> str:
         )
     if metrics["judge"] != "gold":
         chart = training_chart(histories, "rlhf/score", "score of r_φ, in standard deviations of the SFT policy")
-        charts.insert(0, (chart, "What PPO maximises, before the KL penalty."))
-    figures = "".join(_figure(chart, caption) for chart, caption in charts if chart.lines)
+        charts.insert(0, (chart, f"What {agent} maximises, before the KL penalty."))
+    figures = "".join(_figure(chart, caption) for chart, caption in charts if any(len(line.x) for line in chart.lines))
+    if not figures:
+        return ""
     return f"""
-<h2>While PPO learns</h2>
-{_legend(histories)}
+<h2>While {escape(agent)} learns</h2>
+{_legend(histories, agent)}
 <div class="charts">{figures}</div>"""
 
 
@@ -243,10 +253,10 @@ def _figure(chart: Chart, caption: str, *, legend: str = "") -> str:
     return f"<figure><h3>{typeset(chart.title)}</h3>{legend}{chart.svg()}{below}</figure>"
 
 
-def _legend(histories: Histories, forms: Iterable[tuple[str, str]] = ()) -> str:
+def _legend(histories: Histories, agent: str, forms: Iterable[tuple[str, str]] = ()) -> str:
     items = [
-        f'<div><i class="{kind}"></i><span>{name}</span></div>'
-        for kind, name in (("ppo", "PPO with KL penalty"), ("unleashed", "PPO without KL penalty"))
+        f'<div><i class="{kind}"></i><span>{escape(agent)} {name}</span></div>'
+        for kind, name in (("ppo", "with KL penalty"), ("unleashed", "without KL penalty"))
         if kind in histories.logs
     ]
     if any(len(logs) > 1 for logs in histories.logs.values()) and not forms:

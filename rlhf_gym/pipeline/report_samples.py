@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_gym.pipeline.folder import RunFolder
 from rlhf_gym.pipeline.samples import read_jsonl
-from rlhf_gym.pipeline.terminal import kind_label
+from rlhf_gym.pipeline.terminal import agent_label, row_label
 
 PROXY = "r<sub>φ</sub>"
 FULL = 3.0
@@ -25,8 +25,7 @@ def samples_section(folder: RunFolder, metrics: dict[str, Any]) -> str:
     for place, record in enumerate(records["ppo"]):
         sides = [_side("SFT", "sft", record["before"])]
         for row in shown:
-            label = kind_label(row["kind"], row["round"], best_of=metrics["best_of"], rounds=metrics["rounds"])
-            sides.append(_side(label, row["kind"], records[row["kind"]][place]["after"]))
+            sides.append(_side(row_label(metrics, row), row["kind"], records[row["kind"]][place]["after"]))
         cards.append(
             f'<div class="card"><div class="prompt">prompt: <b>{escape(record["prompt"])}</b></div>'
             f'<div class="sides">{"".join(sides)}</div></div>'
@@ -36,7 +35,7 @@ def samples_section(folder: RunFolder, metrics: dict[str, Any]) -> str:
 <h2>Before and after</h2>
 <p>The first {len(cards)} held-out prompts, not picked. Colour is log π − log π<sub>SFT</sub> of each token, the
 policy{median} against the SFT policy: what it has come to prefer, what it avoids. Under SFT, the SFT policy’s own words
-as PPO now sees them. Point at a token, or tap it, for its figures.</p>
+as {escape(agent_label(metrics))} now sees them. Point at a token, or tap it, for its figures.</p>
 <p class="caption">less likely than before<span class="scale"></span>more likely ({FULL:g} nats: full colour)</p>
 {"".join(cards)}"""
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from rlhf_gym.pipeline.folder import IN_ROUNDS
 from rlhf_gym.pipeline.preparation import Run
 
-__all__ = ["IN_ROUNDS", "duration", "kind_label", "say_header", "say_stage", "say_table"]
+__all__ = ["IN_ROUNDS", "agent_label", "duration", "is_bound", "row_label", "say_header", "say_stage", "say_table"]
 
 WIDTH = 11
 
@@ -51,12 +51,23 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-def kind_label(kind: str, round: int, *, best_of: int, rounds: int) -> str:
+def agent_label(metrics: dict[str, Any]) -> str:
+    """What the agent is called that an evaluation is about."""
+    return metrics.get("agent", "PPO")
+
+
+def kind_label(kind: str, round: int, *, best_of: int, rounds: int, agent: str) -> str:
     """What a row of the final table is called."""
     if kind == "best_of":
         return f"SFT, best of {best_of}"
-    names = {"sft": "SFT", "ppo": "PPO", "unleashed": "PPO without KL"}
+    names = {"sft": "SFT", "ppo": agent, "unleashed": f"{agent} without KL"}
     return names[kind] + (f", round {round}" if kind == "ppo" and rounds > 1 else "")
+
+
+def row_label(metrics: dict[str, Any], row: dict[str, Any]) -> str:
+    """What a row of this evaluation is called."""
+    settings = {"best_of": metrics["best_of"], "rounds": metrics["rounds"], "agent": agent_label(metrics)}
+    return kind_label(row["kind"], row["round"], **settings)
 
 
 def say_table(console: Console, metrics: dict[str, Any]) -> None:
@@ -79,21 +90,26 @@ def say_table(console: Console, metrics: dict[str, Any]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in metrics["summary"]:
         table.add_row(
-            Text(kind_label(row["kind"], row["round"], best_of=metrics["best_of"], rounds=metrics["rounds"]), "bold"),
+            Text(row_label(metrics, row), "bold"),
             *_cells(row, gold=gold),
         )
     console.print()
     console.print(table)
     judge = "gold" if gold else "r_φ itself (there is no gold reward)"
-    middle = f"; PPO: the median of {seeds} seeds" if seeds > 1 else ""
+    middle = f"; {agent_label(metrics)}: the median of {seeds} seeds" if seeds > 1 else ""
     legend = "; σ: SFT's standard deviation of gold; H: entropy a token; distinct: pairs of words" if gold else ""
     note = f"judged by {judge} on {metrics['prompts']} held-out prompts, ties half{middle}{legend}"
     console.print(note, style="dim", highlight=False)
 
 
+def is_bound(row: dict[str, Any]) -> bool:
+    """Whether a row's KL is known from n alone, at most."""
+    return row.get("kl_is_bound", row["kind"] == "best_of")
+
+
 def _cells(row: dict[str, Any], *, gold: bool) -> list[str]:
     wins, best = row.get("wins_sft"), row.get("wins_best_of")
-    at_most = "≤ " if row["kind"] == "best_of" else ""
+    at_most = "≤ " if is_bound(row) else ""
     return [
         "" if wins is None else f"{wins[0]:.1%}",
         "" if wins is None else f"{100 * wins[1]:.0f}–{100 * wins[2]:.0f}",
