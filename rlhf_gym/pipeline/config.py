@@ -110,7 +110,7 @@ class CollectConfig:
     annotator_spread: float = 0.0
     """How much they differ: temperature, mistake rate and biases of each are multiplied by e^{spread·z}, z normal."""
     judges_per_pair: int = 1
-    """How many of them compare each pair; their answers weigh one together."""
+    """How many of them (or of the people at the page) compare each pair; their answers weigh one together."""
     heldout_fraction: float = 0.1
     """Share of the prompts whose pairs only measure the reward model."""
 
@@ -134,7 +134,7 @@ class CollectConfig:
         for name in ("annotator_temperature", "annotator_tie_threshold", "annotator_spread", "sharpness"):
             if not vars(self)[name] >= 0:
                 raise ValueError(f"expected {name} >= 0, got {vars(self)[name]}")
-        if self.judges_per_pair > self.annotators:
+        if self.labeler == "simulated" and self.judges_per_pair > self.annotators:
             raise ValueError(f"expected judges_per_pair <= annotators = {self.annotators}, got {self.judges_per_pair}")
         if not 0 <= self.mistake_rate <= 1:
             raise ValueError(f"expected mistake_rate in [0, 1], got {self.mistake_rate}")
