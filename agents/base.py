@@ -239,7 +239,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if rollout is None:
             return False
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
-        buffer = EpisodeBuffer(rollout.episodes, rollout.log_probs, rollout.values)
+        buffer = EpisodeBuffer(
+            rollout.episodes,
+            rollout.log_probs,
+            rollout.values,
+            lower_states=None if rollout.lower is None else rollout.lower.states,
+        )
         buffer.set_rewards(rollout.rewards.rewards, rollout.rewards.ref_log_probs)
         self.compute_advantages(buffer)
         self.buffer = buffer
@@ -311,7 +316,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         for part in self._micro_batches(rows):
             batch = self.buffer.batch(part, self.device)
             evaluation = self.policy.evaluate_episodes(
-                batch.input_ids, batch.prompt_lengths, batch.lengths, with_entropy=self.ent_coef != 0
+                batch.input_ids,
+                batch.prompt_lengths,
+                batch.lengths,
+                with_entropy=self.ent_coef != 0,
+                lower_states=batch.lower_states,
             )
             result = self.minibatch_loss(batch, evaluation, size)
             loss = result.loss

@@ -36,6 +36,8 @@ class EpisodeBatch(NamedTuple):
     """The critic's targets, (B, T)."""
     ref_log_probs: Tensor
     """log π_ref(a_t|s_t), (B, T)."""
+    lower_states: Tensor | None
+    """What the policy's frozen lower layers give, (B, L, H); None where none are frozen."""
 
 
 class EpisodeBuffer:
@@ -45,6 +47,7 @@ class EpisodeBuffer:
         episodes: E of them.
         log_probs: log π of each one's actions at the time, (T_e,) each.
         values: V(s_t) of each one's states at the time, (T_e,) each; None without a critic.
+        lower_states: what the policy's frozen lower layers give for them, right-padded, (E, L, H).
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class EpisodeBuffer:
         episodes: Sequence[Episode],
         log_probs: Sequence[np.ndarray],
         values: Sequence[np.ndarray] | None,
+        lower_states: Tensor | None = None,
     ) -> None:
         if not episodes:
             raise ValueError("expected at least one episode, got none")
@@ -64,6 +68,7 @@ class EpisodeBuffer:
         self.mask = torch.arange(width) < self.response_lengths[:, None]  # (E, T)
         self.log_probs = pad(log_probs, width)
         self.values = pad(values, width) if values is not None else torch.zeros(len(ids), width)
+        self.lower_states = lower_states
         self.rewards = torch.zeros_like(self.log_probs)
         self.ref_log_probs = torch.zeros_like(self.log_probs)
         self.advantages = torch.zeros_like(self.log_probs)
@@ -117,6 +122,7 @@ class EpisodeBuffer:
             advantages=take(self.advantages, width),
             returns=take(self.returns, width),
             ref_log_probs=take(self.ref_log_probs, width),
+            lower_states=None if self.lower_states is None else take(self.lower_states, length),
         )
 
 

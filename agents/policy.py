@@ -25,6 +25,7 @@ from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, entropy, greedy, sample, token_log_prob
 from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.split import LowerStates, Split
 from rlhf_gym.rewards import RewardModel
 
 Critic = Literal["shared", "separate", "reward_model"]
@@ -66,6 +67,9 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             actor's; `"reward_model"`: on a trunk of its own, a copy of `critic_model`'s.
         critic_model: a reward model (folder, name or `Shared`) with the actor's vocabulary.
         temperature, top_k, top_p, forbidden_token_ids: see `SamplingParams`.
+        freeze_layers: keep the embeddings and so many of the lower layers as they are (a head tied to the embeddings
+            too). A rollout's updates run the lower layers once, and π_ref, where its lower weights are the same, not at
+            all.
         use_cache: see `Decoder`.
         optimizer_class, optimizer_kwargs: as in SB3; Adam with eps 1e-5 by default.
         use_sde: must stay False (SB3 passes it).
@@ -84,6 +88,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         top_k: int = 0,
         top_p: float = 1.0,
         forbidden_token_ids: tuple[int, ...] = (),
+        freeze_layers: int = 0,
         use_cache: bool | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -97,7 +102,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             raise ValueError(f"expected critic_model exactly with critic='reward_model', got {critic=} {critic_model=}")
         check_spaces(observation_space, action_space)
         self._sources: dict[str, Any] = {"model": model, "critic": critic, "critic_model": critic_model}
-        self._use_cache = use_cache
+        self._use_cache, self.freeze_layers = use_cache, freeze_layers
         self.sampling = SamplingParams(
             temperature=temperature, top_k=top_k, top_p=top_p, forbidden_token_ids=tuple(forbidden_token_ids)
         )
@@ -121,6 +126,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             raise ValueError(
                 f"expected a model with the environment's vocabulary of {expected} tokens, got {self.parts.vocab_size}"
             )
+        self.split = Split(self.parts, self.freeze_layers) if self.freeze_layers else None
         self.critic: Critic = self._sources["critic"]
         self.value_head = ValueHead(self.parts.hidden_size)
         self.value_trunk: nn.Module | None = None
@@ -131,7 +137,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         separate = self.value_trunk is not None
         self._value_decoder = Decoder(self._value_parts, use_cache=self._use_cache) if separate else None
         self._answer: tuple[tuple[int, int, int], Tensor] | None = None  # what it was asked, and the behaviour logits
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        if self.split is not None:
+            for parameter in self.split.lower_parameters:
+                parameter.requires_grad_(False)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
         self.optimizer.register_step_post_hook(lambda *_: self.invalidate())
 
     def _build_critic_trunk(self) -> None:
@@ -171,6 +181,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             "top_k": self.sampling.top_k,
             "top_p": self.sampling.top_p,
             "forbidden_token_ids": self.sampling.forbidden_token_ids,
+            "freeze_layers": self.freeze_layers,
             "use_cache": self._use_cache,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
@@ -279,15 +290,25 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         return self.value_head(value_hidden)[:, None]
 
     def evaluate_episodes(
-        self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor, *, with_entropy: bool = True
+        self,
+        input_ids: Tensor,
+        prompt_lengths: Tensor,
+        lengths: Tensor,
+        *,
+        with_entropy: bool = True,
+        lower_states: Tensor | None = None,
     ) -> EpisodeEvaluation:
         """Log-probabilities, values and entropies of whole episodes in one forward, differentiable.
 
         Args:
             input_ids: (B, L) right-padded; prompt_lengths, lengths: (B,).
             with_entropy: also let gradients through the entropy; else it is computed without.
+            lower_states: what the frozen lower layers give for these rows, (B, L, H), from `lower_states`.
         """
-        hidden = self.parts.hidden_states(input_ids)  # (B, L, H)
+        if lower_states is None or self.split is None:
+            hidden = self.parts.hidden_states(input_ids)  # (B, L, H)
+        else:
+            hidden = self.split.upper(lower_states)  # (B, L, H)
         column = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
         acts = (column >= prompt_lengths[:, None] - 1) & (column < lengths[:, None] - 1)  # (B, L - 1) states acted from
         logits = self.parts.logits(hidden[:, :-1][acts])  # (n, V)
@@ -305,6 +326,14 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             return flat.new_zeros(place.shape).masked_scatter(place, flat)
 
         return EpisodeEvaluation(spread(log_probs), spread(values), spread(entropies), logits)
+
+    @torch.no_grad()
+    def lower_states(self, input_ids: Tensor, *, batch_size: int = 64) -> LowerStates | None:
+        """What the frozen lower layers give for right-padded rows (E, L); None where none are frozen."""
+        if self.split is None:
+            return None
+        chunks = [self.split.lower(rows.to(self.device)) for rows in input_ids.split(batch_size)]
+        return LowerStates(self.split, torch.cat(chunks))
 
     def episode_values(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
         """V(s_t) of whole episodes, right-padded with 0: (B, L), (B,), (B,) → (B, T)."""

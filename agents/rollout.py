@@ -13,6 +13,7 @@ from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import Episode, EpisodeRewards
 from rlhf_gym.envs.token_reward import stack_rows
 from rlhf_gym.envs.vector_env import TokenVectorEnv
+from rlhf_gym.lm.split import LowerStates
 
 if TYPE_CHECKING:
     from rlhf_gym.agents.base import TokenAlgorithm
@@ -29,6 +30,8 @@ class Rollout(NamedTuple):
     """V(s_t) of each one's states, (T_e,) each; None without a critic."""
     rewards: EpisodeRewards
     """What they earned."""
+    lower: LowerStates | None
+    """What the policy's frozen lower layers give for them, where some are frozen."""
 
 
 def collect_episodes(
@@ -72,9 +75,10 @@ def collect_episodes(
         """Each episode's own stretch of a (steps, N) table: it stayed in one slot, a step a token."""
         return [table[last + 1 - e.response_length : last + 1, e.slot] for last, e, _ in ended]
 
+    lower = policy.lower_states(torch.from_numpy(stack_rows(episodes)[0]))
     episode_log_probs = cut(torch.stack(log_probs).cpu().numpy())
     if env.reward_timing == "deferred":
-        earned = env.score_episodes(episodes, episode_log_probs)
+        earned = env.score_episodes(episodes, episode_log_probs, lower=lower)
     else:
         step_scores = np.array([score for _, _, score in ended], dtype=np.float32)
         ratios = _pad(cut(np.stack(log_ratios)))
@@ -85,7 +89,7 @@ def collect_episodes(
         episode_values = cut(torch.stack(values).cpu().numpy())
     else:
         episode_values = values_of(policy, episodes)
-    return Rollout(episodes, episode_log_probs, episode_values, earned)
+    return Rollout(episodes, episode_log_probs, episode_values, earned, lower)
 
 
 @torch.no_grad()

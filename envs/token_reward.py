@@ -22,6 +22,7 @@ from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import token_log_prob
+from rlhf_gym.lm.split import LowerStates, Split
 from rlhf_gym.rewards.scoring import EpisodeScorer
 
 KLPlace = Literal["reward", "loss"]
@@ -58,6 +59,7 @@ class TokenReward:
         self.scorer, self.reference, self.kl_coef, self.kl_in = scorer, reference, kl_coef, kl_in
         self.missing_eos_penalty, self.shaping = missing_eos_penalty, Shaping(shaping)
         self._decoder = Decoder(reference) if reference is not None else None
+        self._split: Split | None = None  # π_ref cut where a policy is
         self._ref_logits: tuple[tuple[int, int], Tensor] | None = None  # what was asked last, and the answer
 
     def penalty(self, log_ratios: np.ndarray) -> np.ndarray:
@@ -101,12 +103,18 @@ class TokenReward:
         unfinished = np.array([e.finish_reason == "length" for e in episodes])
         return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw)
 
-    def __call__(self, episodes: Sequence[Episode], log_probs: Sequence[np.ndarray] | None) -> EpisodeRewards:
+    def __call__(
+        self,
+        episodes: Sequence[Episode],
+        log_probs: Sequence[np.ndarray] | None,
+        lower: LowerStates | None = None,
+    ) -> EpisodeRewards:
         """Rewards of whole episodes, π_ref and r_φ run once each.
 
         Args:
             episodes: E of them.
             log_probs: log π of each one's actions, E arrays of shape (T_e,); None to read the agent as deterministic.
+            lower: what a policy's lower layers give for the episodes, used where π_ref's are the same weights.
         """
         lengths = np.array([e.response_length for e in episodes], dtype=np.int64)  # (E,)
         shape = (len(episodes), int(lengths.max(initial=0)))
@@ -115,7 +123,11 @@ class TokenReward:
             ids, row_lengths = stack_rows(episodes)
             first = torch.tensor([e.prompt_length for e in episodes])
             scored = token_log_probs(
-                self.reference, torch.from_numpy(ids), torch.from_numpy(row_lengths), first=first
+                self.reference,
+                torch.from_numpy(ids),
+                torch.from_numpy(row_lengths),
+                first=first,
+                lower=None if lower is None else self._own_lower(lower),
             ).numpy()  # (E, L)
             for row, episode in enumerate(episodes):
                 ref_log_probs[row, : lengths[row]] = scored[row, episode.prompt_length : row_lengths[row]]
@@ -130,6 +142,13 @@ class TokenReward:
         rewards = self.penalty(log_ratios)
         rewards[np.arange(len(episodes)), lengths - 1] += scores.scores
         return EpisodeRewards(rewards, scores.scores, log_ratios, ref_log_probs, scores.raw_scores)
+
+    def _own_lower(self, lower: LowerStates) -> LowerStates | None:
+        """What another trunk's lower layers gave as what π_ref's own would, if they are the same weights."""
+        assert self.reference is not None
+        if self._split is None or self._split.num_lower != lower.split.num_lower:
+            self._split = Split(self.reference, lower.split.num_lower)
+        return LowerStates(self._split, lower.states) if self._split.same_below(lower.split) else None
 
 
 def stack_rows(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_re
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.split import LowerStates
 from rlhf_gym.lm.tokens import pad_token_id
 from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, episode_scorer
 
@@ -232,7 +233,11 @@ class TokenVectorEnv(VectorEnv):
         return self._pending.in_order()
 
     def score_episodes(
-        self, episodes: Sequence[Episode], log_probs: Sequence[np.ndarray] | np.ndarray | None = None
+        self,
+        episodes: Sequence[Episode],
+        log_probs: Sequence[np.ndarray] | np.ndarray | None = None,
+        *,
+        lower: LowerStates | None = None,
     ) -> EpisodeRewards:
         """Rewards of whole episodes at once (`reward_timing="deferred"`): the same numbers at a fraction of the cost.
 
@@ -240,10 +245,12 @@ class TokenVectorEnv(VectorEnv):
             episodes: from `pending_episodes`.
             log_probs: log π of each episode's actions, (T_e,) each, or right-padded (E, T); None reads the agent as
                 deterministic.
+            lower: what the policy's frozen lower layers give for the episodes; if π_ref's are the same weights, only
+                its upper ones are run.
         """
         if log_probs is not None and len(log_probs) != len(episodes):
             raise ValueError(f"expected log_probs of {len(episodes)} episodes, got {len(log_probs)}")
-        rewards = self.token_reward(episodes, None if log_probs is None else list(log_probs))
+        rewards = self.token_reward(episodes, None if log_probs is None else list(log_probs), lower)
         self._pending.remove(episodes)
         return rewards
 

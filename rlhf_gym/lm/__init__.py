@@ -8,14 +8,17 @@ from rlhf_gym.lm.loading import context_length, load_causal_lm, load_tokenizer, 
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.split import LowerStates, Split
 
 __all__ = [
     "Decoder",
     "Generation",
     "LMParts",
+    "LowerStates",
     "SamplingParams",
     "Shared",
     "SlotCache",
+    "Split",
     "ValueHead",
     "context_length",
     "generate",

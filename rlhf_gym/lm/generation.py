@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, greedy, sample, token_log_prob
+from rlhf_gym.lm.split import LowerStates
 
 
 class Generation(NamedTuple):
@@ -164,6 +165,7 @@ def token_log_probs(
     first: Tensor | None = None,
     params: SamplingParams | None = None,
     batch_size: int = 64,
+    lower: LowerStates | None = None,
 ) -> Tensor:
     """log π(token_t | tokens_<t) of whole sequences, in one forward a batch.
 
@@ -172,6 +174,7 @@ def token_log_probs(
         lengths: real tokens of each row (B,).
         first: first position to score in each row (B,), by default 1; logits are computed only where needed.
         params: temperature (masks are not for whole sequences); the model's own distribution by default.
+        lower: what the model's lower layers give for these rows; only the upper ones are then run.
 
     Returns:
         (B, L) fp32 on the CPU; 0 before `first` and at padding.
@@ -186,7 +189,11 @@ def token_log_probs(
         ids = input_ids[rows, :width].to(parts.device)  # (b, l)
         column = torch.arange(1, width)
         wanted = (column >= start[rows, None]) & (column < lengths[rows, None])  # (b, l - 1)
-        hidden = parts.hidden_states(ids)[:, :-1][wanted.to(parts.device)]  # (n, H)
+        if lower is None:
+            states = parts.hidden_states(ids)  # (b, l, H)
+        else:
+            states = lower.split.upper(lower.states[rows, :width].to(parts.device))  # (b, l, H)
+        hidden = states[:, :-1][wanted.to(parts.device)]  # (n, H)
         targets = ids[:, 1:][wanted.to(parts.device)]  # (n,)
         scored = [
             token_log_prob(parts.logits(h) / temperature, t)
