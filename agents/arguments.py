@@ -110,7 +110,7 @@ def check_groups(agent: str, env: TokenVectorEnv, *, n_episodes: int, samples_pe
 
 def make_env(name: str, *, n_envs: int, samples_per_prompt: int | None = None) -> TokenVectorEnv:
     """The environment of that id, with deferred rewards."""
-    settings = {} if samples_per_prompt is None else {"samples_per_prompt": samples_per_prompt}
+    settings: dict[str, Any] = {} if samples_per_prompt is None else {"samples_per_prompt": samples_per_prompt}
     return gym.make_vec(name, num_envs=n_envs, reward_timing="deferred", **settings)  # type: ignore[return-value]
 
 

@@ -118,7 +118,7 @@ class DPO(TokenAlgorithm):
         self.preferences = preferences
         self._given: Pairs | None = None
         self._used = 0  # pairs, of those given
-        self._expected: int | None = None if preferences is None else len(preferences)
+        self._expected = 0 if preferences is None else len(preferences)
         super().__init__(
             policy,
             env,
@@ -164,7 +164,7 @@ class DPO(TokenAlgorithm):
 
     def _next_pairs(self, n: int) -> Pairs:
         """The next `n` of those given, pass by pass, or as many that are made."""
-        count = None if self.preferences is None else len(self.preferences)
+        count = 0 if self.preferences is None else len(self.preferences)
         if count != self._expected:
             raise ValueError(
                 f"expected {self._expected or 'no'} preferences, as learning began with, got {count or 'none'}: give "
@@ -174,14 +174,9 @@ class DPO(TokenAlgorithm):
             return make_pairs(self.engine, n, self._rng)
         if not self._given.ref_log_probs:
             self._given = with_reference(self._given, self.engine)
-        chosen = []
-        for place in range(self._used, self._used + n):
-            number, index = divmod(place, count)  # type: ignore[arg-type]
-            if index == 0 or not chosen:
-                order = np.random.default_rng((self._order, number)).permutation(count)  # type: ignore[arg-type]
-            chosen.append(int(order[index]))
+        places = walk(self._used, n, count, seed=self._order)
         self._used += n
-        return self._given.take(chosen)
+        return self._given.take(places)
 
     def _minibatches(self) -> Iterator[np.ndarray]:
         """Rows of the buffer, both of a pair side by side."""
@@ -234,6 +229,16 @@ class DPO(TokenAlgorithm):
         self._used, self._order, self._expected = state["used"], state["order"], state["preferences"]
 
 
+def walk(start: int, n: int, count: int, *, seed: int) -> list[int]:
+    """Steps `start` … `start + n − 1` of an endless walk through 0 … count − 1, in a new order at every pass."""
+    found: list[int] = []
+    while len(found) < n:
+        number, first = divmod(start + len(found), count)
+        order = np.random.default_rng((seed, number)).permutation(count)
+        found += order[first : first + n - len(found)].tolist()
+    return found
+
+
 def both(pairs: np.ndarray) -> np.ndarray:
     """Rows of these pairs, chosen and rejected in turn."""
     return np.stack([2 * pairs, 2 * pairs + 1], axis=1).reshape(-1)
@@ -265,7 +270,7 @@ def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pair
         encode_responses(tokenizer, [text(p) for p in preferences], stop=tokenizer.eos_token_id is not None)
         for text in (lambda p: p.chosen, lambda p: p.rejected)
     ]
-    episodes = []
+    episodes: list[Episode] = []
     for i, prompt in enumerate(prompts):
         for name, side in zip(("chosen", "rejected"), sides, strict=True):
             row = [*prompt, *side[i]]

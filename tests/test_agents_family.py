@@ -1,6 +1,8 @@
 """What holds for every policy-gradient agent: one word swaps it, its optimum is π*, it resumes bit for bit."""
 
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +164,19 @@ def test_micro_batches_change_nothing(name, kl_in):
     for key, value in whole.items():
         if not key.startswith("time/"):
             assert parts[key] == pytest.approx(value, abs=1e-5, rel=1e-4), key
+
+
+def test_the_snippets_of_the_agents_page_run(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "agents.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 3
+    namespace = {}
+    for block in blocks:
+        exec(block, namespace)
+    assert namespace["best"].n == 4
+    assert "BestOfNFigures(score=" in capsys.readouterr().out
+    for kind in (TokenPPO, TokenA2C, TokenReinforce, TokenRLOO, TokenGRPO):
+        assert f"| `{kind.__name__}` |" in page
 
 
 # -- advantages by hand --------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,3 +206,11 @@ def test_errors() -> None:
         BradleyTerryAnnotator(lambda prompts, responses: [1.0]).label([pair(1.0, 2.0)])
     with pytest.raises(ValueError, match="finite scores from the gold reward"):
         BradleyTerryAnnotator(lambda prompts, responses: [1.0, math.nan]).label([pair(1.0, 2.0)])
+
+
+def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "preferences.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(block, "docs/preferences.md", "exec"), {})
+    first, *_, ratings = capsys.readouterr().out.strip().splitlines()
+    assert first.startswith("Agreement(annotators=3, units=3") and ratings == "[5, 3, 1]"

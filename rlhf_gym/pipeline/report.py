@@ -10,6 +10,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
+
 from rlhf_gym.pipeline.charts import Chart, Level
 from rlhf_gym.pipeline.collect import collect_line
 from rlhf_gym.pipeline.config import RunConfig
@@ -227,7 +229,8 @@ def _training_section(histories: Histories, metrics: dict[str, Any]) -> str:
     if metrics["judge"] != "gold":
         chart = training_chart(histories, "rlhf/score", "score of r_φ, in standard deviations of the SFT policy")
         charts.insert(0, (chart, f"What {agent} maximises, before the KL penalty."))
-    figures = "".join(_figure(chart, caption) for chart, caption in charts if any(len(line.x) for line in chart.lines))
+    logged = [(chart, caption) for chart, caption in charts if any(np.size(line.x) for line in chart.lines)]
+    figures = "".join(_figure(chart, caption) for chart, caption in logged)
     if not figures:
         return ""
     return f"""

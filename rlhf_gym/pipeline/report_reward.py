@@ -64,7 +64,9 @@ def _story(metrics: dict[str, Any]) -> str:
 
 
 def _odds(chance: float) -> str:
-    return "less than once in a million tries" if chance < 1e-6 else f"with probability {chance:.2g}"
+    if chance < 1e-6:
+        return "less than once in a million tries"
+    return f"once in {float(f'{1 / chance:.2g}'):,.0f} tries" if chance < 0.01 else f"with probability {chance:.2g}"
 
 
 def _parts(title: str, shares: Sequence[dict[str, Any]], *, signed: bool = False) -> str:
@@ -86,7 +88,8 @@ def _bar(share: dict[str, Any]) -> str:
         '<svg viewBox="0 0 104 14" aria-hidden="true"><line class="track" x1="4" x2="100" y1="7" y2="7"/>'
         '<line class="half" x1="52" x2="52" y1="1" y2="13"/>'
         f'<line class="ppo" stroke-width="2.5" stroke-linecap="round" x1="{low:.1f}" x2="{high:.1f}" y1="7" y2="7"/>'
-        f'<circle class="ppo" fill="currentColor" cx="{middle:.1f}" cy="7" r="3.5"/></svg>{share["accuracy"]:.0%}'
+        f'<circle class="ppo" fill="currentColor" cx="{middle:.1f}" cy="7" r="3.5"/></svg>'
+        f"<span>{share['accuracy']:.0%}</span>"
     )
 
 

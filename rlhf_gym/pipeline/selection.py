@@ -49,10 +49,11 @@ def label_actively(
     pool = choose_pairs(candidates, "all", seed=seed)
     rng = np.random.default_rng((seed, 1))
     said: list[Preference] = []
-    sizes = [len(part) for part in np.array_split(np.arange(min(count, len(pool))), config.batches)]
+    count = min(count, len(pool))
+    sizes = [len(part) for part in np.array_split(np.arange(count), min(config.batches, count))] if count else []
     for part, size in enumerate(sizes):
         learned = [*known, *said]
-        if learned and size:
+        if learned:
             deltas = member_deltas(_ensemble(run, learned, folder, part), pool)  # (members, pool)
             scores = acquisition_scores(deltas, config.acquisition, mistake_rate=config.mistake_rate)
         else:
