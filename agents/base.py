@@ -373,7 +373,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Mean over tokens of KL(π‖π_ref)."""
         reference = self.engine.token_reward.reference
         assert reference is not None
-        kl = token_kl(self.kl_loss, batch, evaluation, reference)  # (n,)
+        kl = token_kl(self.kl_loss, batch, evaluation, self.policy, reference)  # (n,)
         return (kl * self.token_weights(batch, size).expand_as(batch.mask)[batch.mask]).sum() / size.tokens
 
     # -- state ------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rlhf_gym.agents.arguments import KLLoss
 from rlhf_gym.agents.buffer import EpisodeBatch
-from rlhf_gym.agents.policy import EpisodeEvaluation
-from rlhf_gym.functional.kl import full_kl, k2, k3
+from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
+from rlhf_gym.functional.kl import k2, k3
 from rlhf_gym.lm.parts import LMParts
 
 
@@ -32,7 +32,13 @@ class MinibatchLoss(NamedTuple):
     """Detached scalars under their names in the log; the shares add up too."""
 
 
-def token_kl(kind: KLLoss, batch: EpisodeBatch, evaluation: EpisodeEvaluation, reference: LMParts) -> Tensor:
+def token_kl(
+    kind: KLLoss,
+    batch: EpisodeBatch,
+    evaluation: EpisodeEvaluation,
+    policy: LMActorCriticPolicy,
+    reference: LMParts,
+) -> Tensor:
     """KL(π‖π_ref) at each real action, row by row, (n,), differentiable: over the vocabulary (`full`), or k2 or k3 of
     the action taken."""
     if kind != "full":
@@ -42,6 +48,5 @@ def token_kl(kind: KLLoss, batch: EpisodeBatch, evaluation: EpisodeEvaluation, r
         hidden = reference.hidden_states(batch.input_ids.to(reference.device))  # (B, L, H)
         column = torch.arange(batch.input_ids.shape[1] - 1, device=batch.lengths.device)
         acts = (column >= batch.prompt_lengths[:, None] - 1) & (column < batch.lengths[:, None] - 1)  # (B, L - 1)
-        ref_logits = reference.logits(hidden[:, :-1][acts.to(hidden.device)])  # (n, V)
-        ref_logits = ref_logits.to(evaluation.logits.device)
-    return full_kl(evaluation.logits, ref_logits)
+        ref_states = hidden[:, :-1][acts.to(hidden.device)]  # (n, H')
+    return policy.vocabulary_kl(evaluation.states, reference, ref_states)

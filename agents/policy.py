@@ -19,10 +19,13 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlhf_gym.agents.prefixes import pack_prefixes
 from rlhf_gym.envs.episode import Observation
+from rlhf_gym.functional.kl import full_kl
+from rlhf_gym.lm.chunked import in_chunks
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.heads import ValueHead
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.lm.parts import LMParts, Trunk
+from rlhf_gym.lm.precision import LowPrecisionActor
 from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, entropy, greedy, sample, token_log_prob
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import LowerStates, Split
@@ -41,8 +44,8 @@ class EpisodeEvaluation(NamedTuple):
     """V(s_t), (B, T)."""
     entropy: Tensor
     """H(π(·|s_t)) in nats, (B, T)."""
-    logits: Tensor
-    """The model's own logits at the real actions, (n, V), row by row (for a KL over the vocabulary)."""
+    states: Tensor
+    """The actor's last hidden states at the real actions, (n, H), row by row (for a KL over the vocabulary)."""
 
 
 class LMActorCriticPolicy(ActorCriticPolicy):
@@ -70,6 +73,9 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         freeze_layers: keep the embeddings and so many of the lower layers as they are (a head tied to the embeddings
             too). A rollout's updates run the lower layers once, and π_ref, where its lower weights are the same, not at
             all.
+        bf16: forward passes in bf16 (autocast) over the fp32 weights, and acting with a bf16 copy of them, made anew
+            when they change; softmax, values and losses stay in fp32. An agent then takes the old log-probabilities
+            from the forward it trains with, as the two round differently.
         use_cache: see `Decoder`.
         optimizer_class, optimizer_kwargs: as in SB3; Adam with eps 1e-5 by default.
         use_sde: must stay False (SB3 passes it).
@@ -89,6 +95,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         top_p: float = 1.0,
         forbidden_token_ids: tuple[int, ...] = (),
         freeze_layers: int = 0,
+        bf16: bool = False,
         use_cache: bool | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -102,7 +109,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             raise ValueError(f"expected critic_model exactly with critic='reward_model', got {critic=} {critic_model=}")
         check_spaces(observation_space, action_space)
         self._sources: dict[str, Any] = {"model": model, "critic": critic, "critic_model": critic_model}
-        self._use_cache, self.freeze_layers = use_cache, freeze_layers
+        self._use_cache, self.freeze_layers, self.bf16 = use_cache, freeze_layers, bf16
         self.sampling = SamplingParams(
             temperature=temperature, top_k=top_k, top_p=top_p, forbidden_token_ids=tuple(forbidden_token_ids)
         )
@@ -134,6 +141,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         if self.critic != "shared":
             self._build_critic_trunk()
         self._decoder = Decoder(self.parts, use_cache=self._use_cache)
+        self._actor: LowPrecisionActor | None = None
         separate = self.value_trunk is not None
         self._value_decoder = Decoder(self._value_parts, use_cache=self._use_cache) if separate else None
         self._answer: tuple[tuple[int, int, int], Tensor] | None = None  # what it was asked, and the behaviour logits
@@ -182,6 +190,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             "top_p": self.sampling.top_p,
             "forbidden_token_ids": self.sampling.forbidden_token_ids,
             "freeze_layers": self.freeze_layers,
+            "bf16": self.bf16,
             "use_cache": self._use_cache,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
@@ -208,6 +217,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         """Forget what was computed with earlier weights."""
         self._answer = None
         self._decoder.invalidate()
+        self._actor_is_old = True
         if self._value_decoder is not None:
             self._value_decoder.invalidate()
 
@@ -245,15 +255,27 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         """Behaviour logits (N, V) of the observation's last state, incrementally outside training mode."""
         if self.training:
             self.invalidate()
-        self._decoder(ids, lengths)
+        decoder = self._acting_decoder()
+        decoder(ids, lengths)
         head = sum(parameter._version for parameter in self.parts.lm_head.parameters())  # the decoder sees the trunk's
-        question = self._decoder.serial, head, len(ids)
+        question = decoder.serial, head, len(ids)
         if self._answer is None or self._answer[0] != question:
-            self._answer = question, behaviour_logits(self._decoder.logits(ids, lengths), self.sampling)
+            self._answer = question, behaviour_logits(decoder.logits(ids, lengths), self.sampling)
         return self._answer[1]
 
+    def _acting_decoder(self) -> Decoder:
+        """The one that steps the actor: over its own weights, or over a bf16 copy of them as they are now."""
+        if not self.bf16:
+            return self._decoder
+        if self._actor is None or self._actor.device != self.parts.device:
+            self._actor = LowPrecisionActor(self.model, use_cache=self._use_cache)
+        elif self._actor_is_old or not self._actor.up_to_date():
+            self._actor.refresh()
+        self._actor_is_old = False
+        return self._actor.decoder
+
     def _act_values(self, ids: np.ndarray, lengths: np.ndarray) -> Tensor:
-        decoder = self._decoder if self._value_decoder is None else self._value_decoder
+        decoder = self._acting_decoder() if self._value_decoder is None else self._value_decoder
         return self.value_head(decoder(ids, lengths))  # (N,)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
@@ -267,8 +289,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         Observations that are prefixes of one another share one forward over the longest.
         """
         hidden, value_hidden = self._packed_hidden(obs)
-        log_probs, logits = self._log_probs_of_taken(self.parts.logits(hidden), actions.long().reshape(-1))
-        return self.value_head(value_hidden)[:, None], log_probs, entropy(logits)
+        log_probs, entropies = self._taken(hidden, actions.long().reshape(-1), with_entropy=True)  # (B,) each
+        return self.value_head(value_hidden)[:, None], log_probs, entropies
 
     def get_distribution(self, obs: PyTorchObs) -> CategoricalDistribution:
         """The behaviour distribution of each row's next token, differentiable in training mode, twice as well.
@@ -278,9 +300,10 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         if not self.training:
             ids, lengths = read(obs)
             return self._distribution(self._act_logits(ids, lengths))
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), self._autocast():
             hidden, _ = self._packed_hidden(obs, values=False)
-        return self._distribution(behaviour_logits(self.parts.logits(hidden), self.sampling))
+            logits = self.parts.logits(hidden)  # (B, V)
+        return self._distribution(behaviour_logits(logits, self.sampling))
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """V(s), (B, 1): incrementally without gradients outside training mode, else differentiable."""
@@ -305,18 +328,18 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             with_entropy: also let gradients through the entropy; else it is computed without.
             lower_states: what the frozen lower layers give for these rows, (B, L, H), from `lower_states`.
         """
-        if lower_states is None or self.split is None:
-            hidden = self.parts.hidden_states(input_ids)  # (B, L, H)
-        else:
-            hidden = self.split.upper(lower_states)  # (B, L, H)
+        with self._autocast():
+            if lower_states is None or self.split is None:
+                hidden = self.parts.hidden_states(input_ids)  # (B, L, H)
+            else:
+                hidden = self.split.upper(lower_states)  # (B, L, H)
         column = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
         acts = (column >= prompt_lengths[:, None] - 1) & (column < lengths[:, None] - 1)  # (B, L - 1) states acted from
-        logits = self.parts.logits(hidden[:, :-1][acts])  # (n, V)
-        log_probs, behaviour = self._log_probs_of_taken(logits, input_ids[:, 1:][acts])  # (n,), (n, V)
-        with torch.set_grad_enabled(with_entropy and torch.is_grad_enabled()):
-            entropies = entropy(behaviour)  # (n,)
+        states = hidden[:, :-1][acts]  # (n, H)
+        log_probs, entropies = self._taken(states, input_ids[:, 1:][acts], with_entropy=with_entropy)  # (n,) each
         if self.value_trunk is not None:
-            hidden = self._value_parts.hidden_states(input_ids)  # (B, L, H')
+            with self._autocast():
+                hidden = self._value_parts.hidden_states(input_ids)  # (B, L, H')
         values = self.value_head(hidden[:, :-1][acts])  # (n,)
 
         width = int((lengths - prompt_lengths).max())
@@ -325,25 +348,56 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         def spread(flat: Tensor) -> Tensor:
             return flat.new_zeros(place.shape).masked_scatter(place, flat)
 
-        return EpisodeEvaluation(spread(log_probs), spread(values), spread(entropies), logits)
+        return EpisodeEvaluation(spread(log_probs), spread(values), spread(entropies), states)
 
     @torch.no_grad()
     def lower_states(self, input_ids: Tensor, *, batch_size: int = 64) -> LowerStates | None:
         """What the frozen lower layers give for right-padded rows (E, L); None where none are frozen."""
         if self.split is None:
             return None
-        chunks = [self.split.lower(rows.to(self.device)) for rows in input_ids.split(batch_size)]
+        with self._autocast():
+            chunks = [self.split.lower(rows.to(self.device)) for rows in input_ids.split(batch_size)]
         return LowerStates(self.split, torch.cat(chunks))
 
     def episode_values(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
         """V(s_t) of whole episodes, right-padded with 0: (B, L), (B,), (B,) → (B, T)."""
-        hidden = self._value_parts.hidden_states(input_ids)  # (B, L, H')
+        with self._autocast():
+            hidden = self._value_parts.hidden_states(input_ids)  # (B, L, H')
         width = int((lengths - prompt_lengths).max())
         place = torch.arange(width, device=input_ids.device)  # (T,)
         state = (prompt_lengths[:, None] - 1 + place).clamp(max=input_ids.shape[1] - 1)  # (B, T)
         rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
         values = self.value_head(hidden[rows, state])  # (B, T)
         return values.masked_fill(place >= (lengths - prompt_lengths)[:, None], 0)
+
+    def vocabulary_kl(self, states: Tensor, reference: LMParts, ref_states: Tensor) -> Tensor:
+        """KL(π‖π_ref) over the whole vocabulary, (n,), differentiable, from last hidden states (n, H) and (n, H')."""
+
+        def kl(states: Tensor, ref_states: Tensor) -> tuple[Tensor]:
+            with torch.no_grad():
+                ref_logits = reference.logits(ref_states.to(reference.device)).to(states.device)  # (n, V)
+            with self._autocast():
+                logits = self.parts.logits(states)  # (n, V)
+            return (full_kl(logits, ref_logits),)
+
+        return in_chunks(kl, states, ref_states, vocab_size=self.parts.vocab_size)[0]
+
+    def _taken(self, states: Tensor, actions: Tensor, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        """log π of actions taken earlier, and the entropy there, (n,) each, from hidden states (n, H)."""
+
+        def taken(states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+            with self._autocast():
+                logits = self.parts.logits(states)  # (n, V)
+            log_probs, behaviour = self._log_probs_of_taken(logits, actions)
+            with torch.set_grad_enabled(with_entropy and torch.is_grad_enabled()):
+                return log_probs, entropy(behaviour)
+
+        log_probs, entropies = in_chunks(taken, states, actions, vocab_size=self.parts.vocab_size)
+        return log_probs, entropies
+
+    def _autocast(self) -> torch.autocast:
+        """bf16 where that is wanted, else nothing."""
+        return torch.autocast(self.parts.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _log_probs_of_taken(self, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """log π (n,) of actions taken earlier, and the behaviour logits (n, V), from the model's own logits (n, V)."""
@@ -361,10 +415,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         device = self.parts.device
         rows = torch.from_numpy(ids[packing.leaders, : int(lengths.max())]).to(device)
         where = torch.from_numpy(packing.leader_of).to(device), torch.from_numpy(lengths - 1).to(device)
-        hidden = self.parts.hidden_states(rows)[where]  # (B, H)
-        if self.value_trunk is None or not values:
-            return hidden, hidden
-        return hidden, self._value_parts.hidden_states(rows)[where]
+        with self._autocast():
+            hidden = self.parts.hidden_states(rows)[where]  # (B, H)
+            if self.value_trunk is None or not values:
+                return hidden, hidden
+            return hidden, self._value_parts.hidden_states(rows)[where]
 
     def _distribution(self, logits: Tensor) -> CategoricalDistribution:
         return CategoricalDistribution(logits.shape[-1]).proba_distribution(action_logits=logits)

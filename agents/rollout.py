@@ -39,7 +39,7 @@ def collect_episodes(
 ) -> Rollout | None:
     """Act in `env` until `n_episodes` have been started and have ended; None if the callback said stop."""
     policy = agent.policy
-    stepwise_values = agent.uses_critic and policy.critic == "shared"
+    stepwise_values = agent.uses_critic and policy.critic == "shared" and not policy.bf16
     observation, _ = env.reset(options={"episodes": n_episodes})
     log_probs: list[Tensor] = []  # (N,) a step
     values: list[Tensor] = []  # (N,) a step
@@ -76,7 +76,10 @@ def collect_episodes(
         return [table[last + 1 - e.response_length : last + 1, e.slot] for last, e, _ in ended]
 
     lower = policy.lower_states(torch.from_numpy(stack_rows(episodes)[0]))
-    episode_log_probs = cut(torch.stack(log_probs).cpu().numpy())
+    if policy.bf16:  # acting rounds differently from training: what is trained on is what training would say
+        episode_log_probs, trained_values = evaluated(policy, episodes, lower)
+    else:
+        episode_log_probs = cut(torch.stack(log_probs).cpu().numpy())
     if env.reward_timing == "deferred":
         earned = env.score_episodes(episodes, episode_log_probs, lower=lower)
     else:
@@ -85,11 +88,37 @@ def collect_episodes(
         earned = EpisodeRewards(_pad(cut(np.stack(rewards))), step_scores, ratios, _pad(episode_log_probs) - ratios)
     if not agent.uses_critic:
         episode_values = None
+    elif policy.bf16:
+        episode_values = trained_values
     elif stepwise_values:
         episode_values = cut(torch.stack(values).cpu().numpy())
     else:
         episode_values = values_of(policy, episodes)
     return Rollout(episodes, episode_log_probs, episode_values, earned, lower)
+
+
+@torch.no_grad()
+def evaluated(
+    policy: LMActorCriticPolicy, episodes: list[Episode], lower: LowerStates | None, *, batch_size: int = 64
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """log π and V of whole episodes from the forward that training uses: (T_e,) each."""
+    log_probs: list[np.ndarray] = []
+    values: list[np.ndarray] = []
+    for start in range(0, len(episodes), batch_size):
+        chunk = episodes[start : start + batch_size]
+        ids, lengths = stack_rows(chunk)
+        prompts = torch.tensor([e.prompt_length for e in chunk])
+        states = None if lower is None else lower.states[start : start + batch_size, : ids.shape[1]]
+        found = policy.evaluate_episodes(
+            torch.from_numpy(ids).to(policy.device),
+            prompts.to(policy.device),
+            torch.from_numpy(lengths).to(policy.device),
+            with_entropy=False,
+            lower_states=states,
+        )
+        for part, table in ((log_probs, found.log_probs), (values, found.values)):
+            part += [row[: e.response_length] for row, e in zip(table.cpu().numpy(), chunk, strict=True)]
+    return log_probs, values
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from rlhf_gym.lm.cache import SlotCache, SlotWrite, attention_layout
 from rlhf_gym.lm.packing import PackedProducts
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.replay import Step, record
+from rlhf_gym.lm.transfer import to_device
 
 ArrayOrTensor = np.ndarray | Tensor
 
@@ -176,16 +177,14 @@ class Decoder:
         parked[active] = False
         positions = np.where(parked, 0, last)[:, None]  # (B, 1)
         columns = np.where(parked, self._cache.max_length, last)[:, None]  # (B, 1)
-        inputs = [
-            torch.from_numpy(x).to(self.parts.device)
-            for x in (ids[np.arange(batch)[:, None], positions], positions, columns)
-        ]
+        tokens = ids[np.arange(batch)[:, None], positions]  # (B, 1)
+        inputs = list(to_device(np.stack([tokens, positions, columns]), self.parts.device))  # three of (B, 1)
         kv_length = min(rounded_up(int(last[active].max()) + 1), self._cache.max_length)
         self._steps_since_change += 1
         hidden = self._step_function(batch, kv_length, inputs)(*inputs)  # (B, 1, H)
         self._hidden[:batch] = hidden[:, 0]
         if parked.any():
-            self._hidden[torch.from_numpy(parked).to(self.parts.device).nonzero()[:, 0]] = 0
+            self._hidden.index_fill_(0, to_device(np.flatnonzero(parked), self.parts.device), 0)
 
     def _step_function(self, batch: int, kv_length: int, example: list[Tensor]) -> Step:
         """The one-token step for these shapes: the model's own forward, or after some uses a replay of it."""
@@ -228,24 +227,24 @@ class Decoder:
         positions = np.where(padded, 0, first[:, None] + offset)  # (b, n)
         columns = np.where(padded, self._cache.max_length, positions)  # (b, n)
         lockstep = not padded.any() and bool((first == first[0]).all())
-        slots = torch.from_numpy(rows).to(device)
+        slots = to_device(rows, device)
         write = SlotWrite(
             rows=slots,
             whole=len(rows) == batch,
-            columns=torch.from_numpy(columns).to(device),
+            columns=to_device(columns, device),
             start=int(first[0]) if lockstep else None,
             kv_length=int((first + count).max()),
         )
         self._cache.prepare(write)
         hidden = self.parts.hidden_states(
-            torch.from_numpy(ids[rows[:, None], positions]).to(device),
+            to_device(ids[rows[:, None], positions], device),
             attention_mask=self._cache.masks(write, self.parts.dtype),
-            position_ids=torch.from_numpy(positions).to(device),
+            position_ids=to_device(positions, device),
             past_key_values=self._cache,
         )  # (b, n, H)
         if keep:
             self._hidden[:batch] = 0
-            last = torch.from_numpy(count - 1).to(device)
+            last = to_device(count - 1, device)
             self._hidden[slots] = hidden[torch.arange(len(rows), device=device), last]  # (b, H)
 
     def _recompute(self, ids: np.ndarray, lengths: np.ndarray) -> Tensor:
@@ -275,6 +274,7 @@ class Decoder:
         self._held = np.zeros(slots, dtype=np.int64)
         self._hidden = torch.zeros(slots, self.parts.hidden_size, dtype=self.parts.dtype, device=self.parts.device)
         self._steps.clear()
+        self._products = self._packable()
 
     def _check(self, width: int) -> None:
         self._checked_length = width

@@ -9,7 +9,7 @@ architecture and the numbers are the same bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -158,7 +158,12 @@ def _attribute(module: fx.GraphModule, name: str) -> Tensor:
 
 
 class _CUDAGraph:
-    """One captured graph with inputs of its own; calling it copies the arguments in and launches once."""
+    """One captured graph with inputs of its own; calling it copies the arguments in and launches once.
+
+    All graphs share one pool of memory: they run one after another, and what one returns is read before the next runs.
+    """
+
+    _pool: ClassVar[Any] = None
 
     def __init__(self, step: Step, tokens: Tensor, positions: Tensor, columns: Tensor) -> None:
         self.inputs = tokens.clone(), positions.clone(), columns.clone()
@@ -169,7 +174,9 @@ class _CUDAGraph:
                 step(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        if _CUDAGraph._pool is None:
+            _CUDAGraph._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(self.graph, pool=_CUDAGraph._pool):
             self.output = step(*self.inputs)
 
     def __call__(self, tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:

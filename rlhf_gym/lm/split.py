@@ -154,6 +154,6 @@ def _layers(parts: Trunk) -> nn.ModuleList:
     found = [module for module in parts.module.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     if len(found) != 1:
         raise ValueError(
-            f"expected one list of {count} layers in {type(parts.module).__name__}, found {len(found)}: it cannot be cut"
+            f"expected one list of {count} layers in {type(parts.module).__name__} to cut it, found {len(found)}"
         )
     return found[0]
