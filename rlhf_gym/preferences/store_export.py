@@ -36,7 +36,7 @@ class Labelled:
     def __str__(self) -> str:
         return (
             f"{self.judgements - self.skips:,} labels, {self.ties:,} of them ties → {len(self.preferences):,} "
-            f"preferences; {self.left_out:,} labels give none, {self.skips:,} items were skipped"
+            f"preferences; {self.left_out:,} gave none, {self.skips:,} skipped"
         )
 
 
