@@ -245,11 +245,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         """Behaviour logits (N, V) of the observation's last state, incrementally outside training mode."""
         if self.training:
             self.invalidate()
-        self._decoder(ids, lengths)
+        hidden = self._decoder(ids, lengths)  # (N, H)
         head = sum(parameter._version for parameter in self.parts.lm_head.parameters())  # the decoder sees the trunk's
         question = self._decoder.serial, head, len(ids)
         if self._answer is None or self._answer[0] != question:
-            self._answer = question, behaviour_logits(self._decoder.logits(ids, lengths), self.sampling)
+            self._answer = question, behaviour_logits(self._decoder.head(hidden), self.sampling)
         return self._answer[1]
 
     def _act_values(self, ids: np.ndarray, lengths: np.ndarray) -> Tensor:
