@@ -119,6 +119,10 @@ def test_interrupted_it_asks_for_the_rest_alone(tmp_path: Path, monkeypatch: pyt
         batch = store.items("round 1")
     pairs = [CandidatePair(*item.candidates) for item in batch]
     assert len(annotate_on_page(prepared, 1, pairs)) == 12  # all is said: nobody is asked
+    prepared.folder.open(prepared.config, redo="collect")
+    assert not (folder / "round-1" / "collect").exists()
+    with LabelStore(folder / STORE_FILE) as store:  # beginning the stage again takes no label away
+        assert len(store.judgements()) == 12
 
 
 def test_too_little_to_learn_from_is_said(tmp_path: Path) -> None:
