@@ -15,6 +15,7 @@ from rlhf_gym.labeling import load_token
 from rlhf_gym.pipeline import Interrupted, prepare, run
 from rlhf_gym.pipeline import web_labeler as web_labeler_module
 from rlhf_gym.pipeline.annotate import annotate_on_page
+from rlhf_gym.pipeline.web_labeler import LabellingError
 from rlhf_gym.preferences import Candidate, CandidatePair, read_preferences
 from rlhf_gym.preferences.store import STORE_FILE, LabelStore
 from tests.label_pages import ask
@@ -132,6 +133,6 @@ def test_too_little_to_learn_from_is_said(tmp_path: Path) -> None:
     pairs = [CandidatePair(Candidate(PROMPTS[7], "good"), Candidate(PROMPTS[7], "bad"))]
     person = Person(folder, c)
     person.start()
-    with pytest.raises(ValueError, match="at least 2 prompts, got: 1 labels"):
+    with pytest.raises(LabellingError, match="at least 2 prompts, got: 1 labels"):
         annotate_on_page(prepared, 1, pairs)
     person.join(20)

@@ -21,6 +21,10 @@ LAST_WORDS_SECONDS = 2.0
 """How long the page is served on after the last label, so that it can say so."""
 
 
+class LabellingError(RuntimeError):
+    """People cannot label, or said too little to learn from. What they said is kept."""
+
+
 @dataclass(frozen=True)
 class PageSettings:
     """Where the page is served, and how."""
