@@ -256,11 +256,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         if self.training:
             self.invalidate()
         decoder = self._acting_decoder()
-        decoder(ids, lengths)
+        hidden = decoder(ids, lengths)  # (N, H)
         head = sum(parameter._version for parameter in self.parts.lm_head.parameters())  # the decoder sees the trunk's
         question = decoder.serial, head, len(ids)
         if self._answer is None or self._answer[0] != question:
-            self._answer = question, behaviour_logits(decoder.logits(ids, lengths), self.sampling)
+            self._answer = question, behaviour_logits(decoder.head(hidden), self.sampling)
         return self._answer[1]
 
     def _acting_decoder(self) -> Decoder:

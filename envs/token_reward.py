@@ -86,10 +86,10 @@ class TokenReward:
         """π_ref's next-token logits (N, V), fp32: asked twice for the same rows, they are computed once."""
         if self._decoder is None:
             raise ValueError("expected an environment with a reference to have logits of, got reference=None")
-        self._decoder(input_ids, lengths)
+        hidden = self._decoder(input_ids, lengths)  # (N, H)
         question = self._decoder.serial, len(input_ids)
         if self._ref_logits is None or self._ref_logits[0] != question:
-            self._ref_logits = question, self._decoder.logits(input_ids, lengths)
+            self._ref_logits = question, self._decoder.head(hidden)
         return self._ref_logits[1]
 
     def scores(self, episodes: Sequence[Episode]) -> EpisodeScores:

@@ -132,7 +132,9 @@ def say(labels: int, arms: dict[int, list[dict[str, Any]]]) -> None:
         texts = [f"{m:.2f} ± {e:.2f}" for m, e in cells[:2]] + [f"{cells[2][0]:.1%} ± {cells[2][1]:.1%}"]
         print(f"{ARMS[rounds]:12}{texts[0]:>15}{texts[1]:>15}{texts[2]:>17}")
     d = difference(arms)
-    print(f"two rounds − one, at equal KL: {d.difference:+.2f} ± {d.se:.2f} in gold (slope {d.slope:+.3f} a nat)\n")
+    plain = plain_difference(arms)
+    print(f"two rounds − one, in gold: {plain[0]:+.2f} ± {plain[1]:.2f}", end="; ")
+    print(f"at equal KL {d.difference:+.2f} ± {d.se:.2f} (slope {d.slope:+.3f} a nat)\n")
     print("r_φ orders two responses as gold does, %      of SFT   of round 1   of round 2")
     for rounds, runs in arms.items():
         for i, row in enumerate(np.mean([r["right"] for r in runs], axis=0)):
@@ -145,6 +147,12 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     """Mean and standard error."""
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return float(np.mean(values)), spread / math.sqrt(len(values))
+
+
+def plain_difference(arms: dict[int, list[dict[str, Any]]]) -> tuple[float, float]:
+    """The same as the policies are, with its standard error."""
+    (one, one_error), (two, two_error) = (mean_and_error([r["gold"] for r in runs]) for runs in arms.values())
+    return two - one, math.hypot(one_error, two_error)
 
 
 def difference(arms: dict[int, list[dict[str, Any]]]) -> EqualDifference:
@@ -169,8 +177,8 @@ def picture(found: dict[int, dict[int, list[dict[str, Any]]]], path: Path) -> No
                 np.mean(kl), np.mean(gold), xerr=mean_and_error(kl)[1], yerr=mean_and_error(gold)[1], fmt="o",
                 color=colours[rounds], markersize=8, markeredgecolor="white", linewidth=1.6,
             )  # fmt: skip
-        d = difference(arms)
-        axis.set_title(f"{labels} labels: {d.difference:+.2f} ± {d.se:.2f} at equal KL", fontsize=10)
+        plain = plain_difference(arms)
+        axis.set_title(f"{labels} labels: {plain[0]:+.2f} ± {plain[1]:.2f} in gold", fontsize=10)
         axis.set(xlabel="KL from the SFT policy, nats", ylabel="gold", ylim=(min(golds) - 0.1, max(golds) + 0.1))
         axis.legend(frameon=False, fontsize=9, loc="lower left")
         axis.spines[["top", "right"]].set_visible(False)

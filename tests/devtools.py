@@ -102,7 +102,7 @@ class Tab(Connection):
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 15.0) -> Any:
+    def wait(self, expression: str, seconds: float = 40.0) -> Any:
         """Until an expression is true."""
         deadline = time.monotonic() + seconds
         while not (value := self.evaluate(expression)):
@@ -126,6 +126,22 @@ class Tab(Connection):
         text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
         self("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
         self("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def drag(self, start: str, end: str) -> None:
+        """Drag the middle of one element (a selector) a little beyond the middle of another."""
+        places = [
+            self.evaluate(
+                f"(() => {{ const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); "
+                "return [box.x + box.width / 2, box.y + box.height / 2] })()"
+            )
+            for selector in (start, end)
+        ]
+        (x, y), (_, goal) = places
+        goal += 10 if goal > y else -10
+        self("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, button="left", clickCount=1)
+        for step in (0.3, 0.6, 1.0):
+            self("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y + step * (goal - y), button="left", buttons=1)
+        self("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=goal, button="left", clickCount=1)
 
     def text(self, identity: str) -> str:
         """What an element shows."""

@@ -7,7 +7,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from rlhf_gym.envs import ActionMask, SB3VecEnv, TokenVectorEnv
-from tests.toy import STOPS, bandit, word_settings
+from tests.toy import STOPS, bandit, make_tabular_toy, word_settings
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5]]).log()
 FRESH = np.array([0, 2])
@@ -83,6 +83,17 @@ def test_asking_for_masks_costs_no_further_forward_and_changes_no_reward():
         np.testing.assert_array_equal(one[1], other[1])
         np.testing.assert_array_equal(one[0]["input_ids"], other[0]["input_ids"])
     assert len(counts[0]) == len(counts[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*runs without a cache")  # a table has no keys and values
+def test_a_model_without_a_cache_is_run_once_a_step():
+    env = make_tabular_toy(0).env(4, reward_timing="step")
+    env.reset(seed=0)
+    env.step(np.zeros(4, dtype=np.int64))  # the decoder's check of the model, once
+    forwards = []
+    env.token_reward.reference.module.register_forward_hook(lambda *_: forwards.append(1))
+    env.step(np.zeros(4, dtype=np.int64))
+    assert len(forwards) == 1
 
 
 def test_parked_and_waiting_slots_allow_everything():

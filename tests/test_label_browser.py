@@ -163,7 +163,11 @@ def test_rankings_and_ratings_by_keys(browser: Chromium, tmp_path: Path) -> None
         if tab.evaluate(RESPONSES)[2] != "fair":
             tab.evaluate("document.querySelectorAll('.moves button')[6].click()")
         assert tab.evaluate(RESPONSES) == list(texts)
-        tab.press("Escape")
+        tab("Emulation.setDeviceMetricsOverride", width=1000, height=1600, deviceScaleFactor=1, mobile=False)
+        tab.drag(".card:nth-child(4) .handle", ".card:nth-child(1) .handle")
+        assert tab.evaluate(RESPONSES) == ["bad", "best", "good", "fair"]
+        tab.drag(".card:nth-child(1) .handle", ".card:nth-child(4) .handle")
+        assert tab.evaluate(RESPONSES) == list(texts)
         tab.evaluate("document.activeElement.blur()")
         tab.press("Enter")
         tab.wait("document.getElementById('prompt').innerText === 'rate these'")

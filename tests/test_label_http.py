@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -267,3 +268,25 @@ def test_everything_skipped_is_the_end(store: LabelStore) -> None:
             assert not server.finished
             judge(client, id=f"{ID}{item['id']}", item=item["id"], action="skip", value=[])
         assert server.finished and json.loads(client.post("/api/lease", json={"annotator": "ada"}).text)["items"] == []
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.2) of #rrggbb."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_text_has_the_contrast_that_accessibility_asks_for() -> None:
+    """WCAG AA: 4.5 to 1 for text, 3 to 1 for the borders of fields, in both colour schemes."""
+    css = (Path(__file__).resolve().parent.parent / "rlhf_gym" / "labeling" / "static" / "page.css").read_text()
+    light, dark = (
+        dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", part)) for part in css.split("* {")[0].split("@media")
+    )
+    pairs = [(front, back) for front in ("ink", "soft") for back in ("paper", "panel", "wash")]
+    pairs += [("warn", "paper"), ("on-accent", "accent"), ("accent", "wash")]
+    for scheme in (light, dark):
+        for front, back in [*pairs, ("field", "panel"), ("accent", "paper")]:
+            bright, dim = sorted((_luminance(scheme[front]), _luminance(scheme[back])), reverse=True)
+            needed = 3 if front == "field" else 4.5
+            assert (bright + 0.05) / (dim + 0.05) >= needed, (front, back, scheme[front], scheme[back])

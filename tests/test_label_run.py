@@ -15,6 +15,7 @@ from rlhf_gym.labeling import load_token
 from rlhf_gym.pipeline import Interrupted, prepare, run
 from rlhf_gym.pipeline import web_labeler as web_labeler_module
 from rlhf_gym.pipeline.annotate import annotate_on_page
+from rlhf_gym.pipeline.web_labeler import LabellingError
 from rlhf_gym.preferences import Candidate, CandidatePair, read_preferences
 from rlhf_gym.preferences.store import STORE_FILE, LabelStore
 from tests.label_pages import ask
@@ -119,6 +120,10 @@ def test_interrupted_it_asks_for_the_rest_alone(tmp_path: Path, monkeypatch: pyt
         batch = store.items("round 1")
     pairs = [CandidatePair(*item.candidates) for item in batch]
     assert len(annotate_on_page(prepared, 1, pairs)) == 12  # all is said: nobody is asked
+    prepared.folder.open(prepared.config, redo="collect")
+    assert not (folder / "round-1" / "collect").exists()
+    with LabelStore(folder / STORE_FILE) as store:  # beginning the stage again takes no label away
+        assert len(store.judgements()) == 12
 
 
 def test_too_little_to_learn_from_is_said(tmp_path: Path) -> None:
@@ -128,6 +133,6 @@ def test_too_little_to_learn_from_is_said(tmp_path: Path) -> None:
     pairs = [CandidatePair(Candidate(PROMPTS[7], "good"), Candidate(PROMPTS[7], "bad"))]
     person = Person(folder, c)
     person.start()
-    with pytest.raises(ValueError, match="at least 2 prompts, got: 1 labels"):
+    with pytest.raises(LabellingError, match="at least 2 prompts, got: 1 labels"):
         annotate_on_page(prepared, 1, pairs)
     person.join(20)

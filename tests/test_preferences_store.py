@@ -46,6 +46,19 @@ def test_items_are_added_once_and_come_back_as_they_went_in(store: LabelStore) -
         assert again.name == store.name and again.items() == store.items()
 
 
+def test_a_batch_made_anew_keeps_what_was_said(store: LabelStore) -> None:
+    old, new = comparisons(pairs(4), batch=BATCH), comparisons(pairs(6)[2:], batch=BATCH, labels=2)
+    store.add(old)
+    for number in (1, 3):
+        store.record(chosen(f"{number}", number))
+    assert store.add(new, alone=True) == 2
+    assert [i.prompt for i in store.items(BATCH)] == ["p2", "p3", "p4", "p5"]
+    assert {i.labels_wanted for i in store.items(BATCH)} == {2} and store.progress(BATCH).labels == 1
+    assert [j.id for j in store.judgements(f"{BATCH}, earlier")] == ["1"]
+    assert store.add(old, alone=True) == 0 and store.progress(BATCH)[:3] == (4, 6, 2)
+    store.check()
+
+
 @pytest.mark.parametrize("count", [1, 7, 8, 40, 41])
 def test_left_and_right_are_exactly_balanced(store: LabelStore, count: int) -> None:
     store.add(comparisons(pairs(count), batch=BATCH))

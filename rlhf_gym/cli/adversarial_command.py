@@ -77,7 +77,7 @@ def say_adversarial(console: Console, metrics: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading.startswith("acc") else "right")
     before, after = metrics["before"], metrics["after"]
     for name in ("normal", "adversarial"):
-        table.add_row(name, f"{before[name]:.1%}", f"{after[name]:.1%}", "")
+        table.add_row(name, f"{before[name]:.1%}", f"{after[name]:.1%}", str(after["pairs"][name]))
     for kind, (value, n) in sorted(after["by_kind"].items()):
         table.add_row(f"  {kind}", f"{before['by_kind'][kind][0]:.1%}", f"{value:.1%}", str(n))
     table.add_row("[dim]how often it raises the score, of all tries[/dim]")

@@ -17,6 +17,7 @@ from rlhf_gym.cli.app import COMMANDS, fail
 from rlhf_gym.pipeline import Interrupted, RunConfig, RunFolder, TaskConfig, default_config, execute, prepare
 from rlhf_gym.pipeline.folder import BusyFolderError, StageName
 from rlhf_gym.pipeline.reward import UnfitRewardError
+from rlhf_gym.pipeline.web_labeler import LabellingError
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def go(command: str, arguments: Sequence[str]) -> int:
         return fail(str(error))
     try:
         execute(run, only=only, redo=options.redo)
-    except (BusyFolderError, UnfitRewardError) as error:
+    except (BusyFolderError, UnfitRewardError, LabellingError) as error:
         return fail(str(error))
     except Interrupted as interrupt:
         console.print(

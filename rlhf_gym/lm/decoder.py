@@ -147,9 +147,13 @@ class Decoder:
         Raises:
             TypeError: the decoder was made of a trunk without a head.
         """
+        return self.head(self(input_ids, lengths))
+
+    @torch.no_grad()
+    def head(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (B, V), fp32, of what a call just returned, (B, H)."""
         if not isinstance(self.parts, LMParts):
             raise TypeError("expected a causal language model with a head to have logits of, got a trunk alone")
-        hidden = self(input_ids, lengths)
         with self._packing() or nullcontext():
             return self.parts.logits(hidden)
 

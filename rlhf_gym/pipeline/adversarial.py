@@ -201,6 +201,7 @@ def _measure(
     gaps = _gaps(reward, [suspect.pair for suspect in suspects])
     kinds = np.array([suspect.kind for suspect in suspects])
     return {
+        "pairs": {"normal": len(normal), "adversarial": len(hostile)},
         "normal": float(score_pairs(judge(reward), normal).right.mean()),
         "adversarial": float(scored.right.mean()),
         "by_kind": {share.name: [share.accuracy, share.n] for share in accuracy_by_name(scored, kind_of)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_gym.pipeline.preparation import Run
-from rlhf_gym.pipeline.web_labeler import say_summary, serve
+from rlhf_gym.pipeline.web_labeler import LabellingError, say_summary, serve
 from rlhf_gym.preferences import AnnotatorPanel, CandidatePair, Preference, simulated_annotators
 from rlhf_gym.preferences.store import STORE_FILE, LabelStore
 from rlhf_gym.preferences.store_export import labelled_preferences
@@ -61,20 +61,20 @@ def annotate_on_page(run: Run, round: int, pairs: Sequence[CandidatePair], *, pa
     where it stopped. Pairs that all who saw them skipped are left out, as ties are.
 
     Raises:
-        ValueError: too little was said to learn from; the labels are kept.
+        LabellingError: the page cannot be served, or too little was said to learn from; what was said is kept.
     """
     batch = f"round {round}" + (f", part {part + 1}" if part else "")
-    with LabelStore(run.folder.root / STORE_FILE) as store:
-        items = comparisons(pairs, batch=batch, round=round, labels=run.config.collect.judges_per_pair)
-        store.add(items, seed=run.config.seed)
-        wanted = {item.key for item in items}
-        if store.pending(batch):
-            serve(store, batch, run.folder.root, run.console, title=run.task.name)
-            say_summary(store, batch, run.console)
-        numbers = {item.id for item in store.items(batch) if item.key in wanted}
-        found = labelled_preferences(store, batch, items=numbers)
+    path = run.folder.root / STORE_FILE
+    try:
+        with LabelStore(path) as store:
+            items = comparisons(pairs, batch=batch, round=round, labels=run.config.collect.judges_per_pair)
+            store.add(items, seed=run.config.seed, alone=True)
+            if store.pending(batch):
+                serve(store, batch, run.folder.root, run.console, title=run.task.name)
+                say_summary(store, batch, run.console)
+            found = labelled_preferences(store, batch)
+    except (ValueError, OSError) as error:
+        raise LabellingError(str(error)) from error
     if len({p.prompt for p in found.preferences}) < 2:
-        raise ValueError(
-            f"expected preferences about at least 2 prompts, got: {found}; kept in {run.folder.root / STORE_FILE}"
-        )
+        raise LabellingError(f"expected preferences about at least 2 prompts, got: {found}; kept in {path}")
     return found.preferences

@@ -21,6 +21,10 @@ LAST_WORDS_SECONDS = 2.0
 """How long the page is served on after the last label, so that it can say so."""
 
 
+class LabellingError(RuntimeError):
+    """People cannot label, or said too little to learn from. What they said is kept."""
+
+
 @dataclass(frozen=True)
 class PageSettings:
     """Where the page is served, and how."""
@@ -109,7 +113,7 @@ def _count(status: Status, store: LabelStore, batch: str, enough: int) -> None:
 def say_summary(store: LabelStore, batch: str, console: Console) -> None:
     """Who labelled how much, how far they agree, and whether a side was favoured."""
     judgements = store.judgements(batch)
-    console.print(f"  {labelled_preferences(store, batch)}", highlight=False)
+    console.print(f"  {labelled_preferences(store, batch)}", highlight=False, soft_wrap=True)
     said = [j for j in judgements if j.action != "skip"]
     if not said:
         return
@@ -119,7 +123,7 @@ def say_summary(store: LabelStore, batch: str, console: Console) -> None:
     sides = [j.shown.index(int(j.value[0])) for j in said if j.action == "chosen" and j.shown]
     if sides:
         console.print(f"  the first response won {1 - sum(sides) / len(sides):.0%} of {len(sides):,} comparisons "
-                      "that were no ties (50% where sides do not matter)", highlight=False)  # fmt: skip
+                      "that were no ties (50% where sides do not matter)", highlight=False, soft_wrap=True)  # fmt: skip
     found = agreement(opinions_of(judgements, store.items(batch)))
     if found is not None:
         beyond = [f"{name} κ = {value:.2f}" for name, value in (("Cohen's", found.cohen), ("Fleiss'", found.fleiss))

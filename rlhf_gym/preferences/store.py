@@ -89,17 +89,30 @@ class LabelStore:
 
     # --- items --------------------------------------------------------------------------------------------------------
 
-    def add(self, items: Sequence[Item], *, seed: int = 0) -> int:
-        """Add items to judge, to be served in this order; those that are there already stay as they are.
+    def add(self, items: Sequence[Item], *, seed: int = 0, alone: bool = False) -> int:
+        """Add items to judge, to be served in this order; those that are there already stay, and may want more labels.
 
         The order in which the two of a comparison are shown is random, exactly balanced in each eight items that are
         added at once (and in the rest of them, up to one). The second annotator of an item sees it the other way round.
+
+        Args:
+            items: what is to be judged.
+            seed: of the orders.
+            alone: whether their batches are to hold these and no others. What they held before moves, with all that
+                was said about it, to a batch called "…, earlier"; and back, should it be added again.
 
         Returns:
             How many were new.
         """
         with self._writing():
             known = {row[0] for row in self._rows("SELECT key FROM items")}
+            if alone:
+                self._database.executemany("UPDATE items SET batch = batch || ', earlier' WHERE batch = ?",
+                                           sorted({(item.batch,) for item in items}))  # fmt: skip
+            self._database.executemany(
+                "UPDATE items SET batch = ?, labels_wanted = max(labels_wanted, ?) WHERE key = ?",
+                [(item.batch, item.labels_wanted, item.key) for item in items if item.key in known],
+            )
             new = [item for item in dict.fromkeys(items) if item.key not in known]
             rows = [
                 (item.key, item.kind, item.batch, item.round, json.dumps([_plain(c) for c in item.candidates]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -36,13 +36,11 @@ class Labelled:
     def __str__(self) -> str:
         return (
             f"{self.judgements - self.skips:,} labels, {self.ties:,} of them ties → {len(self.preferences):,} "
-            f"preferences; {self.left_out:,} labels give none, {self.skips:,} items were skipped"
+            f"preferences; {self.left_out:,} gave none, {self.skips:,} skipped"
         )
 
 
-def labelled_preferences(
-    store: LabelStore, batch: str | None = None, *, ties: Ties = "drop", items: Collection[int] | None = None
-) -> Labelled:
+def labelled_preferences(store: LabelStore, batch: str | None = None, *, ties: Ties = "drop") -> Labelled:
     """The preferences that the judgements of a batch, or all of them, amount to.
 
     A comparison gives one; a ranking or ratings of K all pairs of unequal ones, each with weight 1/(number of pairs);
@@ -53,7 +51,6 @@ def labelled_preferences(
         store: the store.
         batch: which judgements; None for all.
         ties: what becomes of ties.
-        items: about these items alone, by their numbers; None for all of the batch.
 
     Raises:
         ValueError: ties is neither.
@@ -61,7 +58,7 @@ def labelled_preferences(
     if ties not in get_args(Ties):
         raise ValueError(f"expected ties to be one of {', '.join(get_args(Ties))}, got {ties!r}")
     known = {item.id: item for item in store.items(batch)}
-    judgements = [j for j in store.judgements(batch) if items is None or j.item in items]
+    judgements = store.judgements(batch)
     found: list[Preference] = []
     tied = skipped = left_out = 0
     for judgement in judgements:

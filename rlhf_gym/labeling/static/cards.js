@@ -185,20 +185,22 @@ function drag(card, handle, list, moved) {
     handle.setPointerCapture(event.pointerId);
     start = event.clientY;
     card.classList.add("moving");
+    list.parentElement.classList.remove("fresh"); // an animation would take the transform for itself
   });
   handle.addEventListener("pointermove", (event) => {
     if (start === null) return;
-    const settle = (swap) => { // where it is in the list changes, where it is under the finger does not
-      const before = card.offsetTop;
-      swap();
-      start += card.offsetTop - before;
-    };
-    const middle = card.getBoundingClientRect().top + card.offsetHeight / 2;
-    const above = card.previousElementSibling, below = card.nextElementSibling;
     const centre = (other) => other.getBoundingClientRect().top + other.offsetHeight / 2;
-    if (above && middle < centre(above)) settle(() => list.insertBefore(above, card.nextSibling));
-    else if (below && middle > centre(below)) settle(() => list.insertBefore(below, card));
-    card.style.transform = `translateY(${event.clientY - start}px)`;
+    const follow = () => { card.style.transform = `translateY(${event.clientY - start}px)`; };
+    follow();
+    for (let passed = true; passed;) { // a quick movement may pass several
+      const above = card.previousElementSibling, below = card.nextElementSibling, before = card.offsetTop;
+      const up = above && centre(card) < centre(above), down = below && centre(card) > centre(below);
+      if (up) list.insertBefore(above, card.nextSibling); // the others move: the card must keep the pointer
+      else if (down) list.insertBefore(below, card);
+      start += card.offsetTop - before; // its place in the list changes, that under the finger does not
+      follow();
+      passed = Boolean(up || down);
+    }
   });
   for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) handle.addEventListener(name, end);
 }

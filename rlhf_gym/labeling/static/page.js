@@ -22,7 +22,7 @@ async function call(path, body) {
   const headers = { Authorization: `Bearer ${here.token}` };
   if (body) headers["Content-Type"] = "application/json";
   const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body),
-    cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(20000) });
+    cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(8000) });
   if (answer.ok) return answer.json();
   let reason = answer.statusText;
   try {
@@ -171,6 +171,7 @@ function display(item) {
   byId("answers").classList.toggle("single", here.view.answers.length === 1);
   byId("reason").value = "";
   show("task");
+  showProgress();
   byId("cards").classList.remove("fresh");
   void byId("cards").offsetWidth; // so that the animation begins again
   byId("cards").classList.add("fresh");
@@ -186,7 +187,7 @@ function submit(action, value, words) {
   here.item = null;
   if (byId("saved").className !== "late") saved("", "Saving");
   here.outbox.add("/api/judgements", body);
-  byId("said").textContent = words;
+  byId("said").textContent = `Last: ${words[0].toLowerCase()}${words.slice(1)}`;
   announce(`${words}. ${here.buffer.length ? "Next one." : ""}`);
   if (document.activeElement && document.activeElement !== document.body) document.activeElement.blur();
   if (here.buffer.length) next();
@@ -244,6 +245,7 @@ function over(title, text) {
   here.item = null;
   byId("over-title").textContent = title;
   byId("over-text").textContent = text;
+  byId("pace").hidden = true;
   show("over");
   announce(`${title}. ${text}`);
 }
@@ -266,7 +268,7 @@ function showProgress() {
   byId("bar").value = done;
   byId("bar").max = Math.max(1, progress.enough);
   const pace = progress.seconds_per_label;
-  byId("pace").hidden = !pace || progress.mine < 3;
+  byId("pace").hidden = !pace || progress.mine < 3 || !here.item;
   if (byId("pace").hidden) return;
   const rate = 60 / pace;
   const minutes = ((progress.enough - done) * pace) / 60;
