@@ -2,6 +2,7 @@
 
 assert __name__ == "rlhf_gym.envs", f"import this package as rlhf_gym.envs, not as {__name__}"
 
+from rlhf_gym.envs.enumerable import EnumerableTask, gpt2_task, tabular_task
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation
 from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.sb3 import SB3VecEnv
@@ -15,6 +16,7 @@ __all__ = [
     "ActionLogProb",
     "ActionMask",
     "ClipScore",
+    "EnumerableTask",
     "Episode",
     "EpisodeRewards",
     "EpisodeScores",
@@ -29,4 +31,6 @@ __all__ = [
     "TokenEnv",
     "TokenReward",
     "TokenVectorEnv",
+    "gpt2_task",
+    "tabular_task",
 ]

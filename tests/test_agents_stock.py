@@ -251,12 +251,12 @@ def test_stock_ppo_reaches_the_toys_optimum():
 def test_the_reviews_from_end_to_end(name):
     kind, _ = AGENTS[name]
     env = SB3VecEnv(gym.make_vec("rlhf_gym/Reviews-v0", num_envs=16))
-    settings = {"n_steps": 24, "gamma": 1.0, "seed": 0, "device": "cpu"}
-    settings |= {"batch_size": 384, "n_epochs": 2} if kind is PPO else {}
+    settings = {"n_steps": 16, "gamma": 1.0, "seed": 0, "device": "cpu"}
+    settings |= {"batch_size": 256, "n_epochs": 1} if kind is PPO else {}
     model = kind(LMActorCriticPolicy, env, policy_kwargs={"model": str(reviews_task().sft)}, **settings)
     ends = Ends()
-    model.learn(768, callback=[AttachPolicy(), ends])
+    model.learn(512, callback=[AttachPolicy(), ends])
     assert len(ends.infos) > 10
-    before_any_update = [info["kl"] for info in ends.infos if info["response_length"] < 24][:5]
+    before_any_update = [info["kl"] for info in ends.infos][:2]
     assert all(abs(kl) < 1e-3 for kl in before_any_update)
     assert model.policy.optimizer.state

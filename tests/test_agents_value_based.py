@@ -158,7 +158,7 @@ def test_dqn_finds_the_mode_of_the_optimal_policy():
         seed=0,
         device="cpu",
     )
-    agent.learn(4_000)
+    agent.learn(3_200)
     env = ShortlistVectorActions(toy.env(1, reward_timing="step"), 4)
     observation, _ = env.reset()
     tokens, total = [], 0.0

@@ -9,6 +9,7 @@ from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import LowerStates, Split
+from rlhf_gym.lm.tabular import TabularLM, tabular_lm
 
 __all__ = [
     "Decoder",
@@ -19,11 +20,13 @@ __all__ = [
     "Shared",
     "SlotCache",
     "Split",
+    "TabularLM",
     "ValueHead",
     "context_length",
     "generate",
     "load_causal_lm",
     "load_tokenizer",
     "quiet_transformers",
+    "tabular_lm",
     "token_log_probs",
 ]
