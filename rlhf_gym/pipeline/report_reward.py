@@ -53,7 +53,7 @@ def _story(metrics: dict[str, Any]) -> str:
     ]
     if 0 < metrics["clean_accuracy"] != metrics["accuracy"]:
         sentences[0] += f" ({metrics['clean_accuracy']:.1%} where they are known to have made no mistake)"
-    if metrics["length_controlled"] is not None:
+    if metrics["length_controlled"] is not None and metrics["longer_chosen"] is not None:
         sentences.append(
             f"Weighted so that length tells nothing, in {metrics['length_controlled']:.1%} of "
             f"{metrics['length_controlled_pairs']:,}; the annotators chose the longer of two in "
