@@ -109,7 +109,8 @@ def evaluate_by_people(arguments: Sequence[str]) -> int:
 def _label(options: LabelOptions, store: LabelStore, console: Console) -> int:
     batch, same = fill(options, store)
     target = "" if options.num_labels is None else f", {options.num_labels:,} labels asked for"
-    console.print(f"[bold]{escape(batch)}[/bold]: {store.progress(batch).items:,} items{target}", highlight=False)
+    count = store.progress(batch).items
+    console.print(f"[bold]{escape(batch)}[/bold]: {count:,} item{'s' * (count != 1)}{target}", highlight=False)
     stopped = False
     try:
         serve(store, batch, options.folder, console, settings=options.page, target=options.num_labels,
