@@ -220,8 +220,8 @@ def chosen_by_their_own(task: Task, pool: Pool, count: int, way: Way, seed: int)
     place = {frozenset(pair): i for i, pair in enumerate(pool.pairs)}
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(run_dir=Path(folder), seed=seed)
-        collect = replace(config.collect, acquisition=way.acquisition or "information", sharpness=way.sharpness)
-        collect = replace(collect, mistake_rate=MISTAKES)
+        collect = replace(config.collect, acquisition=way.acquisition or "uncertainty", mistake_rate=MISTAKES)
+        collect = replace(collect, sharpness=None if math.isinf(way.sharpness) else way.sharpness)
         run = prepare(replace(config, collect=collect, reward=replace(config.reward, training=FULL)))
         run = replace(run, task=replace(task, demonstrations=()))  # so that its SFT policy is the pretrained model …
         run = replace(run, task=replace(run.task, pretrained=task.sft))  # … which is the one that is shipped
@@ -260,9 +260,8 @@ def picture(curves: dict[Way, np.ndarray], best: Way, path: Path) -> None:
         axis.axhline(target, color=SOFT, lw=1, ls=":")
         if np.isfinite(needed):
             axis.plot([needed], [target], "o", color=INK, ms=5)
-            axis.annotate(
-                f"{needed:.0f} labels", (needed, target), (needed + 30, target - 0.006), color=INK, fontsize=9
-            )
+            place = (needed - 15, target + 0.003)
+            axis.annotate(f"{needed:.0f} labels", (needed, target), place, color=INK, fontsize=9, ha="right")
         axis.set(xlabel="labels, a fifth of them wrong", ylabel="held-out accuracy")
         axis.set_title(f"choosing what to label: means of {len(curves[RANDOM])} seeds, bands ± a standard error")
         axis.legend(frameon=False, fontsize=9, labelcolor=SOFT, loc="lower right")

@@ -80,15 +80,15 @@ class CollectConfig:
     pairing: Pairing = "random"
     """Which of a prompt's responses are compared: "random" pairs each once, "all" compares all, "tournament" some;
     "active" labels in batches and chooses each batch by what the labels so far leave open."""
-    acquisition: Acquisition = "information"
+    acquisition: Acquisition = "uncertainty"
     """What "active" looks for: "disagreement" of an ensemble, "information" on which of it is right (BALD), or
     "uncertainty", a preference near ½."""
     batches: int = 4
     """Batches that "active" labels in; the first is drawn at random, where there is nothing to go by yet."""
     active_members: int = 3
     """Reward models of the ensemble that "active" chooses by."""
-    sharpness: float = 1.0
-    """A pair is chosen with probability ∝ (acquisition score)^sharpness: 0 at random, more is greedier."""
+    sharpness: float | None = None
+    """A pair is chosen with probability ∝ (acquisition score)^sharpness, 0 being at random; None takes the best."""
     labeler: Labeler = "simulated"
     """Who compares: "simulated", annotators that know gold, or "web", people at a labelling page."""
     num_labels: int | None = None
@@ -132,7 +132,7 @@ class CollectConfig:
             _at_least(self, name, 1)
         _at_least(self, "active_members", 2)
         for name in ("annotator_temperature", "annotator_tie_threshold", "annotator_spread", "sharpness"):
-            if not vars(self)[name] >= 0:
+            if vars(self)[name] is not None and not vars(self)[name] >= 0:
                 raise ValueError(f"expected {name} >= 0, got {vars(self)[name]}")
         if self.labeler == "simulated" and self.judges_per_pair > self.annotators:
             raise ValueError(f"expected judges_per_pair <= annotators = {self.annotators}, got {self.judges_per_pair}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -59,7 +60,8 @@ def label_actively(
         else:
             scores = np.ones(len(pool))
         items = [((a.prompt, a.response), (b.prompt, b.response)) for a, b in pool]
-        chosen = choose_batch(scores, items, [a.prompt for a, _ in pool], size, rng=rng, sharpness=config.sharpness)
+        sharpness = math.inf if config.sharpness is None else config.sharpness
+        chosen = choose_batch(scores, items, [a.prompt for a, _ in pool], size, rng=rng, sharpness=sharpness)
         said += label([pool[i] for i in chosen], part)
         gone = set(chosen)
         pool = [pair for i, pair in enumerate(pool) if i not in gone]
