@@ -154,7 +154,6 @@ class DPO(TokenAlgorithm):
         self.buffer = buffer
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
         self.logger.record("rlhf/kl_coef", self._beta)
-        self.logger.record("rlhf/response_length", float(buffer.response_lengths.float().mean()))
         callback.on_rollout_end()
         return True
 

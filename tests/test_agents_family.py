@@ -130,6 +130,20 @@ def test_a2c_is_sb3s():
     assert isinstance(make_agent("a2c"), A2C)
 
 
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "grpo"])
+def test_both_timings_give_the_same_advantages(name):
+    """Rewards attached step by step, or deferred."""
+    start = {"model": Shared(tiny.tiny_gpt2(seed=2))}  # not π_ref: the KL is not 0
+    deferred, step = (
+        collect(make_agent(name, word_env(reward_timing=timing), policy_kwargs=start))
+        for timing in ("deferred", "step")
+    )
+    assert torch.equal(deferred.input_ids, step.input_ids)
+    for table in ("rewards", "advantages"):
+        torch.testing.assert_close(getattr(deferred, table), getattr(step, table), atol=1e-4, rtol=1e-4)
+    assert deferred.advantages.abs().max() > 0.1
+
+
 @EVERY
 def test_before_the_first_update_the_ratio_is_one(name):
     """Dropout in the configuration or not."""
