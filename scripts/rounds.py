@@ -10,8 +10,8 @@ simulated annotator, and their PPO sees the same number of tokens:
 β is moved by a controller towards one KL from the SFT policy (`--kl`). The final policies are judged by gold on prompts
 nothing was trained on, and what is left of a difference in KL is taken out by a common slope within the arms (analysis
 of covariance). It also measures every reward model on pairs of every policy, labelled by gold without noise: how r_φ
-goes stale, and recovers. Prints tables and draws docs/rounds.png; about three minutes on one core. It leaves out people,
-more rounds than two, and any tuning of either arm.
+goes stale, and recovers. Prints tables and draws docs/rounds.png; about three minutes on one core. It leaves out
+people, more rounds than two, and any tuning of either arm.
 """
 
 from __future__ import annotations
