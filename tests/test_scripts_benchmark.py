@@ -102,7 +102,7 @@ def test_every_row_is_measured(script, tmp_path):
 
 
 def test_without_a_peer_its_rows_say_so(script):
-    phases = dict.fromkeys(("seconds", "rollout", "scoring", "update"), [1.0])
+    phases = {phase: [1.0] for phase in ("seconds", "rollout", "scoring", "update")}
     ours = phases | {"foreign": 0.25, "peak_mb": 1.0, "trained": 7, "products": {"512³": 1e9}}
 
     class Canned(InThisProcess):
