@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlhf_gym.agents.prefixes import pack_prefixes
 from rlhf_gym.envs.episode import Observation
+from rlhf_gym.functional.categorical import log_prob_and_entropy
 from rlhf_gym.functional.kl import full_kl
 from rlhf_gym.lm.chunked import in_chunks
 from rlhf_gym.lm.decoder import Decoder
@@ -77,7 +78,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             when they change; softmax, values and losses stay in fp32. An agent then takes the old log-probabilities
             from the forward it trains with, as the two round differently.
         use_cache: see `Decoder`.
-        optimizer_class, optimizer_kwargs: as in SB3; Adam with eps 1e-5 by default.
+        optimizer_class, optimizer_kwargs: as in SB3; Adam with eps 1e-5, fused, by default.
         use_sde: must stay False (SB3 passes it).
     """
 
@@ -149,7 +150,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             for parameter in self.split.lower_parameters:
                 parameter.requires_grad_(False)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        kwargs = dict(self.optimizer_kwargs)
+        adam = self.optimizer_class in (torch.optim.Adam, torch.optim.AdamW)
+        if adam and not kwargs.keys() & {"fused", "foreach", "differentiable"}:
+            kwargs["fused"] = True  # one pass over the weights instead of ten
+        self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
         self.optimizer.register_step_post_hook(lambda *_: self.invalidate())
 
     def _build_critic_trunk(self) -> None:
@@ -328,19 +333,20 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             with_entropy: also let gradients through the entropy; else it is computed without.
             lower_states: what the frozen lower layers give for these rows, (B, L, H), from `lower_states`.
         """
+        acted_from = input_ids[:, :-1]  # (B, L - 1): nothing is done after the last token
         with self._autocast():
             if lower_states is None or self.split is None:
-                hidden = self.parts.hidden_states(input_ids)  # (B, L, H)
+                hidden = self.parts.hidden_states(acted_from)  # (B, L - 1, H)
             else:
-                hidden = self.split.upper(lower_states)  # (B, L, H)
+                hidden = self.split.upper(lower_states[:, :-1])  # (B, L - 1, H)
         column = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
         acts = (column >= prompt_lengths[:, None] - 1) & (column < lengths[:, None] - 1)  # (B, L - 1) states acted from
-        states = hidden[:, :-1][acts]  # (n, H)
+        states = hidden[acts]  # (n, H)
         log_probs, entropies = self._taken(states, input_ids[:, 1:][acts], with_entropy=with_entropy)  # (n,) each
         if self.value_trunk is not None:
             with self._autocast():
-                hidden = self._value_parts.hidden_states(input_ids)  # (B, L, H')
-        values = self.value_head(hidden[:, :-1][acts])  # (n,)
+                hidden = self._value_parts.hidden_states(acted_from)  # (B, L - 1, H')
+        values = self.value_head(hidden[acts])  # (n,)
 
         width = int((lengths - prompt_lengths).max())
         place = torch.arange(width, device=input_ids.device) < (lengths - prompt_lengths)[:, None]  # (B, T)
@@ -388,9 +394,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         def taken(states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
             with self._autocast():
                 logits = self.parts.logits(states)  # (n, V)
-            log_probs, behaviour = self._log_probs_of_taken(logits, actions)
-            with torch.set_grad_enabled(with_entropy and torch.is_grad_enabled()):
-                return log_probs, entropy(behaviour)
+            log_probs, entropies = self._log_probs_of_taken(logits, actions)
+            return log_probs, entropies if with_entropy else entropies.detach()
 
         log_probs, entropies = in_chunks(taken, states, actions, vocab_size=self.parts.vocab_size)
         return log_probs, entropies
@@ -400,13 +405,14 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         return torch.autocast(self.parts.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _log_probs_of_taken(self, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """log π (n,) of actions taken earlier, and the behaviour logits (n, V), from the model's own logits (n, V)."""
+        """log π of actions taken earlier, and the entropy there, (n,) each, from the model's own logits (n, V)."""
         behaviour = behaviour_logits(logits, self.sampling)
         if self.sampling.top_k == 0 and self.sampling.top_p == 1.0:
-            return token_log_prob(behaviour, actions), behaviour
+            return log_prob_and_entropy(behaviour, actions)
         unfiltered = behaviour_logits(logits, dataclasses.replace(self.sampling, top_k=0, top_p=1.0))
         taken = actions[:, None]  # (n, 1)
-        return token_log_prob(behaviour.scatter(-1, taken, unfiltered.gather(-1, taken)), actions), behaviour
+        kept = behaviour.scatter(-1, taken, unfiltered.gather(-1, taken))  # (n, V)
+        return token_log_prob(kept, actions), entropy(behaviour)
 
     def _packed_hidden(self, obs: PyTorchObs, *, values: bool = True) -> tuple[Tensor, Tensor]:
         """Last hidden state (B, H) of each row for actor and critic, one forward per family of prefixes."""

@@ -51,7 +51,7 @@ def test_what_cannot_be_cut_is_refused():
 
     twice = tiny.tiny_llama().model
     twice.again = nn.ModuleList([nn.Identity(), nn.Identity()])
-    with pytest.raises(ValueError, match="expected one list of 2 layers in LlamaModel, found 2"):
+    with pytest.raises(ValueError, match="expected one list of 2 layers in LlamaModel to cut it, found 2"):
         Split(Trunk(twice), 1)
 
 

@@ -10,6 +10,7 @@ from rlhf_gym.functional.calibration import (
     reliability_curve,
     rightness,
 )
+from rlhf_gym.functional.categorical import log_prob_and_entropy
 from rlhf_gym.functional.kl import adaptive_kl_coef, full_kl, k1, k2, k3
 from rlhf_gym.functional.losses import (
     DPOLoss,
@@ -70,6 +71,7 @@ __all__ = [
     "k3",
     "kwise_loss",
     "length_controlled_accuracy",
+    "log_prob_and_entropy",
     "masked_mean",
     "masked_var",
     "masked_whiten",

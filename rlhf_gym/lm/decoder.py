@@ -213,7 +213,8 @@ class Decoder:
         if self._uses[key] <= USES_BEFORE_REPLAY or self.why_no_replay:
             return step if products is None else products.through(step)
         try:
-            self._steps[key] = record(step, *example, products)
+            tokens, positions, columns = example
+            self._steps[key] = record(step, tokens, positions, columns, products)
         except RuntimeError as problem:
             self.why_no_replay = str(problem)
             return step if products is None else products.through(step)

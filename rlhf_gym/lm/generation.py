@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_gym.lm.chunked import in_chunks
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, greedy, sample, token_log_prob
@@ -186,21 +187,24 @@ def token_log_probs(
     order = torch.argsort(lengths)  # batches of like length waste least
     for rows in order.split(batch_size):
         width = int(lengths[rows].max())
+        if width < 2:  # one token: nothing came before it
+            continue
         ids = input_ids[rows, :width].to(parts.device)  # (b, l)
         column = torch.arange(1, width)
         wanted = (column >= start[rows, None]) & (column < lengths[rows, None])  # (b, l - 1)
         if lower is None:
-            states = parts.hidden_states(ids)  # (b, l, H)
+            states = parts.hidden_states(ids[:, :-1])  # (b, l - 1, H)
         else:
-            states = lower.split.upper(lower.states[rows, :width].to(parts.device))  # (b, l, H)
-        hidden = states[:, :-1][wanted.to(parts.device)]  # (n, H)
+            states = lower.split.upper(lower.states[rows, : width - 1].to(parts.device))  # (b, l - 1, H)
+        hidden = states[wanted.to(parts.device)]  # (n, H)
         targets = ids[:, 1:][wanted.to(parts.device)]  # (n,)
-        scored = [
-            token_log_prob(parts.logits(h) / temperature, t)
-            for h, t in zip(hidden.split(4096), targets.split(4096), strict=True)
-        ]
+        (scored,) = in_chunks(
+            lambda h, t: (token_log_prob(parts.logits(h) / temperature, t),),
+            hidden,
+            targets,
+            vocab_size=parts.vocab_size,
+        )  # (n,)
         block = torch.zeros(len(rows), width)  # (b, l)
-        if scored:
-            block[:, 1:][wanted] = torch.cat(scored).cpu()
+        block[:, 1:][wanted] = scored.cpu()
         out[rows, :width] = block
     return out

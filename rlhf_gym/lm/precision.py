@@ -23,7 +23,7 @@ class LowPrecisionActor:
 
     def __init__(self, model: PreTrainedModel, *, use_cache: bool | None = None) -> None:
         self._model = model
-        copied = copy.deepcopy(model).requires_grad_(False).to(torch.bfloat16).eval()
+        copied = copy.deepcopy(model).requires_grad_(False).bfloat16().eval()
         self.decoder = Decoder(LMParts(copied), use_cache=use_cache)
         self._pairs = list(zip(copied.parameters(), model.parameters(), strict=True))
         self._version = self._current()
