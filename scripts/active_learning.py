@@ -281,7 +281,7 @@ def say(curves: dict[Way, np.ndarray]) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--full-seeds", type=int, default=2, help="seeds of the full reward models")
+    parser.add_argument("--full-seeds", type=int, default=3, help="seeds of the full reward models")
     parser.add_argument("--picture", type=Path, default=Path(__file__).parent.parent / "docs" / "active.png")
     options = parser.parse_args()
     torch.set_num_threads(1)

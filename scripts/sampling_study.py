@@ -1,7 +1,7 @@
 """What the sampling temperature does to preference data, on the embedded reviews.
 
     python scripts/sampling_study.py            # a table, and docs/sampling.png; a few minutes on one core
-    python scripts/sampling_study.py --seeds 1  # quicker, without error bars worth the name
+    python scripts/sampling_study.py --seeds 1  # quicker, without error bars
 
 At each temperature the SFT policy writes 4 responses to each of 400 prompts, which are paired at random. Two simulated
 annotators, who doubt and err, compare every pair; a reward model is trained on what the first of them says. It is
@@ -182,7 +182,7 @@ def picture(rows: np.ndarray, path: Path) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--picture", type=Path, default=Path(__file__).parent.parent / "docs" / "sampling.png")
     options = parser.parse_args()

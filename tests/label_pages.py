@@ -7,7 +7,6 @@ import multiprocessing
 import time
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -29,10 +28,11 @@ def serve(path: str, batch: str, port: int, guidelines: str = "- Be kind.", targ
 
 
 class Page:
-    """A server's process, forked from this one, which has imported everything already."""
+    """A server's process, forked from one that has imported everything and has no threads."""
 
     def __init__(self, path: Path, batch: str, port: int, **settings: Any) -> None:
-        self._context = multiprocessing.get_context("fork")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.label_pages"])
         self._arguments = (str(path), batch, port)
         self._settings = settings
         self._process: BaseProcess | None = None
@@ -42,9 +42,7 @@ class Page:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self._process = self._context.Process(target=serve, args=self._arguments, kwargs=self._settings, daemon=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking: the threads there are do nothing here
-            self._process.start()
+        self._process.start()
         deadline = time.monotonic() + 60
         while True:
             try:

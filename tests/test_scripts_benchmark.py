@@ -66,7 +66,7 @@ class InThisProcess:
 
 
 def test_every_row_is_measured(script, tmp_path):
-    peer = {"seconds": [1e6], "foreign": 0.0, "peak_mb": 1.0, "trained": 7}
+    peer = {"seconds": [1e6], "foreign": 0.0, "peak_mb": 1.0, "libraries_mb": 0.5, "trained": 7}
     runner = InThisProcess(script, peer)
     report = script.run(small_settings(script), script.NAMES, lambda text: None, runner)
     assert [section.name for section in report.sections] == ["loops", "lengths", "long", "iteration", "stock", "device"]
@@ -103,7 +103,7 @@ def test_every_row_is_measured(script, tmp_path):
 
 def test_without_a_peer_its_rows_say_so(script):
     phases = {phase: [1.0] for phase in ("seconds", "rollout", "scoring", "update")}
-    ours = phases | {"foreign": 0.25, "peak_mb": 1.0, "trained": 7, "products": {"512³": 1e9}}
+    ours = phases | {"foreign": 0.25, "peak_mb": 1.0, "libraries_mb": 0.5, "trained": 7, "products": {"512³": 1e9}}
 
     class Canned(InThisProcess):
         def ours(self, given):

@@ -9,7 +9,7 @@ from rlhf_gym.preferences.records import Preference
 
 
 def preference_opinions(preferences: Iterable[Preference]) -> list[Opinion]:
-    """For `agreement`: who preferred which of two responses; the first of them by their texts, as good an order as any."""
+    """For `agreement`: who preferred which of two responses. The first of them is so by their texts, as good as any."""
     found = []
     for p in preferences:
         unit = (p.prompt, *sorted((p.chosen, p.rejected)))

@@ -150,24 +150,20 @@ def _rows(found: Found) -> list[Row]:
 
 
 def _details(found: list[Found]) -> Detail:
-    header = ["size", "", "s/iteration", "tokens/s", "rollout", "scoring", "update", "peak MB", "weights trained"]
+    phases = ("rollout", "scoring", "update")
+    header = ["size", "", "s/iteration", "tokens/s", *phases, "peak MB", "libraries alone, MB", "weights trained"]
     lines = []
+
+    def line(one: Found, name: str, seconds: float, shares: list[str], result: dict[str, Any]) -> None:
+        memory = [f"{result['peak_mb']:,.0f}", f"{result['libraries_mb']:,.0f}", f"{result['trained']:,}"]
+        lines.append([one.given.shape.name, name, f"{seconds:.2f}", f"{one.tokens / seconds:,.0f}", *shares, *memory])
+
     for one in found:
         if one.peers:
-            peak, trained = max(p["peak_mb"] for p in one.peers), one.peers[0]["trained"]
-            rate = one.tokens / one.peer_seconds
-            figures = [f"{one.peer_seconds:.2f}", f"{rate:,.0f}", "–", "–", "–", f"{peak:,.0f}", f"{trained:,}"]
-            lines.append([one.given.shape.name, PEER, *figures])
+            line(one, PEER, one.peer_seconds, ["–"] * len(phases), max(one.peers, key=lambda peer: peer["peak_mb"]))
         for kind, result in one.ours.items():
             seconds = one.seconds(kind)
-            shares = [
-                f"{100 * statistics.median(result[phase]) / seconds:.0f} %"
-                for phase in ("rollout", "scoring", "update")
-            ]
-            memory = [f"{result['peak_mb']:,.0f}", f"{result['trained']:,}"]
-            lines.append(
-                [one.given.shape.name, kind, f"{seconds:.2f}", f"{one.tokens / seconds:,.0f}", *shares, *memory]
-            )
+            line(one, kind, seconds, [f"{100 * statistics.median(result[p]) / seconds:.0f} %" for p in phases], result)
     return Detail("A PPO iteration: 64 episodes, 4 epochs × 4 minibatches, fp32", header, lines)
 
 

@@ -89,6 +89,7 @@ def make_agent(given: Iteration) -> TokenPPO:
 def measure(given: Iteration) -> dict[str, Any]:
     """Seconds of each timed iteration and of its phases, the peak of memory, and the rates of matrix products."""
     torch.set_num_threads(given.threads)
+    libraries = peak_memory_mb(given.device)
     agent = make_agent(given)
     scoring: list[float] = []
     agent.engine.score_episodes = timed(agent.engine.score_episodes, scoring, given.device)  # type: ignore[method-assign]
@@ -111,6 +112,7 @@ def measure(given: Iteration) -> dict[str, Any]:
         "update": [b - a for a, b in list(zip(marks.collected, ends, strict=True))[first:]],
         "foreign": foreign,
         "peak_mb": peak,
+        "libraries_mb": libraries,
         "trained": sum(p.numel() for p in agent.policy.parameters() if p.requires_grad),
         "products": {
             name: product_rate(*sides, device=given.device, dtype=torch.float32) for name, sides in plain.items()

@@ -50,6 +50,7 @@ class Marks(TrainerCallback):
 
 def measure(given: Iteration) -> dict[str, Any]:
     """Seconds of each timed iteration, and the peak of memory."""
+    libraries = peak_memory_mb(given.device)
     shape, positions = given.shape, PROMPT + given.response
     fp32: dict[str, Any] = {"device": given.device, "dtype": torch.float32}
     policy, reference = causal_lm(shape, positions, **fp32), causal_lm(shape, positions, **fp32)
@@ -100,6 +101,7 @@ def measure(given: Iteration) -> dict[str, Any]:
         "seconds": seconds[given.warm_ups :],
         "foreign": marks.load(),
         "peak_mb": peak_memory_mb(given.device),
+        "libraries_mb": libraries,
         "trained": sum(p.numel() for model in (policy, value) for p in model.parameters()),
     }
 
