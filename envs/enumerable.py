@@ -143,12 +143,13 @@ class EnumerableTask:
             num_envs: N.
             overrides: any argument of `TokenVectorEnv`.
         """
+        tokenizer = letter_tokenizer(self.reference.config.vocab_size)
         table = {" ".join(LETTERS[i] for i in s): r for s, r in zip(self.strings.tolist(), self.rewards, strict=True)}
         settings: dict[str, Any] = {
             "prompts": [[0]],
             "reward": lambda prompts, responses: [table[response] for response in responses],
             "reference": Shared(self.reference),
-            "tokenizer": letter_tokenizer(self.reference.config.vocab_size),
+            "tokenizer": tokenizer,
             "max_new_tokens": self.strings.shape[1],
             "kl_coef": self.beta,
             "stop_token_ids": (),

@@ -1,0 +1,1 @@
+"""What `scripts/compare_agents.py` is made of: where agents learn, agents with their settings, results, drawings."""
