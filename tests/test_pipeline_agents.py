@@ -12,6 +12,7 @@ import pytest
 
 from rlhf_gym.agents import DPO, TokenAlgorithm
 from rlhf_gym.cli.commands import parse
+from rlhf_gym.envs import ClipScore, LengthPenalty, NormalizeScore
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import PPOConfig, RunConfig, RunFolder, prepare, run
@@ -128,3 +129,13 @@ def test_best_of_n_draws_from_the_sft_policy(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     with pytest.raises(ValueError, match="expected reference=sft with agent=best_of_n, got previous"):
         replace(config, ppo=replace(config.ppo, agent="best_of_n"), reference="previous")
+
+
+def test_terms_on_the_score_are_checked_with_the_settings_and_reach_the_environment():
+    config = PPOConfig(length_penalty=0.1, length_penalty_after=6, clip_score=(-2.0, 2.0), normalize_score=True)
+    assert config.shaping == (NormalizeScore(), ClipScore(-2.0, 2.0), LengthPenalty(0.1, after=6))
+    assert PPOConfig().shaping == ()
+    with pytest.raises(ValueError, match="low"):
+        PPOConfig(clip_score=(2.0, -2.0))
+    with pytest.raises(ValueError, match="expected no terms on the scores with agent=dpo"):
+        PPOConfig(agent="dpo", repetition_penalty=1.0)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
+from rlhf_gym.envs import ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
 from rlhf_gym.preferences import CONFIDENT_WORDS, PairingStrategy
 from rlhf_gym.preferences.active import Acquisition
 from rlhf_gym.rewards import Aggregate
@@ -240,6 +241,22 @@ class PPOConfig:
     """Where the value head sits: on the policy's trunk, or on a copy of it."""
     missing_eos_penalty: float = 0.0
     """Subtracted from the score of a response that never ends."""
+    length_penalty: float = 0.0
+    """Subtracted from the score for each token past length_penalty_after; negative rewards length."""
+    length_penalty_after: int = 0
+    """Tokens that cost nothing."""
+    repetition_penalty: float = 0.0
+    """Subtracted from the score of a response that says one thing for ever; of others, by their share of repeats."""
+    repetition_ngram: int = 3
+    """Tokens that make a repeat."""
+    clip_score: tuple[float, float] | None = None
+    """Scores outside LOW HIGH count as these."""
+    normalize_score: bool = False
+    """Scores in units of their running standard deviation, around their running mean."""
+    freeze_layers: int = 0
+    """Lower layers of the policy that stay as they are, and the embeddings: quicker and smaller updates."""
+    bf16: bool = False
+    """Forward passes in bfloat16, weights in float32: for a GPU, or a CPU that has it."""
     gold_every: int = 1
     """Iterations between two looks at gold; nothing learns from it."""
     checkpoint_every: int = 10
@@ -256,6 +273,20 @@ class PPOConfig:
         return self.samples_per_prompt or {"rloo": 4, "grpo": 4, "best_of_n": 16}.get(self.agent, 1)
 
     @property
+    def shaping(self) -> tuple[ScoreTerm, ...]:
+        """What is done to r_φ's scores, in order."""
+        terms: list[ScoreTerm] = []
+        if self.normalize_score:
+            terms.append(NormalizeScore())
+        if self.clip_score is not None:
+            terms.append(ClipScore(*self.clip_score))
+        if self.length_penalty:
+            terms.append(LengthPenalty(self.length_penalty, after=self.length_penalty_after))
+        if self.repetition_penalty:
+            terms.append(RepetitionPenalty(self.repetition_penalty, ngram=self.repetition_ngram))
+        return tuple(terms)
+
+    @property
     def label(self) -> str:
         """What tables and reports call the agent."""
         names = {"reinforce": "REINFORCE", "best_of_n": f"best of {self.group}"}
@@ -265,7 +296,10 @@ class PPOConfig:
         counts = ("total_tokens", "n_episodes", "batch_size", "n_epochs", "num_envs", "samples_per_prompt")
         for name in (*counts, "micro_batch_size", "gold_every", "checkpoint_every"):
             _at_least(self, name, 1)
+        _at_least(self, "freeze_layers", 0)
         self._check_agent()
+        if self.shaping and self.agent in ("dpo", "best_of_n"):
+            raise ValueError(f"expected no terms on the scores with agent={self.agent}, got {self.shaping}")
         if not self.kl_coef >= 0 or not self.learning_rate > 0:
             raise ValueError(f"expected kl_coef >= 0 and learning_rate > 0, got {self.kl_coef}, {self.learning_rate}")
         if self.kl_control not in get_args(KLControl):

@@ -161,6 +161,7 @@ def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) 
         reward_timing="deferred",
         samples_per_prompt=config.group,
         missing_eos_penalty=config.missing_eos_penalty,
+        shaping=config.shaping,
     )
 
 
@@ -170,7 +171,7 @@ def make_agent(run: Run, stage: StageName, round: int, seed: int, env: TokenVect
     start = load_causal_lm(run.policy(round - 1, seed)).float()
     rate = config.learning_rate
     settings: dict[str, Any] = {
-        "policy_kwargs": {"model": Shared(start)},
+        "policy_kwargs": {"model": Shared(start), "freeze_layers": config.freeze_layers, "bf16": config.bf16},
         "learning_rate": LinearSchedule(rate, 0.0, 1.0) if config.schedule == "linear" else rate,
         "n_episodes": config.n_episodes,
         "batch_size": config.batch_size,
