@@ -50,7 +50,7 @@ def make_policy(env: TokenVectorEnv, model: PreTrainedModel) -> LMActorCriticPol
         env.single_observation_space, env.single_action_space, lambda _: 1e-5, model=Shared(model)
     )
     policy = policy.to(model.device)
-    policy.model.to(dtype=model.dtype)  # the value head stays in fp32
+    policy.model.to(dtype=model.dtype)  # type: ignore[call-arg]  # the value head stays in fp32
     policy.set_training_mode(False)
     policy.invalidate()
     return policy
@@ -106,7 +106,7 @@ def generate(model: PreTrainedModel, shape: Shape, *, batch: int, new_tokens: Se
     @torch.no_grad()
     def run() -> float:
         for count in new_tokens:
-            made = model.generate(
+            made = model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=mask,
                 do_sample=True,

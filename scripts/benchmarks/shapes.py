@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
@@ -107,9 +108,9 @@ class Iteration:
     """Ours alone: so many lower layers stay as they are."""
 
 
-def model_config(shape: Shape, positions: int, **more: object) -> PretrainedConfig:
+def model_config(shape: Shape, positions: int, **more: Any) -> PretrainedConfig:
     """A Transformers configuration of this shape, without dropout."""
-    ids = {"bos_token_id": STOP, "eos_token_id": STOP, "pad_token_id": PAD}
+    more |= {"bos_token_id": STOP, "eos_token_id": STOP, "pad_token_id": PAD}
     if shape.kv_heads:
         return LlamaConfig(
             vocab_size=shape.vocab_size,
@@ -119,7 +120,6 @@ def model_config(shape: Shape, positions: int, **more: object) -> PretrainedConf
             num_attention_heads=shape.n_head,
             num_key_value_heads=shape.kv_heads,
             max_position_embeddings=positions,
-            **ids,
             **more,
         )
     return GPT2Config(
@@ -131,7 +131,6 @@ def model_config(shape: Shape, positions: int, **more: object) -> PretrainedConf
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        **ids,
         **more,
     )
 
