@@ -115,6 +115,24 @@ def test_bad_input_is_one_message_before_any_work(
     assert not root.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["collect", "--run-dir", "{root}"], "expected sft to be complete before collect"),
+        (["collect", "--against", "{root}"], "expected the folder of a run, got {root} without one"),
+        (["collect", "--against={root}"], "expected the folder of a run, got {root} without one"),
+    ],
+)
+def test_a_stage_without_what_it_needs_is_one_message(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "run"
+    assert exit_code([word.format(root=root) for word in arguments]) == 2
+    errors = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message.format(root=root) in errors and "Traceback" not in errors
+    assert not root.exists()
+
+
 def exit_code(arguments: list[str]) -> int:
     """What the shell would see: tyro leaves by itself after --help, and after what it cannot make sense of."""
     try:

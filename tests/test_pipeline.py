@@ -16,7 +16,7 @@ from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.folder import read_json
 from rlhf_gym.pipeline.progress import IterationLog, Watch
 from rlhf_gym.pipeline.samples import proxy_scores, read_jsonl
-from rlhf_gym.pipeline.stages import Interrupted
+from rlhf_gym.pipeline.stages import Interrupted, check_inputs
 from rlhf_gym.preferences import read_preferences
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
 from rlhf_gym.training import RewardModelingConfig
@@ -253,6 +253,12 @@ def test_a_stage_alone_wants_what_comes_before_it(tmp_path: Path, pretrained: Pa
     assert folder.metrics("collect") is not None and folder.metrics("reward") is None
     with pytest.raises(ValueError, match="expected reward to be complete before evaluate"):
         run(config, task=task, only="evaluate", console=quiet())
+
+    # what --redo begins again from is not needed by itself, in whatever round, nor is what comes after it
+    more = prepare(replace(config, rounds=2), task=task, console=quiet())
+    check_inputs(more, "collect", redo="collect")
+    with pytest.raises(ValueError, match="expected collect to be complete before reward"):
+        check_inputs(more, "reward", redo="collect")
 
 
 def test_redo_begins_again_from_a_stage(tmp_path: Path, pretrained: Path) -> None:

@@ -22,7 +22,7 @@ COMMANDS = {
     "unleashed": "the same without KL penalty, to see what it prevents",
     "evaluate": "who wins on held-out prompts",
     "report": "report.html, with pictures",
-    "adversarial": "responses that the reward model overrates: found, labelled, trained on",
+    "adversarial": "responses that the reward model overrates: found, labelled, trained on (collect --against RUN)",
     "label": "a page on which people compare, rank or rate responses, blind",
     "preferences": "check, import and export files of preferences and a run's labels; agreement",
 }
@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from rlhf_gym.cli.label_command import label
 
         return label(rest)
+    if command == "collect" and any(word.partition("=")[0] == "--against" for word in rest):
+        command, rest = "adversarial", [word.removeprefix("--against=") for word in rest if word != "--against"]
     if command == "adversarial":
         from rlhf_gym.cli.adversarial_command import attack
 

@@ -17,6 +17,7 @@ from rlhf_gym.cli.app import COMMANDS, fail
 from rlhf_gym.pipeline import Interrupted, RunConfig, RunFolder, TaskConfig, default_config, execute, prepare
 from rlhf_gym.pipeline.folder import BusyFolderError, StageName
 from rlhf_gym.pipeline.reward import UnfitRewardError
+from rlhf_gym.pipeline.stages import check_inputs
 from rlhf_gym.pipeline.web_labeler import LabellingError
 
 
@@ -37,6 +38,8 @@ def go(command: str, arguments: Sequence[str]) -> int:
         options = parse(command, arguments)
         only = None if command == "run" else next(name for name in get_args(StageName) if name == command)
         run = prepare(options.config, console=console, redo=options.redo)
+        if only is not None:
+            check_inputs(run, only, options.redo)
     except (ValueError, OSError) as error:
         return fail(str(error))
     try:

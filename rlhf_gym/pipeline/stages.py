@@ -78,7 +78,7 @@ def run(
 def execute(run: Run, *, only: StageName | None = None, redo: StageName | None = None) -> Path:
     """The stages of a run that has been checked. See `run`."""
     if only is not None:
-        check_inputs(run, only)
+        check_inputs(run, only, redo)
     with run.folder.occupied(), quiet_transformers():
         run.folder.open(run.config, redo=redo)
         _execute(run, only)
@@ -126,18 +126,20 @@ def is_complete(run: Run, stage: Stage) -> bool:
     return bool(stage.idle) or run.folder.metrics(stage.name, stage.round) is not None
 
 
-def check_inputs(run: Run, only: StageName) -> None:
-    """A stage alone needs all before it.
+def check_inputs(run: Run, only: StageName, redo: StageName | None = None) -> None:
+    """A stage alone needs all before it; what `redo` begins again from is not there any more.
 
     Raises:
         ValueError: one of them is not complete.
     """
     stages = list(stages_of(run))
+    kept = next((i for i, stage in enumerate(stages) if stage.name == redo), len(stages))
+    complete = [i < kept and is_complete(run, stage) for i, stage in enumerate(stages)]
     targets = [i for i, stage in enumerate(stages) if stage.name == only]
-    left = [i for i in targets if not is_complete(run, stages[i])]
+    left = [i for i in targets if not complete[i]]
     first = left[0] if left else targets[-1] if targets else len(stages)
-    for stage in stages[:first]:
-        if not is_complete(run, stage) and stage.name != "unleashed":
+    for done, stage in zip(complete[:first], stages, strict=False):
+        if not done and not stage.idle and stage.name != "unleashed":
             raise ValueError(
                 f"expected {stage.name} to be complete before {only}, got a run folder without it: run "
                 f"`rlhf-gym {stage.name} --run-dir {run.config.run_dir}` first"
