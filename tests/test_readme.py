@@ -25,7 +25,7 @@ def test_readme_block_runs(number, tmp_path):
     script = tmp_path / "block.py"
     script.write_text(BLOCKS[number])
     command = [sys.executable, "-W", "error::DeprecationWarning:__main__", str(script)]
-    env = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "PATH": "/usr/bin:/bin"}
+    env = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=env, timeout=240)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
