@@ -52,9 +52,8 @@ def measure(given: Iteration) -> dict[str, Any]:
     """Seconds of each timed iteration, and the peak of memory."""
     libraries = peak_memory_mb(given.device)
     shape, positions = given.shape, PROMPT + given.response
-    fp32: dict[str, Any] = {"device": given.device, "dtype": torch.float32}
-    policy, reference = causal_lm(shape, positions, **fp32), causal_lm(shape, positions, **fp32)
-    reward, value = scalar_model(shape, positions, **fp32), scalar_model(shape, positions, **fp32)
+    policy, reference = (causal_lm(shape, positions, device=given.device) for _ in range(2))
+    reward, value = (scalar_model(shape, positions, device=given.device) for _ in range(2))
     prompts = random_prompts(shape, 4 * given.episodes)
     marks = Marks(given)
     with tempfile.TemporaryDirectory() as folder:
