@@ -15,6 +15,7 @@ import warnings
 from typing import Any
 
 import torch
+import trl
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -97,6 +98,7 @@ def measure(given: Iteration) -> dict[str, Any]:
     assert marks.load is not None
     seconds = [b - a for a, b in zip(marks.times[:-1], marks.times[1:], strict=True)]
     return {
+        "version": trl.__version__,
         "seconds": seconds[given.warm_ups :],
         "foreign": marks.load(),
         "peak_mb": peak_memory_mb(given.device),
