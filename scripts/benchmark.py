@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -116,8 +116,17 @@ def run(settings: Settings, only: tuple[Name, ...], say: Say, runner: iteration.
     with quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         sections = [part() for wanted, part in parts if wanted]
-    command = "python scripts/benchmark.py " + " ".join(sys.argv[1:])
-    return tables.describe(settings, command.strip(), sections)
+    return tables.describe(settings, shown_command(sys.argv[1:]), sections)
+
+
+def shown_command(given: Sequence[str]) -> str:
+    """What was typed, without where things lie on this machine."""
+
+    def shown(word: str) -> str:
+        name, equals, value = word.rpartition("=")
+        return name + equals + ("PATH" if Path(value).is_absolute() else value)
+
+    return " ".join(["python", "scripts/benchmark.py", *map(shown, given)])
 
 
 if __name__ == "__main__":

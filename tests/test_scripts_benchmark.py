@@ -66,7 +66,7 @@ class InThisProcess:
 
 
 def test_every_row_is_measured(script, tmp_path):
-    peer = {"seconds": [1e6], "foreign": 0.0, "peak_mb": 1.0, "libraries_mb": 0.5, "trained": 7}
+    peer = {"version": "0", "seconds": [1e6], "foreign": 0.0, "peak_mb": 1.0, "libraries_mb": 0.5, "trained": 7}
     runner = InThisProcess(script, peer)
     report = script.run(small_settings(script), script.NAMES, lambda text: None, runner)
     assert [section.name for section in report.sections] == ["loops", "lengths", "long", "iteration", "stock", "device"]
@@ -79,6 +79,7 @@ def test_every_row_is_measured(script, tmp_path):
     assert rows["PPO iteration, lower half frozen (tiny)"].reached is True
     assert rows["its peak memory, lower half frozen (tiny)"].reached is False
     assert rows["PPO iteration, critic on a trunk of its own (tiny)"].reached is None
+    assert rows["PPO iteration, critic on a trunk of its own (tiny)"].against == "TRL PPO 0"
     assert [(given.critic, given.freeze_layers) for given in runner.asked] == [
         ("shared", 0),
         ("separate", 0),
@@ -164,3 +165,17 @@ def test_a_ratio_is_the_median_of_its_rounds(script):
     assert Row("x", "y", 0.61, 0.6, at_most=True).reached is False
     assert Row("x", "y", 1.29, 1.3).reached is False
     assert Row("x", "y", None, 1.3).reached is None
+
+
+def test_the_command_is_written_without_paths_of_this_machine(script):
+    given = [
+        "--peer-python",
+        "/home/me/bin/python",
+        "--rounds",
+        "3",
+        "--json=/home/me/out.json",
+        "--markdown",
+        "docs/t.md",
+    ]
+    shown = "python scripts/benchmark.py --peer-python PATH --rounds 3 --json=PATH --markdown docs/t.md"
+    assert script.shown_command(given) == shown

@@ -20,7 +20,7 @@ from benchmarks.timing import Say, Variant, device_seconds, round_robin
 from rlhf_gym.lm.decoder import Decoder
 
 NEEDS_GPU = "needs a GPU: --device cuda"
-LOOP, UPDATE = "one-token step, 1b at batch 64", "PPO update, 1b, under bf16 autocast"
+LOOP, UPDATE = "one-token step, 1b at batch 64", "PPO update, 1b, forward in bf16"
 BANDWIDTH, PRODUCTS = "memory bandwidth (a plain copy's)", "a bf16 matrix product's rate"
 
 
@@ -98,8 +98,7 @@ def update_row(shape: Shape, settings: Settings) -> Row:
     )
     agent, marks = make_agent(given), Marks(given)
     agent.learn(given.episodes * given.response, callback=marks)  # collects; its update is the warm-up
-    with torch.autocast(settings.device, dtype=torch.bfloat16):
-        seconds = device_seconds(agent.train, settings.device)
+    seconds = device_seconds(agent.train, settings.device)
     side = 8192 if settings.device == "cuda" else 512
     most = product_rate(side, side, side, device=settings.device, dtype=torch.bfloat16)
     reached = iteration_flops(given).update / seconds

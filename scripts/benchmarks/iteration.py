@@ -18,7 +18,7 @@ from benchmarks.tables import Detail, Row, Section
 from benchmarks.timing import Say
 
 SCRIPTS = Path(__file__).resolve().parent.parent
-PEER = "TRL 1.12 PPO"
+PEER = "TRL PPO"
 MISSING = "TRL is missing: give --peer-python, a Python that has trl 1.12"
 
 
@@ -90,6 +90,11 @@ class Found:
     """Before and after; empty where there is no peer."""
 
     @property
+    def peer_name(self) -> str:
+        """With its version."""
+        return f"{PEER} {self.peers[0]['version']}" if self.peers else PEER
+
+    @property
     def peer_seconds(self) -> float:
         """Median over both."""
         return statistics.median(s for found in self.peers for s in found["seconds"])
@@ -139,13 +144,15 @@ def _rows(found: Found) -> list[Row]:
     for kind in KINDS:
         ratio = found.peer_seconds / found.seconds(kind.name) if found.peers else None
         note = "tokens/s of a whole iteration; the peer trains two models" if found.peers else MISSING
-        rows.append(Row(f"PPO iteration, {kind.name} ({size})", PEER, ratio, kind.target, note=note))
+        rows.append(Row(f"PPO iteration, {kind.name} ({size})", found.peer_name, ratio, kind.target, note=note))
     for kind in KINDS:
         peak = found.ours[kind.name]["peak_mb"]
         ratio = peak / max(peer["peak_mb"] for peer in found.peers) if found.peers else None
         note = f"{peak:,.0f} MB; a fresh process each" if found.peers else MISSING
         target = 0.6 if kind.target is not None else None
-        rows.append(Row(f"its peak memory, {kind.name} ({size})", PEER, ratio, target, at_most=True, note=note))
+        rows.append(
+            Row(f"its peak memory, {kind.name} ({size})", found.peer_name, ratio, target, at_most=True, note=note)
+        )
     return rows
 
 
@@ -160,7 +167,13 @@ def _details(found: list[Found]) -> Detail:
 
     for one in found:
         if one.peers:
-            line(one, PEER, one.peer_seconds, ["–"] * len(phases), max(one.peers, key=lambda peer: peer["peak_mb"]))
+            line(
+                one,
+                one.peer_name,
+                one.peer_seconds,
+                ["–"] * len(phases),
+                max(one.peers, key=lambda peer: peer["peak_mb"]),
+            )
         for kind, result in one.ours.items():
             seconds = one.seconds(kind)
             line(one, kind, seconds, [f"{100 * statistics.median(result[p]) / seconds:.0f} %" for p in phases], result)

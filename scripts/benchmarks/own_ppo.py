@@ -58,11 +58,12 @@ class Marks(BaseCallback):
 
 
 def make_agent(given: Iteration) -> TokenPPO:
-    """A PPO whose π_ref, policy and r_φ all have the shape asked for, in fp32."""
+    """A PPO whose π_ref, policy and r_φ all have the shape asked for. Weights that are trained are in fp32; where the
+    shape's dtype is bf16, forward passes are in it."""
     shape, positions = given.shape, PROMPT + given.response
     tokenizer = word_tokenizer(shape.vocab_size)
-    reference = causal_lm(shape, positions, device=given.device, dtype=torch.float32)
-    reward = RewardModel(scalar_model(shape, positions, device=given.device, dtype=torch.float32), tokenizer)
+    reference = causal_lm(shape, positions, device=given.device)
+    reward = RewardModel(scalar_model(shape, positions, device=given.device), tokenizer)
     env = TokenVectorEnv(
         given.episodes,
         prompts=random_prompts(shape, 4 * given.episodes),
@@ -80,7 +81,11 @@ def make_agent(given: Iteration) -> TokenPPO:
         n_episodes=given.episodes,
         batch_size=given.episodes // given.minibatches,
         n_epochs=given.epochs,
-        policy_kwargs={"critic": given.critic, "freeze_layers": given.freeze_layers},
+        policy_kwargs={
+            "critic": given.critic,
+            "freeze_layers": given.freeze_layers,
+            "bf16": shape.torch_dtype == torch.bfloat16,
+        },
         device=given.device,
         seed=0,
     )

@@ -15,6 +15,7 @@ import warnings
 from typing import Any
 
 import torch
+import trl
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -52,9 +53,8 @@ def measure(given: Iteration) -> dict[str, Any]:
     """Seconds of each timed iteration, and the peak of memory."""
     libraries = peak_memory_mb(given.device)
     shape, positions = given.shape, PROMPT + given.response
-    fp32: dict[str, Any] = {"device": given.device, "dtype": torch.float32}
-    policy, reference = causal_lm(shape, positions, **fp32), causal_lm(shape, positions, **fp32)
-    reward, value = scalar_model(shape, positions, **fp32), scalar_model(shape, positions, **fp32)
+    policy, reference = (causal_lm(shape, positions, device=given.device) for _ in range(2))
+    reward, value = (scalar_model(shape, positions, device=given.device) for _ in range(2))
     prompts = random_prompts(shape, 4 * given.episodes)
     marks = Marks(given)
     with tempfile.TemporaryDirectory() as folder:
@@ -98,6 +98,7 @@ def measure(given: Iteration) -> dict[str, Any]:
     assert marks.load is not None
     seconds = [b - a for a, b in zip(marks.times[:-1], marks.times[1:], strict=True)]
     return {
+        "version": trl.__version__,
         "seconds": seconds[given.warm_ups :],
         "foreign": marks.load(),
         "peak_mb": peak_memory_mb(given.device),

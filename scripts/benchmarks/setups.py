@@ -45,12 +45,15 @@ def make_env(
 
 
 def make_policy(env: TokenVectorEnv, model: PreTrainedModel) -> LMActorCriticPolicy:
-    """A policy with a copy of `model`, on its device and in its dtype, ready to act."""
+    """A policy with a copy of `model`, on its device, ready to act; it acts in bf16 where `model` is in bf16."""
     policy = LMActorCriticPolicy(
-        env.single_observation_space, env.single_action_space, lambda _: 1e-5, model=Shared(model)
+        env.single_observation_space,
+        env.single_action_space,
+        lambda _: 1e-5,
+        model=Shared(model),
+        bf16=model.dtype == torch.bfloat16,
     )
     policy = policy.to(model.device)
-    policy.model.to(dtype=model.dtype)  # type: ignore[call-arg]  # the value head stays in fp32
     policy.set_training_mode(False)
     policy.invalidate()
     return policy

@@ -135,26 +135,22 @@ def model_config(shape: Shape, positions: int, **more: Any) -> PretrainedConfig:
     )
 
 
-def causal_lm(
-    shape: Shape, positions: int, *, device: str = "cpu", dtype: torch.dtype | None = None
-) -> PreTrainedModel:
+def causal_lm(shape: Shape, positions: int, *, device: str = "cpu") -> PreTrainedModel:
     """A causal LM with random weights (the same at every call), which never stops by itself."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(model_config(shape, positions), dtype=dtype or shape.torch_dtype)
+        model = AutoModelForCausalLM.from_config(model_config(shape, positions), dtype=shape.torch_dtype)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return model.eval()
 
 
-def scalar_model(
-    shape: Shape, positions: int, *, device: str = "cpu", dtype: torch.dtype | None = None
-) -> PreTrainedModel:
+def scalar_model(shape: Shape, positions: int, *, device: str = "cpu") -> PreTrainedModel:
     """The same trunk under a scalar head: a reward model, or the peer's value model."""
     torch.manual_seed(1)
     config = model_config(shape, positions, num_labels=1)
     with torch.device(device):
-        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype or shape.torch_dtype)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=shape.torch_dtype)
     return model.eval()
 
 

@@ -23,7 +23,7 @@ from rlhf_gym.lm.shared import Shared
 MINIBATCHES, EPOCHS = 4, 4
 ROUNDS = 3
 """At most: the naive agent needs more than a minute an iteration."""
-WARM_UPS = 4
+WARM_UPS = 5
 """Iterations of ours before the timed ones: by then its one-token steps are recorded."""
 
 
