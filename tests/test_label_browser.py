@@ -92,7 +92,7 @@ def test_twenty_pairs_by_keys_with_undo_and_a_killed_server(browser: Chromium, t
         with LabelStore(path) as store:
             assert len(store.judgements()) == 9
         served.start()
-        tab.wait(SAVED, 120)  # the page tries again after ever longer waits
+        tab.wait(SAVED, 40)  # the page tries again after ever longer waits
         tab.wait(SHOWN)  # an item that comes later comes with no reason
         tab.evaluate("document.getElementById('reason').value = 'because'")
         while tab.wait(f"{SHOWN} || {THANKS}") and tab.evaluate(SHOWN):

@@ -125,7 +125,7 @@ async function refill() {
     } catch (error) {
       if (error.status === 401) { welcome("The server was started anew, with another token."); break; }
       if (error.status && error.status < 500) { over("Something is wrong", error.message); break; }
-      saved("late", "Server away, trying again");
+      away();
       if (!here.item) over("The server does not answer", "Nothing is lost. This page goes on by itself once it is back.");
       await new Promise((resolve) => setTimeout(resolve, wait));
       wait = Math.min(wait * 1.6, 5000);
@@ -283,6 +283,11 @@ function saved(kind, text) {
   if (byId("saved").textContent !== text) byId("saved").textContent = text;
 }
 
+function away() { // whoever finds out says the same
+  const left = here.outbox.size;
+  saved("late", left ? `Server away, ${plural(left, "label")} kept here` : "Server away, trying again");
+}
+
 function announce(text) {
   byId("live").textContent = text;
 }
@@ -291,7 +296,7 @@ function onOutbox(event, record, reason) {
   const left = here.outbox.size;
   if (event === "locked") welcome("The server was started anew, with another token. Your labels wait in this browser.");
   else if (event === "refused") saved("late", `Not taken: ${reason}`);
-  else if (event === "waiting") saved("late", `Server away, ${plural(left, "label")} kept here`);
+  else if (event === "waiting") away();
   else if (left === 0) saved("", "Saved");
   if (event === "stored" && here.progress) { // until the server counts again
     const by = record.path.endsWith("undo") ? -1 : record.body.action === "skip" ? 0 : 1;
