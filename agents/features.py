@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import TensorDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_gym.agents.policy import read
+from rlhf_gym.agents.inputs import read
 from rlhf_gym.agents.prefixes import pack_prefixes
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.loading import load_causal_lm

@@ -9,7 +9,8 @@ import torch
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
-from rlhf_gym.agents.policy import LMActorCriticPolicy, read
+from rlhf_gym.agents.inputs import read
+from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import Observation
 from rlhf_gym.lm.sampling import behaviour_logits, entropy, greedy, sample, token_log_prob
 

@@ -15,8 +15,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from rlhf_gym.agents.inputs import ModelSource, check_spaces, own_model, read
 from rlhf_gym.agents.prefixes import pack_prefixes
 from rlhf_gym.envs.episode import Observation
 from rlhf_gym.functional.categorical import log_prob_and_entropy
@@ -24,7 +25,6 @@ from rlhf_gym.functional.kl import full_kl
 from rlhf_gym.lm.chunked import in_chunks
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.heads import ValueHead
-from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.precision import LowPrecisionActor
 from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, entropy, greedy, sample, token_log_prob
@@ -33,7 +33,6 @@ from rlhf_gym.lm.split import LowerStates, Split
 from rlhf_gym.rewards import RewardModel
 
 Critic = Literal["shared", "separate", "reward_model"]
-ModelSource = str | Path | Shared[PreTrainedModel] | PretrainedConfig
 
 
 class EpisodeEvaluation(NamedTuple):
@@ -127,7 +126,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         """SB3's hook for the networks and the optimizer."""
-        self.model = _own_model(self._sources["model"])
+        self.model = own_model(self._sources["model"])
         self.parts = LMParts(self.model)
         expected = int(self.action_space.n)  # type: ignore[attr-defined]
         if self.parts.vocab_size != expected:
@@ -429,47 +428,3 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     def _distribution(self, logits: Tensor) -> CategoricalDistribution:
         return CategoricalDistribution(logits.shape[-1]).proba_distribution(action_logits=logits)
-
-
-def read(observation: PyTorchObs | Observation) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids (N, L) and lengths (N,) of an observation, on the host."""
-    ids, mask = observation["input_ids"], observation["attention_mask"]  # type: ignore[index]
-    if isinstance(ids, Tensor):
-        ids = ids.detach().cpu().numpy()
-    if isinstance(mask, Tensor):
-        mask = mask.detach().cpu().numpy()
-    if ids.dtype.kind == "f" and (ids != np.rint(ids)).any():
-        raise ValueError("expected token ids in the observation, got fractions: with VecNormalize say norm_obs=False")
-    if ids.ndim == 1:
-        ids, mask = ids[None], mask[None]
-    return ids.astype(np.int64, copy=False), mask.sum(axis=-1, dtype=np.int64)
-
-
-def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """The spaces are those of a token environment.
-
-    Raises:
-        ValueError: saying what was expected and what came.
-    """
-    keys = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
-    if not {"input_ids", "attention_mask"} <= keys or not isinstance(action_space, spaces.Discrete):
-        raise ValueError(
-            "expected observations Dict(input_ids, attention_mask) and Discrete actions, "
-            f"got {observation_space} and {action_space}"
-        )
-
-
-def _own_model(source: ModelSource) -> PreTrainedModel:
-    """A model that belongs to the policy alone, every weight trainable, in eval mode (no dropout)."""
-    if isinstance(source, PretrainedConfig):
-        model = AutoModelForCausalLM.from_config(source, dtype=torch.float32)
-    elif isinstance(source, Shared):
-        model = copy.deepcopy(source.value).float()
-    elif isinstance(source, str | Path):
-        model = load_causal_lm(source, dtype=torch.float32)
-    else:
-        raise TypeError(
-            f"expected model to be a folder, a name, Shared(model) or a configuration, got {type(source).__name__}; "
-            "a bare module would be pickled whole by SB3's save"
-        )
-    return model.requires_grad_(True).eval()

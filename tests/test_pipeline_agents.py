@@ -16,8 +16,8 @@ from rlhf_gym.envs import ClipScore, LengthPenalty, NormalizeScore
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import PPOConfig, RunConfig, RunFolder, prepare, run
+from rlhf_gym.pipeline.agent_config import AgentName
 from rlhf_gym.pipeline.collect import all_preferences
-from rlhf_gym.pipeline.config import AgentName
 from rlhf_gym.pipeline.ppo import AGENTS, make_agent, make_env, preferences
 from rlhf_gym.pipeline.samples import read_jsonl
 from tests.run_folders import read_page

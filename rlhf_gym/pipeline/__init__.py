@@ -1,9 +1,9 @@
 """The circle: pretrain → SFT → collect preferences → reward model → PPO → evaluate → report, into a run folder."""
 
+from rlhf_gym.pipeline.agent_config import PPOConfig
 from rlhf_gym.pipeline.config import (
     CollectConfig,
     EvaluateConfig,
-    PPOConfig,
     RewardConfig,
     RunConfig,
     TaskConfig,

@@ -12,15 +12,13 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
-from rlhf_gym.envs import ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
+from rlhf_gym.pipeline.agent_config import PPOConfig, at_least
 from rlhf_gym.preferences import CONFIDENT_WORDS, PairingStrategy
 from rlhf_gym.preferences.active import Acquisition
 from rlhf_gym.rewards import Aggregate
 from rlhf_gym.training import RewardModelingConfig, SFTConfig
 
 Reference = Literal["sft", "pretrained", "previous"]
-KLControl = Literal["fixed", "adaptive", "constraint"]
-AgentName = Literal["ppo", "a2c", "reinforce", "rloo", "grpo", "dpo", "best_of_n"]
 Pairing = Literal[PairingStrategy, "active"]
 Labeler = Literal["simulated", "web"]
 
@@ -56,7 +54,7 @@ class TaskConfig:
         if self.model is None and self.demonstrations is not None:
             raise ValueError(f"expected a model to learn from {self.demonstrations}, got none: add --model")
         for name in ("max_prompt_length", "max_new_tokens"):
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,9 @@ class CollectConfig:
     """Share of the prompts whose pairs only measure the reward model."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "num_prompts", 2)
-        _at_least(self, "samples_per_prompt", 2)
-        _at_least(self, "num_labels", 2)
+        at_least(self, "num_prompts", 2)
+        at_least(self, "samples_per_prompt", 2)
+        at_least(self, "num_labels", 2)
         if self.labeler not in get_args(Labeler):
             raise ValueError(f"expected labeler to be one of {get_args(Labeler)}, got {self.labeler!r}")
         if not self.temperatures or not all(t > 0 for t in self.temperatures):
@@ -130,8 +128,8 @@ class CollectConfig:
             if (value := vars(self)[name]) not in allowed:
                 raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}")
         for name in ("annotators", "judges_per_pair", "batches"):
-            _at_least(self, name, 1)
-        _at_least(self, "active_members", 2)
+            at_least(self, name, 1)
+        at_least(self, "active_members", 2)
         for name in ("annotator_temperature", "annotator_tie_threshold", "annotator_spread", "sharpness"):
             if vars(self)[name] is not None and not vars(self)[name] >= 0:
                 raise ValueError(f"expected {name} >= 0, got {vars(self)[name]}")
@@ -185,151 +183,10 @@ class RewardConfig:
     """Go on to PPO even with a reward model that is no better than a coin on the held-out pairs."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "members", 1)
-        _at_least(self, "reference_samples", 2)
+        at_least(self, "members", 1)
+        at_least(self, "reference_samples", 2)
         if self.aggregate not in get_args(Aggregate):
             raise ValueError(f"expected aggregate to be one of {get_args(Aggregate)}, got {self.aggregate!r}")
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """PPO on the token environment, or another agent in its place."""
-
-    agent: Annotated[AgentName, arg(prefix_name=False)] = "ppo"
-    """Who learns. "a2c", "reinforce", "rloo" and "grpo" do by RL as PPO does; "dpo" learns from the preferences alone,
-    without reward model; "best_of_n" does not learn: it takes the best of n SFT responses by r_φ."""
-    total_tokens: int = 48_000
-    """Response tokens generated in training (dpo: read), for each seed and round."""
-    kl_coef: float = 0.1
-    """β of the KL penalty (with a controller, the first one)."""
-    kl_control: KLControl = "fixed"
-    """Who sets β: "fixed", "adaptive" towards kl_target (Ziegler et al.), or "constraint" KL ≤ kl_target."""
-    kl_target: float = 6.0
-    """KL per response, in nats, that a controller steers to."""
-    learning_rate: float = 1e-3
-    """Adam's, at the start. dpo wants about a third of what the others do."""
-    schedule: Literal["constant", "linear"] = "linear"
-    """Whether the learning rate stays or falls to 0."""
-    n_episodes: int = 128
-    """Responses a rollout."""
-    batch_size: int = 32
-    """Responses a minibatch; each minibatch is one optimizer step."""
-    micro_batch_size: int | None = None
-    """Responses in one forward; fewer take less memory and give the same update."""
-    n_epochs: int | None = None
-    """Passes over a rollout; by default 4 where ratios are clipped (ppo, grpo), else 1."""
-    num_envs: int = 64
-    """Responses written at once."""
-    samples_per_prompt: int | None = None
-    """Responses in a row to the same prompt; by default 1, and 4 where they are compared (rloo, grpo). The n of
-    best_of_n: by default 16."""
-    gae_lambda: float = 0.95
-    """λ of the advantages (γ is 1)."""
-    clip_range: float = 0.2
-    """ε of the policy's ratio."""
-    clip_range_vf: float | None = 0.2
-    """ε of the value; None not to clip."""
-    vf_coef: float = 0.1
-    """Weight of the value loss."""
-    ent_coef: float = 0.0
-    """Weight of an entropy bonus; the KL penalty has one already."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    target_kl: float | None = None
-    """A rollout's epochs stop once KL(π_old‖π) exceeds 1.5 times this."""
-    critic: Literal["shared", "separate"] = "shared"
-    """Where the value head sits: on the policy's trunk, or on a copy of it."""
-    missing_eos_penalty: float = 0.0
-    """Subtracted from the score of a response that never ends."""
-    length_penalty: float = 0.0
-    """Subtracted from the score for each token past length_penalty_after; negative rewards length."""
-    length_penalty_after: int = 0
-    """Tokens that cost nothing."""
-    repetition_penalty: float = 0.0
-    """Subtracted from the score of a response that says one thing for ever; of others, by their share of repeats."""
-    repetition_ngram: int = 3
-    """Tokens that make a repeat."""
-    clip_score: tuple[float, float] | None = None
-    """Scores outside LOW HIGH count as these."""
-    normalize_score: bool = False
-    """Scores in units of their running standard deviation, around their running mean."""
-    freeze_layers: int = 0
-    """Lower layers of the policy that stay as they are, and the embeddings: quicker and smaller updates."""
-    bf16: bool = False
-    """Forward passes in bfloat16, weights in float32: for a GPU, or a CPU that has it."""
-    gold_every: int = 1
-    """Iterations between two looks at gold; nothing learns from it."""
-    checkpoint_every: int = 10
-    """Iterations between the checkpoints an interrupted run goes on from."""
-
-    @property
-    def epochs(self) -> int:
-        """`n_epochs`, or the agent's own."""
-        return self.n_epochs or (4 if self.agent in ("ppo", "grpo") else 1)
-
-    @property
-    def group(self) -> int:
-        """`samples_per_prompt`, or the agent's own."""
-        return self.samples_per_prompt or {"rloo": 4, "grpo": 4, "best_of_n": 16}.get(self.agent, 1)
-
-    @property
-    def shaping(self) -> tuple[ScoreTerm, ...]:
-        """What is done to r_φ's scores, in order."""
-        terms: list[ScoreTerm] = []
-        if self.normalize_score:
-            terms.append(NormalizeScore())
-        if self.clip_score is not None:
-            terms.append(ClipScore(*self.clip_score))
-        if self.length_penalty:
-            terms.append(LengthPenalty(self.length_penalty, after=self.length_penalty_after))
-        if self.repetition_penalty:
-            terms.append(RepetitionPenalty(self.repetition_penalty, ngram=self.repetition_ngram))
-        return tuple(terms)
-
-    @property
-    def label(self) -> str:
-        """What tables and reports call the agent."""
-        names = {"reinforce": "REINFORCE", "best_of_n": f"best of {self.group}"}
-        return names.get(self.agent, self.agent.upper())
-
-    def __post_init__(self) -> None:
-        counts = ("total_tokens", "n_episodes", "batch_size", "n_epochs", "num_envs", "samples_per_prompt")
-        for name in (*counts, "micro_batch_size", "gold_every", "checkpoint_every"):
-            _at_least(self, name, 1)
-        _at_least(self, "freeze_layers", 0)
-        self._check_agent()
-        if self.shaping and self.agent in ("dpo", "best_of_n"):
-            raise ValueError(f"expected no terms on the scores with agent={self.agent}, got {self.shaping}")
-        if not self.kl_coef >= 0 or not self.learning_rate > 0:
-            raise ValueError(f"expected kl_coef >= 0 and learning_rate > 0, got {self.kl_coef}, {self.learning_rate}")
-        if self.kl_control not in get_args(KLControl):
-            raise ValueError(f"expected kl_control to be one of {get_args(KLControl)}, got {self.kl_control!r}")
-        if self.kl_control != "fixed" and not (self.kl_coef > 0 and self.kl_target > 0):
-            raise ValueError(
-                f"expected kl_coef and kl_target > 0 with kl_control={self.kl_control!r}, "
-                f"got {self.kl_coef} and {self.kl_target}"
-            )
-
-    def _check_agent(self) -> None:
-        """The agent is one there is, and the rest suits it."""
-        agent = self.agent
-        if agent not in get_args(AgentName):
-            raise ValueError(f"expected agent to be one of {', '.join(get_args(AgentName))}, got {agent!r}")
-        if agent in ("rloo", "grpo") and self.group < 2:
-            raise ValueError(f"expected samples_per_prompt >= 2 with agent={agent}, got {self.group}")
-        if agent in ("rloo", "grpo") and self.n_episodes % self.group:
-            raise ValueError(
-                f"expected n_episodes to be a multiple of samples_per_prompt={self.group}, got {self.n_episodes}"
-            )
-        if agent != "dpo":
-            return
-        for name in ("n_episodes", "batch_size", "micro_batch_size"):
-            if (vars(self)[name] or 0) % 2:
-                raise ValueError(f"expected an even {name} with agent=dpo (two a pair), got {vars(self)[name]}")
-        if not self.kl_coef > 0 or self.kl_control != "fixed":
-            raise ValueError(
-                f"expected a fixed kl_coef > 0 with agent=dpo (its β), got {self.kl_coef}, {self.kl_control}"
-            )
 
 
 @dataclass(frozen=True)
@@ -344,9 +201,9 @@ class EvaluateConfig:
     """Prompts whose responses are shown token by token in the report."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "num_prompts", 2)
-        _at_least(self, "best_of", 2)
-        _at_least(self, "shown", 0)
+        at_least(self, "num_prompts", 2)
+        at_least(self, "best_of", 2)
+        at_least(self, "shown", 0)
 
 
 @dataclass(frozen=True)
@@ -388,7 +245,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("rounds", 1), ("seeds", 1), ("threads", 0)):
-            _at_least(self, name, least)
+            at_least(self, name, least)
         if self.reference not in get_args(Reference):
             raise ValueError(f"expected reference to be one of {get_args(Reference)}, got {self.reference!r}")
         fixed = self.task.preferences is not None or self.task.reward_model is not None
@@ -439,9 +296,3 @@ def default_config(task: TaskConfig | None = None) -> RunConfig:
             unleashed=False,
         )
     return config
-
-
-def _at_least(config: object, name: str, least: int) -> None:
-    value = vars(config)[name]
-    if value is not None and value < least:
-        raise ValueError(f"expected {name} >= {least}, got {value}")

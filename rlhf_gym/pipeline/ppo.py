@@ -27,8 +27,8 @@ from rlhf_gym.agents import (
 )
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import Shared, load_causal_lm
+from rlhf_gym.pipeline.agent_config import PPOConfig
 from rlhf_gym.pipeline.collect import all_preferences
-from rlhf_gym.pipeline.config import PPOConfig
 from rlhf_gym.pipeline.folder import METRICS_FILE, StageName, read_json
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
