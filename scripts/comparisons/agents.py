@@ -126,22 +126,22 @@ OURS: dict[type[TokenAlgorithm], dict[PlaceName, Settings]] = {
     },
     TokenA2C: {
         "tabular": {"learning_rate": 0.1, "vf_coef": 0.5},
-        "gpt2": {"learning_rate": 5e-3, "vf_coef": 0.5},
+        "gpt2": {"learning_rate": 5e-3, "vf_coef": 0.5, "n_episodes": 64},
         "reviews": {"learning_rate": 2e-3, "n_episodes": 32},
     },
     TokenReinforce: {
         "tabular": {"learning_rate": 0.1},
-        "gpt2": {"learning_rate": 5e-3},
+        "gpt2": {"learning_rate": 5e-3, "n_episodes": 64},
         "reviews": {"learning_rate": 2e-3, "n_episodes": 32},
     },
     TokenRLOO: {
         "tabular": {"learning_rate": 0.1},
-        "gpt2": {"learning_rate": 5e-3},
+        "gpt2": {"learning_rate": 5e-3, "n_episodes": 64},
         "reviews": {"learning_rate": 2e-3, "n_episodes": 32},
     },
     TokenGRPO: {
         "tabular": {"learning_rate": 0.1, "n_epochs": 1},
-        "gpt2": {"learning_rate": 5e-3, "n_epochs": 1},
+        "gpt2": {"learning_rate": 5e-3, "n_epochs": 1, "n_episodes": 64},
         "reviews": {"learning_rate": 1e-3, "batch_size": 32, "n_epochs": 4},
     },
 }
@@ -216,7 +216,7 @@ def stock(kind: type[BaseAlgorithm]) -> Callable[[Run], Learned]:
             settings = {key: value for key, value in settings.items() if key != "max_grad_norm"}
             settings["n_critic_updates"] = 4
         policy_class = MaskableLMActorCriticPolicy if kind is MaskablePPO else LMActorCriticPolicy
-        slots = 64 if run.place.name == "reviews" else 128
+        slots = 64 if run.place.name == "reviews" or (kind is A2C and run.place.name == "gpt2") else 128
         env = SB3VecEnv(run.place.env(slots, reward_timing="step", **masks))
         agent = kind(policy_class, env, **settings)
         shrink = [Shrink(settings["target_kl"])] if kind is TRPO else []

@@ -12,7 +12,6 @@ import numpy as np
 from comparisons.agents import ENTRANTS
 from comparisons.places import NEAR, PlaceName
 from comparisons.results import Result, Results, Selection, median
-from comparisons.table import TITLES
 
 INK, SOFT, HAIR = "#1c1d20", "#5f646c", "#e5e4df"
 COLOURS = {
@@ -27,6 +26,7 @@ STYLE: dict[str, Any] = {
     "ytick.color": SOFT, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": HAIR,
     "axes.titlesize": 11, "axes.titlelocation": "left", "axes.axisbelow": True,
 }  # fmt: skip
+SUBJECTS = {"tabular": "A table as policy", "gpt2": "A small GPT-2"}
 FLOOR = 2e-5
 """Below this a gap is drawn here: float32 tells no smaller ones apart."""
 
@@ -65,12 +65,15 @@ def _curves(axis: Any, place: PlaceName, runs: dict[str, list[Result]]) -> None:
         axis.plot(grid, np.median(gaps, axis=0), color=COLOURS[agent], ls=dashes, lw=1.6)
         axis.fill_between(grid, gaps.min(axis=0), gaps.max(axis=0), color=COLOURS[agent], alpha=0.06, lw=0)
         ends.append((float(np.median(gaps, axis=0)[-1]), agent, float(grid[-1])))
-    axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="J* − J")
+    axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="J* − J (what is below 2·10⁻⁵ is drawn there)")
+    for kind, dashes in (("ours", "-"), ("others'", "--"), ("yardsticks", ":")):
+        axis.plot([], [], color=SOFT, ls=dashes, lw=1.6, label=kind)
+    axis.legend(frameon=False, fontsize=9, labelcolor=SOFT, loc="lower left")
     axis.axhline(NEAR, color=SOFT, lw=1)
     axis.annotate(f"J* − {NEAR:.2g}", (0.01, NEAR), xycoords=("axes fraction", "data"), xytext=(0, 3),
                   textcoords="offset points", color=SOFT, fontsize=9)  # fmt: skip
     seeds = max(len(found) for found in runs.values())
-    axis.set_title(f"{TITLES[place]}, everything enumerated: medians of {seeds} seeds, bands their range")
+    axis.set_title(f"{SUBJECTS[place]}, everything enumerated: medians of {seeds} seeds, bands their range")
     for (_, agent, x), y in zip(sorted(ends), _spread([np.log10(end[0]) for end in sorted(ends)], 0.165), strict=True):
         axis.annotate(agent, (x, 10**y), (7, 0), textcoords="offset points", color=COLOURS[agent], fontsize=8.5,
                       va="center", annotation_clip=False)  # fmt: skip
@@ -111,16 +114,44 @@ def _spread(values: Sequence[float], least: float) -> list[float]:
 
 
 def _reviews(axis: Any, place: PlaceName, runs: dict[str, list[Result]]) -> None:
+    points = []
     for agent, found in runs.items():
         if not found:
             continue
         x, y = median(found, "kl"), median(found, "wins")
-        low, high = median(found, "wins_low"), median(found, "wins_high")
-        axis.plot([x, x], [low, high], color=COLOURS[agent], lw=1, alpha=0.5)
-        axis.plot([run.figures["kl"] for run in found], [run.figures["wins"] for run in found], ls="",
-                  marker=MARKERS[ENTRANTS[agent].group], ms=6, color=COLOURS[agent])  # fmt: skip
-        axis.annotate(agent, (x, y), (6, 4), textcoords="offset points", color=COLOURS[agent], fontsize=8.5)
+        axis.plot(
+            [x, x], [median(found, "wins_low"), median(found, "wins_high")], color=COLOURS[agent], lw=1, alpha=0.4
+        )
+        axis.plot([run.figures["kl"] for run in found], [run.figures["wins"] for run in found], ls="", ms=6.5,
+                  marker=MARKERS[ENTRANTS[agent].group], color=COLOURS[agent])  # fmt: skip
+        points.append((y, x, agent))
     axis.axhline(0.5, color=SOFT, lw=1)
-    axis.set(xlabel="KL from π_ref, nats (best of n: its bound)", ylabel="gold prefers it to SFT", xscale="symlog")
+    axis.annotate("SFT", (0.01, 0.5), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+                  color=SOFT, fontsize=9)  # fmt: skip
+    axis.set(xlabel="KL from π_ref, nats (best of n: its bound)", ylabel="gold prefers it to SFT", xscale="log")
+    axis.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
+    axis.minorticks_off()
+    axis.set_xlim(0.45, max(8.0, 1.25 * max(x for _, x, _ in points)))
     axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
-    axis.set_title("Reviews: what a nat buys, bars 95 % intervals")
+    seeds = max(len(found) for found in runs.values())
+    axis.set_title(f"Reviews: what a nat buys ({seeds} seed{'s' if seeds > 1 else ''}, bars 95 % intervals)")
+    _name_points(axis, sorted(points))
+
+
+def _name_points(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names beside points (y, x, name) that stand alone; the others in a column, with lines to them."""
+    low, high = axis.get_ylim()
+    crowded = []
+    for point in points:
+        others = [other for other in points if other is not point]
+        apart = all(abs(y - point[0]) > 0.06 * (high - low) or abs(np.log(x / point[1])) > 0.5 for y, x, _ in others)
+        if apart:
+            y, x, agent = point
+            axis.annotate(agent, (x, y), (7, 4), textcoords="offset points", color=COLOURS[agent], fontsize=8.5)
+        else:
+            crowded.append(point)
+    levels = _spread([y for y, _, _ in crowded], 0.04 * (high - low))
+    for (y, x, agent), level in zip(crowded, levels, strict=True):
+        axis.annotate(agent, (x, y), (1.01, level), textcoords=("axes fraction", "data"), color=COLOURS[agent],
+                      fontsize=8.5, va="center", annotation_clip=False,
+                      arrowprops={"arrowstyle": "-", "color": COLOURS[agent], "lw": 0.5, "alpha": 0.45})  # fmt: skip

@@ -33,7 +33,8 @@ def _cells(place: PlaceName, agent: str, runs: Sequence[Result]) -> list[str]:
     if not runs:
         return ["–"] * len(COLUMNS[place])
     if place == "reviews":
-        return [f"{median(runs, 'wins'):.1%}", _kl(agent, runs), _number(tokens_a_second(runs), ",.0f")]
+        rate = _number(tokens_a_second(runs), ",.0f") if any(run.tokens for run in runs) else "–"
+        return [f"{median(runs, 'wins'):.1%}", _kl(agent, runs), rate]
     needed = _number(median_needed(runs), ",.0f") if any(run.tokens for run in runs) else "–"
     gap, variation = (f"{_short(median(runs, f))} ({_short(worst(runs, f))})" for f in ("gap", "variation"))
     return [gap, variation, needed]
