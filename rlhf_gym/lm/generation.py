@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from rich import get_console
 from rich.progress import Progress
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -73,7 +74,7 @@ def generate(
     results: list[Generation | None] = [None] * len(prompts)
     stops = frozenset(stop_token_ids)
     decoder.invalidate()
-    bar = Progress(disable=progress is None, transient=True)
+    bar = Progress(disable=progress is None or not get_console().is_terminal, transient=True)
     with bar, torch.no_grad():
         task = bar.add_task(progress or "", total=len(prompts))
         while state.lengths.any():
