@@ -198,7 +198,13 @@ STOCK: dict[type[BaseAlgorithm], dict[PlaceName, Settings]] = {
     TRPO: {
         "tabular": {"learning_rate": 0.05, "n_steps": 9, "batch_size": 1152, "target_kl": 0.05} | PLAIN,
         "gpt2": {"learning_rate": 5e-3, "n_steps": 9, "batch_size": 1152, "target_kl": 0.05} | PLAIN,
-        "reviews": {"learning_rate": 1e-3, "n_steps": 32, "batch_size": 2048, "target_kl": 0.05, "cg_max_steps": 6},
+        "reviews": {
+            "learning_rate": 1e-3,
+            "n_steps": 32,
+            "batch_size": 2048,
+            "target_kl": 0.05,
+            "cg_max_steps": 4,
+        },
     },
 }
 
