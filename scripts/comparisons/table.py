@@ -9,7 +9,6 @@ from comparisons.agents import ENTRANTS
 from comparisons.places import HELDOUT, NEAR, REVIEWS_BETA, PlaceName
 from comparisons.results import Result, Results, Selection, median, median_needed, tokens_a_second, worst
 
-
 TITLES: dict[PlaceName, str] = {"tabular": "table", "gpt2": "GPT-2", "reviews": "Reviews"}
 CLOSE = "tokens to J* − " + f"{NEAR:g}".removeprefix("0")
 COLUMNS: dict[PlaceName, tuple[str, ...]] = {
