@@ -167,8 +167,8 @@ class RewardModel(nn.Module):
     ) -> Tensor:
         """Normalised scores (B,), float32, of right-padded rows (B, L) with their mask (B, L), without gradients.
 
-        Rows of like length go together, `batch_size` at a time (by default what suits the device), with dropout off whatever the mode of the module. A
-        row's score does not depend on its batch-mates or on its padding.
+        Rows of like length go together, `batch_size` at a time (by default what suits the device), with dropout off
+        whatever the mode of the module. A row's score does not depend on its batch-mates or on its padding.
 
         Raises:
             ValueError: the mask is not that of right-padded rows of at least one token, or a row is longer than the
