@@ -91,5 +91,5 @@ def _modes(selection: Selection, results: Results, place: PlaceName) -> str:
         runs = selection.found(results, place, agent)
         if runs and ENTRANTS[agent].group == "value-based":
             found = sum(run.figures["finds_mode"] == 1 for run in runs)
-            parts.append(f"{agent} says it on {found} of {len(runs)} seeds")
+            parts.append(f"{agent} says it on {found} of {len(runs)} seed{'s' if len(runs) > 1 else ''}")
     return f" ({', '.join(parts)})" if parts else ""
