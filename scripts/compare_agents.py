@@ -11,8 +11,8 @@ for each seed. The third is `rlhf_gym/Reviews-v0`: all learn from r_φ with the 
 gold judges on held-out prompts. Every run is appended to `--results`; a comparison that was interrupted goes on.
 It needs sb3-contrib: `pip install 'rlhf-gym[contrib]'`.
 
-Left out: tuning beyond reason. Each agent's settings (`scripts/comparisons/agents.py`) were tried on other seeds than
-those told, a few values each; none is at its best. Its learning rate falls to 0 over the budget, so with another
+Left out: tuning. Each agent's settings (`scripts/comparisons/agents.py`) are mostly those of its tests, looked at on
+seed 0, which is not among those told; none is at its best. Its learning rate falls to 0 over the budget, so with another
 budget the tokens needed would be others.
 """
 
