@@ -12,8 +12,8 @@ gold judges on held-out prompts. Every run is appended to `--results`; a compari
 It needs sb3-contrib: `pip install 'rlhf-gym[contrib]'`.
 
 Left out: tuning. Each agent's settings (`scripts/comparisons/agents.py`) are mostly those of its tests, looked at on
-seed 0, which is not among those told; none is at its best. Its learning rate falls to 0 over the budget, so with another
-budget the tokens needed would be others.
+seed 0, which is not among those told; none is at its best. Its learning rate falls to 0 over the budget, so with
+another budget the tokens needed would be others.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Every agent with its settings, place by place.
 
 Settings are mostly those of each agent's tests, looked at on seed 0; the comparison is told from other seeds. None was
-searched for. What all have in common: γ = 1, no entropy
-bonus, Adam, a learning rate (TRPO: a trust region) that falls to 0 over the budget, and where the optimum is to be hit
-advantages as they are, not whitened.
+searched for. What all have in common: γ = 1, no entropy bonus, Adam, a learning rate (TRPO: a trust region) that falls
+to 0 over the budget, and where the optimum is to be hit advantages as they are, not whitened (GRPO's are its own).
 """
 
 from __future__ import annotations
