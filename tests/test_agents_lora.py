@@ -1,7 +1,9 @@
 """LoRA: a policy with an adapter begins at its π_ref, learns, and the base stays as it is to the last bit."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from rlhf_gym.agents import DPO, LMActorCriticPolicy, TokenPPO
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.lm import Decoder, LMParts, LoRA, Shared, load_causal_lm, load_tokenizer, merged
 from rlhf_gym.lm import decoder as decoder_module
-from rlhf_gym.lm.lora import add_adapter, has_adapter
+from rlhf_gym.lm.lora import add_adapter, base_model, has_adapter
 from rlhf_gym.pipeline import prepare, run
 from rlhf_gym.pipeline.ppo import make_agent, make_env
 from rlhf_gym.rewards import RewardModel
@@ -126,7 +128,7 @@ def test_a_fresh_adapter_begins_at_the_reference_and_alone_learns(architecture, 
 
 
 @pytest.mark.parametrize("given", ["the reference's own", "a folder"])
-def test_a_pretrained_adapter_is_the_reference_and_goes_on_learning(adapter_folder, base_folder, given):
+def test_a_pretrained_adapter_is_the_reference_and_goes_on_learning(adapter_folder, base_folder, given, tmp_path):
     env = environment(str(adapter_folder), tokenizer=None)
     reference = env.token_reward.reference
     loaded = load_causal_lm(adapter_folder)
@@ -141,14 +143,12 @@ def test_a_pretrained_adapter_is_the_reference_and_goes_on_learning(adapter_fold
     for name, value in reference.model.named_parameters():
         assert torch.equal(value, frozen[name]), name
     base = load_causal_lm(base_folder)
-    for name, value in merged_off(agent.policy.model).named_parameters():
+    for name, value in base_model(agent.policy.model).named_parameters():
         assert torch.equal(value, base.get_parameter(name)), name
-
-
-def merged_off(model):
-    from rlhf_gym.lm.lora import base_model
-
-    return base_model(model)
+    agent.save(tmp_path / "agent.zip")
+    again = TokenPPO.load(tmp_path / "agent.zip", device="cpu").policy
+    for name, value in agent.policy.named_parameters():
+        assert torch.equal(value, again.get_parameter(name)), name
 
 
 @pytest.mark.parametrize(
@@ -328,11 +328,22 @@ def test_without_peft_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_half_an_adapter_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="expected an adapter in .* as adapter_model.safetensors"):
+    with pytest.raises(ValueError, match=r"expected an adapter in .* as adapter_model\.safetensors"):
         load_causal_lm(tmp_path)
     (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(ValueError, match="expected base_model_name_or_path in"):
         load_causal_lm(tmp_path)
+
+
+def test_the_snippet_of_the_agents_page_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "agents.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "LoRA" in b]
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(block, namespace)
+    expected = logits(namespace["agent"].policy.model)
+    torch.testing.assert_close(logits(namespace["policy"]), expected)
+    torch.testing.assert_close(logits(load_causal_lm("whole")), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_run_with_an_adapter_leaves_whole_models(tmp_path):

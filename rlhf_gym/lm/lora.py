@@ -85,7 +85,7 @@ def add_adapter(model: PreTrainedModel, lora: LoRASettings) -> None:
             "on training that one, or begin from rlhf_gym.lm.merged(model)"
         )
     settings = lora.settings() if isinstance(lora, LoRA) else lora
-    config = LoraConfig(**({"task_type": "CAUSAL_LM"} | settings))  # what peft's own Auto classes go by
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", **settings})  # what peft's own Auto classes go by
     # what the base is called: known to a saved adapter's settings where the model itself was made from a configuration
     model.name_or_path = model.name_or_path or config.base_model_name_or_path or ""
     with warnings.catch_warnings():  # GPT-2 keeps its weights transposed; peft sees it, adapts and says so
@@ -141,8 +141,8 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     error = float((expected - actual).abs().max())
     if not error <= tolerance:
         raise ValueError(
-            f"this adapter of {type(model).__name__} cannot be merged: expected the same logits within {tolerance:.1e}, "
-            f"got a difference of {error:.1e}"
+            f"this adapter of {type(model).__name__} cannot be merged: expected the same logits within "
+            f"{tolerance:.1e}, got a difference of {error:.1e}"
         )
     return copied
 
