@@ -127,6 +127,8 @@ class TokenVectorEnv(VectorEnv):
         self.stop_token_ids = resolve_stops(
             stop_token_ids, self.tokenizer, None if parts is None else parts.model, vocab_size=self.vocab_size
         )
+        self._stops = np.zeros(self.vocab_size, dtype=bool)  # (V,)
+        self._stops[list(self.stop_token_ids)] = True
         self._prompts = resolve_prompts(prompts, self.tokenizer)
         longest = max(len(ids) for ids in self._prompts)
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
@@ -286,7 +288,7 @@ class TokenVectorEnv(VectorEnv):
         step_rewards, log_ratios = self._step_rewards(actions, acting)
 
         slots.append(acting, actions, log_ratios)
-        stopped = acting & np.isin(actions, self.stop_token_ids)
+        stopped = acting & self._stops[np.where(acting, actions, 0)]
         terminated = stopped | (acting & (slots.response_lengths >= self.max_new_tokens))
         episodes = [slots.episode(i, "stop" if stopped[i] else "length") for i in np.flatnonzero(terminated).tolist()]
         scores = self._end(episodes, step_rewards)

@@ -1,7 +1,7 @@
 """Every agent, ours and others', on one table and one picture.
 
-    python scripts/compare_agents.py                                    # all of it; half an hour on one core
-    python scripts/compare_agents.py --environments tabular             # all agents and seeds, three minutes
+    python scripts/compare_agents.py                                    # all of it; half an hour on an idle core
+    python scripts/compare_agents.py --environments tabular             # all agents and seeds, minutes
     python scripts/compare_agents.py --agents TokenPPO PPO --seeds 7    # two agents
     python scripts/compare_agents.py --draw-only                        # table and picture of what there is
 
@@ -9,10 +9,11 @@ Three environments. Two of them, with a table and with a small GPT-2 as policy, 
 so that J* and π* are known and every policy's distance from them is exact. Their rewards and their π_ref are drawn anew
 for each seed. The third is `rlhf_gym/Reviews-v0`: all learn from r_φ with the same β and the same number of tokens, and
 gold judges on held-out prompts. Every run is appended to `--results`; a comparison that was interrupted goes on.
+It needs sb3-contrib: `pip install 'rlhf-gym[contrib]'`.
 
-Left out: tuning beyond reason. Each agent's settings (`scripts/comparisons/agents.py`) were tried on other seeds than
-those told, a few values each; none is at its best. Its learning rate falls to 0 over the budget, so with another
-budget the tokens needed would be others.
+Left out: tuning. Each agent's settings (`scripts/comparisons/agents.py`) are mostly those of its tests, looked at on
+seed 0, which is not among those told; none is at its best. Its learning rate falls to 0 over the budget, so with
+another budget the tokens needed would be others.
 """
 
 from __future__ import annotations

@@ -143,3 +143,14 @@ def test_wrong_arguments_are_refused(script, capsys):
         with pytest.raises(SystemExit):
             script.read_options(wrong)
     assert "of at least 1, got 1 and 0" in capsys.readouterr().err
+
+
+def test_the_snippet_of_the_page_runs(capsys):
+    page = (SCRIPTS.parent / "docs" / "comparison.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    namespace = {}
+    exec(block, namespace)
+    assert namespace["task"].total_variation(namespace["agent"].policy.model) < 0.1
+    assert "J* − J" in capsys.readouterr().out
+    for command in re.findall(r"python (scripts/\w+\.py)", page):
+        assert (SCRIPTS.parent / command).is_file()

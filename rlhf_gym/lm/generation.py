@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from rich import get_console
 from rich.progress import Progress
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_gym.lm.chunked import in_chunks
+from rlhf_gym.lm.chunked import in_chunks, rows_at_once
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, greedy, sample, token_log_prob
@@ -73,7 +74,7 @@ def generate(
     results: list[Generation | None] = [None] * len(prompts)
     stops = frozenset(stop_token_ids)
     decoder.invalidate()
-    bar = Progress(disable=progress is None, transient=True)
+    bar = Progress(disable=progress is None or not get_console().is_terminal, transient=True)
     with bar, torch.no_grad():
         task = bar.add_task(progress or "", total=len(prompts))
         while state.lengths.any():
@@ -165,7 +166,7 @@ def token_log_probs(
     *,
     first: Tensor | None = None,
     params: SamplingParams | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     lower: LowerStates | None = None,
 ) -> Tensor:
     """log π(token_t | tokens_<t) of whole sequences, in one forward a batch.
@@ -175,6 +176,7 @@ def token_log_probs(
         lengths: real tokens of each row (B,).
         first: first position to score in each row (B,), by default 1; logits are computed only where needed.
         params: temperature (masks are not for whole sequences); the model's own distribution by default.
+        batch_size: rows in one forward; what suits the device by default.
         lower: what the model's lower layers give for these rows; only the upper ones are then run.
 
     Returns:
@@ -185,7 +187,7 @@ def token_log_probs(
     out = torch.zeros(input_ids.shape, dtype=torch.float32)  # (B, L)
     start = torch.ones_like(lengths) if first is None else first
     order = torch.argsort(lengths)  # batches of like length waste least
-    for rows in order.split(batch_size):
+    for rows in order.split(batch_size or rows_at_once(parts.device)):
         width = int(lengths[rows].max())
         if width < 2:  # one token: nothing came before it
             continue

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_gym.lm.chunked import rows_at_once
+from rlhf_gym.lm.fuse import fuse_activations
 from rlhf_gym.lm.loading import check_model_source, context_length, load_causal_lm, load_tokenizer, quiet_transformers
 from rlhf_gym.lm.lora import merged
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses, lengths_from_mask, pad_rows, pad_token_id
@@ -53,6 +55,7 @@ class RewardModel(nn.Module):
         normalizer: RewardNormalizer | None = None,
     ) -> None:
         super().__init__()
+        fuse_activations(model)
         self.model = model
         self.tokenizer = tokenizer
         self.normalizer = RewardNormalizer() if normalizer is None else normalizer
@@ -162,12 +165,12 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def score_tokens(
-        self, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int = 64, normalise: bool = True
+        self, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int | None = None, normalise: bool = True
     ) -> Tensor:
         """Normalised scores (B,), float32, of right-padded rows (B, L) with their mask (B, L), without gradients.
 
-        Rows of like length go together, `batch_size` at a time, with dropout off whatever the mode of the module. A
-        row's score does not depend on its batch-mates or on its padding.
+        Rows of like length go together, `batch_size` at a time (by default what suits the device), with dropout off
+        whatever the mode of the module. A row's score does not depend on its batch-mates or on its padding.
 
         Raises:
             ValueError: the mask is not that of right-padded rows of at least one token, or a row is longer than the
@@ -180,7 +183,8 @@ class RewardModel(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            for rows in lengths.argsort(descending=True, stable=True).split(batch_size):  # (≤ batch_size,)
+            order = lengths.argsort(descending=True, stable=True)  # (B,)
+            for rows in order.split(batch_size or rows_at_once(self.device)):
                 longest = int(lengths[rows[0]])
                 rows = rows.to(input_ids.device)
                 ids = input_ids[rows, :longest].to(self.device)  # (b, longest)
@@ -191,14 +195,16 @@ class RewardModel(nn.Module):
         return self.normalizer.apply(scores) if normalise else scores
 
     def score_texts(
-        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 64, normalise: bool = True
+        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int | None = None, normalise: bool = True
     ) -> np.ndarray:
         """Normalised scores (B,), float32, of responses to prompts, each response closed by the EOS."""
         ids, mask = pad_rows(self.encode(prompts, responses), pad_token_id=self._pad_token_id)  # (B, L)
         tensors = torch.from_numpy(ids), torch.from_numpy(mask)  # (B, L), (B, L)
         return self.score_tokens(*tensors, batch_size=batch_size, normalise=normalise).numpy()
 
-    def fit_normalizer(self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 64) -> None:
+    def fit_normalizer(
+        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int | None = None
+    ) -> None:
         """Set `normalizer` so that these responses (a reference policy's) have scores of mean 0 and std 1."""
         scores = self.score_texts(prompts, responses, batch_size=batch_size, normalise=False)
         self.normalizer = RewardNormalizer.fit(scores)

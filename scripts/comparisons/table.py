@@ -10,9 +10,10 @@ from comparisons.places import HELDOUT, NEAR, REVIEWS_BETA, PlaceName
 from comparisons.results import Result, Results, Selection, median, median_needed, tokens_a_second, worst
 
 TITLES: dict[PlaceName, str] = {"tabular": "table", "gpt2": "GPT-2", "reviews": "Reviews"}
+CLOSE = "tokens to J* − " + f"{NEAR:g}".removeprefix("0")
 COLUMNS: dict[PlaceName, tuple[str, ...]] = {
-    "tabular": ("J* − J", "TV", f"tokens to J* − {NEAR:.2g}"),
-    "gpt2": ("J* − J", "TV", f"tokens to J* − {NEAR:.2g}"),
+    "tabular": ("J* − J", "TV", CLOSE),
+    "gpt2": ("J* − J", "TV", CLOSE),
     "reviews": ("wins against SFT", "KL, nats", "tokens/s"),
 }
 
@@ -36,8 +37,13 @@ def _cells(place: PlaceName, agent: str, runs: Sequence[Result]) -> list[str]:
         rate = _number(tokens_a_second(runs), ",.0f") if any(run.tokens for run in runs) else "–"
         return [f"{median(runs, 'wins'):.1%}", _kl(agent, runs), rate]
     needed = _number(median_needed(runs), ",.0f") if any(run.tokens for run in runs) else "–"
-    gap, variation = (f"{_short(median(runs, f))} ({_short(worst(runs, f))})" for f in ("gap", "variation"))
-    return [gap, variation, needed]
+    return [_with_worst(runs, "gap"), _with_worst(runs, "variation"), needed]
+
+
+def _with_worst(runs: Sequence[Result], figure: str) -> str:
+    """The median, and in brackets the worst of several."""
+    middle = _short(median(runs, figure))
+    return f"{middle} ({_short(worst(runs, figure))})" if len(runs) > 1 else middle
 
 
 def _kl(agent: str, runs: Sequence[Result]) -> str:
@@ -60,16 +66,18 @@ def _notes(selection: Selection, results: Results) -> list[str]:
         runs = [run for agent in selection.agents for run in selection.found(results, place, agent)]
         if not runs:
             continue
-        seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+        found = sorted({run.seed for run in runs})
+        seeds = f"seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+        over = f"median over {seeds} (in brackets the worst)" if len(found) > 1 else seeds
         budget = f"{selection.budgets[place]:,} tokens each"
         if place == "reviews":
             lines.append(
                 f"- {TITLES[place]}: `rlhf_gym/Reviews-v0`, β = {REVIEWS_BETA}, {HELDOUT} held-out prompts judged by "
-                f"gold; {budget}, seeds {seeds}; tokens per second of processor time, one thread, on a busy machine."
+                f"gold; {budget}, {seeds}; tokens per second of processor time, one thread, on a busy machine."
             )
         else:
             lines.append(
-                f"- {TITLES[place]}: 4 tokens, 3 steps, β = .5; median over seeds {seeds} (in brackets the worst), "
+                f"- {TITLES[place]}: 4 tokens, 3 steps, β = .5; {over}, "
                 f"{budget}. π_ref: J* − J = {_short(median(runs, 'gap_of_reference'))}; the mode of π*, alone: "
                 f"{_short(median(runs, 'gap_of_mode'))}{_modes(selection, results, place)}."
             )
@@ -83,5 +91,5 @@ def _modes(selection: Selection, results: Results, place: PlaceName) -> str:
         runs = selection.found(results, place, agent)
         if runs and ENTRANTS[agent].group == "value-based":
             found = sum(run.figures["finds_mode"] == 1 for run in runs)
-            parts.append(f"{agent} says it on {found} of {len(runs)} seeds")
+            parts.append(f"{agent} says it on {found} of {len(runs)} seed{'s' if len(runs) > 1 else ''}")
     return f" ({', '.join(parts)})" if parts else ""
