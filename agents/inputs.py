@@ -57,6 +57,8 @@ def own_model(source: ModelSource, lora: LoRASettings | None = None) -> PreTrain
     if isinstance(source, PretrainedConfig):
         model = AutoModelForCausalLM.from_config(source, dtype=torch.float32)
     elif isinstance(source, Shared):
+        if not isinstance(source.value, PreTrainedModel):  # such as peft's wrapper, whose folder will do
+            raise TypeError(f"expected Shared(model) of a PreTrainedModel, got {type(source.value).__name__}")
         model = copy.deepcopy(source.value).float()
     elif isinstance(source, str | Path):
         model = load_causal_lm(source, dtype=torch.float32)

@@ -280,6 +280,15 @@ def test_where_an_adapter_has_no_place_it_is_refused():
     model, tokenizer = pretrained_model(), tiny_tokenizer()
     with pytest.raises(ValueError, match="expected a model without an adapter to put a fresh one into"):
         learner(environment(Shared(model)), lora=LoRA())
+    with pytest.raises(ValueError, match="expected an adapter with bias='none', got 'all'"):
+        learner(environment(Shared(tiny_gpt2(seed=1))), lora={"bias": "all"})
+    other = tiny_gpt2(seed=1)
+    other.add_adapter(peft.IA3Config(target_modules=["c_attn"], feedforward_modules=[], fan_in_fan_out=True))
+    with pytest.raises(ValueError, match="expected a LoRA adapter, got one of IA3Config"):
+        learner(environment(Shared(tiny_gpt2(seed=1))), model=Shared(other))
+    wrapped = peft.get_peft_model(tiny_gpt2(seed=1), peft.LoraConfig(fan_in_fan_out=True))
+    with pytest.raises(TypeError, match="of a PreTrainedModel, got PeftModel"):
+        learner(environment(Shared(tiny_gpt2(seed=1))), model=Shared(wrapped))
     with pytest.raises(ValueError, match="expected a model without an adapter, got one"):
         train_sft(model, tokenizer, [], heldout=[], output_dir="unused")
     with pytest.raises(ValueError, match="expected r >= 1"):

@@ -94,28 +94,27 @@ def add_adapter(model: PreTrainedModel, lora: LoRASettings) -> None:
 
 
 def train_adapter_only(model: PreTrainedModel) -> None:
-    """Let gradients through to the adapter's weights and to no other."""
+    """Let gradients through to the adapter's weights and to no other.
+
+    Raises:
+        ValueError: there is not exactly one, or it is of another kind than LoRA, or it has biases of the base in it.
+    """
     names = model.active_adapters()
     if len(names) != 1:
         raise ValueError(f"expected one adapter to train, got {names}")
+    config = _lora_config(model)
+    if config.bias != "none":
+        raise ValueError(f"expected an adapter with bias='none', got {config.bias!r}: the base's weights stay")
     model.requires_grad_(False)
     model.set_adapter(names[0])
 
 
 def adapter_settings(model: PreTrainedModel) -> dict[str, Any] | None:
-    """Arguments of `peft.LoraConfig` that make an adapter of the same shape again, for JSON; None without an adapter.
-
-    Raises:
-        ValueError: the adapter is of another kind.
-    """
+    """Arguments of `peft.LoraConfig` that make such an adapter again, for JSON; None without an adapter."""
     if not has_adapter(model):
         return None
-    from peft import LoraConfig
-
-    config = model.peft_config[model.active_adapters()[0]]
-    if type(config) is not LoraConfig:
-        raise ValueError(f"expected a LoRA adapter, got one of {type(config).__name__}")
-    usual = LoraConfig().to_dict()
+    config = _lora_config(model)
+    usual = type(config)().to_dict()
     differs = {name: value for name, value in config.to_dict().items() if value != usual[name]}
     # How the weights were drawn is over; sets (of names) are none of JSON's.
     return {
@@ -123,6 +122,16 @@ def adapter_settings(model: PreTrainedModel) -> dict[str, Any] | None:
         for name, value in differs.items()
         if name not in ("init_lora_weights", "inference_mode")
     }
+
+
+def _lora_config(model: PreTrainedModel) -> Any:
+    """The `peft.LoraConfig` of the model's adapter."""
+    from peft import LoraConfig
+
+    config = model.peft_config[model.active_adapters()[0]]
+    if type(config) is not LoraConfig:
+        raise ValueError(f"expected a LoRA adapter, got one of {type(config).__name__}")
+    return config
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
