@@ -43,6 +43,7 @@ from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.losses import PolicyLoss, ppo_policy_loss
 from rlhf_gym.functional.whitening import masked_mean
 from rlhf_gym.lm.loading import quiet_transformers
+from rlhf_gym.lm.lora import save_model
 from rlhf_gym.lm.shared import Shared
 
 
@@ -426,9 +427,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self._rng = np.random.default_rng(seed)
             self._snapshot = None
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """The actor as a Transformers folder, with the environment's tokenizer."""
+    def save_pretrained(self, folder: str | Path, *, merge: bool = False) -> None:
+        """The actor as a Transformers folder, with the environment's tokenizer.
+
+        Args:
+            merge: of a policy with an adapter, write the whole model with the adapter merged into its weights; by
+                default the adapter alone, as peft does, with the name of its base.
+        """
         with quiet_transformers():
-            self.policy.model.save_pretrained(folder)
+            save_model(self.policy.model, folder, merge=merge)
         if self.env is not None:
             self.engine.tokenizer.save_pretrained(folder)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlhf_gym.envs.episode import Observation
 from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.lm.lora import LoRASettings, add_adapter, has_adapter, train_adapter_only
 from rlhf_gym.lm.shared import Shared
 
 ModelSource = str | Path | Shared[PreTrainedModel] | PretrainedConfig
@@ -48,11 +49,16 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         )
 
 
-def own_model(source: ModelSource) -> PreTrainedModel:
-    """A model that belongs to the policy alone, every weight trainable, in eval mode (no dropout)."""
+def own_model(source: ModelSource, lora: LoRASettings | None = None) -> PreTrainedModel:
+    """A model that belongs to the policy alone, in eval mode (no dropout).
+
+    Every weight is trainable; with an adapter, the fresh one of `lora` or the model's own, that alone.
+    """
     if isinstance(source, PretrainedConfig):
         model = AutoModelForCausalLM.from_config(source, dtype=torch.float32)
     elif isinstance(source, Shared):
+        if not isinstance(source.value, PreTrainedModel):  # such as peft's wrapper, whose folder will do
+            raise TypeError(f"expected Shared(model) of a PreTrainedModel, got {type(source.value).__name__}")
         model = copy.deepcopy(source.value).float()
     elif isinstance(source, str | Path):
         model = load_causal_lm(source, dtype=torch.float32)
@@ -61,4 +67,10 @@ def own_model(source: ModelSource) -> PreTrainedModel:
             f"expected model to be a folder, a name, Shared(model) or a configuration, got {type(source).__name__}; "
             "a bare module would be pickled whole by SB3's save"
         )
-    return model.requires_grad_(True).eval()
+    if lora is not None:
+        add_adapter(model, lora)
+    if has_adapter(model):
+        train_adapter_only(model)
+    else:
+        model.requires_grad_(True)
+    return model.eval()

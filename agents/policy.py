@@ -25,6 +25,7 @@ from rlhf_gym.functional.kl import full_kl
 from rlhf_gym.lm.chunked import in_chunks
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.heads import ValueHead
+from rlhf_gym.lm.lora import LoRASettings, adapter_settings, has_adapter, unwrap
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.precision import LowPrecisionActor
 from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, entropy, greedy, sample, token_log_prob
@@ -66,6 +67,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         observation_space, action_space, lr_schedule: as SB3 passes them.
         model: where the actor starts from: a folder, a name, `Shared(model)` (copied: the policy owns its weights) or a
             configuration (random weights). In fp32, whatever it was saved in: small steps would round away otherwise.
+            What has an adapter goes on training that adapter alone.
+        lora: train a fresh adapter, and no weights of the model: `LoRA(…)`, or a dict of `peft.LoraConfig`'s arguments.
         critic: `"shared"`: a value head on the actor's trunk; `"separate"`: on a trunk of its own, a copy of the
             actor's; `"reward_model"`: on a trunk of its own, a copy of `critic_model`'s.
         critic_model: a reward model (folder, name or `Shared`) with the actor's vocabulary.
@@ -88,6 +91,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         *,
         model: ModelSource,
+        lora: LoRASettings | None = None,
         critic: Critic = "shared",
         critic_model: str | Path | Shared[RewardModel] | PretrainedConfig | None = None,
         temperature: float = 1.0,
@@ -108,7 +112,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         if (critic == "reward_model") != (critic_model is not None):
             raise ValueError(f"expected critic_model exactly with critic='reward_model', got {critic=} {critic_model=}")
         check_spaces(observation_space, action_space)
-        self._sources: dict[str, Any] = {"model": model, "critic": critic, "critic_model": critic_model}
+        self._sources: dict[str, Any] = {"model": model, "lora": lora, "critic": critic, "critic_model": critic_model}
         self._use_cache, self.freeze_layers, self.bf16 = use_cache, freeze_layers, bf16
         self.sampling = SamplingParams(
             temperature=temperature, top_k=top_k, top_p=top_p, forbidden_token_ids=tuple(forbidden_token_ids)
@@ -126,7 +130,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         """SB3's hook for the networks and the optimizer."""
-        self.model = own_model(self._sources["model"])
+        self.model = own_model(self._sources["model"], self._sources["lora"])
         self.parts = LMParts(self.model)
         expected = int(self.action_space.n)  # type: ignore[attr-defined]
         if self.parts.vocab_size != expected:
@@ -161,6 +165,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         trunk: Any
         if self.critic == "separate":
             trunk = copy.deepcopy(self.parts.module)
+            trunk = unwrap(trunk, merge=True) if has_adapter(self.model) else trunk  # trained whole
         elif isinstance(source, PretrainedConfig):
             trunk = AutoModelForCausalLM.from_config(source, dtype=torch.float32).get_decoder()
         else:
@@ -187,6 +192,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
             "model": self.model.config,
+            "lora": adapter_settings(self.model),
             "critic": self.critic,
             "critic_model": self.value_trunk.config if self.critic == "reward_model" else None,  # type: ignore[union-attr]
             "temperature": self.sampling.temperature,

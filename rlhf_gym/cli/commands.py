@@ -40,7 +40,7 @@ def go(command: str, arguments: Sequence[str]) -> int:
         run = prepare(options.config, console=console, redo=options.redo)
         if only is not None:
             check_inputs(run, only, options.redo)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         return fail(str(error))
     try:
         execute(run, only=only, redo=options.redo)

@@ -5,6 +5,7 @@ from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.heads import ValueHead
 from rlhf_gym.lm.loading import context_length, load_causal_lm, load_tokenizer, quiet_transformers
+from rlhf_gym.lm.lora import LoRA, merged
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.shared import Shared
@@ -15,6 +16,7 @@ __all__ = [
     "Decoder",
     "Generation",
     "LMParts",
+    "LoRA",
     "LowerStates",
     "SamplingParams",
     "Shared",
@@ -26,6 +28,7 @@ __all__ = [
     "generate",
     "load_causal_lm",
     "load_tokenizer",
+    "merged",
     "quiet_transformers",
     "tabular_lm",
     "token_log_probs",

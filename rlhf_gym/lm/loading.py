@@ -5,6 +5,7 @@ Weights are read from safetensors only, and `trust_remote_code` stays off unless
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +15,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
+
 
 def check_model_source(source: str | Path, *, what: str = "a model") -> str:
     """`source` as a string for `from_pretrained`, after checking what can be checked without loading anything.
 
     Anything that looks like a path (it exists, or it starts with `.`, `/` or `~`) must be a folder with a
-    `config.json`; everything else is taken for a hub name.
+    `config.json`, or one that peft wrote, with an adapter and the name of its base; everything else is taken for a hub
+    name.
 
     Raises:
         FileNotFoundError: a path that does not exist.
         ValueError: a file, or a folder that holds no model.
+        ImportError: an adapter, and peft is missing.
     """
     text = str(source)
     path = Path(text).expanduser()
@@ -34,10 +39,22 @@ def check_model_source(source: str | Path, *, what: str = "a model") -> str:
         raise FileNotFoundError(f"expected {what} in the folder {path}, but it does not exist")
     if not path.is_dir():
         raise ValueError(f"expected {what} as a folder, got the file {path}")
-    if not (path / "config.json").is_file():
+    if (path / ADAPTER_CONFIG).is_file():
+        _check_adapter(path)
+    elif not (path / "config.json").is_file():
         found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
         raise ValueError(f"expected {what} in {path}: a folder with config.json and *.safetensors; it holds {found}")
     return str(path)
+
+
+def _check_adapter(path: Path) -> None:
+    """The folder's adapter has weights and a base, and peft is there to put the two together."""
+    check_peft(f"the adapter in {path}")  # without it, Transformers may load the base alone and say nothing
+    if not any(path.glob("adapter_model*.safetensors")):
+        raise ValueError(f"expected an adapter in {path} as adapter_model.safetensors, but there is none")
+    base = json.loads((path / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    if not base and not (path / "config.json").is_file():
+        raise ValueError(f"expected base_model_name_or_path in {path / ADAPTER_CONFIG}, got {base!r}")
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -77,7 +94,12 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """A causal language model with its head, in eval mode. `source`: a hub name or a folder."""
+    """A causal language model with its head, in eval mode.
+
+    Args:
+        source: a hub name or a folder; those of an adapter give its base with the adapter in it.
+        dtype, device, trust_remote_code, kwargs: as in Transformers.
+    """
     model = _load(
         AutoModelForCausalLM,
         source,

@@ -77,6 +77,9 @@ class PPOConfig:
     """Scores in units of their running standard deviation, around their running mean."""
     freeze_layers: int = 0
     """Lower layers of the policy that stay as they are, and the embeddings: quicker and smaller updates."""
+    lora_r: int = 0
+    """Rank of a LoRA adapter that is trained in place of the policy's weights (the rlhf-gym[lora] extra); 0: none. The
+    folder holds the policy whole, the adapter merged. Learning rates are usually some ten times higher."""
     bf16: bool = False
     """Forward passes in bfloat16, weights in float32: for a GPU, or a CPU that has it."""
     gold_every: int = 1
@@ -119,6 +122,9 @@ class PPOConfig:
         for name in (*counts, "micro_batch_size", "gold_every", "checkpoint_every"):
             at_least(self, name, 1)
         at_least(self, "freeze_layers", 0)
+        at_least(self, "lora_r", 0)
+        if self.lora_r and self.agent == "best_of_n":
+            raise ValueError(f"expected lora_r=0 with agent=best_of_n, which does not learn, got {self.lora_r}")
         self._check_agent()
         if self.shaping and self.agent in ("dpo", "best_of_n"):
             raise ValueError(f"expected no terms on the scores with agent={self.agent}, got {self.shaping}")

@@ -26,7 +26,7 @@ from rlhf_gym.agents import (
     TokenRLOO,
 )
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.lm import Shared, load_causal_lm
+from rlhf_gym.lm import LoRA, Shared, load_causal_lm
 from rlhf_gym.pipeline.agent_config import PPOConfig
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.folder import METRICS_FILE, StageName, read_json
@@ -140,7 +140,7 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
         except KeyboardInterrupt:
             watch.save_interrupted(agent)
             raise
-    agent.save_pretrained(folder / "model")
+    agent.save_pretrained(folder / "model", merge=True)
     write_json(folder / METRICS_FILE, {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration})
     checkpoint.unlink(missing_ok=True)
 
@@ -181,6 +181,8 @@ def make_agent(run: Run, stage: StageName, round: int, seed: int, env: TokenVect
         "seed": seed,
         "device": run.device,
     }
+    if config.lora_r:
+        settings["policy_kwargs"]["lora"] = LoRA(r=config.lora_r, alpha=2 * config.lora_r)
     if config.agent == "dpo":
         return DPO("LMPolicy", env, beta=config.kl_coef, preferences=preferences(run, round), **settings)
     settings |= {

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import check_model_source, load_causal_lm
+from rlhf_gym.lm.lora import check_peft, has_adapter
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.pipeline.config import RunConfig, TaskConfig, is_source_name
@@ -211,6 +212,8 @@ def _check_task(run: Run) -> None:
         raise ValueError(
             f"expected at least 2 held-out prompts to evaluate on, got {len(task.heldout_prompts)} in {task.name!r}"
         )
+    if config.ppo.lora_r:
+        check_peft(f"lora_r={config.ppo.lora_r}")
     people = config.collect.labeler == "web"
     if people:
         check_page()
@@ -220,7 +223,13 @@ def _check_task(run: Run) -> None:
             "annotator with. Give --preferences FILE, or --reward-model FOLDER, or let people label: --labeler web"
         )
     if config.task.model is not None:
-        LMParts(load_causal_lm(config.task.model))  # it is a language model, and one that this package can take apart
+        model = load_causal_lm(config.task.model)
+        LMParts(model)  # it is a language model, and one that this package can take apart
+        if has_adapter(model):
+            raise ValueError(
+                f"expected a whole model in {config.task.model}, got an adapter: write it merged, by "
+                "rlhf_gym.lm.merged(load_causal_lm(FOLDER)).save_pretrained(OTHER)"
+            )
     context = context_length(run)
     for what, prompts in (("training", task.prompts), ("held-out", task.heldout_prompts)):
         rows = encode_prompts(task.tokenizer, list(prompts))

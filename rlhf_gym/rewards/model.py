@@ -21,6 +21,7 @@ from transformers import (
 from rlhf_gym.lm.chunked import rows_at_once
 from rlhf_gym.lm.fuse import fuse_activations
 from rlhf_gym.lm.loading import check_model_source, context_length, load_causal_lm, load_tokenizer, quiet_transformers
+from rlhf_gym.lm.lora import merged
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses, lengths_from_mask, pad_rows, pad_token_id
 from rlhf_gym.rewards.normalization import RewardNormalizer
 
@@ -107,7 +108,7 @@ class RewardModel(nn.Module):
         scores are of order 1 whatever the width H.
 
         Args:
-            source: a hub name, a folder, or the model itself (copied, never shared).
+            source: a hub name, a folder, or the model itself (copied, never shared; an adapter is merged).
             tokenizer: that of the language model; by default the one beside `source`, if `source` is no model.
             dtype: of the weights; `"auto"` keeps what is there.
             device: where to put the reward model.
@@ -118,6 +119,7 @@ class RewardModel(nn.Module):
         else:
             language_model = load_causal_lm(source, dtype=dtype)
             tokenizer = load_tokenizer(source) if tokenizer is None else tokenizer
+        language_model = merged(language_model)
         keep = language_model.dtype if dtype == "auto" else dtype
         config = copy.deepcopy(language_model.config)
         config.num_labels, config.architectures = 1, None

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.lm.loading import context_length, load_causal_lm, quiet_transformers
+from rlhf_gym.lm.lora import has_adapter
 from rlhf_gym.training.config import SFTConfig
 from rlhf_gym.training.data import (
     IGNORED,
@@ -162,6 +163,8 @@ def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> S
 
 
 def _checked(model: PreTrainedModel, rows: list[Row], what: str) -> list[Row]:
+    if has_adapter(model):  # its base would be trained, and the adapter alone be saved
+        raise ValueError("expected a model without an adapter, got one that has one: train rlhf_gym.lm.merged(model)")
     vocab_size = model.config.get_text_config().vocab_size
     check_rows([row.ids for row in rows], what=what, max_length=context_length(model), vocab_size=vocab_size)
     return rows
