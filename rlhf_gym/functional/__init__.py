@@ -1,4 +1,4 @@
-"""Pure tensor functions: kl, returns, losses, whitening, overoptimization, calibration. No state."""
+"""Pure tensor functions: kl, returns, losses, whitening, overoptimization, calibration, regression. No state."""
 
 from rlhf_gym.functional.calibration import (
     LengthControlled,
@@ -34,6 +34,14 @@ from rlhf_gym.functional.overoptimization import (
     goodhart_gold,
     rl_curve,
 )
+from rlhf_gym.functional.regression import (
+    Explained,
+    RidgeFit,
+    cross_fitted_r2,
+    fit_preference_weights,
+    fit_ridge,
+    shared_variance,
+)
 from rlhf_gym.functional.returns import (
     discounted_returns,
     gae,
@@ -45,10 +53,12 @@ from rlhf_gym.functional.whitening import masked_mean, masked_var, masked_whiten
 
 __all__ = [
     "DPOLoss",
+    "Explained",
     "LengthControlled",
     "OveroptimizationFit",
     "PolicyLoss",
     "ReliabilityCurve",
+    "RidgeFit",
     "ValueLoss",
     "adaptive_kl_coef",
     "best_of_n_curve",
@@ -56,10 +66,13 @@ __all__ = [
     "bradley_terry_loss",
     "chance_probability",
     "confidence",
+    "cross_fitted_r2",
     "discounted_returns",
     "dpo_loss",
     "expected_calibration_error",
     "fit_best_of_n",
+    "fit_preference_weights",
+    "fit_ridge",
     "fit_rl",
     "fit_score_difference",
     "full_kl",
@@ -84,5 +97,6 @@ __all__ = [
     "rl_curve",
     "rloo_advantages",
     "rloo_baseline",
+    "shared_variance",
     "zero_masked",
 ]
