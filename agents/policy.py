@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -15,25 +13,30 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
+from rlhf_gym.agents.critic import Critic, critic_trunk
 from rlhf_gym.agents.inputs import ModelSource, check_spaces, own_model, read
 from rlhf_gym.agents.prefixes import pack_prefixes
 from rlhf_gym.envs.episode import Observation
-from rlhf_gym.functional.categorical import log_prob_and_entropy
 from rlhf_gym.functional.kl import full_kl
 from rlhf_gym.lm.chunked import in_chunks
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.heads import ValueHead
-from rlhf_gym.lm.lora import LoRASettings, adapter_settings, has_adapter, unwrap
+from rlhf_gym.lm.lora import LoRASettings, adapter_settings
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.precision import LowPrecisionActor
-from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, entropy, greedy, sample, token_log_prob
+from rlhf_gym.lm.sampling import (
+    SamplingParams,
+    behaviour_logits,
+    greedy,
+    sample,
+    taken_log_prob_and_entropy,
+    token_log_prob,
+)
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import LowerStates, Split
 from rlhf_gym.rewards import RewardModel
-
-Critic = Literal["shared", "separate", "reward_model"]
 
 
 class EpisodeEvaluation(NamedTuple):
@@ -60,8 +63,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     training mode, and whenever weights may have changed, nothing is reused. Dropout stays off in both modes, so that
     the ratio of PPO is 1 before the first update whatever the checkpoint's configuration says.
 
-    An update can push an action that was taken out of the top k or top p. Its probability would then be 0 and the
-    logarithm −∞; for actions taken, these two filters are therefore applied to the other tokens only.
+    An action that an update pushes out of the top k or top p keeps its probability: see `taken_log_prob_and_entropy`.
 
     Args:
         observation_space, action_space, lr_schedule: as SB3 passes them.
@@ -139,11 +141,12 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             )
         self.split = Split(self.parts, self.freeze_layers) if self.freeze_layers else None
         self.critic: Critic = self._sources["critic"]
-        self.value_head = ValueHead(self.parts.hidden_size)
         self.value_trunk: nn.Module | None = None
         self._value_parts: Trunk = self.parts
         if self.critic != "shared":
-            self._build_critic_trunk()
+            self._value_parts = critic_trunk(self.critic, self._sources["critic_model"], self.parts)
+            self.value_trunk = self._value_parts.module
+        self.value_head = ValueHead(self._value_parts.hidden_size)
         self._decoder = Decoder(self.parts, use_cache=self._use_cache)
         self._actor: LowPrecisionActor | None = None
         separate = self.value_trunk is not None
@@ -159,32 +162,6 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             kwargs["fused"] = True  # one pass over the weights instead of ten
         self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
         self.optimizer.register_step_post_hook(lambda *_: self.invalidate())
-
-    def _build_critic_trunk(self) -> None:
-        source = self._sources["critic_model"]
-        trunk: Any
-        if self.critic == "separate":
-            trunk = copy.deepcopy(self.parts.module)
-            trunk = unwrap(trunk, merge=True) if has_adapter(self.model) else trunk  # trained whole
-        elif isinstance(source, PretrainedConfig):
-            trunk = AutoModelForCausalLM.from_config(source, dtype=torch.float32).get_decoder()
-        else:
-            reward = source.value if isinstance(source, Shared) else RewardModel.from_pretrained(source)  # type: ignore[arg-type]
-            if reward.reads != "last_token":
-                raise ValueError(
-                    "expected a critic_model that reads from left to right, got an encoder: its state of a token "
-                    "knows the tokens after it"
-                )
-            trunk = copy.deepcopy(reward.model.base_model).float()
-        trunk.requires_grad_(True)
-        parts = Trunk(trunk)
-        if parts.vocab_size != self.parts.vocab_size:
-            raise ValueError(
-                f"expected a critic with the actor's vocabulary of {self.parts.vocab_size} tokens, "
-                f"got {parts.vocab_size}: use critic='shared' or 'separate'"
-            )
-        self.value_trunk, self._value_parts = trunk.eval(), parts
-        self.value_head = ValueHead(parts.hidden_size)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -399,7 +376,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         def taken(states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
             with self._autocast():
                 logits = self.parts.logits(states)  # (n, V)
-            log_probs, entropies = self._log_probs_of_taken(logits, actions)
+            log_probs, entropies = taken_log_prob_and_entropy(logits, actions, self.sampling)
             return log_probs, entropies if with_entropy else entropies.detach()
 
         log_probs, entropies = in_chunks(taken, states, actions, vocab_size=self.parts.vocab_size)
@@ -408,16 +385,6 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     def _autocast(self) -> torch.autocast:
         """bf16 where that is wanted, else nothing."""
         return torch.autocast(self.parts.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def _log_probs_of_taken(self, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """log π of actions taken earlier, and the entropy there, (n,) each, from the model's own logits (n, V)."""
-        behaviour = behaviour_logits(logits, self.sampling)
-        if self.sampling.top_k == 0 and self.sampling.top_p == 1.0:
-            return log_prob_and_entropy(behaviour, actions)
-        unfiltered = behaviour_logits(logits, dataclasses.replace(self.sampling, top_k=0, top_p=1.0))
-        taken = actions[:, None]  # (n, 1)
-        kept = behaviour.scatter(-1, taken, unfiltered.gather(-1, taken))  # (n, V)
-        return token_log_prob(kept, actions), entropy(behaviour)
 
     def _packed_hidden(self, obs: PyTorchObs, *, values: bool = True) -> tuple[Tensor, Tensor]:
         """Last hidden state (B, H) of each row for actor and critic, one forward per family of prefixes."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -63,6 +64,31 @@ def read_actions(actions: np.ndarray | Tensor, num_envs: int) -> np.ndarray:
     if actions.dtype.kind not in "iu":
         raise ValueError(f"expected integer actions (token ids), got {actions.dtype}")
     return actions.astype(np.int64, copy=False)
+
+
+def check_actions(
+    actions: np.ndarray | Tensor, vocab_size: int, *, parked: np.ndarray, waiting: np.ndarray
+) -> np.ndarray:
+    """Actions as integers on the host, (N,) int64: tokens in every slot that acts, which some slot does.
+
+    Args:
+        actions: (N,); what stands where nothing acts is not looked at.
+        vocab_size: V.
+        parked: slots with nothing left to do, (N,) bool.
+        waiting: slots that begin a new episode instead of acting, (N,) bool.
+
+    Raises:
+        ResetNeeded: every slot is parked.
+        ValueError: another shape or type, or a number that is no token.
+    """
+    actions = read_actions(actions, len(parked))
+    if parked.all():
+        raise ResetNeeded("every slot is parked, the episodes asked for have ended: call reset()")
+    wrong = ~parked & ~waiting & ((actions < 0) | (actions >= vocab_size))
+    if wrong.any():
+        slot = int(wrong.argmax())
+        raise ValueError(f"expected actions in 0 … {vocab_size - 1}, got {actions[slot]} in slot {slot}")
+    return actions
 
 
 def check_policy(policy: ActionLogProb) -> ActionLogProb:

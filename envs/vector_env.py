@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.envs.checks import check_policy, read_actions, read_options, resolve_stops, token_spaces
+from rlhf_gym.envs.checks import check_actions, check_policy, read_options, resolve_stops, token_spaces
 from rlhf_gym.envs.endings import ending_info
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation, StepRecord
 from rlhf_gym.envs.masks import ActionMask, required
@@ -282,7 +282,9 @@ class TokenVectorEnv(VectorEnv):
         self, actions: np.ndarray | Tensor
     ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One token in every slot."""
-        actions = self._check_actions(actions)
+        if self._needs_reset:
+            raise ResetNeeded("call reset() before step()")
+        actions = check_actions(actions, self.vocab_size, parked=self.parked, waiting=self._ended)
         slots, waiting = self._slots, self._ended  # NEXT_STEP: those waiting begin a new episode instead of acting
         acting = (slots.lengths > 0) & ~waiting
         step_rewards, log_ratios = self._step_rewards(actions, acting)
@@ -343,18 +345,6 @@ class TokenVectorEnv(VectorEnv):
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         check_room(prompts, self.max_new_tokens, self._context_length)
         check_prompts(prompts, max_prompt_length=self.max_prompt_length, vocab_size=self.vocab_size)
-
-    def _check_actions(self, actions: np.ndarray | Tensor) -> np.ndarray:
-        if self._needs_reset:
-            raise ResetNeeded("call reset() before step()")
-        actions = read_actions(actions, self.num_envs)
-        if self.parked.all():
-            raise ResetNeeded("every slot is parked, the episodes asked for have ended: call reset()")
-        wrong = ~self.parked & ~self._ended & ((actions < 0) | (actions >= self.vocab_size))
-        if wrong.any():
-            slot = int(wrong.argmax())
-            raise ValueError(f"expected actions in 0 … {self.vocab_size - 1}, got {actions[slot]} in slot {slot}")
-        return actions
 
     def _step_rewards(self, actions: np.ndarray, acting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The KL part of this step's rewards and the log-ratios, (N,) float32 each; 0 where nothing acts."""

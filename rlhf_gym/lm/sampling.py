@@ -7,10 +7,12 @@ those of the update. The reference policy is never filtered.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from rlhf_gym.functional.categorical import log_prob_and_entropy
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,26 @@ def entropy(logits: Tensor) -> Tensor:
     log_probs = logits.log_softmax(dim=-1)
     probs = log_probs.exp()
     return -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1)
+
+
+def taken_log_prob_and_entropy(logits: Tensor, tokens: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """log π of tokens drawn earlier, and the entropy now, of the behaviour distribution: (n, V), (n,) → (n,), (n,).
+
+    Since then an update may have pushed a token out of the top k or the top p; its probability would be 0. So these two
+    filters are applied to the other tokens only.
+
+    Args:
+        logits: the model's own, (n, V).
+        tokens: what was drawn, (n,).
+        params: how it was drawn.
+    """
+    behaviour = behaviour_logits(logits, params)  # (n, V)
+    if params.top_k == 0 and params.top_p == 1.0:
+        return log_prob_and_entropy(behaviour, tokens)
+    unfiltered = behaviour_logits(logits, replace(params, top_k=0, top_p=1.0))  # (n, V)
+    column = tokens[:, None]  # (n, 1)
+    kept = behaviour.scatter(-1, column, unfiltered.gather(-1, column))  # (n, V)
+    return token_log_prob(kept, tokens), entropy(behaviour)
 
 
 def _index(token_ids: Sequence[int], vocab_size: int, like: Tensor) -> Tensor:
