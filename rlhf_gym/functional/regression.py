@@ -49,7 +49,7 @@ def fit_preference_weights(
     w = torch.zeros(d.shape[1], dtype=torch.float64) if start is None else torch.tensor(np.asarray(start, np.float64))
     w.grad = torch.zeros_like(w)
     optimizer = torch.optim.LBFGS(
-        [w], max_iter=200, tolerance_grad=1e-7, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+        [w], max_iter=200, tolerance_grad=1e-8, tolerance_change=1e-13, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

@@ -1,6 +1,7 @@
 """Rewards that see little: the length of a response, its style, its words without their order.
 
-Trained on the same preferences by the same loss as r_φ, they say how far one gets that way: what r_φ is to be more than.
+Trained on the same preferences by the same loss as r_φ, they say how far one gets that way: what r_φ is to know more
+than.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def bag_of_words(responses: Sequence[str]) -> Features:
                 counts[place[word]] += 1
         return counts
 
-    return Features("bag of words", names, describe)
+    return Features("a bag of words", names, describe)
 
 
 def train_baselines(preferences: Sequence[Preference], *, seed: int = 0) -> list[Baseline]:

@@ -19,8 +19,8 @@ MOST_HELDOUT = 2000
 """Held-out pairs that are looked at, at most."""
 SHOWN = 10
 """Words that are listed for, and against, at most."""
-LARGELY = 0.5
-"""A share of variance that deserves a sentence."""
+LARGELY, ALMOST = 0.5, 0.8
+"""Shares of variance that deserve a sentence: explained by length, by a bag of words."""
 ENOUGH = 100
 """Held-out pairs from which on two accuracies are told apart, or said not to be."""
 
@@ -219,9 +219,9 @@ def suspicions(probes: RewardProbes) -> list[str]:
     """What deserves a look before any policy is optimised against this reward, a plain sentence each."""
     said = []
     length = [b for b in probes.baselines if b.name.startswith(LENGTH.name)]
-    for baseline in length[:1]:
-        if (baseline.explained_by_features or 0) >= LARGELY:
-            said.append(f"length alone explains {baseline.explained_by_features:.0%} of r_φ's scores")
+    for baseline, least in [*((b, LARGELY) for b in length[-1:]), *((b, ALMOST) for b in probes.baselines[-1:])]:
+        if (baseline.explained_by_features or 0) >= least:
+            said.append(f"{baseline.name} alone explains {baseline.explained_by_features:.0%} of r_φ's scores")
     for baseline in [*length[-1:], *probes.baselines[-1:]]:
         above_chance = probes.n and chance_probability(baseline.accuracy * probes.n, probes.n) < 0.05
         if probes.n >= ENOUGH and above_chance and not baseline.told_apart:
