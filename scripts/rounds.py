@@ -31,8 +31,8 @@ from rich.console import Console
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig, RunFolder, run
 from rlhf_gym.pipeline.comparison import EqualDifference, difference_at_equal
-from rlhf_gym.pipeline.preparation import load_reward
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
+from rlhf_gym.rewards import load_reward
 from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.training import RewardModelingConfig
 from rlhf_gym.training.folder import write_json
