@@ -12,26 +12,20 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from studies import kept, quiet_run, spread, study_config, task_from_sft
 
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import (
-    CollectConfig,
-    EvaluateConfig,
-    PPOConfig,
-    RewardConfig,
     Run,
     RunConfig,
     RunFolder,
     TaskConfig,
     prepare,
-    run,
 )
 from rlhf_gym.pipeline.adversarial import AdversarialConfig, adversarial
 from rlhf_gym.pipeline.annotate import annotate
@@ -42,9 +36,8 @@ from rlhf_gym.pipeline.reward import adversarial_folder, judge, normalise, refer
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, read_preferences
 from rlhf_gym.rewards import load_reward
-from rlhf_gym.tasks import Task, reviews_task
-from rlhf_gym.training import RewardModelingConfig, score_pairs
-from rlhf_gym.training.folder import write_json
+from rlhf_gym.tasks import Task
+from rlhf_gym.training import score_pairs
 
 ARMS = ("before", "more normal pairs", "adversarial pairs")
 
@@ -68,21 +61,15 @@ def main() -> None:
 def one_seed(seed: int, a: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The figures of each arm; everything is made unless it is there."""
     root = a.run_dir / f"seed-{seed}"
-    figures = root / "figures.json"
-    if figures.is_file():
-        return json.loads(figures.read_text())
+    return kept(root / "figures.json", lambda: arms(root, seed, a))
+
+
+def arms(root: Path, seed: int, a: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The run, the attack, the three reward models and what PPO finds against each."""
     task = task_from_sft()
-    config = RunConfig(
-        run_dir=root, seed=seed, seeds=1, device="cpu", threads=1, evaluate=EvaluateConfig(shown=0),
-        collect=CollectConfig(num_prompts=a.labels // 2, samples_per_prompt=4, temperatures=(1.0,)),
-        reward=RewardConfig(
-            training=RewardModelingConfig(epochs=3, learning_rate=1e-3, batch_size=32, evaluate_each_epoch=False)
-        ),
-        ppo=PPOConfig(total_tokens=a.tokens),
-    )  # fmt: skip
-    quiet = Console(file=io.StringIO())
-    run(config, task=task, console=quiet)
-    prepared = prepare(config, task=task, console=quiet)
+    config = study_config(root, seed, labels=a.labels, tokens=a.tokens)
+    quiet_run(config, task)
+    prepared = prepare(config, task=task, console=Console(file=io.StringIO()))
     metrics = adversarial(prepared, AdversarialConfig(pairs=a.pairs, num_prompts=a.pairs, seed=seed))
     hostile = read_preferences(adversarial_folder(prepared, 1) / HELDOUT)
     normal = all_preferences(prepared, 1)[1]
@@ -96,14 +83,7 @@ def one_seed(seed: int, a: argparse.Namespace) -> dict[str, dict[str, float]]:
         policy = prepared.folder if arm == "before" else unleashed(config, task, arm.split(" ")[0], model)
         result[arm] = accuracies(model, normal, hostile) | gold_of_the_last(policy)
         print(f"seed {seed}, {arm}: " + ", ".join(f"{k} {v:.3f}" for k, v in result[arm].items()), flush=True)
-    write_json(figures, result)
     return result
-
-
-def task_from_sft() -> Task:
-    """The task, its shipped SFT policy taken as it is."""
-    task = reviews_task()
-    return replace(task, pretrained=task.sft, demonstrations=(), heldout_demonstrations=())
 
 
 def train_control(prepared: Run, count: int, seed: int) -> Path:
@@ -130,8 +110,7 @@ def unleashed(config: RunConfig, task: Task, name: str, model: Path) -> RunFolde
         config, run_dir=folder, task=TaskConfig(reward_model=str(model)), unleashed=False,
         ppo=replace(config.ppo, kl_coef=0.0),
     )  # fmt: skip
-    run(free, task=task, console=Console(file=io.StringIO()))
-    return RunFolder(folder)
+    return quiet_run(free, task)
 
 
 def accuracies(model: Path, normal: list[Preference], hostile: list[Preference]) -> dict[str, float]:
@@ -155,13 +134,6 @@ def gold_of_the_last(folder: RunFolder) -> dict[str, float]:
         "highest gold on the way": max(golds),
         "KL, nats": last["kl"][0],
     }
-
-
-def spread(values: list[float], *, percent: bool) -> str:
-    """Mean and standard error."""
-    mean = float(np.mean(values))
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{mean:.1%} ± {error:.1%}" if percent else f"{mean:.2f} ± {error:.2f}"
 
 
 if __name__ == "__main__":

@@ -17,25 +17,21 @@ people, more rounds than two, and any tuning of either arm.
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from rich.console import Console
+from studies import kept, mean_and_error, quiet_run, task_from_sft
 
 from rlhf_gym.lm import load_causal_lm
-from rlhf_gym.pipeline import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig, RunFolder, run
+from rlhf_gym.pipeline import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig, RunFolder
 from rlhf_gym.pipeline.comparison import EqualDifference, difference_at_equal
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
 from rlhf_gym.rewards import load_reward
-from rlhf_gym.tasks import Task, reviews_task
+from rlhf_gym.tasks import Task
 from rlhf_gym.training import RewardModelingConfig
-from rlhf_gym.training.folder import write_json
 
 ARMS = {1: "one round", 2: "two rounds"}
 
@@ -68,13 +64,15 @@ def main() -> None:
 
 def one_run(labels: int, seed: int, rounds: int, a: argparse.Namespace) -> dict[str, Any]:
     """The figures of a run, which is made unless it is there."""
-    folder = RunFolder(a.run_dir / f"labels-{labels}-seed-{seed}-rounds-{rounds}")
-    figures = folder.root / "figures.json"
-    if figures.is_file():
-        return json.loads(figures.read_text())
+    root = a.run_dir / f"labels-{labels}-seed-{seed}-rounds-{rounds}"
+    return kept(root / "figures.json", lambda: figures(root, labels, seed, rounds, a))
+
+
+def figures(root: Path, labels: int, seed: int, rounds: int, a: argparse.Namespace) -> dict[str, Any]:
+    """The run, and what came out of it."""
     task = task_from_sft()
     config = RunConfig(
-        run_dir=folder.root, seed=seed, seeds=1, rounds=rounds, unleashed=False, device="cpu", threads=1,
+        run_dir=root, seed=seed, seeds=1, rounds=rounds, unleashed=False, device="cpu", threads=1,
         collect=CollectConfig(
             num_prompts=-(-labels // rounds // 3), samples_per_prompt=6, num_labels=labels // rounds,
             temperatures=(1.0,),
@@ -86,20 +84,13 @@ def one_run(labels: int, seed: int, rounds: int, a: argparse.Namespace) -> dict[
         ppo=PPOConfig(total_tokens=a.tokens // rounds, kl_control="constraint", kl_target=a.kl, kl_coef=0.03),
         evaluate=EvaluateConfig(shown=0),
     )  # fmt: skip
-    run(config, task=task, console=Console(file=io.StringIO()))
+    folder = quiet_run(config, task)
     metrics = folder.metrics("evaluate")
     assert metrics is not None
     last = metrics["policies"][-1]
     result = {"gold": last["gold"][0], "kl": last["kl"][0], "wins": last["wins_sft"][0]}
     result["right"] = right_about(folder, task, seed, rounds)
-    write_json(figures, result)
     return result
-
-
-def task_from_sft() -> Task:
-    """The task, its shipped SFT policy taken as it is."""
-    task = reviews_task()
-    return replace(task, pretrained=task.sft, demonstrations=(), heldout_demonstrations=())
 
 
 def right_about(folder: RunFolder, task: Task, seed: int, rounds: int) -> list[list[float]]:
@@ -141,12 +132,6 @@ def say(labels: int, arms: dict[int, list[dict[str, Any]]]) -> None:
             cells = "".join(f"{100 * value:13.1f}" for value in row)
             print(f"{ARMS[rounds]}, r_φ of round {i + 1:<10}{cells}")
     print(flush=True)
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error."""
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), spread / math.sqrt(len(values))
 
 
 def plain_difference(arms: dict[int, list[dict[str, Any]]]) -> tuple[float, float]:
