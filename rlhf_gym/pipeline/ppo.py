@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import LinearSchedule
 
@@ -141,7 +142,7 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
             iteration=log.iteration,
         )  # fmt: skip
         stop = stop_on_kl(config, stage)
-        callbacks = [watch] if stop is None else [watch, stop]
+        callbacks: list[BaseCallback] = [watch] if stop is None else [watch, stop]
         try:
             agent.learn(
                 config.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
