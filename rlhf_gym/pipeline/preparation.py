@@ -18,6 +18,7 @@ from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.pipeline.config import RunConfig, TaskConfig, is_source_name
 from rlhf_gym.pipeline.folder import RunFolder, StageName, absolute, check_folder, read_json
+from rlhf_gym.pipeline.restraints import ptx_texts
 from rlhf_gym.pipeline.web_labeler import check_page
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, split_by_prompt
 from rlhf_gym.rewards import LearnedReward, RewardModel, RewardNormalizer, episode_scorer, load_reward, set_normalizers
@@ -122,7 +123,8 @@ def prepare(
     config = absolute(config)
     folder = RunFolder(config.run_dir)
     device = resolve_device(config.device)
-    for path in (config.task.corpus, config.task.prompts, config.task.demonstrations, config.task.preferences):
+    own_files = (config.task.corpus, config.task.prompts, config.task.demonstrations, config.task.preferences)
+    for path in (*own_files, config.ppo.ptx_texts):
         if path is not None and not path.is_file():
             kind = "a folder is there" if path.is_dir() else "there is no such file"
             raise FileNotFoundError(f"expected a file at {path}, but {kind}")
@@ -205,6 +207,8 @@ def _check_task(run: Run) -> None:
         )
     if config.ppo.lora_r:
         check_peft(f"lora_r={config.ppo.lora_r}")
+    if config.ppo.ptx_coef:
+        ptx_texts(config.ppo, task)
     people = config.collect.labeler == "web"
     if people:
         check_page()
