@@ -15,9 +15,10 @@ from rich.text import Text
 from rlhf_gym.cli.app import COMMANDS, fail
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.pipeline.comparison import share_interval
-from rlhf_gym.pipeline.preparation import load_reward, resolve_device
+from rlhf_gym.pipeline.preparation import resolve_device
 from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
 from rlhf_gym.preferences.files import read_candidates
+from rlhf_gym.rewards import load_reward
 from rlhf_gym.training import RewardProbes, probe_reward_model
 from rlhf_gym.training.folder import write_json
 
@@ -76,7 +77,7 @@ def _probe(options: DiagnoseOptions) -> RewardProbes:
     else:
         given = [(c.prompt, c.response) for c in read_candidates(options.responses)]
     texts = [text for text in dict.fromkeys(given) if text[1].strip()][: options.count]
-    reward = load_reward(options.reward_model, resolve_device(options.device))
+    reward = load_reward(options.reward_model, device=resolve_device(options.device))
     return probe_reward_model(
         reward,
         train,

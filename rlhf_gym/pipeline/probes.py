@@ -11,7 +11,7 @@ from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Preference
-from rlhf_gym.rewards import RewardEnsemble, RewardModel
+from rlhf_gym.rewards import LearnedReward, RewardEnsemble, RewardModel, SharedTrunkEnsemble
 from rlhf_gym.training import probe_reward_model
 
 DRAW = 98
@@ -19,7 +19,7 @@ DRAW = 98
 
 
 def reward_probes(
-    run: Run, reward: RewardModel | RewardEnsemble, train: Sequence[Preference], heldout: Sequence[Preference]
+    run: Run, reward: LearnedReward, train: Sequence[Preference], heldout: Sequence[Preference]
 ) -> dict[str, Any]:
     """{"probes": what `probe_reward_model` finds}, for the stage's metrics; empty where `reward.probe_samples` is 0."""
     count = run.config.reward.probe_samples
@@ -61,12 +61,22 @@ def probes_line(metrics: dict[str, Any]) -> str:
     return f"; look before you optimise: {found[0]}{more}"
 
 
-def _reading_texts(run: Run, reward: RewardModel | RewardEnsemble) -> RewardModel | RewardEnsemble:
+def _reading_texts(run: Run, reward: LearnedReward) -> LearnedReward:
     """The same reward; where it came without a tokenizer it shares the run's, or the run would not have begun."""
+    if isinstance(reward, RewardEnsemble):
+        members = [_with_tokenizer(run, member) for member in reward]
+        return RewardEnsemble(members, reward.aggregate, uncertainty_weight=reward.uncertainty_weight)
     if isinstance(reward, RewardModel):
-        if reward.tokenizer is not None:
-            return reward
-        return RewardModel(reward.model, run.task.tokenizer, normalizer=reward.normalizer)
-    members = [_reading_texts(run, member) for member in reward]
-    models = [member for member in members if isinstance(member, RewardModel)]
-    return RewardEnsemble(models, reward.aggregate, uncertainty_weight=reward.uncertainty_weight)
+        return _with_tokenizer(run, reward)
+    if reward.tokenizer is not None:
+        return reward
+    return SharedTrunkEnsemble(
+        reward.model, run.task.tokenizer, reward.aggregate,
+        uncertainty_weight=reward.uncertainty_weight, normalizers=reward.normalizers,
+    )  # fmt: skip
+
+
+def _with_tokenizer(run: Run, reward: RewardModel) -> RewardModel:
+    if reward.tokenizer is not None:
+        return reward
+    return RewardModel(reward.model, run.task.tokenizer, normalizer=reward.normalizer)

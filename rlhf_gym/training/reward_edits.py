@@ -19,9 +19,16 @@ from rlhf_gym.preferences.adversarial import (
     shuffle,
     truncate,
 )
-from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, check_scores
+from rlhf_gym.rewards import (
+    LearnedReward,
+    RewardEnsemble,
+    RewardFunction,
+    RewardModel,
+    SharedTrunkEnsemble,
+    check_scores,
+)
 
-Reward = RewardModel | RewardEnsemble | RewardFunction
+Reward = LearnedReward | RewardFunction
 
 
 class EditKind(NamedTuple):
@@ -151,7 +158,7 @@ def score_texts(reward: Reward, texts: Sequence[tuple[str, str]]) -> np.ndarray:
     prompts, responses = [prompt for prompt, _ in known], [response for _, response in known]
     if isinstance(reward, RewardModel):
         raw = reward.score_texts(prompts, responses, normalise=False)
-    elif isinstance(reward, RewardEnsemble):
+    elif isinstance(reward, RewardEnsemble | SharedTrunkEnsemble):
         raw = reward.score_texts(prompts, responses)
     else:
         raw = np.asarray(reward(prompts, responses))
@@ -197,7 +204,11 @@ def _insertions(responses: Sequence[str], preferences: Sequence[Preference]) -> 
 def _that_fit(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """Which rows the reward model has room for, (B,)."""
     fit = np.ones(len(prompts), dtype=bool)
-    models = [reward] if isinstance(reward, RewardModel) else list(reward) if isinstance(reward, RewardEnsemble) else []
+    models: list[RewardModel | SharedTrunkEnsemble] = []
+    if isinstance(reward, RewardModel | SharedTrunkEnsemble):
+        models = [reward]
+    elif isinstance(reward, RewardEnsemble):
+        models = list(reward)
     for model in models:
         if model.max_length is not None:
             fit &= np.array([len(row) <= model.max_length for row in model.encode(prompts, responses)], dtype=bool)
