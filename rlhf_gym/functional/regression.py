@@ -159,13 +159,13 @@ def shared_variance(a: ArrayLike, b: ArrayLike, *, centred: bool = True) -> floa
     Differences within pairs have no mean, since which of a pair comes first is a convention: `centred=False` then gives
     (Σab)²/(Σa²·Σb²).
     """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)  # (n,)
-    if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise ValueError(f"expected values of one shape (n,), n >= 1, got {a.shape} and {b.shape}")
+    one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)  # (n,)
+    if one.shape != other.shape or one.ndim != 1 or not len(one):
+        raise ValueError(f"expected values of one shape (n,), n >= 1, got {one.shape} and {other.shape}")
     if centred:
-        a, b = a - a.mean(), b - b.mean()
-    scale = float((a**2).sum() * (b**2).sum())
-    return float((a * b).sum()) ** 2 / scale if scale > 0 else float("nan")
+        one, other = one - one.mean(), other - other.mean()
+    scale = float((one**2).sum() * (other**2).sum())
+    return float((one * other).sum()) ** 2 / scale if scale > 0 else float("nan")
 
 
 def _checked(features: ArrayLike, target: ArrayLike, l2: float) -> tuple[Array, Array]:
