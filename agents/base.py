@@ -39,7 +39,7 @@ from rlhf_gym.agents.logs import explained_variance, forget_pending, record_roll
 from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize, token_kl
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
 from rlhf_gym.agents.rollout import collect_episodes
-from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
+from rlhf_gym.envs import EpisodeRewards, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.losses import PolicyLoss, ppo_policy_loss
 from rlhf_gym.functional.whitening import masked_mean
 from rlhf_gym.lm.loading import quiet_transformers
@@ -127,6 +127,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.normalize_advantage, self.target_kl, self.kl_loss = normalize_advantage, target_kl, kl_loss
         self.kl_controller = kl_controller or FixedKL(self.engine.kl_coef if self.env is not None else 0.0)
         self.buffer: EpisodeBuffer | None = None
+        self.earned: EpisodeRewards | None = None  # by the buffer's episodes, where they were played and scored
         self.mean_kl = float("nan")
         self._snapshot: dict[str, Any] | None = None
         self._rng = np.random.default_rng(seed)
@@ -248,7 +249,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         )
         buffer.set_rewards(rollout.rewards.rewards, rollout.rewards.ref_log_probs)
         self.compute_advantages(buffer)
-        self.buffer = buffer
+        self.buffer, self.earned = buffer, rollout.rewards
         scores, log_ratios = rollout.rewards.scores, rollout.rewards.log_ratios
         self.mean_kl = record_rollout(self.logger, buffer, scores, log_ratios, kl_coef=self.kl_controller.kl_coef)
         for total, length in zip(buffer.rewards.sum(dim=1).tolist(), buffer.response_lengths.tolist(), strict=True):

@@ -4,7 +4,7 @@ from rlhf_gym.rewards.ensemble import Aggregate, RewardEnsemble, aggregate_score
 from rlhf_gym.rewards.model import RewardModel
 from rlhf_gym.rewards.normalization import RewardNormalizer
 from rlhf_gym.rewards.programmatic import RewardFunction, keyword_reward, length_reward, regex_reward, sum_rewards
-from rlhf_gym.rewards.scoring import EpisodeScorer, check_scores, episode_scorer
+from rlhf_gym.rewards.scoring import EpisodeScorer, check_scores, episode_scorer, score_with_members
 
 __all__ = [
     "Aggregate",
@@ -19,5 +19,6 @@ __all__ = [
     "keyword_reward",
     "length_reward",
     "regex_reward",
+    "score_with_members",
     "sum_rewards",
 ]

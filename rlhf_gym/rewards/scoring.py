@@ -81,6 +81,16 @@ def episode_scorer(
     return _FunctionRoute(reward, tokenizer)
 
 
+def score_with_members(
+    scorer: EpisodeScorer, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Scores (B,), and each member's (members, B) where an ensemble scores; None where it is no ensemble."""
+    if isinstance(scorer, _MemberRoutes):
+        members = scorer.each(input_ids, prompt_lengths, lengths)  # (members, B)
+        return scorer.ensemble.combine(members), members
+    return scorer(input_ids, prompt_lengths, lengths), None
+
+
 def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
     """`scores` as float32 (count,), or an error that says what came instead.
 
@@ -171,4 +181,8 @@ class _MemberRoutes:
     route: Route = "members"
 
     def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        return self.ensemble.combine(torch.stack([m(input_ids, prompt_lengths, lengths) for m in self.members]))
+        return self.ensemble.combine(self.each(input_ids, prompt_lengths, lengths))
+
+    def each(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
+        """Each member's scores, (members, B)."""
+        return torch.stack([member(input_ids, prompt_lengths, lengths) for member in self.members])
