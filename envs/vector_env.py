@@ -179,6 +179,11 @@ class TokenVectorEnv(VectorEnv):
         """
         self._policy = None if policy is None else check_policy(policy)
 
+    @property
+    def attached(self) -> ActionLogProb | None:
+        """The policy that says log π(a|s); None where none was attached."""
+        return self._policy
+
     def reference_logits(self) -> Tensor:
         """π_ref's next-token logits (N, V), fp32, at the present states; the step that follows finds them at hand.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GPT2ForSequenceClassification
 
 from rlhf_gym.lm.tokens import pad_rows
-from rlhf_gym.rewards import RewardEnsemble, RewardModel, RewardNormalizer, episode_scorer
+from rlhf_gym.rewards import RewardEnsemble, RewardModel, RewardNormalizer, episode_scorer, score_with_members
 from tests.tiny import VOCAB_SIZE, WORDS, tiny_bert_classifier, tiny_gpt2, tiny_reward_model, tiny_tokenizer
 
 EOS = 1
@@ -100,6 +100,10 @@ def test_members_go_each_by_their_own_route() -> None:
     assert scorer.route == "members"
     alone = torch.stack([episode_scorer(m, tiny_tokenizer())(*episodes()) for m in (same, other)])
     torch.testing.assert_close(scorer(*episodes()), alone.min(dim=0).values, rtol=0, atol=0)
+    scores, members = score_with_members(scorer, *episodes())
+    torch.testing.assert_close(members, alone, rtol=0, atol=0)
+    torch.testing.assert_close(scores, alone.min(dim=0).values, rtol=0, atol=0)
+    assert score_with_members(episode_scorer(same, tiny_tokenizer()), *episodes())[1] is None
 
 
 def without_tokenizer(vocab_size: int) -> RewardModel:

@@ -25,6 +25,7 @@ from rlhf_gym.agents import (
     TokenReinforce,
     TokenRLOO,
 )
+from rlhf_gym.agents.monitor import RLHFMonitor
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import LoRA, Shared, load_causal_lm
 from rlhf_gym.pipeline.agent_config import PPOConfig
@@ -133,16 +134,23 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
             checkpoint, gold=judge, gold_every=config.gold_every, checkpoint_every=config.checkpoint_every,
             iteration=log.iteration,
         )  # fmt: skip
+        monitor = make_monitor(run, folder)
         try:
             agent.learn(
-                config.total_tokens - agent.num_timesteps, callback=watch, reset_num_timesteps=agent.num_timesteps == 0
-            )
+                config.total_tokens - agent.num_timesteps, callback=[watch, monitor],
+                reset_num_timesteps=agent.num_timesteps == 0,
+            )  # fmt: skip
         except KeyboardInterrupt:
             watch.save_interrupted(agent)
             raise
     agent.save_pretrained(folder / "model", merge=True)
     write_json(folder / METRICS_FILE, {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration})
     checkpoint.unlink(missing_ok=True)
+
+
+def make_monitor(run: Run, folder: Path) -> RLHFMonitor:
+    """What watches a seed's run, and keeps what it saw in its folder."""
+    return RLHFMonitor(held_out_texts=list(run.task.heldout_demonstrations[:64]), folder=folder, console=run.console)
 
 
 def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) -> TokenVectorEnv:
