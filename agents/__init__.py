@@ -16,8 +16,10 @@ from rlhf_gym.agents.measures import REFUSAL
 from rlhf_gym.agents.monitor import RLHFMonitor
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.ppo import TokenPPO
+from rlhf_gym.agents.pretraining_mix import PretrainingMix
 from rlhf_gym.agents.reinforce import TokenReinforce
 from rlhf_gym.agents.rloo import TokenRLOO
+from rlhf_gym.agents.stop_on_kl import StopOnKL
 
 __all__ = [
     "DPO",
@@ -34,7 +36,9 @@ __all__ = [
     "KLController",
     "LMActorCriticPolicy",
     "LMFeaturesExtractor",
+    "PretrainingMix",
     "RLHFMonitor",
+    "StopOnKL",
     "TokenA2C",
     "TokenAlgorithm",
     "TokenGRPO",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 WORDS: dict[str, tuple[str, str]] = {
     "disagreement": (
-        "The reward models were not trained on responses like these, and the policy may be climbing an error of theirs.",
+        "The reward models know no responses like these, and the policy may be climbing an error of theirs.",
         "Stop before this point, label fresh responses of this policy and train the reward models again, aggregate by "
         "the minimum or with an uncertainty penalty, or raise kl_coef.",
     ),
@@ -15,16 +15,15 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "length": (
         "What looks like progress may be mere length.",
-        "Compare responses of equal length; add a LengthPenalty to the score, or label pairs whose shorter response wins.",
+        "Compare responses of equal length; add a LengthPenalty to the score, or label pairs that the shorter wins.",
     ),
     "entropy": (
-        "The policy writes nearly the same every time: it has stopped exploring, and what it does not write any more it "
-        "will not learn about.",
+        "The policy writes nearly the same every time: of what it does not write any more it will not learn.",
         "Lower the learning rate or the epochs, raise kl_coef, or set a small ent_coef.",
     ),
     "kl_high": (
         "So far from π_ref the reward model judges texts unlike any it was trained on.",
-        "Raise kl_coef, let a controller hold the KL (kl_control), lower the learning rate, or use an earlier checkpoint.",
+        "Raise kl_coef, let a controller hold the KL, lower the learning rate, or go back to an earlier policy.",
     ),
     "kl_low": (
         "The policy is still π_ref: nothing is being learned.",
@@ -32,8 +31,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "critic": (
         "Advantages are then no better than plain returns, and noisier: the value function guesses.",
-        "Raise vf_coef or the critic's learning rate, take larger rollouts, use critic='separate', or an agent without a "
-        "critic such as TokenRLOO.",
+        "Raise vf_coef, take larger rollouts, use critic='separate', or an agent without a critic such as TokenRLOO.",
     ),
     "missing_eos": (
         "Responses run into the length limit, so what is scored is a fragment.",

@@ -329,10 +329,10 @@ def _missing_eos(h: History) -> Standing | None:
 def _drift(h: History) -> Standing | None:
     if not h.known("ref_perplexity"):
         return None
-    factor = h.now("ref_perplexity") / h.start("ref_perplexity")
-    seen = f"π_ref's perplexity of the responses is {h.now('ref_perplexity'):.1f} instead of {h.start('ref_perplexity'):.1f}"
+    first, now = h.start("ref_perplexity"), h.now("ref_perplexity")
+    seen = f"π_ref's perplexity of the responses is {now:.1f} instead of {first:.1f}"
     may = h.beyond_noise("ref_perplexity")
-    return Standing(math.log(factor) / math.log(h.thresholds.drift_factor), seen, may)
+    return Standing(math.log(now / first) / math.log(h.thresholds.drift_factor), seen, may)
 
 
 def _held_out(h: History) -> Standing | None:

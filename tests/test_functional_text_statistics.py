@@ -34,8 +34,8 @@ def test_longest_repeat():
     rng = np.random.default_rng(0)
     for _ in range(30):
         tokens = rng.integers(0, 3, rng.integers(2, 20)).tolist()
-        by_trying = max(k for k in range(len(tokens)) if len(set(ngrams(tokens, k))) < len(tokens) - k + 1) if len(
-            set(tokens)) < len(tokens) else 0  # fmt: skip
+        repeated = [k for k in range(1, len(tokens)) if len(set(ngrams(tokens, k))) < len(tokens) - k + 1]
+        by_trying = max(repeated, default=0)
         assert longest_repeat(tokens) == by_trying
 
 

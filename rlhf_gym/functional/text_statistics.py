@@ -1,4 +1,4 @@
-"""How much a text repeats itself, and whether scores go with length. Tokens may be ids or words, of any hashable kind."""
+"""How much a text repeats itself, and whether scores go with length. Tokens are ids, or words: anything hashable."""
 
 from __future__ import annotations
 
