@@ -85,7 +85,7 @@ def test_every_measure_by_hand():
         assert values[name] == pytest.approx(value), name
     top = kl_tokens(seen)
     # token 5: +1 (first), 0, 0; 6: +1, 0, −.5; 7: +.5; 1: 0
-    assert [(part.token, part.count, part.total, part.share) for part in top] == [
+    assert [(part.token, part.occurrences, part.total, part.share) for part in top] == [
         (5, 3, 1.0, 0.5), (6, 3, 0.5, 0.25), (7, 1, 0.5, 0.25), (1, 1, 0.0, 0.0)
     ]  # fmt: skip
 

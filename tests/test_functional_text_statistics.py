@@ -52,7 +52,7 @@ def test_correlations():
 
 def test_token_shares():
     shares = token_shares([7, 3, 7, 5], [0.5, 1.5, 1.5, -0.5])
-    assert [(s.token, s.count, s.total) for s in shares] == [(7, 2, 2.0), (3, 1, 1.5), (5, 1, -0.5)]
+    assert [(s.token, s.occurrences, s.total) for s in shares] == [(7, 2, 2.0), (3, 1, 1.5), (5, 1, -0.5)]
     assert [s.share for s in shares] == pytest.approx([2 / 3, 0.5, -1 / 6])
     assert math.isnan(token_shares([1, 2], [1.0, -1.0])[0].share)
     with pytest.raises(ValueError, match="tokens and values of one shape"):

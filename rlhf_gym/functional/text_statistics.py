@@ -14,7 +14,7 @@ class TokenShare(NamedTuple):
 
     token: int
     """Its id."""
-    count: int
+    occurrences: int
     """How often it occurs."""
     total: float
     """What its occurrences add up to."""
