@@ -30,6 +30,7 @@ from rlhf_gym.lm import LoRA, Shared, load_causal_lm
 from rlhf_gym.pipeline.agent_config import PPOConfig
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.folder import METRICS_FILE, StageName, read_json
+from rlhf_gym.pipeline.inspection import keep_views
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
 from rlhf_gym.pipeline.samples import read_jsonl
@@ -140,6 +141,7 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
         except KeyboardInterrupt:
             watch.save_interrupted(agent)
             raise
+    keep_views(run, agent, folder)
     agent.save_pretrained(folder / "model", merge=True)
     write_json(folder / METRICS_FILE, {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration})
     checkpoint.unlink(missing_ok=True)
