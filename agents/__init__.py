@@ -14,8 +14,10 @@ from rlhf_gym.agents.inspection import inspect_episodes
 from rlhf_gym.agents.kl_control import AdaptiveKL, ConstraintKL, FixedKL, KLController
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.ppo import TokenPPO
+from rlhf_gym.agents.pretraining_mix import PretrainingMix
 from rlhf_gym.agents.reinforce import TokenReinforce
 from rlhf_gym.agents.rloo import TokenRLOO
+from rlhf_gym.agents.stop_on_kl import StopOnKL
 
 __all__ = [
     "DPO",
@@ -29,6 +31,8 @@ __all__ = [
     "KLController",
     "LMActorCriticPolicy",
     "LMFeaturesExtractor",
+    "PretrainingMix",
+    "StopOnKL",
     "TokenA2C",
     "TokenAlgorithm",
     "TokenGRPO",
