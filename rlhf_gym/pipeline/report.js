@@ -23,7 +23,11 @@
         dot.className = "swatch fill-" + kind;
         first.append(dot);
       }
-      first.append(name);
+      for (const [i, part] of name.split(/_(ref|φ|SFT)/).entries()) {  // subscripts
+        const sub = document.createElement("sub");
+        sub.textContent = part;
+        first.append(i % 2 ? sub : part);
+      }
       row.insertCell().textContent = value;
     }
     return table;

@@ -136,11 +136,12 @@ def _tokens(view: EpisodeView, full: dict[str, float]) -> str:
         colours = ";".join(
             f"--{c.name}:{colour}" for c in shaded if (colour := _colour(float(c.amounts[t]), full[c.name]))
         )
+        bare = token.rstrip(" ") or token  # the space between words is nobody's
         special = " special" if token.strip().startswith("<") and token.strip().endswith(">") else ""
         style = f' style="{colours}"' if colours else ""
         parts.append(
             f'<span class="tok{special}" tabindex="{0 if t == 0 else -1}" data-f="{figures}"{style}>'
-            f"{escape(token)}</span>"
+            f"{escape(bare)}</span>{' ' * (len(token) - len(bare))}"
         )
     return "".join(parts)
 
