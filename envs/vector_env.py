@@ -180,6 +180,11 @@ class TokenVectorEnv(VectorEnv):
         """
         self._policy = None if policy is None else check_policy(policy)
 
+    @property
+    def attached(self) -> ActionLogProb | None:
+        """The policy that says log π(a|s); None where none was attached."""
+        return self._policy
+
     def reference_logits(self) -> Tensor:
         """π_ref's next-token logits (N, V), fp32, at the present states; the step that follows finds them at hand.
 
@@ -296,7 +301,8 @@ class TokenVectorEnv(VectorEnv):
         episodes = [slots.episode(i, "stop" if stopped[i] else "length") for i in np.flatnonzero(terminated).tolist()]
         scores = self._end(episodes, step_rewards)
         slots.earn(acting, step_rewards)
-        self.last_step = StepRecord(episodes, scores.scores, log_ratios)
+        each = [slots.log_ratios[e.slot, : e.response_length].copy() for e in episodes]
+        self.last_step = StepRecord(episodes, scores.scores, log_ratios, each, scores.member_scores)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         infos = self._reset_ended(episodes, scores) if episodes else {}
         for slot in np.flatnonzero(waiting).tolist():
@@ -380,7 +386,8 @@ class TokenVectorEnv(VectorEnv):
     def _reset_ended(self, episodes: list[Episode], scores: EpisodeScores) -> dict[str, Any]:
         """Infos at the end, and new episodes at once (SAME_STEP) or a note for the next step (NEXT_STEP)."""
         infos: dict[str, Any] = {}
-        endings = [self._ending(e, score, raw) for e, score, raw in zip(episodes, *scores, strict=True)]
+        given = zip(episodes, scores.scores, scores.raw_scores, strict=True)
+        endings = [self._ending(e, score, raw) for e, score, raw in given]
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             for episode, ending in zip(episodes, endings, strict=True):
                 self._ended[episode.slot] = True

@@ -1,4 +1,4 @@
-"""Pure tensor functions: kl, returns, losses, whitening, overoptimization, calibration. No state."""
+"""Pure functions: kl, returns, losses, whitening, overoptimization, calibration, text statistics. No state."""
 
 from rlhf_gym.functional.calibration import (
     LengthControlled,
@@ -41,6 +41,16 @@ from rlhf_gym.functional.returns import (
     rloo_advantages,
     rloo_baseline,
 )
+from rlhf_gym.functional.text_statistics import (
+    TokenShare,
+    distinct_n,
+    longest_repeat,
+    ngrams,
+    pearson,
+    repetition,
+    spearman,
+    token_shares,
+)
 from rlhf_gym.functional.whitening import masked_mean, masked_var, masked_whiten, zero_masked
 
 __all__ = [
@@ -49,6 +59,7 @@ __all__ = [
     "OveroptimizationFit",
     "PolicyLoss",
     "ReliabilityCurve",
+    "TokenShare",
     "ValueLoss",
     "adaptive_kl_coef",
     "best_of_n_curve",
@@ -57,6 +68,7 @@ __all__ = [
     "chance_probability",
     "confidence",
     "discounted_returns",
+    "distinct_n",
     "dpo_loss",
     "expected_calibration_error",
     "fit_best_of_n",
@@ -72,17 +84,23 @@ __all__ = [
     "kwise_loss",
     "length_controlled_accuracy",
     "log_prob_and_entropy",
+    "longest_repeat",
     "masked_mean",
     "masked_var",
     "masked_whiten",
+    "ngrams",
+    "pearson",
     "policy_gradient_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
     "preference_probability",
     "reliability_curve",
+    "repetition",
     "rightness",
     "rl_curve",
     "rloo_advantages",
     "rloo_baseline",
+    "spearman",
+    "token_shares",
     "zero_masked",
 ]

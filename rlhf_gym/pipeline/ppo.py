@@ -26,6 +26,7 @@ from rlhf_gym.agents import (
     TokenReinforce,
     TokenRLOO,
 )
+from rlhf_gym.agents.monitor import RLHFMonitor
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import LoRA, Shared, load_causal_lm
 from rlhf_gym.pipeline.agent_config import PPOConfig
@@ -143,7 +144,7 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
             iteration=log.iteration,
         )  # fmt: skip
         stop = stop_on_kl(config, stage)
-        callbacks: list[BaseCallback] = [watch] if stop is None else [watch, stop]
+        callbacks: list[BaseCallback] = [watch, make_monitor(run, folder), *([stop] if stop else [])]
         try:
             agent.learn(
                 config.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
@@ -156,6 +157,11 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
     done = {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration, "stopped": how_stopped(stop)}
     write_json(folder / METRICS_FILE, done)
     checkpoint.unlink(missing_ok=True)
+
+
+def make_monitor(run: Run, folder: Path) -> RLHFMonitor:
+    """What watches a seed's run, and keeps what it saw in its folder."""
+    return RLHFMonitor(held_out_texts=list(run.task.heldout_demonstrations[:64]), folder=folder, console=run.console)
 
 
 def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) -> TokenVectorEnv:
