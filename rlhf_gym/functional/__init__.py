@@ -1,5 +1,6 @@
-"""Pure tensor functions: kl, returns, losses, whitening, overoptimization, calibration. No state."""
+"""Pure functions without state: kl, returns, losses, whitening, overoptimization, best of n, intervals, calibration."""
 
+from rlhf_gym.functional.best_of_n import best_of_n_estimate, best_of_n_kl
 from rlhf_gym.functional.calibration import (
     LengthControlled,
     ReliabilityCurve,
@@ -11,6 +12,7 @@ from rlhf_gym.functional.calibration import (
     rightness,
 )
 from rlhf_gym.functional.categorical import log_prob_and_entropy
+from rlhf_gym.functional.intervals import fieller_interval, student_t_quantile
 from rlhf_gym.functional.kl import adaptive_kl_coef, full_kl, k1, k2, k3
 from rlhf_gym.functional.losses import (
     DPOLoss,
@@ -28,7 +30,6 @@ from rlhf_gym.functional.losses import (
 from rlhf_gym.functional.overoptimization import (
     OveroptimizationFit,
     best_of_n_curve,
-    best_of_n_kl,
     fit_best_of_n,
     fit_rl,
     goodhart_gold,
@@ -52,6 +53,7 @@ __all__ = [
     "ValueLoss",
     "adaptive_kl_coef",
     "best_of_n_curve",
+    "best_of_n_estimate",
     "best_of_n_kl",
     "bradley_terry_loss",
     "chance_probability",
@@ -59,6 +61,7 @@ __all__ = [
     "discounted_returns",
     "dpo_loss",
     "expected_calibration_error",
+    "fieller_interval",
     "fit_best_of_n",
     "fit_rl",
     "fit_score_difference",
@@ -84,5 +87,6 @@ __all__ = [
     "rl_curve",
     "rloo_advantages",
     "rloo_baseline",
+    "student_t_quantile",
     "zero_masked",
 ]
