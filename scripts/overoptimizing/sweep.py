@@ -82,3 +82,7 @@ SWEEP = Sweep(
     labels=(125, 500, 2_000, 8_000),
     noises=(0.0, 0.1, 0.25, 0.4),
 )
+
+QUICK_SWEEP = Sweep(
+    base=Arm(Trunk(32, 2), 500, 0.1), trunks=(Trunk(8, 1), Trunk(32, 2)), labels=(125, 500), noises=(0.1, 0.4)
+)

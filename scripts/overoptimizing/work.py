@@ -56,6 +56,9 @@ class Budget:
     """Training of every reward model."""
 
 
+QUICK_BUDGET = Budget(tokens=12_000, learning_rate=3e-4, texts=4_000, prompts=48, samples=64)
+
+
 class Workshop:
     """What all arms share, made once and kept in the folder: trunks, preferences' responses, judged SFT responses.
 
