@@ -13,8 +13,10 @@ from rlhf_gym.agents.grpo import TokenGRPO
 from rlhf_gym.agents.kl_control import AdaptiveKL, ConstraintKL, FixedKL, KLController
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.ppo import TokenPPO
+from rlhf_gym.agents.pretraining_mix import PretrainingMix
 from rlhf_gym.agents.reinforce import TokenReinforce
 from rlhf_gym.agents.rloo import TokenRLOO
+from rlhf_gym.agents.stop_on_kl import StopOnKL
 
 __all__ = [
     "DPO",
@@ -28,6 +30,8 @@ __all__ = [
     "KLController",
     "LMActorCriticPolicy",
     "LMFeaturesExtractor",
+    "PretrainingMix",
+    "StopOnKL",
     "TokenA2C",
     "TokenAlgorithm",
     "TokenGRPO",

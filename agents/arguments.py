@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, get_args
 
 import gymnasium as gym
 import torch
 
 from rlhf_gym.agents.kl_control import KLController
+from rlhf_gym.agents.pretraining_mix import PretrainingMix
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 
 KLLoss = Literal["full", "k2", "k3"]
@@ -15,7 +17,7 @@ KLLoss = Literal["full", "k2", "k3"]
 LEARNER = ("n_episodes", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm", "seed", "verbose",
            "tensorboard_log")  # fmt: skip
 """What every learner's file holds of its constructor's arguments, the learning rate aside."""
-SAVED = (*LEARNER, "ent_coef", "target_kl", "kl_loss", "kl_controller")
+SAVED = (*LEARNER, "ent_coef", "target_kl", "kl_loss", "kl_controller", "ema_reference")
 """The same of a policy-gradient agent."""
 DEFAULT_GROUP = 4
 """Responses to a prompt, where an agent that compares them makes its environment from an id."""
@@ -58,6 +60,23 @@ class TokenArguments(LearnerArguments, total=False):
     """With the environment's `kl_in="loss"`, which KL the loss has: `"full"` over the vocabulary (default), `"k2"`,
     whose gradient is the KL's on the policy's own samples, or `"k3"`, which GRPO's paper takes and whose gradient is
     that of KL(π_ref‖π): another penalty, with another optimum."""
+    ptx: PretrainingMix | None
+    """Texts whose likelihood is part of every minibatch's loss (none). Not in the file that `save` writes: give it
+    again to `load`."""
+    ema_reference: float
+    """μ of a π_ref that follows the policy, θ_ref ← (1 − μ)·θ_ref + μ·θ after each iteration; 0 (default) for one that
+    stays. See `MovingReference`."""
+
+
+def check_words(agent: str, arguments: Mapping[str, Any], known: type) -> None:
+    """Every argument is one that the agent takes: a word that means nothing to it is refused, not ignored.
+
+    Raises:
+        TypeError: naming those that are not.
+    """
+    unknown = sorted(set(arguments) - set(known.__annotations__))
+    if unknown:
+        raise TypeError(f"{agent} takes no {', '.join(unknown)}")
 
 
 def check_counts(**counts: int | None) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -35,13 +36,15 @@ from rlhf_gym.agents.arguments import (
 from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
 from rlhf_gym.agents.interrupts import finish_before_interrupt
 from rlhf_gym.agents.kl_control import FixedKL, KLController
-from rlhf_gym.agents.logs import explained_variance, forget_pending, record_rollout
-from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize, token_kl
+from rlhf_gym.agents.logs import forget_pending, record_rollout
+from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize
+from rlhf_gym.agents.moving_reference import MovingReference
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
+from rlhf_gym.agents.pretraining_mix import PretrainingMix
 from rlhf_gym.agents.rollout import collect_episodes
+from rlhf_gym.agents.update import update
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.losses import PolicyLoss, ppo_policy_loss
-from rlhf_gym.functional.whitening import masked_mean
 from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.lora import save_model
 from rlhf_gym.lm.shared import Shared
@@ -82,6 +85,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         target_kl: float | None = None,
         kl_controller: KLController | None = None,
         kl_loss: KLLoss = "full",
+        ptx: PretrainingMix | None = None,
+        ema_reference: float = 0.0,
         samples_per_prompt: int | None = None,
         n_envs: int = 64,
         stats_window_size: int = 100,
@@ -127,7 +132,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.normalize_advantage, self.target_kl, self.kl_loss = normalize_advantage, target_kl, kl_loss
         self.kl_controller = kl_controller or FixedKL(self.engine.kl_coef if self.env is not None else 0.0)
         self.buffer: EpisodeBuffer | None = None
-        self.mean_kl = float("nan")
+        self.ptx, self.ema_reference, self.began_with_ptx = ptx, ema_reference, False
+        self.moving_reference = MovingReference(ema_reference) if ema_reference else None
+        self.mean_kl = self.mean_kl_initial = float("nan")  # the latter to where a moving π_ref began
+        self.notes: dict[str, Any] = {}
+        """What callbacks want saved and taken back with an iteration, under names of theirs, for JSON."""
+        self.kept_weights: dict[str, dict[str, Tensor]] = {}
+        """Weights that callbacks want saved, by name."""
+        self._finished = False
         self._snapshot: dict[str, Any] | None = None
         self._rng = np.random.default_rng(seed)
         if self.env is not None:
@@ -173,7 +185,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """As in SB3; the reset it makes draws no prompts: rollouts reset by themselves."""
         self._restore_snapshot()
-        self._snapshot = None
+        self._snapshot, self._finished = None, False
+        saving.check_ptx(self)
+        if self.ptx is not None:
+            self.ptx.prepare(self.engine.tokenizer, self.policy.parts)
         state = self.engine.state_dict()
         self.engine.discard_episodes()
         result = super()._setup_learn(*args, **kwargs)
@@ -199,12 +214,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
         callback.on_training_start(locals(), globals())
-        try:
-            self._learn_until(total_timesteps, callback, log_interval)
-        finally:
-            if self._snapshot is not None:  # an iteration that was cut short is taken back, and what was logged of it
-                self._restore_snapshot()
-                forget_pending(self.logger)
+        moving = self.moving_reference
+        with nullcontext() if moving is None else moving.at_work(self.engine.token_reward, self.policy):
+            try:
+                self._learn_until(total_timesteps, callback, log_interval)
+            finally:
+                if self._snapshot is not None:  # an iteration cut short is taken back, and what was logged of it
+                    self._restore_snapshot()
+                    forget_pending(self.logger)
         callback.on_training_end()
         return self
 
@@ -216,6 +233,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             if not self.collect_rollouts(self.env, callback):  # type: ignore[arg-type]
                 return
             iteration += 1
+            if self._finished:
+                self._snapshot = None
+                self.dump_logs(iteration)
+                return
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             with finish_before_interrupt():
                 self.train()
@@ -223,6 +244,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.logger.record("time/tokens_per_second", tokens / (time.perf_counter() - started))
             if log_interval is not None and iteration % log_interval == 0:
                 self.dump_logs(iteration)
+
+    def finish(self) -> None:
+        """For callbacks at the end of a rollout: let `learn` end here, without an update on this rollout."""
+        self._finished = True
 
     rollout_buffer = None  # type: ignore[assignment]  # SB3's is per step; ours is `buffer`
 
@@ -240,17 +265,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if rollout is None:
             return False
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
-        buffer = EpisodeBuffer(
-            rollout.episodes,
-            rollout.log_probs,
-            rollout.values,
-            lower_states=None if rollout.lower is None else rollout.lower.states,
-        )
-        buffer.set_rewards(rollout.rewards.rewards, rollout.rewards.ref_log_probs)
+        buffer = rollout.buffer()
         self.compute_advantages(buffer)
         self.buffer = buffer
         scores, log_ratios = rollout.rewards.scores, rollout.rewards.log_ratios
         self.mean_kl = record_rollout(self.logger, buffer, scores, log_ratios, kl_coef=self.kl_controller.kl_coef)
+        self.mean_kl_initial = self.mean_kl
+        if self.moving_reference is not None:
+            self.mean_kl_initial = self.moving_reference.kl_from_start(rollout.episodes, rollout.log_probs)
+            self.logger.record("rlhf/kl_initial", self.mean_kl_initial)
         for total, length in zip(buffer.rewards.sum(dim=1).tolist(), buffer.response_lengths.tolist(), strict=True):
             self.ep_info_buffer.append({"r": total, "l": length, "t": time.time() - self.start_time / 1e9})  # type: ignore[union-attr]
         callback.update_locals(locals())
@@ -271,81 +294,27 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def train(self) -> None:
         """Epochs over the rollout's minibatches; each minibatch is one optimizer step, however many micro-batches."""
         assert self.buffer is not None, "collect_rollouts() comes first"
-        started = time.perf_counter()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        totals: dict[str, list[float]] = {}
-        stopped = False
-        for _ in range(self.n_epochs):
-            for rows in self._minibatches():
-                metrics = self._minibatch_gradient(rows)
-                for name, value in metrics.items():
-                    totals.setdefault(name, []).append(value)
-                # SB3's rule: stop before the step that would go too far
-                if self.target_kl is not None and metrics["train/approx_kl"] > 1.5 * self.target_kl:
-                    stopped = True
-                    break
-                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-                totals.setdefault("train/grad_norm", []).append(float(norm))
-                self.policy.optimizer.step()
-                self._n_updates += 1
-            if stopped:
-                break
-        self.policy.optimizer.zero_grad(set_to_none=True)
-        for name, values in totals.items():
-            self.logger.record(name, float(np.mean(values)))
-        if self.uses_critic:
-            self.logger.record("train/explained_variance", explained_variance(self.buffer))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/stopped_early", float(stopped))
-        self.logger.record("time/update_seconds", time.perf_counter() - started)
+        update(self)
         self.policy.set_training_mode(False)
         self.kl_controller.update(self.mean_kl, len(self.buffer))
+        if self.moving_reference is not None:
+            self.moving_reference.follow(self.policy)
         self._snapshot = None  # the iteration is complete
 
-    def _minibatches(self) -> Iterator[np.ndarray]:
+    def minibatches(self) -> Iterator[np.ndarray]:
         """Rows of the buffer, a minibatch at a time."""
         assert self.buffer is not None
         return self.buffer.minibatches(self.batch_size, self._rng)
 
-    def _minibatch_gradient(self, rows: np.ndarray) -> dict[str, float]:
-        """Gradient of one minibatch, accumulated over micro-batches weighted by their tokens; what is logged of it."""
-        assert self.buffer is not None
-        self.policy.optimizer.zero_grad(set_to_none=True)
-        size = MinibatchSize(int(self.buffer.response_lengths[torch.from_numpy(rows)].sum()), len(rows))
-        totals: dict[str, Tensor] = {}
-        for part in self._micro_batches(rows):
-            batch = self.buffer.batch(part, self.device)
-            evaluation = self.policy.evaluate_episodes(
-                batch.input_ids,
-                batch.prompt_lengths,
-                batch.lengths,
-                with_entropy=self.ent_coef != 0,
-                lower_states=batch.lower_states,
-            )
-            result = self.minibatch_loss(batch, evaluation, size)
-            loss = result.loss
-            metrics = dict(result.metrics)
-            mean_entropy = masked_mean(evaluation.entropy, batch.mask, size.tokens)
-            metrics["rlhf/entropy"] = mean_entropy.detach()
-            if self.ent_coef != 0:
-                loss = loss - self.ent_coef * mean_entropy
-            if self._kl_in_loss:
-                kl = self._kl_term(batch, evaluation, size)
-                metrics["train/kl_loss"] = kl.detach()
-                loss = loss + self.kl_controller.kl_coef * kl
-            loss.backward()
-            metrics["train/loss"] = loss.detach()
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value
-        return {name: float(value) for name, value in totals.items()}
-
-    def _micro_batches(self, rows: np.ndarray) -> list[np.ndarray]:
+    def micro_batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """A minibatch's rows in parts of at most `micro_batch_size`, as equal as can be."""
         return np.array_split(rows, -(-len(rows) // (self.micro_batch_size or len(rows))))
 
     @property
-    def _kl_in_loss(self) -> bool:
+    def kl_in_loss(self) -> bool:
+        """Whether the loss has a KL term."""
         return self.engine.token_reward.kl_in == "loss"
 
     @abstractmethod
@@ -369,13 +338,6 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             clip_range=clip_range,
             denominator=size.tokens,
         )
-
-    def _kl_term(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> Tensor:
-        """Mean over tokens of KL(π‖π_ref)."""
-        reference = self.engine.token_reward.reference
-        assert reference is not None
-        kl = token_kl(self.kl_loss, batch, evaluation, self.policy, reference)  # (n,)
-        return (kl * self.token_weights(batch, size).expand_as(batch.mask)[batch.mask]).sum() / size.tokens
 
     # -- state ------------------------------------------------------------------------------------------------------
 

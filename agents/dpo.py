@@ -12,12 +12,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlhf_gym.agents.arguments import LEARNER, LearnerArguments
+from rlhf_gym.agents.arguments import LEARNER, LearnerArguments, check_words
 from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
 from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
 from rlhf_gym.agents.reference import check_reference, draw_from_reference
+from rlhf_gym.agents.walk import walk
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.losses import dpo_loss
 from rlhf_gym.functional.whitening import zero_masked
@@ -99,6 +100,7 @@ class DPO(TokenAlgorithm):
         preferences: Sequence[Comparison] | None = None,
         **arguments: Unpack[LearnerArguments],
     ) -> None:
+        check_words("DPO", arguments, LearnerArguments)
         if loss not in get_args(DPOKind):
             raise ValueError(f"expected loss to be one of {get_args(DPOKind)}, got {loss!r}")
         if beta is not None and not beta > 0:
@@ -177,21 +179,21 @@ class DPO(TokenAlgorithm):
         self._used += n
         return self._given.take(places)
 
-    def _minibatches(self) -> Iterator[np.ndarray]:
+    def minibatches(self) -> Iterator[np.ndarray]:
         """Rows of the buffer, both of a pair side by side."""
         assert self.buffer is not None
         pairs = len(self.buffer) // 2
         for part in np.array_split(self._rng.permutation(pairs), -(-pairs // max(1, self.batch_size // 2))):
             yield both(part)
 
-    def _micro_batches(self, rows: np.ndarray) -> list[np.ndarray]:
+    def micro_batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Pairs stay together."""
         pairs = rows[::2] // 2
         size = (self.micro_batch_size or len(rows)) // 2
         return [both(part) for part in np.array_split(pairs, -(-len(pairs) // size))]
 
     @property
-    def _kl_in_loss(self) -> bool:
+    def kl_in_loss(self) -> bool:
         """The loss has its KL in it already, wherever the environment would have put it."""
         return False
 
@@ -226,16 +228,6 @@ class DPO(TokenAlgorithm):
     def restore_own_state(self, state: dict[str, Any]) -> None:
         """Go on from `own_state()`."""
         self._used, self._order, self._expected = state["used"], state["order"], state["preferences"]
-
-
-def walk(start: int, n: int, count: int, *, seed: int) -> list[int]:
-    """Steps `start` … `start + n − 1` of an endless walk through 0 … count − 1, in a new order at every pass."""
-    found: list[int] = []
-    while len(found) < n:
-        number, first = divmod(start + len(found), count)
-        order = np.random.default_rng((seed, number)).permutation(count)
-        found += order[first : first + n - len(found)].tolist()
-    return found
 
 
 def both(pairs: np.ndarray) -> np.ndarray:

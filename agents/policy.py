@@ -287,7 +287,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         if not self.training:
             ids, lengths = read(obs)
             return self._distribution(self._act_logits(ids, lengths))
-        with sdpa_kernel(SDPBackend.MATH), self._autocast():
+        with sdpa_kernel(SDPBackend.MATH), self.autocast():
             hidden, _ = self._packed_hidden(obs, values=False)
             logits = self.parts.logits(hidden)  # (B, V)
         return self._distribution(behaviour_logits(logits, self.sampling))
@@ -316,7 +316,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             lower_states: what the frozen lower layers give for these rows, (B, L, H), from `lower_states`.
         """
         acted_from = input_ids[:, :-1]  # (B, L - 1): nothing is done after the last token
-        with self._autocast():
+        with self.autocast():
             if lower_states is None or self.split is None:
                 hidden = self.parts.hidden_states(acted_from)  # (B, L - 1, H)
             else:
@@ -326,7 +326,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         states = hidden[acts]  # (n, H)
         log_probs, entropies = self._taken(states, input_ids[:, 1:][acts], with_entropy=with_entropy)  # (n,) each
         if self.value_trunk is not None:
-            with self._autocast():
+            with self.autocast():
                 hidden = self._value_parts.hidden_states(acted_from)  # (B, L - 1, H')
         values = self.value_head(hidden[acts])  # (n,)
 
@@ -343,13 +343,13 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         """What the frozen lower layers give for right-padded rows (E, L); None where none are frozen."""
         if self.split is None:
             return None
-        with self._autocast():
+        with self.autocast():
             chunks = [self.split.lower(rows.to(self.device)) for rows in input_ids.split(batch_size)]
         return LowerStates(self.split, torch.cat(chunks))
 
     def episode_values(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
         """V(s_t) of whole episodes, right-padded with 0: (B, L), (B,), (B,) → (B, T)."""
-        with self._autocast():
+        with self.autocast():
             hidden = self._value_parts.hidden_states(input_ids)  # (B, L, H')
         width = int((lengths - prompt_lengths).max())
         place = torch.arange(width, device=input_ids.device)  # (T,)
@@ -364,7 +364,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         def kl(states: Tensor, ref_states: Tensor) -> tuple[Tensor]:
             with torch.no_grad():
                 ref_logits = reference.logits(ref_states.to(reference.device)).to(states.device)  # (n, V)
-            with self._autocast():
+            with self.autocast():
                 logits = self.parts.logits(states)  # (n, V)
             return (full_kl(logits, ref_logits),)
 
@@ -374,7 +374,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         """log π of actions taken earlier, and the entropy there, (n,) each, from hidden states (n, H)."""
 
         def taken(states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-            with self._autocast():
+            with self.autocast():
                 logits = self.parts.logits(states)  # (n, V)
             log_probs, entropies = taken_log_prob_and_entropy(logits, actions, self.sampling)
             return log_probs, entropies if with_entropy else entropies.detach()
@@ -382,7 +382,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         log_probs, entropies = in_chunks(taken, states, actions, vocab_size=self.parts.vocab_size)
         return log_probs, entropies
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         """bf16 where that is wanted, else nothing."""
         return torch.autocast(self.parts.device.type, torch.bfloat16, enabled=self.bf16)
 
@@ -393,7 +393,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         device = self.parts.device
         rows = torch.from_numpy(ids[packing.leaders, : int(lengths.max())]).to(device)
         where = torch.from_numpy(packing.leader_of).to(device), torch.from_numpy(lengths - 1).to(device)
-        with self._autocast():
+        with self.autocast():
             hidden = self.parts.hidden_states(rows)[where]  # (B, H)
             if self.value_trunk is None or not values:
                 return hidden, hidden

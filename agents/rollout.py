@@ -9,6 +9,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from rlhf_gym.agents.buffer import EpisodeBuffer
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import Episode, EpisodeRewards
 from rlhf_gym.envs.token_reward import stack_rows
@@ -32,6 +33,13 @@ class Rollout(NamedTuple):
     """What they earned."""
     lower: LowerStates | None
     """What the policy's frozen lower layers give for them, where some are frozen."""
+
+    def buffer(self) -> EpisodeBuffer:
+        """To learn from; without advantages as yet."""
+        lower = None if self.lower is None else self.lower.states
+        buffer = EpisodeBuffer(self.episodes, self.log_probs, self.values, lower_states=lower)
+        buffer.set_rewards(self.rewards.rewards, self.rewards.ref_log_probs)
+        return buffer
 
 
 def collect_episodes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 import zipfile
@@ -29,6 +30,8 @@ OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.
 """Found again by name; another must be given again at loading."""
 SCHEDULES = ("clip_range", "clip_range_vf")
 """Arguments besides the learning rate that may be functions of the remaining progress."""
+REFERENCE, KEPT = "reference", ".kept.safetensors"
+"""A moving π_ref among the weights kept beside the policy's, and how their files end."""
 
 
 # -- what is not weights -----------------------------------------------------------------------------------------------
@@ -45,6 +48,8 @@ def host_state(agent: TokenAlgorithm) -> dict[str, Any]:
         "minibatch_rng": agent._rng.bit_generator.state,
         "env": agent.engine.state_dict() if agent.env is not None else None,
         "agent": agent.own_state(),
+        "ptx": None if agent.ptx is None else agent.ptx.state_dict(),
+        "notes": copy.deepcopy(agent.notes),
     }
 
 
@@ -56,6 +61,9 @@ def restore_host_state(agent: TokenAlgorithm, state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(torch.tensor(state["cuda_rng"], dtype=torch.uint8), agent.device)
     agent._rng.bit_generator.state = state["minibatch_rng"]
     agent.restore_own_state(state["agent"])
+    if agent.ptx is not None and state.get("ptx") is not None:
+        agent.ptx.load_state_dict(state["ptx"])
+    agent.notes = copy.deepcopy(state.get("notes", {}))
     if state["env"] is None or agent.env is None:
         return
     known, given = state["env"]["prompts"]["num_prompts"], agent.engine.num_prompts
@@ -64,6 +72,19 @@ def restore_host_state(agent: TokenAlgorithm, state: dict[str, Any]) -> None:
         return
     warnings.warn(f"expected an environment with {known} prompts, got {given}: their order begins anew", stacklevel=3)
     state["env"] = None
+
+
+def check_ptx(agent: TokenAlgorithm) -> None:
+    """The texts that learning began with are there, where it is to go on.
+
+    Raises:
+        ValueError: they were not given again at loading.
+    """
+    if agent.ptx is None and agent.began_with_ptx:
+        raise ValueError(
+            "expected ptx=PretrainingMix(…), as learning began with, got none: the texts are not saved, give them "
+            "again when loading (with coef=0 to go on without)"
+        )
 
 
 def schedule_to_json(schedule: Any) -> Any:
@@ -121,11 +142,15 @@ def save(agent: TokenAlgorithm, path: Path) -> None:
         "total_timesteps": agent._total_timesteps,
         "state": agent._snapshot if agent._snapshot is not None else host_state(agent),
     }
+    more = {REFERENCE: agent.moving_reference.weights()} if agent.moving_reference is not None else {}
+    more = {name: weights for name, weights in (more | agent.kept_weights).items() if weights}
     partial = path.with_name(path.name + ".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("data.json", json.dumps(data, indent=1, default=_plain))
         archive.writestr("policy.safetensors", safetensors.torch.save(named_weights(agent.policy)))
         archive.writestr("optimizer.safetensors", safetensors.torch.save(tensors))
+        for name, weights in more.items():
+            archive.writestr(name + KEPT, safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}))
     partial.replace(path)
 
 
@@ -160,6 +185,11 @@ def load(cls: type[Agent], path: Path, env: Any, device: torch.device | str, ove
     load_named_weights(agent.policy, archive.weights)
     agent.policy.optimizer.load_state_dict({"state": archive.optimizer, "param_groups": data["optimizer_groups"]})
     agent.policy.invalidate()
+    reference = archive.kept.pop(REFERENCE, {})
+    if agent.moving_reference is not None:
+        agent.moving_reference.load_weights(reference)
+    agent.kept_weights = archive.kept
+    agent.began_with_ptx = data["state"].get("ptx") is not None
     agent._total_timesteps = data["total_timesteps"]
     agent._snapshot = data["state"]  # `learn` begins from here, whatever is drawn until then
     restore_host_state(agent, data["state"])
@@ -173,6 +203,8 @@ class _Archive(NamedTuple):
     weights: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
     """State of each parameter, by its number in the optimizer's groups."""
+    kept: dict[str, dict[str, Tensor]]
+    """Other weights, by what they are and by name."""
 
 
 def _read(path: Path) -> _Archive:
@@ -188,11 +220,13 @@ def _read(path: Path) -> _Archive:
         data = json.loads(archive.read("data.json"))
         weights = safetensors.torch.load(archive.read("policy.safetensors"))
         flat = safetensors.torch.load(archive.read("optimizer.safetensors"))
+        names = [name for name in archive.namelist() if name.endswith(KEPT)]
+        kept = {name.removesuffix(KEPT): safetensors.torch.load(archive.read(name)) for name in names}
     optimizer: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
         index, name = key.split(".", 1)
         optimizer.setdefault(int(index), {})[name] = value
-    return _Archive(data, weights, optimizer)
+    return _Archive(data, weights, optimizer, kept)
 
 
 def _policy_kwargs(data: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

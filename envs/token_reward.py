@@ -56,11 +56,22 @@ class TokenReward:
             raise ValueError(f"expected kl_in to be one of {get_args(KLPlace)}, got {kl_in!r}")
         if reference is None and kl_coef > 0:
             raise ValueError(f"expected a reference for kl_coef={kl_coef}, got None; give one, or kl_coef=0")
-        self.scorer, self.reference, self.kl_coef, self.kl_in = scorer, reference, kl_coef, kl_in
+        self.scorer, self.kl_coef, self.kl_in = scorer, kl_coef, kl_in
         self.missing_eos_penalty, self.shaping = missing_eos_penalty, Shaping(shaping)
+        self.use_reference(reference)
+
+    def use_reference(self, reference: LMParts | None) -> None:
+        """Let this be π_ref from now on; what was computed with another is forgotten."""
+        self.reference = reference
         self._decoder = Decoder(reference) if reference is not None else None
         self._split: Split | None = None  # π_ref cut where a policy is
         self._ref_logits: tuple[tuple[int, int], Tensor] | None = None  # what was asked last, and the answer
+
+    def invalidate(self) -> None:
+        """Forget what was computed: π_ref's weights have changed."""
+        self._ref_logits = None
+        if self._decoder is not None:
+            self._decoder.invalidate()
 
     def penalty(self, log_ratios: np.ndarray) -> np.ndarray:
         """−β · log-ratio where the KL is in the reward, else 0; any shape."""

@@ -30,7 +30,7 @@ from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import LowerStates
 from rlhf_gym.lm.tokens import pad_token_id
-from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, episode_scorer
+from rlhf_gym.rewards import LearnedReward, RewardFunction, episode_scorer
 
 RewardTiming = Literal["step", "deferred"]
 
@@ -88,7 +88,7 @@ class TokenVectorEnv(VectorEnv):
         num_envs: int = 1,
         *,
         prompts: Sequence[str] | Sequence[Sequence[int]] | str | Path,
-        reward: RewardFunction | Shared[RewardModel] | Shared[RewardEnsemble] | str | Path,
+        reward: RewardFunction | Shared[LearnedReward] | str | Path,
         reference: Shared[PreTrainedModel] | str | Path | None,
         tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
         max_new_tokens: int = 48,

@@ -22,6 +22,7 @@ from rlhf_gym.agents import (
     TokenRLOO,
 )
 from rlhf_gym.agents.losses import MinibatchSize
+from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import Episode, TokenVectorEnv
 from rlhf_gym.functional.kl import k3
 from rlhf_gym.lm.shared import Shared
@@ -155,7 +156,7 @@ def test_before_the_first_update_the_ratio_is_one(name):
     with torch.no_grad():
         evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.prompt_lengths, buffer.lengths)
     assert float((evaluation.log_probs - buffer.log_probs)[buffer.mask].abs().max()) < 1e-4
-    assert agent._minibatch_gradient(np.arange(16))["train/approx_kl"] < 1e-8
+    assert minibatch_gradient(agent, np.arange(16))["train/approx_kl"] < 1e-8
 
 
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])
@@ -262,7 +263,7 @@ def test_the_kl_of_grpos_paper():
         "grpo", word_env(kl_in="loss"), kl_loss="k3", policy_kwargs={"model": Shared(tiny.tiny_gpt2(seed=2))}
     )
     buffer = collect(agent)
-    metrics = agent._minibatch_gradient(np.arange(16))
+    metrics = minibatch_gradient(agent, np.arange(16))
     expected = k3(buffer.log_probs, buffer.ref_log_probs)[buffer.mask].mean()
     assert metrics["train/kl_loss"] == pytest.approx(float(expected), rel=1e-4)
     rewarded = buffer.rewards != 0

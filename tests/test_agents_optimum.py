@@ -6,6 +6,7 @@ import torch
 from stable_baselines3.common.utils import LinearSchedule
 
 from rlhf_gym.agents import EpisodeBuffer, TokenPPO
+from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import Episode
 from rlhf_gym.functional.losses import policy_gradient_loss
 from rlhf_gym.lm.shared import Shared
@@ -163,7 +164,7 @@ def gradient_size(agent):
     evaluation = policy.evaluate_episodes(buffer.input_ids, buffer.prompt_lengths, buffer.lengths)
     loss = policy_gradient_loss(evaluation.log_probs, buffer.advantages, buffer.mask)
     (gradient,) = torch.autograd.grad(loss, policy.model.table.weight)
-    agent._minibatch_gradient(np.arange(64))
+    minibatch_gradient(agent, np.arange(64))
     whole = max(float(p.grad.abs().max()) for p in policy.parameters() if p.grad is not None)
     return float(gradient.abs().max()), whole
 

@@ -8,6 +8,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from rlhf_gym.agents import LMActorCriticPolicy, TokenPPO
 from rlhf_gym.agents.prefixes import pack_prefixes
+from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.sampling import behaviour_logits, entropy, token_log_prob
 from rlhf_gym.lm.shared import Shared
@@ -97,7 +98,7 @@ def test_dropout_would_break_the_ratio():
 def test_the_first_minibatch_is_clipped_nowhere():
     agent = collected(sampling=SAMPLINGS["all"])
     agent.policy.set_training_mode(True)
-    metrics = agent._minibatch_gradient(np.arange(24))
+    metrics = minibatch_gradient(agent, np.arange(24))
     assert metrics["train/clip_fraction"] == 0
     assert metrics["train/approx_kl"] < 1e-8
 
@@ -171,7 +172,7 @@ def test_an_action_that_left_the_top_k_keeps_a_finite_log_prob():
     assert torch.isfinite(log_probs).all()
     ratio = (log_probs - agent.buffer.log_probs[mask]).exp()
     assert ((ratio - 1).abs() > 0.5).any()
-    metrics = agent._minibatch_gradient(np.arange(24))
+    metrics = minibatch_gradient(agent, np.arange(24))
     assert all(np.isfinite(value) for value in metrics.values())
     gradients = [p.grad for p in agent.policy.parameters() if p.grad is not None]
     assert all(torch.isfinite(gradient).all() for gradient in gradients)

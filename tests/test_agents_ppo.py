@@ -10,6 +10,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from rlhf_gym.agents import AdaptiveKL, FixedKL, TokenPPO
+from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.functional.kl import full_kl, k2
 from rlhf_gym.lm.shared import Shared
@@ -165,14 +166,14 @@ def test_garbage_in_masked_places_changes_neither_log_nor_gradient():
     agent = make_agent()
     collect(agent)
     agent.policy.set_training_mode(True)
-    clean = agent._minibatch_gradient(np.arange(24))
+    clean = minibatch_gradient(agent, np.arange(24))
     gradients = [p.grad.clone() for p in agent.policy.parameters() if p.grad is not None]
     outside = ~agent.buffer.mask
     assert outside.any()
     for table in ("log_probs", "values", "advantages", "returns", "ref_log_probs"):
         getattr(agent.buffer, table)[outside] = float("nan")
     agent.buffer.input_ids[torch.arange(agent.buffer.input_ids.shape[1]) >= agent.buffer.lengths[:, None]] = 17
-    dirty = agent._minibatch_gradient(np.arange(24))
+    dirty = minibatch_gradient(agent, np.arange(24))
     assert dirty == pytest.approx(clean, abs=1e-6)
     for one, other in zip(gradients, (p.grad for p in agent.policy.parameters() if p.grad is not None), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
@@ -193,7 +194,7 @@ def test_target_kl_stops_before_the_step_that_would_go_too_far():
 def test_the_kl_in_the_loss_is_the_mean_over_tokens(kl_loss):
     agent = make_agent(word_env(kl_in="loss"), kl_loss=kl_loss, policy_kwargs={"model": Shared(tiny.tiny_gpt2(seed=2))})
     buffer = collect(agent)
-    metrics = agent._minibatch_gradient(np.arange(24))
+    metrics = minibatch_gradient(agent, np.arange(24))
     reference = agent.engine.token_reward.reference.model
     total = 0.0
     with torch.no_grad():

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_gym.pipeline import RunFolder, write_report
+from rlhf_gym.pipeline import RunConfig, RunFolder, write_report
 from rlhf_gym.pipeline.charts import Axis, Chart, Line, round_ticks, smooth, tick_label
 from rlhf_gym.pipeline.figures import Histories, goodhart_chart, goodhart_facts
-from rlhf_gym.pipeline.report_samples import typeset
+from rlhf_gym.pipeline.report_parts import typeset
 from tests.run_folders import made_up_run, read_page, settings_of
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' "
@@ -125,8 +125,12 @@ def test_tokens_carry_their_figures(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected an evaluated run"):
+    with pytest.raises(ValueError, match=r"expected the folder of a run, got \S+ without config.json"):
         write_report(RunFolder(tmp_path))
+    folder = RunFolder(tmp_path / "run")
+    folder.open(RunConfig(run_dir=folder.root))
+    with pytest.raises(ValueError, match="expected an evaluated run"):
+        write_report(folder)
 
 
 def test_symbols_are_set_after_escaping() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
@@ -59,6 +60,17 @@ class PPOConfig:
     """Gradients are scaled down to this norm."""
     target_kl: float | None = None
     """A rollout's epochs stop once KL(π_old‖π) exceeds 1.5 times this."""
+    stop_kl: float | None = None
+    """Training ends once a rollout's KL to its first π_ref, per response in nats, is over this; what is kept is the
+    last policy that was not."""
+    ptx_coef: float = 0.0
+    """γ of a pretraining loss mixed into every minibatch's (InstructGPT's ptx), to keep the language; 0: none."""
+    ptx_batch_size: int = 32
+    """Texts to a minibatch."""
+    ptx_texts: Path | None = None
+    """The texts, JSONL of {"text"} or one a line; by default the task's for pretraining, else its demonstrations."""
+    ema_reference: float = 0.0
+    """Rate of a π_ref that follows the policy, θ_ref ← (1 − rate)·θ_ref + rate·θ after each iteration; 0: it stays."""
     critic: Literal["shared", "separate"] = "shared"
     """Where the value head sits: on the policy's trunk, or on a copy of it."""
     missing_eos_penalty: float = 0.0
@@ -126,6 +138,7 @@ class PPOConfig:
         if self.lora_r and self.agent == "best_of_n":
             raise ValueError(f"expected lora_r=0 with agent=best_of_n, which does not learn, got {self.lora_r}")
         self._check_agent()
+        self._check_remedies()
         if self.shaping and self.agent in ("dpo", "best_of_n"):
             raise ValueError(f"expected no terms on the scores with agent={self.agent}, got {self.shaping}")
         if not self.kl_coef >= 0 or not self.learning_rate > 0:
@@ -137,6 +150,23 @@ class PPOConfig:
                 f"expected kl_coef and kl_target > 0 with kl_control={self.kl_control!r}, "
                 f"got {self.kl_coef} and {self.kl_target}"
             )
+
+    def _check_remedies(self) -> None:
+        """What holds the policy back is in range, and the agent has a use for it."""
+        at_least(self, "ptx_batch_size", 1)
+        if not self.ptx_coef >= 0:
+            raise ValueError(f"expected ptx_coef >= 0, got {self.ptx_coef}")
+        if self.ptx_texts is not None and not self.ptx_coef:
+            raise ValueError(f"expected ptx_coef > 0 to mix {self.ptx_texts} in, got {self.ptx_coef}")
+        if not 0 <= self.ema_reference <= 1:
+            raise ValueError(f"expected ema_reference in [0, 1], got {self.ema_reference}")
+        if self.stop_kl is not None and not self.stop_kl > 0:
+            raise ValueError(f"expected stop_kl > 0, got {self.stop_kl}")
+        if self.agent in ("dpo", "best_of_n"):
+            for name, off in (("ptx_coef", 0), ("ema_reference", 0), ("stop_kl", None)):
+                if vars(self)[name] != off:
+                    why = f"agent={self.agent}, which plays no rollouts"
+                    raise ValueError(f"expected {name}={off} with {why}, got {vars(self)[name]}")
 
     def _check_agent(self) -> None:
         """The agent is one there is, and the rest suits it."""

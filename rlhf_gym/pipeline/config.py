@@ -15,7 +15,7 @@ from tyro.conf import arg
 from rlhf_gym.pipeline.agent_config import PPOConfig, at_least
 from rlhf_gym.preferences import CONFIDENT_WORDS, PairingStrategy
 from rlhf_gym.preferences.active import Acquisition
-from rlhf_gym.rewards import Aggregate
+from rlhf_gym.rewards import Aggregate, Trunk
 from rlhf_gym.training import RewardModelingConfig, SFTConfig
 
 Reference = Literal["sft", "pretrained", "previous"]
@@ -173,6 +173,8 @@ class RewardConfig:
     """How each is trained."""
     members: int = 1
     """Reward models that are trained; more than one make an ensemble."""
+    trunk: Trunk = "separate"
+    """Whether members have a trunk each, or "shared" one: k heads that cost what one model costs, and disagree less."""
     aggregate: Aggregate = "mean"
     """How members become one score: "mean", "min", or "uwo" (mean − λ·variance)."""
     uncertainty_weight: float = 0.1
@@ -185,8 +187,13 @@ class RewardConfig:
     def __post_init__(self) -> None:
         at_least(self, "members", 1)
         at_least(self, "reference_samples", 2)
-        if self.aggregate not in get_args(Aggregate):
-            raise ValueError(f"expected aggregate to be one of {get_args(Aggregate)}, got {self.aggregate!r}")
+        for name, allowed in (("aggregate", get_args(Aggregate)), ("trunk", get_args(Trunk))):
+            if (value := vars(self)[name]) not in allowed:
+                raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}")
+        if self.trunk == "shared" and self.members < 2:
+            raise ValueError(f"expected members >= 2 to share a trunk, got {self.members}")
+        if not self.uncertainty_weight >= 0:
+            raise ValueError(f"expected uncertainty_weight >= 0, got {self.uncertainty_weight}")
 
 
 @dataclass(frozen=True)

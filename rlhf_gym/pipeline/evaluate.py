@@ -25,7 +25,7 @@ from rlhf_gym.pipeline.samples import (
     write_jsonl,
 )
 from rlhf_gym.pipeline.terminal import agent_label
-from rlhf_gym.rewards import RewardEnsemble, RewardModel
+from rlhf_gym.rewards import LearnedReward
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ def _measure(
     run: Run,
     model: PreTrainedModel,
     sft: PreTrainedModel,
-    reward: RewardModel | RewardEnsemble,
+    reward: LearnedReward,
     prompts: Sequence[str],
     name: str,
 ) -> Measured:
@@ -134,7 +134,7 @@ def _measure(
 
 
 def _scored(
-    run: Run, model: PreTrainedModel, sft: PreTrainedModel, reward: RewardModel | RewardEnsemble, samples: Samples
+    run: Run, model: PreTrainedModel, sft: PreTrainedModel, reward: LearnedReward, samples: Samples
 ) -> Measured:
     own = log_probs(model, samples)
     return Measured(
@@ -147,7 +147,7 @@ def _scored(
 
 
 def _best_of(
-    run: Run, sft: PreTrainedModel, reward: RewardModel | RewardEnsemble, prompts: Sequence[str], *, n: int, seed: int
+    run: Run, sft: PreTrainedModel, reward: LearnedReward, prompts: Sequence[str], *, n: int, seed: int
 ) -> Measured:
     """Of n fresh SFT responses to each prompt the one r_φ likes best: what one has without training."""
     repeated = [prompt for prompt in prompts for _ in range(n)]

@@ -215,8 +215,8 @@ def differences(
 def digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 of each file of the user's that the run reads."""
     task = config.task
-    files = [path for path in (task.corpus, task.prompts, task.demonstrations, task.preferences) if path is not None]
-    return {str(path): _digest(path) for path in files}
+    files = (task.corpus, task.prompts, task.demonstrations, task.preferences, config.ppo.ptx_texts)
+    return {str(path): _digest(path) for path in files if path is not None}
 
 
 def _digest(path: Path) -> str:
@@ -239,7 +239,10 @@ def absolute(config: RunConfig) -> RunConfig:
     collect = replace(config.collect, sources=named)
     if collect.reward_model is not None:
         collect = replace(collect, reward_model=_absolute_source(collect.reward_model))
-    return replace(config, task=replace(task, **changes), collect=collect)
+    ppo = config.ppo
+    if ppo.ptx_texts is not None:
+        ppo = replace(ppo, ptx_texts=ppo.ptx_texts.expanduser().resolve())
+    return replace(config, task=replace(task, **changes), collect=collect, ppo=ppo)
 
 
 def _absolute_source(source: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import LinearSchedule
 
@@ -32,6 +33,7 @@ from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.folder import METRICS_FILE, StageName, read_json
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
+from rlhf_gym.pipeline.restraints import how_stopped, pretraining_mix, stop_line, stop_on_kl
 from rlhf_gym.pipeline.samples import read_jsonl
 from rlhf_gym.preferences import Preference
 from rlhf_gym.training.folder import write_json
@@ -41,8 +43,8 @@ AGENTS: dict[str, type[TokenAlgorithm]] = {
     "ppo": TokenPPO, "a2c": TokenA2C, "reinforce": TokenReinforce, "rloo": TokenRLOO, "grpo": TokenGRPO, "dpo": DPO,
 }  # fmt: skip
 """Those that learn, by their name in the settings."""
-SHOWN = ("rlhf/score", "rlhf/kl", "rlhf/entropy", "rlhf/response_length", "rlhf/stopped", "rlhf/gold",
-         "train/loss", "train/accuracy")  # fmt: skip
+SHOWN = ("rlhf/score", "rlhf/kl", "rlhf/kl_initial", "rlhf/entropy", "rlhf/response_length", "rlhf/stopped",
+         "rlhf/gold", "train/loss", "train/accuracy")  # fmt: skip
 """What the stage's own metrics keep of the last iterations."""
 
 
@@ -69,7 +71,9 @@ def ppo_line(metrics: dict[str, Any]) -> str:
     if "rlhf/score" not in last:
         return f"{agent}: nothing to learn, it chooses among responses of the SFT policy"
     gold = f", gold {first['rlhf/gold']:+.2f} → {last['rlhf/gold']:+.2f}" if "rlhf/gold" in last else ""
-    return f"{seeds}: score {first['rlhf/score']:+.2f} → {last['rlhf/score']:+.2f}{gold}, KL {last['rlhf/kl']:.1f} nats"
+    kl = last.get("rlhf/kl_initial", last["rlhf/kl"])
+    score = f"{first['rlhf/score']:+.2f} → {last['rlhf/score']:+.2f}"
+    return f"{seeds}: score {score}{gold}, KL {kl:.1f} nats{stop_line(metrics)}"
 
 
 def iterations(folder: Path) -> list[dict[str, Any]]:
@@ -97,6 +101,8 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
         "tokens": [log[-1]["tokens"] for log in logs],
         "first": _medians([log[:1] for log in logs]),
         "last": _medians([log[-5:] for log in logs]),
+        "stop_kl": config.stop_kl,
+        "stopped": [read_json(run.folder.seed(stage, round, seed) / METRICS_FILE).get("stopped") for seed in run.seeds],
     }
 
 
@@ -121,7 +127,9 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
     env = make_env(run, stage, round, seed, reward)
     checkpoint = folder / CHECKPOINT
     if checkpoint.is_file():
-        given = {"preferences": preferences(run, round)} if config.agent == "dpo" else {}
+        given: dict[str, Any] = {"preferences": preferences(run, round)} if config.agent == "dpo" else {}
+        if config.ptx_coef:
+            given["ptx"] = pretraining_mix(config, run.task, seed)
         agent = AGENTS[config.agent].load(checkpoint, env=env, device=run.device, **given)
     else:
         agent = make_agent(run, stage, round, seed, env)
@@ -133,15 +141,18 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
             checkpoint, gold=judge, gold_every=config.gold_every, checkpoint_every=config.checkpoint_every,
             iteration=log.iteration,
         )  # fmt: skip
+        stop = stop_on_kl(config, stage)
+        callbacks: list[BaseCallback] = [watch] if stop is None else [watch, stop]
         try:
             agent.learn(
-                config.total_tokens - agent.num_timesteps, callback=watch, reset_num_timesteps=agent.num_timesteps == 0
+                config.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
             )
         except KeyboardInterrupt:
             watch.save_interrupted(agent)
             raise
     agent.save_pretrained(folder / "model", merge=True)
-    write_json(folder / METRICS_FILE, {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration})
+    done = {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration, "stopped": how_stopped(stop)}
+    write_json(folder / METRICS_FILE, done)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -189,6 +200,8 @@ def make_agent(run: Run, stage: StageName, round: int, seed: int, env: TokenVect
         "ent_coef": config.ent_coef,
         "target_kl": config.target_kl,
         "kl_controller": FixedKL(0.0) if stage == "unleashed" else kl_controller(config),
+        "ptx": pretraining_mix(config, run.task, seed),
+        "ema_reference": 0.0 if stage == "unleashed" else config.ema_reference,
     }
     if config.agent in ("ppo", "a2c"):
         settings["policy_kwargs"]["critic"] = config.critic

@@ -18,10 +18,10 @@ from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.pipeline.config import RunConfig, TaskConfig, is_source_name
 from rlhf_gym.pipeline.folder import RunFolder, StageName, absolute, check_folder, read_json
+from rlhf_gym.pipeline.restraints import ptx_texts
 from rlhf_gym.pipeline.web_labeler import check_page
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, split_by_prompt
-from rlhf_gym.rewards import RewardEnsemble, RewardModel, RewardNormalizer, episode_scorer
-from rlhf_gym.rewards.ensemble import ENSEMBLE_FILE
+from rlhf_gym.rewards import LearnedReward, RewardModel, RewardNormalizer, episode_scorer, load_reward, set_normalizers
 from rlhf_gym.tasks import Task, files_task, labelled_text_task, reviews_task
 from rlhf_gym.tasks.reviews import review_perplexity
 from rlhf_gym.training.data import check_rows, demonstration_rows
@@ -79,16 +79,15 @@ class Run:
             return self.pretrained
         return self.policy(round - 1 if self.config.reference == "previous" else 0, seed)
 
-    def load_reward(self, round: int) -> RewardModel | RewardEnsemble:
+    def load_reward(self, round: int) -> LearnedReward:
         """r_φ of a round, in the SFT policy's unit once its stage is complete."""
         source = self.config.task.reward_model
         if source is None:
-            return load_reward(self.folder.stage("reward", round) / "model", self.device)
-        reward = load_reward(source, self.device)
-        members = [reward] if isinstance(reward, RewardModel) else list(reward)
+            return load_reward(self.folder.stage("reward", round) / "model", device=self.device)
+        reward = load_reward(source, device=self.device)
         saved = read_json(self.folder.stage("reward") / NORMALIZERS)
-        for member, values in zip(members, saved or [], strict=False):
-            member.normalizer = RewardNormalizer.from_dict(values)
+        if saved is not None:
+            set_normalizers(reward, [RewardNormalizer.from_dict(values) for values in saved])
         return reward
 
     def bar(self, label: str) -> str | None:
@@ -105,13 +104,6 @@ class Run:
         """Whether the agent runs without KL penalty too: those that cannot do without a β do not."""
         able = self.config.ppo.agent not in ("dpo", "best_of_n")
         return self.config.unleashed and self.task.gold is not None and able
-
-
-def load_reward(source: str | Path, device: str) -> RewardModel | RewardEnsemble:
-    """A reward model or an ensemble of them."""
-    if (Path(source) / ENSEMBLE_FILE).is_file():
-        return RewardEnsemble.from_pretrained(source, device=device)
-    return RewardModel.from_pretrained(source, device=device)
 
 
 def prepare(
@@ -131,7 +123,8 @@ def prepare(
     config = absolute(config)
     folder = RunFolder(config.run_dir)
     device = resolve_device(config.device)
-    for path in (config.task.corpus, config.task.prompts, config.task.demonstrations, config.task.preferences):
+    own_files = (config.task.corpus, config.task.prompts, config.task.demonstrations, config.task.preferences)
+    for path in (*own_files, config.ppo.ptx_texts):
         if path is not None and not path.is_file():
             kind = "a folder is there" if path.is_dir() else "there is no such file"
             raise FileNotFoundError(f"expected a file at {path}, but {kind}")
@@ -214,6 +207,8 @@ def _check_task(run: Run) -> None:
         )
     if config.ppo.lora_r:
         check_peft(f"lora_r={config.ppo.lora_r}")
+    if config.ppo.ptx_coef:
+        ptx_texts(config.ppo, task)
     people = config.collect.labeler == "web"
     if people:
         check_page()

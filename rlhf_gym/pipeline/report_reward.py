@@ -8,13 +8,13 @@ from typing import Any
 
 from rlhf_gym.pipeline.charts import Chart, Line
 from rlhf_gym.pipeline.comparison import share_interval
-from rlhf_gym.pipeline.folder import RunFolder
-from rlhf_gym.pipeline.report_samples import PROXY, typeset
+from rlhf_gym.pipeline.report_parts import PROXY, typeset
+from rlhf_gym.pipeline.report_run import ReportRun
 
 
-def reward_section(folder: RunFolder, rounds: int) -> str:
+def reward_section(run: ReportRun) -> str:
     """The last round's reward model on held-out pairs; empty where none was trained or measured."""
-    metrics = folder.metrics("reward", rounds)
+    metrics = run.folder.metrics("reward", run.evaluation["rounds"])
     if metrics is None or "reliability" not in metrics:
         return ""
     chart = reliability_chart(metrics["reliability"])

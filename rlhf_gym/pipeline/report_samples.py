@@ -6,16 +6,18 @@ from html import escape
 from typing import Any
 
 from rlhf_gym.pipeline.folder import RunFolder
+from rlhf_gym.pipeline.report_parts import PROXY, signed
+from rlhf_gym.pipeline.report_run import ReportRun
 from rlhf_gym.pipeline.samples import read_jsonl
 from rlhf_gym.pipeline.terminal import agent_label, row_label
 
-PROXY = "r<sub>φ</sub>"
 FULL = 3.0
 """Nats at which the colour is full."""
 
 
-def samples_section(folder: RunFolder, metrics: dict[str, Any]) -> str:
+def samples_section(run: ReportRun) -> str:
     """The first held-out prompts, their responses side by side."""
+    folder, metrics = run.folder, run.evaluation
     shown = [row for row in metrics["summary"] if row["kind"] == "ppo"][-1:]
     shown += [row for row in metrics["summary"] if row["kind"] == "unleashed"]
     records = {row["kind"]: _records(folder, row["name"]) for row in shown}
@@ -65,16 +67,3 @@ def _token(token: str, ours: float, theirs: float) -> str:
     special = ' class="special"' if token.strip().startswith("<") and token.strip().endswith(">") else ""
     style = f' style="background:rgba(var(--{tint}),{strength:.2f})"' if strength >= 0.01 else ""
     return f'<span{special} data-p="{ours:g}" data-r="{theirs:g}"{style}>{escape(token)}</span>'
-
-
-def signed(value: float) -> str:
-    """With its sign, two digits."""
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def typeset(text: str) -> str:
-    """Escaped, the symbols' subscripts set as such."""
-    text = escape(text)
-    for symbol, index in (("r", "φ"), ("π", "ref"), ("π", "SFT"), ("π", "old")):
-        text = text.replace(f"{symbol}_{index}", f"{symbol}<sub>{index}</sub>")
-    return text

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.tokens import decode, encode_prompts, pad_rows, stop_token_ids
-from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, check_scores, episode_scorer
+from rlhf_gym.rewards import LearnedReward, RewardFunction, check_scores, episode_scorer
 from rlhf_gym.tasks import Task
 
 
@@ -84,13 +84,10 @@ def draw(
     return Samples(list(prompts), decode(task.tokenizer, [g.response_ids for g in generations]), generations)
 
 
-def proxy_scores(
-    reward: RewardModel | RewardEnsemble, tokenizer: PreTrainedTokenizerBase, samples: Samples
-) -> np.ndarray:
+def proxy_scores(reward: LearnedReward, tokenizer: PreTrainedTokenizerBase, samples: Samples) -> np.ndarray:
     """r_φ of each response, normalised, (B,)."""
-    device = reward.device if isinstance(reward, RewardModel) else next(iter(reward)).device
     ids, starts, lengths = samples.rows()
-    scores = episode_scorer(reward, tokenizer)(ids.to(device), starts, lengths)
+    scores = episode_scorer(reward, tokenizer)(ids.to(reward.device), starts, lengths)
     return scores.cpu().numpy().astype(np.float64)
 
 

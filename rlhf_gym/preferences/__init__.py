@@ -10,7 +10,13 @@ from rlhf_gym.preferences.annotators import (
 )
 from rlhf_gym.preferences.checks import PreferenceReport, check_preferences, split_by_prompt
 from rlhf_gym.preferences.conversations import Message, Renderer, as_transcript, chat_renderer
-from rlhf_gym.preferences.files import read_demonstrations, read_preferences, read_prompts, write_preferences
+from rlhf_gym.preferences.files import (
+    read_demonstrations,
+    read_preferences,
+    read_prompts,
+    read_texts,
+    write_preferences,
+)
 from rlhf_gym.preferences.pairing import PairingStrategy, choose_pairs, pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Demonstration, Preference
 
@@ -37,6 +43,7 @@ __all__ = [
     "read_demonstrations",
     "read_preferences",
     "read_prompts",
+    "read_texts",
     "simulated_annotators",
     "split_by_prompt",
     "write_preferences",

@@ -77,6 +77,17 @@ def read_prompts(path: str | Path, *, render: Renderer = as_transcript) -> list[
     return _read(path, "prompt", lambda line: [line])
 
 
+def read_texts(path: str | Path) -> list[str]:
+    """Texts: the field "text" of each line of a `.jsonl` file, or the lines of a text file; blank ones are passed over.
+
+    Errors as `read_preferences`.
+    """
+    suffixes = [suffix for suffix in Path(path).suffixes if suffix != ".gz"]
+    if suffixes and suffixes[-1] in _JSONL:
+        return _read(path, "text", lambda line: [_text(_object(line), "text")])
+    return _read(path, "text", lambda line: [line])
+
+
 def read_candidates(path: str | Path, *, render: Renderer = as_transcript) -> list[Candidate]:
     """Responses that nobody has judged: {"prompt": …, "responses": […]}, or {"prompt": …, "response": …} line by line.
 

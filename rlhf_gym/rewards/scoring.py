@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.tokens import decode, pad_rows, stop_token_ids
 from rlhf_gym.rewards.ensemble import RewardEnsemble
+from rlhf_gym.rewards.loading import LearnedReward
 from rlhf_gym.rewards.model import RewardModel
 from rlhf_gym.rewards.programmatic import RewardFunction
+from rlhf_gym.rewards.shared_trunk import SharedTrunkEnsemble
 
 Route = Literal["tokens", "text", "members"]
 
@@ -35,7 +37,7 @@ class EpisodeScorer(Protocol):
 
 
 def episode_scorer(
-    reward: RewardModel | RewardEnsemble | RewardFunction,
+    reward: LearnedReward | RewardFunction,
     tokenizer: PreTrainedTokenizerBase,
     *,
     vocab_size: int | None = None,
@@ -48,7 +50,7 @@ def episode_scorer(
       or encoded again.
     - One with a tokenizer of its own reads the decoded text, encoded anew and closed by its own EOS where the episode
       ended by a stop token. An encoder does so too: its input is a template of its tokenizer's making.
-    - An ensemble: each member by its own route.
+    - An ensemble: each member by its own route; one on a shared trunk as a reward model.
     - Any other callable gets `(prompts, responses)` as texts without special tokens.
 
     Args:
@@ -69,7 +71,7 @@ def episode_scorer(
             for member in reward
         )
         return _MemberRoutes(reward, members)
-    if isinstance(reward, RewardModel):
+    if isinstance(reward, RewardModel | SharedTrunkEnsemble):
         if _shares_tokens(reward, tokenizer, vocab_size):
             return _TokenRoute(reward, batch_size)
         return _TextRoute(reward, tokenizer, stops, batch_size)
@@ -96,7 +98,9 @@ def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
     return values
 
 
-def _shares_tokens(reward: RewardModel, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> bool:
+def _shares_tokens(
+    reward: RewardModel | SharedTrunkEnsemble, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None
+) -> bool:
     if reward.tokenizer is None:
         if reward.vocab_size in (len(tokenizer), vocab_size):
             return True
@@ -119,7 +123,7 @@ def _split(input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> tuple[
 
 @dataclass(frozen=True)
 class _TokenRoute:
-    reward: RewardModel
+    reward: RewardModel | SharedTrunkEnsemble
     batch_size: int
     route: Route = "tokens"
 
@@ -133,7 +137,7 @@ class _TokenRoute:
 
 @dataclass(frozen=True)
 class _TextRoute:
-    reward: RewardModel
+    reward: RewardModel | SharedTrunkEnsemble
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
     batch_size: int

@@ -1,0 +1,64 @@
+"""What holds an agent to where it came from, as the settings say: ptx, and stopping on KL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_gym.agents import PretrainingMix, StopOnKL
+from rlhf_gym.pipeline.agent_config import PPOConfig
+from rlhf_gym.pipeline.folder import StageName
+from rlhf_gym.preferences import read_texts
+from rlhf_gym.tasks import Task
+from rlhf_gym.training.data import demonstration_rows
+
+
+def ptx_texts(config: PPOConfig, task: Task) -> Sequence[str] | list[list[int]]:
+    """What ptx learns from: the file of the settings, else the task's texts, else its demonstrations (as token ids).
+
+    Raises:
+        ValueError: there are none.
+    """
+    if config.ptx_texts is not None:
+        return read_texts(config.ptx_texts)
+    if task.pretraining_texts:
+        return task.pretraining_texts
+    if task.demonstrations:
+        return [row.ids for row in demonstration_rows(task.tokenizer, task.demonstrations)]
+    raise ValueError(
+        f"expected texts for ptx_coef={config.ptx_coef}, but the task {task.name!r} has neither texts for pretraining "
+        "nor demonstrations: give --ppo.ptx-texts FILE"
+    )
+
+
+def pretraining_mix(config: PPOConfig, task: Task, seed: int) -> PretrainingMix | None:
+    """ptx of one seed's agent; None where there is to be none."""
+    if not config.ptx_coef:
+        return None
+    return PretrainingMix(ptx_texts(config, task), config.ptx_coef, batch_size=config.ptx_batch_size, seed=seed)
+
+
+def stop_on_kl(config: PPOConfig, stage: StageName) -> StopOnKL | None:
+    """The stop of one seed's run; None where there is to be none, as in a run without any leash."""
+    return None if config.stop_kl is None or stage == "unleashed" else StopOnKL(config.stop_kl)
+
+
+def how_stopped(stop: StopOnKL | None) -> dict[str, Any] | None:
+    """For the metrics: the mean KL of the rollout that ended training, and of the policy that was kept."""
+    if stop is None or stop.stopped_at is None:
+        return None
+    return {"stopped_at": stop.stopped_at, "kept_kl": stop.kept_kl}
+
+
+def stop_line(metrics: dict[str, Any]) -> str:
+    """What the stage's line says of seeds that were stopped: ", stopped …", or nothing.
+
+    Args:
+        metrics: the stage's, with `stop_kl` and of each seed what `how_stopped` said as `stopped`.
+    """
+    stops = metrics.get("stopped", [])
+    count = sum(stop is not None for stop in stops)
+    if not count:
+        return ""
+    which = "" if len(stops) == 1 else f" in {count} of {len(stops)} seeds"
+    return f"; stopped{which} as KL passed {metrics['stop_kl']:g}, the last policy within it is kept"
