@@ -1,4 +1,4 @@
-"""Pure functions without state: kl, returns, losses, whitening, overoptimization, best of n, intervals, calibration."""
+"""Pure functions without state: the maths of RLHF, a file a subject."""
 
 from rlhf_gym.functional.best_of_n import best_of_n_estimate, best_of_n_kl
 from rlhf_gym.functional.calibration import (
@@ -42,6 +42,16 @@ from rlhf_gym.functional.returns import (
     rloo_advantages,
     rloo_baseline,
 )
+from rlhf_gym.functional.text_statistics import (
+    TokenShare,
+    distinct_n,
+    longest_repeat,
+    ngrams,
+    pearson,
+    repetition,
+    spearman,
+    token_shares,
+)
 from rlhf_gym.functional.whitening import masked_mean, masked_var, masked_whiten, zero_masked
 
 __all__ = [
@@ -50,6 +60,7 @@ __all__ = [
     "OveroptimizationFit",
     "PolicyLoss",
     "ReliabilityCurve",
+    "TokenShare",
     "ValueLoss",
     "adaptive_kl_coef",
     "best_of_n_curve",
@@ -59,6 +70,7 @@ __all__ = [
     "chance_probability",
     "confidence",
     "discounted_returns",
+    "distinct_n",
     "dpo_loss",
     "expected_calibration_error",
     "fieller_interval",
@@ -75,18 +87,24 @@ __all__ = [
     "kwise_loss",
     "length_controlled_accuracy",
     "log_prob_and_entropy",
+    "longest_repeat",
     "masked_mean",
     "masked_var",
     "masked_whiten",
+    "ngrams",
+    "pearson",
     "policy_gradient_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
     "preference_probability",
     "reliability_curve",
+    "repetition",
     "rightness",
     "rl_curve",
     "rloo_advantages",
     "rloo_baseline",
+    "spearman",
     "student_t_quantile",
+    "token_shares",
     "zero_masked",
 ]

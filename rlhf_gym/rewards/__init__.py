@@ -5,7 +5,7 @@ from rlhf_gym.rewards.loading import LearnedReward, get_normalizers, load_reward
 from rlhf_gym.rewards.model import RewardModel
 from rlhf_gym.rewards.normalization import RewardNormalizer
 from rlhf_gym.rewards.programmatic import RewardFunction, keyword_reward, length_reward, regex_reward, sum_rewards
-from rlhf_gym.rewards.scoring import EpisodeScorer, check_scores, episode_scorer
+from rlhf_gym.rewards.scoring import EpisodeScorer, check_scores, episode_scorer, score_with_members
 from rlhf_gym.rewards.shared_trunk import SharedTrunkEnsemble
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "length_reward",
     "load_reward",
     "regex_reward",
+    "score_with_members",
     "set_normalizers",
     "sum_rewards",
 ]
