@@ -20,6 +20,7 @@ from overoptimizing.sweep import Arm, Trunk
 from rlhf_gym.functional import best_of_n_estimate
 from rlhf_gym.lm import load_causal_lm, quiet_transformers
 from rlhf_gym.pipeline import PPOConfig, RewardConfig, RunFolder, TaskConfig, run
+from rlhf_gym.pipeline.best_of_n import doublings
 from rlhf_gym.pipeline.preparation import NORMALIZERS
 from rlhf_gym.pipeline.samples import Samples, draw, gold_scores, proxy_scores, read_jsonl, write_jsonl
 from rlhf_gym.preferences import BradleyTerryAnnotator, Candidate, CandidatePair
@@ -174,14 +175,6 @@ class Workshop:
         for stage in ("reward", "ppo"):
             run(config, task=self.task, only=stage, console=Console(file=io.StringIO()))
         return RunFolder(folder)
-
-
-def doublings(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12 … up to `most`: powers of two and what lies half-way."""
-    found = {1, most}
-    for k in range(1, most.bit_length()):
-        found |= {2**k, 3 * 2 ** (k - 1)}
-    return sorted(n for n in found if n <= most)
 
 
 def accuracy(proxy: np.ndarray, gold: np.ndarray) -> float:
