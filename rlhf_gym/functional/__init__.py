@@ -35,6 +35,14 @@ from rlhf_gym.functional.overoptimization import (
     goodhart_gold,
     rl_curve,
 )
+from rlhf_gym.functional.regression import (
+    Explained,
+    RidgeFit,
+    cross_fitted_r2,
+    fit_preference_weights,
+    fit_ridge,
+    shared_variance,
+)
 from rlhf_gym.functional.returns import (
     discounted_returns,
     gae,
@@ -56,10 +64,12 @@ from rlhf_gym.functional.whitening import masked_mean, masked_var, masked_whiten
 
 __all__ = [
     "DPOLoss",
+    "Explained",
     "LengthControlled",
     "OveroptimizationFit",
     "PolicyLoss",
     "ReliabilityCurve",
+    "RidgeFit",
     "TokenShare",
     "ValueLoss",
     "adaptive_kl_coef",
@@ -69,12 +79,15 @@ __all__ = [
     "bradley_terry_loss",
     "chance_probability",
     "confidence",
+    "cross_fitted_r2",
     "discounted_returns",
     "distinct_n",
     "dpo_loss",
     "expected_calibration_error",
     "fieller_interval",
     "fit_best_of_n",
+    "fit_preference_weights",
+    "fit_ridge",
     "fit_rl",
     "fit_score_difference",
     "full_kl",
@@ -103,6 +116,7 @@ __all__ = [
     "rl_curve",
     "rloo_advantages",
     "rloo_baseline",
+    "shared_variance",
     "spearman",
     "student_t_quantile",
     "token_shares",
