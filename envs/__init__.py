@@ -12,6 +12,7 @@ from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.token_reward import TokenReward
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.envs.verifier import AddVerifier
+from rlhf_gym.envs.view import EpisodeView
 
 __all__ = [
     "ActionLogProb",
@@ -22,6 +23,7 @@ __all__ = [
     "Episode",
     "EpisodeRewards",
     "EpisodeScores",
+    "EpisodeView",
     "LengthPenalty",
     "NormalizeScore",
     "Observation",

@@ -142,7 +142,8 @@ def test_a_run_takes_one_by_name(module: str, tmp_path: Path) -> None:
     folder = RunFolder(run(settings, task=tiny_task(pretrained), console=quiet()))  # type: ignore[arg-type]
     calls = import_reward_function(f"{module}:words").__globals__["calls"]  # type: ignore[attr-defined]
     log = iterations(folder.seed("ppo", 1, 0))
-    said = [np.mean([len(r.split()) for r in responses]) for _, responses in calls if len(responses) == 16]
-    assert len(said) == len(log) and set(calls[-1][0]) <= set(tiny_task().prompts)
+    rollouts = [(prompts, responses) for prompts, responses in calls if len(responses) == 16]
+    said = [np.mean([len(response.split()) for response in responses]) for _, responses in rollouts]
+    assert len(said) == len(log) and all(set(prompts) <= set(tiny_task().prompts) for prompts, _ in rollouts)
     for record, mean in zip(log, said, strict=True):
         assert record["rlhf/score"] == pytest.approx(record["rlhf/raw_score"] + 10 * mean, abs=1e-4)

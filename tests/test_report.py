@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +22,7 @@ EVIL = "<script>alert(1)</script> & \"quoted\" 'too' "
 class Page(HTMLParser):
     """Checks nesting, and collects tags, attributes and text."""
 
-    VOID = frozenset({"meta", "br", "line", "circle", "polyline", "link", "img", "hr"})
+    VOID = frozenset({"meta", "input", "br", "line", "circle", "polyline", "link", "img", "hr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -115,13 +116,35 @@ def test_tokens_carry_their_figures(tmp_path: Path) -> None:
     folder = made_up_run(tmp_path / "run")
     write_report(folder)
     page = Page(read_page(folder))
-    tokens = [attributes for tag, attributes in page.tags if tag == "span" and "data-p" in attributes]
-    assert len(tokens) > 100
+    texts = [a for tag, a in page.tags if tag == "div" and a.get("class") == "text"]
+    assert len(texts) == 9 and len({text["data-names"] for text in texts}) == 1
+    names = json.loads(texts[0]["data-names"] or "")
+    assert names == ["log π", "log π_ref", "KL", "value", "reward", "return", "advantage"]
+    tokens = [a for tag, a in page.tags if tag == "span" and (a.get("class") or "").startswith("tok")]
+    assert len(tokens) > 100 and [t["tabindex"] for t in tokens].count("0") == 9, "one stop of the Tab key a text"
     for token in tokens:
-        difference = float(token["data-p"] or 0) - float(token["data-r"] or 0)
-        style = token.get("style") or ""
-        assert ("--more" in style) == (difference > 0.05) or abs(difference) < 0.1
-        assert "--less" not in style or difference < 0
+        figures = dict(zip(names, map(float, (token["data-f"] or "").split(",")), strict=True))
+        assert figures["KL"] == pytest.approx(figures["log π"] - figures["log π_ref"], abs=2e-3)
+        style = dict(part.split(":") for part in (token.get("style") or "").split(";") if part)
+        for name in ("KL", "value", "return", "advantage"):
+            assert f"--{name}" in style or abs(figures[name]) < 0.2
+            if f"--{name}" in style:
+                assert style[f"--{name}"].startswith("rgba(var(--more)") == (figures[name] > 0)
+    assert [a["value"] for tag, a in page.tags if tag == "input"] == ["KL", "value", "return", "advantage"]
+
+
+def test_runs_whose_critics_were_not_kept_show_the_kl(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run", views=False)
+    write_report(folder)
+    page = Page(read_page(folder))
+    assert [a["value"] for tag, a in page.tags if tag == "input"] == ["KL"]
+    tokens = [a for tag, a in page.tags if tag == "span" and (a.get("class") or "").startswith("tok")]
+    assert len(tokens) > 100 and all(len((t["data-f"] or "").split(",")) == 3 for t in tokens)
+    assert "Under SFT, the SFT policy’s own words as PPO now sees them" in page.text
+    views = folder.seed("ppo", 1, 0) / "views.jsonl"
+    views.write_text("")
+    write_report(folder)
+    assert [a["value"] for tag, a in Page(read_page(folder)).tags if tag == "input"] == ["KL"], "some, but not all"
 
 
 def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:

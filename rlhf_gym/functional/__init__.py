@@ -1,4 +1,4 @@
-"""Pure tensor functions: kl, returns, losses, whitening, overoptimization, calibration. No state."""
+"""Pure functions: kl, returns, losses, whitening, overoptimization, calibration, regression, text statistics."""
 
 from rlhf_gym.functional.calibration import (
     LengthControlled,
@@ -34,6 +34,14 @@ from rlhf_gym.functional.overoptimization import (
     goodhart_gold,
     rl_curve,
 )
+from rlhf_gym.functional.regression import (
+    Explained,
+    RidgeFit,
+    cross_fitted_r2,
+    fit_preference_weights,
+    fit_ridge,
+    shared_variance,
+)
 from rlhf_gym.functional.returns import (
     discounted_returns,
     gae,
@@ -41,14 +49,27 @@ from rlhf_gym.functional.returns import (
     rloo_advantages,
     rloo_baseline,
 )
+from rlhf_gym.functional.text_statistics import (
+    TokenShare,
+    distinct_n,
+    longest_repeat,
+    ngrams,
+    pearson,
+    repetition,
+    spearman,
+    token_shares,
+)
 from rlhf_gym.functional.whitening import masked_mean, masked_var, masked_whiten, zero_masked
 
 __all__ = [
     "DPOLoss",
+    "Explained",
     "LengthControlled",
     "OveroptimizationFit",
     "PolicyLoss",
     "ReliabilityCurve",
+    "RidgeFit",
+    "TokenShare",
     "ValueLoss",
     "adaptive_kl_coef",
     "best_of_n_curve",
@@ -56,10 +77,14 @@ __all__ = [
     "bradley_terry_loss",
     "chance_probability",
     "confidence",
+    "cross_fitted_r2",
     "discounted_returns",
+    "distinct_n",
     "dpo_loss",
     "expected_calibration_error",
     "fit_best_of_n",
+    "fit_preference_weights",
+    "fit_ridge",
     "fit_rl",
     "fit_score_difference",
     "full_kl",
@@ -72,17 +97,24 @@ __all__ = [
     "kwise_loss",
     "length_controlled_accuracy",
     "log_prob_and_entropy",
+    "longest_repeat",
     "masked_mean",
     "masked_var",
     "masked_whiten",
+    "ngrams",
+    "pearson",
     "policy_gradient_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
     "preference_probability",
     "reliability_curve",
+    "repetition",
     "rightness",
     "rl_curve",
     "rloo_advantages",
     "rloo_baseline",
+    "shared_variance",
+    "spearman",
+    "token_shares",
     "zero_masked",
 ]

@@ -181,12 +181,15 @@ class RewardConfig:
     """λ of "uwo"."""
     reference_samples: int = 1000
     """SFT responses over which scores are normalised to mean 0 and standard deviation 1."""
+    probe_samples: int = 250
+    """SFT responses to held-out prompts that are edited, to see what the scores are for; 0 leaves the probes out."""
     force: bool = False
     """Go on to PPO even with a reward model that is no better than a coin on the held-out pairs."""
 
     def __post_init__(self) -> None:
         at_least(self, "members", 1)
         at_least(self, "reference_samples", 2)
+        at_least(self, "probe_samples", 0)
         for name, allowed in (("aggregate", get_args(Aggregate)), ("trunk", get_args(Trunk))):
             if (value := vars(self)[name]) not in allowed:
                 raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}")

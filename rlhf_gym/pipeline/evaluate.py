@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm import load_causal_lm
+from rlhf_gym.lm.tokens import token_texts
 from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import (
@@ -21,7 +22,6 @@ from rlhf_gym.pipeline.samples import (
     gold_scores,
     log_probs,
     proxy_scores,
-    token_texts,
     write_jsonl,
 )
 from rlhf_gym.pipeline.terminal import agent_label

@@ -12,7 +12,7 @@ from rlhf_gym.rewards.programmatic import (
     regex_reward,
     sum_rewards,
 )
-from rlhf_gym.rewards.scoring import EpisodeScorer, check_scores, episode_scorer
+from rlhf_gym.rewards.scoring import EpisodeScorer, check_scores, episode_scorer, score_with_members
 from rlhf_gym.rewards.shared_trunk import SharedTrunkEnsemble
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "length_reward",
     "load_reward",
     "regex_reward",
+    "score_with_members",
     "set_normalizers",
     "sum_rewards",
 ]

@@ -83,6 +83,22 @@ def episode_scorer(
     return _FunctionRoute(reward, tokenizer)
 
 
+def score_with_members(
+    scorer: EpisodeScorer, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Scores (B,), and each member's (members, B) where an ensemble scores; None where it is no ensemble."""
+    if isinstance(scorer, _MemberRoutes):
+        members = scorer.each(input_ids, prompt_lengths, lengths)  # (members, B)
+        return scorer.ensemble.combine(members), members
+    if isinstance(scorer, _TokenRoute | _TextRoute) and isinstance(scorer.reward, SharedTrunkEnsemble):
+        rows = scorer.rows(input_ids, prompt_lengths, lengths)
+        members = scorer.reward.member_scores(*rows, batch_size=scorer.batch_size)  # (members, B)
+        scores = scorer.reward.combine(members)
+        check_scores(scores.cpu().numpy(), len(input_ids), source="the ensemble")
+        return scores.to(input_ids.device), members
+    return scorer(input_ids, prompt_lengths, lengths), None
+
+
 def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
     """`scores` as float32 (count,), or an error that says what came instead.
 
@@ -128,11 +144,15 @@ class _TokenRoute:
     route: Route = "tokens"
 
     def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)  # (L,)
-        mask = places < lengths.to(input_ids.device)[:, None]  # (B, L)
-        scores = self.reward.score_tokens(input_ids, mask, batch_size=self.batch_size)  # (B,)
+        rows = self.rows(input_ids, prompt_lengths, lengths)
+        scores = self.reward.score_tokens(*rows, batch_size=self.batch_size)  # (B,)
         check_scores(scores.cpu().numpy(), len(input_ids), source="the reward model")
         return scores
+
+    def rows(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the reward model reads, (B, L), and its mask, (B, L)."""
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)  # (L,)
+        return input_ids, places < lengths.to(input_ids.device)[:, None]
 
 
 @dataclass(frozen=True)
@@ -144,15 +164,18 @@ class _TextRoute:
     route: Route = "text"
 
     def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
+        rows = self.rows(input_ids, prompt_lengths, lengths)
+        scores = self.reward.score_tokens(*rows, batch_size=self.batch_size)  # (B,)
+        check_scores(scores.numpy(), len(input_ids), source="the reward model")
+        return scores.to(input_ids.device)
+
+    def rows(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the reward model reads, (B, L'), and its mask, (B, L')."""
         prompts, responses = _split(input_ids, prompt_lengths, lengths)
         closed = [bool(response) and response[-1] in self.stop_ids for response in responses]
         texts = decode(self.tokenizer, prompts), decode(self.tokenizer, responses)
         ids, mask = pad_rows(self.reward.encode(*texts, closed=closed))  # (B, L')
-        scores = self.reward.score_tokens(
-            torch.from_numpy(ids), torch.from_numpy(mask), batch_size=self.batch_size
-        )  # (B,)
-        check_scores(scores.numpy(), len(input_ids), source="the reward model")
-        return scores.to(input_ids.device)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 @dataclass(frozen=True)
@@ -175,4 +198,8 @@ class _MemberRoutes:
     route: Route = "members"
 
     def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        return self.ensemble.combine(torch.stack([m(input_ids, prompt_lengths, lengths) for m in self.members]))
+        return self.ensemble.combine(self.each(input_ids, prompt_lengths, lengths))
+
+    def each(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
+        """Each member's scores, (members, B)."""
+        return torch.stack([member(input_ids, prompt_lengths, lengths) for member in self.members])
