@@ -207,12 +207,19 @@ class EvaluateConfig:
     """Held-out prompts; all of the task's where it has fewer."""
     best_of: int = 4
     """n of the yardstick: the SFT policy's best of n responses by r_φ."""
+    best_of_samples: int = 64
+    """SFT responses to a prompt by which the best of n is measured, for every n up to that, where there is gold; 0 for
+    none."""
+    best_of_prompts: int = 64
+    """The first so many of the held-out prompts are asked for that; all where there are fewer."""
     shown: int = 6
     """Prompts whose responses are shown token by token in the report."""
 
     def __post_init__(self) -> None:
         at_least(self, "num_prompts", 2)
         at_least(self, "best_of", 2)
+        at_least(self, "best_of_samples", 0)
+        at_least(self, "best_of_prompts", 1)
         at_least(self, "shown", 0)
 
 
