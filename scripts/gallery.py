@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from failures import CERTAIN, Settings, build, draw_pictures, measure, write_gallery
+from failures import CERTAIN, Settings, build, different, draw_pictures, measure, write_gallery
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,14 +37,14 @@ def make_gallery(settings: Settings, docs: Path) -> None:
         name: [measure(arm, CERTAIN if name == "confidence" else ()) for arm in arms]
         for name, arms in build(settings).items()
     }
-    print(f"{'':12}{'':26}{'gold':>14}{'KL':>7}{'entropy':>9}{'length':>8}{'distinct-2':>12}  alarms")
+    print(f"{'':12}{'':26}{'gold':>14}{'KL':>7}{'entropy':>9}{'length':>8}{'different':>11}  alarms")
     for name, arms in found.items():
         for arm in arms:
             e = arm.final
             alarms = ", ".join(f"{alarm['name']} at {alarm['tokens']:,}" for alarm in arm.alarms)
             print(
                 f"{name:12}{arm.label:26}{e['gold'][0]:+8.2f} ± {e['gold'][1]:.2f}{e['kl'][0]:7.1f}{e['entropy']:9.2f}"
-                f"{e['length']:8.1f}{e['distinct_2']:12.3f}  {alarms}"
+                f"{e['length']:8.1f}{different(arm.responses):11d}  {alarms}"
             )
     for path in (*draw_pictures(found, docs / "gallery"), write_gallery(docs / "gallery.md", found, settings)):
         print(f"wrote {path}")

@@ -78,6 +78,11 @@ def occurrences(responses: Sequence[dict[str, Any]], words: Sequence[str]) -> tu
     return mean_with_error([sum(r["response"].split().count(word) for word in words) for r in responses])
 
 
+def different(responses: Sequence[dict[str, Any]]) -> int:
+    """How many distinct responses there are."""
+    return len({r["response"] for r in responses})
+
+
 def measure(arm: Arm, words: Sequence[str] = ()) -> Measured:
     """An arm's figures, from its run's folder; with words, its own reward model is asked what they are worth."""
     metrics, reward = arm.folder.metrics("evaluate"), arm.folder.metrics("reward")

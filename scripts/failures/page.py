@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from failures.measures import SHOWN, Measured, occurrences
+from failures.measures import SHOWN, Measured, different, occurrences
 from failures.runs import CERTAIN, Settings
 
 COMMAND = "python scripts/gallery.py"
@@ -72,8 +72,8 @@ def _collapse(arms: Sequence[Measured], sound: Measured, settings: Settings) -> 
 ![Entropy falls to nothing](gallery/collapse.png)
 
 **What you see.** Entropy falls from {entropy[0]:.2f} to {entropy[-1]:.2f} nats a token, and the policy answers
-{len(failed.responses)} prompts with {_different(failed)} different responses; with the cure there are
-{_different(cured)}. Gold ends at {failed.gold:+.2f}.
+{len(failed.responses)} prompts with {different(failed.responses)} different responses; with the cure there are
+{different(cured.responses)}. Gold ends at {failed.gold:+.2f}.
 
 **Why.** A {failed.label} that never falls, ten times the default, with the KL penalty in place: a few steps too large
 make one answer certain, and what is no longer written is no longer learned about. The penalty cannot lead back: it is
@@ -208,7 +208,7 @@ def _table(arms: Sequence[Measured], failed: Measured, *, last: str = "", words:
     """SFT, then each arm."""
     more = (" of certainty |", "---:|") if words else ("", "")
     rows = [
-        f"| | gold | wins against SFT | KL, nats | entropy | length | distinct-2 |{' words' if words else ''}{more[0]}",
+        f"| | gold | wins against SFT | KL, nats | entropy | length | different |{' words' if words else ''}{more[0]}",
         f"|---|---:|---:|---:|---:|---:|---:|{more[1]}",
     ]
     entries = [("the SFT policy", failed.sft, failed.before)]
@@ -220,9 +220,10 @@ def _table(arms: Sequence[Measured], failed: Measured, *, last: str = "", words:
         cell = f" {occurrences(responses, CERTAIN)[0]:.2f} |" if words else ""
         rows.append(
             f"| {label} | {_gold(e)} | {wins} | {e['kl'][0]:.1f} | {e['entropy']:.2f} | {e['length']:.1f} | "
-            f"{e['distinct_2']:.3f} |{cell}"
+            f"{different(responses)} |{cell}"
         )
-    return "\n".join(rows)
+    note = f"*Different*: distinct responses to the {len(failed.before)} held-out prompts."
+    return "\n".join([*rows, "", note + " Length: tokens. Entropy: nats a token."])
 
 
 def _samples(arms: Sequence[Measured]) -> str:
@@ -244,7 +245,3 @@ def _gold(entry: dict) -> str:
 
 def _share(value: float) -> str:
     return f"{max(0.0, value):.0%}"
-
-
-def _different(arm: Measured) -> int:
-    return len({r["response"] for r in arm.responses})

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from failures.measures import Measured, occurrences
+from failures.measures import Measured, different, occurrences
 from failures.runs import CERTAIN
 
 matplotlib.use("Agg")
@@ -45,8 +45,9 @@ def _hacking(axes: Sequence[Axes], arms: Sequence[Measured]) -> None:
 def _collapse(axes: Sequence[Axes], arms: Sequence[Measured]) -> None:
     curves(axes[0], arms, "entropy", "entropy, nats a token", level=arms[0].sft["entropy"], alarms=True, zero=True)
     curves(axes[1], arms, "gold", "gold", level=arms[0].sft["gold"][0])
-    values = [(arms[0].sft["distinct_2"], 0.0), *((arm.final["distinct_2"], 0.0) for arm in arms)]
-    bars(axes[2], ["SFT", *(arm.label for arm in arms)], values, "distinct-2 of the final responses", first=GREY)
+    values = [(float(different(rows)), 0.0) for rows in (arms[0].before, *(arm.responses for arm in arms))]
+    title = f"different responses to {len(arms[0].before)} prompts"
+    bars(axes[2], ["SFT", *(arm.label for arm in arms)], values, title, first=GREY, digits=0)
 
 
 def _length(axes: Sequence[Axes], arms: Sequence[Measured]) -> None:

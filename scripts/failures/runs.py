@@ -43,9 +43,9 @@ class Settings:
     """Comparisons that a reward model is trained on."""
     tokens: int = 24_000
     """Response tokens of each PPO run."""
-    length_bias: float = 0.1
+    length_bias: float = 0.3
     """How much better a response seems to the annotators of the third failure for each word, in gold's unit."""
-    word_bias: float = 0.5
+    word_bias: float = 2.0
     """How much better to those of the fourth for each of `CERTAIN`."""
     changes: Callable[[RunConfig], RunConfig] = lambda config: config
     """What else is different: for tests."""
@@ -152,13 +152,13 @@ def equal_length_labels(config: RunConfig, settings: Settings) -> list[Preferenc
 
 
 def counter_labels(said: Sequence[Preference], count: int, seed: int) -> list[Preference]:
-    """Responses beside themselves with words of certainty put in, compared by annotators who know gold alone."""
+    """Chosen responses beside themselves with words of certainty put in, compared by annotators without the fault."""
     gold = task_from_sft().gold
     assert gold is not None
     rng = np.random.default_rng((seed, 4))
     pairs = []
     for i in rng.permutation(len(said))[:count]:
-        base = Candidate(said[int(i)].prompt, said[int(i)].rejected, "the SFT policy")
+        base = Candidate(said[int(i)].prompt, said[int(i)].chosen, "the SFT policy")
         sides = [base, edited(base, "confidence", insert, rng, CERTAIN)]
         pairs.append(CandidatePair(*(sides if rng.random() < 0.5 else sides[::-1])))
     return simulated_annotators(gold, temperature=0.25, chance=seed)[0].label(pairs)
