@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from rlhf_gym.rewards import Aggregate
@@ -14,7 +15,7 @@ TARGET = 6.0
 """Nats that every remedy with a KL of its own is given: about where gold is highest without any remedy."""
 SEPARATE_WEIGHT, SHARED_WEIGHT = 20.0, 20.0
 """λ of "uwo", chosen on the calibration seeds (`--calibrate`), which the table does not use."""
-WEIGHTS = (0.1, 1.0, 5.0, 20.0, 50.0)
+WEIGHTS = (1.0, 5.0, 20.0, 50.0, 100.0)
 """What it was chosen from."""
 
 
@@ -46,7 +47,7 @@ def stutters(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     It knows nothing of what the review is about or of how kind it is, and is easily got around.
     """
     words = [response.split() for response in responses]
-    return [-1.0 if any(a == b for a, b in zip(w, w[1:], strict=False)) else 0.0 for w in words]
+    return [-1.0 if any(a == b for a, b in pairwise(w)) else 0.0 for w in words]
 
 
 def ensemble(name: str, label: str, reward: Source, aggregate: Aggregate, weight: float = 0.0) -> Arm:
@@ -62,7 +63,8 @@ ARMS = (
     Arm("beta-0.03", "β = 0.03", KL, {"kl_coef": 0.03}),
     Arm("beta-0.1", "β = 0.1", KL, {"kl_coef": 0.1}),
     Arm("beta-0.3", "β = 0.3", KL, {"kl_coef": 0.3}),
-    Arm("adaptive", f"β adaptive, target {TARGET:g}", KL, {"kl_coef": 0.1, "kl_control": "adaptive", "kl_target": TARGET}),
+    Arm("adaptive", f"β adaptive, target {TARGET:g}", KL,
+        {"kl_coef": 0.1, "kl_control": "adaptive", "kl_target": TARGET}),
     Arm("constraint", f"KL ≤ {TARGET:g}, dual ascent", KL,
         {"kl_coef": 0.1, "kl_control": "constraint", "kl_target": TARGET}),
     Arm("stop", f"early stop at KL {TARGET:g}", KL, {"stop_kl": TARGET}),

@@ -39,7 +39,7 @@ class Ground:
     """Share of them that are turned round."""
     members: int = 4
     """Of an ensemble."""
-    tokens: int = 24_000
+    tokens: int = 16_000
     """Response tokens of PPO."""
     bootstrap: bool = True
     """Whether members of an ensemble learn from draws of their own."""
@@ -52,7 +52,9 @@ class Ground:
 
     def config(self, folder: Path, seed: int, **changes: Any) -> RunConfig:
         """The settings to depart from."""
-        settings: dict[str, Any] = {"ppo": PPOConfig(total_tokens=self.tokens, kl_coef=0.0, learning_rate=5e-4, n_episodes=64)}
+        settings: dict[str, Any] = {
+            "ppo": PPOConfig(total_tokens=self.tokens, kl_coef=0.0, n_episodes=64)
+        }
         config = study_config(folder, seed, labels=self.labels, **(settings | changes))
         collect = replace(config.collect, mistake_rate=self.mistakes)
         reward = replace(config.reward, members=self.members, force=True)
