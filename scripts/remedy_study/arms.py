@@ -19,7 +19,7 @@ WEIGHTS = (1.0, 5.0, 20.0, 50.0, 100.0)
 """What it was chosen from."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arm:
     """One row of the table."""
 

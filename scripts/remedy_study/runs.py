@@ -52,9 +52,7 @@ class Ground:
 
     def config(self, folder: Path, seed: int, **changes: Any) -> RunConfig:
         """The settings to depart from."""
-        settings: dict[str, Any] = {
-            "ppo": PPOConfig(total_tokens=self.tokens, kl_coef=0.0, n_episodes=64)
-        }
+        settings: dict[str, Any] = {"ppo": PPOConfig(total_tokens=self.tokens, kl_coef=0.0, n_episodes=64)}
         config = study_config(folder, seed, labels=self.labels, **(settings | changes))
         collect = replace(config.collect, mistake_rate=self.mistakes)
         reward = replace(config.reward, members=self.members, force=True)
