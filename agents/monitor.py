@@ -189,7 +189,8 @@ class RLHFMonitor(BaseCallback):
             kl_coef=engine.kl_coef,
             kl_target=self._kl_target(),
             kl_tokens=tuple(
-                KLToken(text, part.occurrences, part.total / count, part.share) for text, part in zip(texts, top, strict=True)
+                KLToken(text, part.occurrences, part.total / count, part.share)
+                for text, part in zip(texts, top, strict=True)
             ),
         )
 
