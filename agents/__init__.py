@@ -11,6 +11,7 @@ from rlhf_gym.agents.callbacks import AttachPolicy
 from rlhf_gym.agents.dpo import DPO
 from rlhf_gym.agents.features import LMFeaturesExtractor
 from rlhf_gym.agents.grpo import TokenGRPO
+from rlhf_gym.agents.inspection import inspect_episodes
 from rlhf_gym.agents.kl_control import AdaptiveKL, ConstraintKL, FixedKL, KLController
 from rlhf_gym.agents.measures import REFUSAL
 from rlhf_gym.agents.monitor import RLHFMonitor
@@ -45,4 +46,5 @@ __all__ = [
     "TokenPPO",
     "TokenRLOO",
     "TokenReinforce",
+    "inspect_episodes",
 ]

@@ -32,6 +32,7 @@ from rlhf_gym.lm import LoRA, Shared, load_causal_lm
 from rlhf_gym.pipeline.agent_config import PPOConfig
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.folder import METRICS_FILE, StageName, read_json
+from rlhf_gym.pipeline.inspection import keep_views
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
 from rlhf_gym.pipeline.restraints import how_stopped, pretraining_mix, stop_line, stop_on_kl
@@ -151,6 +152,7 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
         except KeyboardInterrupt:
             watch.save_interrupted(agent)
             raise
+    keep_views(run, agent, folder)
     agent.save_pretrained(folder / "model", merge=True)
     done = {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration, "stopped": how_stopped(stop)}
     write_json(folder / METRICS_FILE, done)

@@ -111,21 +111,6 @@ def distinct_2(responses: Sequence[str]) -> float:
     return distinct_n([response.split() for response in responses], 2)
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of each token, so that joined they read as the response does; special tokens by name."""
-    words = decode_each(tokenizer, ids)
-    special = set(tokenizer.all_special_ids)
-    plain = [token for token in ids if token not in special][:2]
-    glued = decode_each(tokenizer, [plain]) == ["".join(decode_each(tokenizer, plain))]
-    return [word if glued else word + " " for word in words]
-
-
-def decode_each(tokenizer: PreTrainedTokenizerBase, items: Sequence[int] | Sequence[list[int]]) -> list[str]:
-    """The text of each token, or of each row of tokens, by itself; special tokens are shown."""
-    rows = [[item] if isinstance(item, int) else item for item in items]
-    return tokenizer.batch_decode(rows) if rows else []
-
-
 def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
