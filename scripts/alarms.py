@@ -6,11 +6,11 @@ The other runs are made to go wrong in one way each. Prints a table run × alarm
 fired; "·" silent, blank where the alarm has nothing to go by), when gold peaked without the KL penalty and what had
 fired by then, what the alarms say, and how many alarms the healthy runs raised.
 
-    python scripts/alarms.py --seeds 0 1 2 3 4 5 6 7
+    python scripts/alarms.py --seeds 200 201 202 203 204 205 206 207
 
 Runs are kept in `--run-dir` and gone on with if they are there; alarms are told anew from what was measured, so other
 thresholds can be tried without running anything again (`rlhf_gym.agents.AlarmThresholds`). About twenty minutes on one
-core. The thresholds were set on other seeds (100 to 102) and on no run that is shown here. It leaves out real text.
+core. The thresholds were set on other seeds (0 to 7, 100 to 102) before any of these was run. It leaves out real text.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def say_count(healthy: list[Row], provoked: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5, 6, 7], help="consecutive")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(200, 208)), help="consecutive")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/alarms"), help="gone on with if it is there")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--only", choices=("default", "provoked"), help="a part of it")
