@@ -112,7 +112,7 @@ def compare_table(runs: Sequence[ReportRun]) -> str:
         ("", ""), ("wins against SFT", "95 % interval"), ("wins against", "best of n"),
         *([("gold", "mean ± s.e."), ("its rise", "σ of SFT")] if gold else []),
         ("score r_φ", "SFT: 0 ± 1"), ("KL", "nats a response"),
-        ("entropy", "nats a token"), ("length", "tokens"), ("distinct-2", ""), ("seeds", ""),
+        ("entropy", "nats a token"), ("length", "tokens"), ("distinct-2", ""),
     ]  # fmt: skip
     head = "".join(f"<th>{typeset(a)}<small>{typeset(b)}</small></th>" for a, b in headings)
     body = "".join(_sft_rows(runs, gold)) + "".join(_run_rows(run, i, gold) for i, run in enumerate(runs))
@@ -145,9 +145,10 @@ def _run_rows(run: ReportRun, place: int, gold: bool) -> str:
     dot = f'<i class="swatch fill-{kind}"></i><a href="#{anchor(place)}">{escape(run.name)}</a>'
     row = final_row(run)
     if run.metrics is None or row is None:
-        width = 10 if gold else 8
+        width = 9 if gold else 7
         return f'<tr><td>{dot}</td><td colspan="{width}" class="none">not evaluated yet</td></tr>'
-    rows = f"<tr><td>{dot} <small>{escape(agent_label(run.metrics))}</small></td>{_cells(row, kind, gold)}</tr>"
+    seeds = f", {row['seeds']} seeds" if row["seeds"] > 1 else ""
+    rows = f"<tr><td>{dot} <small>{escape(agent_label(run.metrics))}{seeds}</small></td>{_cells(row, kind, gold)}</tr>"
     for free in (row for row in run.metrics["summary"] if row["kind"] == "unleashed"):
         rows += f'<tr class="sub"><td>without KL penalty</td>{_cells(free, kind, gold)}</tr>'
     return rows
@@ -167,7 +168,7 @@ def _cells(row: dict[str, Any], kind: str, gold: bool) -> str:
     kl = DASH if base else f"{'≤ ' if is_bound(row) else ''}{row['kl'][0]:.2f}"
     cells += [f"<td>{signed(row['proxy'][0])}</td>", f"<td>{kl}</td>", f"<td>{row['entropy']:.2f}</td>"]
     cells += [f"<td>{row['length']:.1f}</td>", f"<td>{row['distinct_2']:.3f}</td>"]
-    return "".join(cells) + f"<td>{DASH if base else row['seeds']}</td>"
+    return "".join(cells)
 
 
 def settings_section(runs: Sequence[ReportRun]) -> str:
