@@ -271,6 +271,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.buffer, self.earned = buffer, rollout.rewards
         scores, log_ratios = rollout.rewards.scores, rollout.rewards.log_ratios
         self.mean_kl = record_rollout(self.logger, buffer, scores, log_ratios, kl_coef=self.kl_controller.kl_coef)
+        if engine.token_reward.shaping and (raw := rollout.rewards.raw_scores) is not None:
+            self.logger.record("rlhf/raw_score", float(raw.mean()))
         self.mean_kl_initial = self.mean_kl
         if self.moving_reference is not None:
             self.mean_kl_initial = self.moving_reference.kl_from_start(rollout.episodes, rollout.log_probs)

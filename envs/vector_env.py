@@ -26,6 +26,7 @@ from rlhf_gym.envs.shaping import ScoreTerm
 from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_reward, resolve_tokenizer
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
+from rlhf_gym.envs.verifier import with_tokenizer
 from rlhf_gym.envs.view import EpisodeView
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.shared import Shared
@@ -142,7 +143,12 @@ class TokenVectorEnv(VectorEnv):
             stop_ids=self.stop_token_ids,
         )
         self.token_reward = TokenReward(
-            scorer, parts, kl_coef=kl_coef, kl_in=kl_in, missing_eos_penalty=missing_eos_penalty, shaping=shaping
+            scorer,
+            parts,
+            kl_coef=kl_coef,
+            kl_in=kl_in,
+            missing_eos_penalty=missing_eos_penalty,
+            shaping=with_tokenizer(shaping, self.tokenizer),
         )
         self.action_mask = action_mask
         if action_mask is not None:

@@ -49,6 +49,7 @@ def made_up_run(
         _ppo(folder, "ppo", round, seeds, rng, gold)
     if gold:
         _ppo(folder, "unleashed", 1, seeds, rng, gold)
+        _best_of_n(folder, np.random.default_rng(1))
     folder.complete("evaluate", 1, _evaluation(folder, rounds, seeds, gold, evil) | {"seconds": 9.1})
     if views:
         _views(folder)
@@ -77,6 +78,15 @@ def _view(prompt: str, side: dict[str, Any], rng: np.random.Generator) -> dict[s
     view = EpisodeView(prompt, tuple(side["tokens"]), ours, theirs, values, rewards, **made)
     view = replace(view, score=side["proxy"], finish_reason="stop")
     return view.to_dict(digits=4) | {"gold": side["gold"]}
+
+
+def _best_of_n(folder: RunFolder, rng: np.random.Generator) -> None:
+    """Goodhart's control: gold z, proxy z + .8·noise, 32 responses to each of 24 prompts."""
+    gold = rng.standard_normal((24, 32))
+    proxy = gold + 0.8 * rng.standard_normal(gold.shape)
+    path = folder.stage("evaluate") / "best_of_n.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"gold": gold.round(5).tolist(), "proxy": proxy.round(5).tolist()}))
 
 
 def _rewarded(round: int) -> dict[str, Any]:

@@ -181,12 +181,15 @@ class RewardConfig:
     """λ of "uwo"."""
     reference_samples: int = 1000
     """SFT responses over which scores are normalised to mean 0 and standard deviation 1."""
+    probe_samples: int = 250
+    """SFT responses to held-out prompts that are edited, to see what the scores are for; 0 leaves the probes out."""
     force: bool = False
     """Go on to PPO even with a reward model that is no better than a coin on the held-out pairs."""
 
     def __post_init__(self) -> None:
         at_least(self, "members", 1)
         at_least(self, "reference_samples", 2)
+        at_least(self, "probe_samples", 0)
         for name, allowed in (("aggregate", get_args(Aggregate)), ("trunk", get_args(Trunk))):
             if (value := vars(self)[name]) not in allowed:
                 raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}")
@@ -204,12 +207,19 @@ class EvaluateConfig:
     """Held-out prompts; all of the task's where it has fewer."""
     best_of: int = 4
     """n of the yardstick: the SFT policy's best of n responses by r_φ."""
+    best_of_samples: int = 64
+    """SFT responses to a prompt by which the best of n is measured, for every n up to that, where there is gold; 0 for
+    none."""
+    best_of_prompts: int = 64
+    """The first so many of the held-out prompts are asked for that; all where there are fewer."""
     shown: int = 6
     """Prompts whose responses are shown token by token in the report."""
 
     def __post_init__(self) -> None:
         at_least(self, "num_prompts", 2)
         at_least(self, "best_of", 2)
+        at_least(self, "best_of_samples", 0)
+        at_least(self, "best_of_prompts", 1)
         at_least(self, "shown", 0)
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.lm.tokens import token_texts
+from rlhf_gym.pipeline.best_of_n import measure_best_of_n
 from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import (
@@ -68,6 +69,7 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
     folder = run.folder.stage("evaluate") / "samples"
     _write(folder / "sft.jsonl", run, base)
     _write(folder / "best_of.jsonl", run, best)
+    measure_best_of_n(run, sft, reward, prompts)
     for kind, round, seed in trained_policies(run):
         name = f"{kind}-round-{round}-seed-{seed}"
         model = load_causal_lm(run.folder.seed(kind, round, seed) / "model", device=run.device)

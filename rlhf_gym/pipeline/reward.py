@@ -14,9 +14,10 @@ import torch
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.collect import PREFERENCES, all_preferences
 from rlhf_gym.pipeline.preparation import NORMALIZERS, Run
+from rlhf_gym.pipeline.probes import probes_line, reward_probes
 from rlhf_gym.pipeline.samples import Samples, draw, proxy_scores
 from rlhf_gym.pipeline.staleness import staleness, staleness_line
-from rlhf_gym.preferences import Preference, read_preferences
+from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
 from rlhf_gym.rewards import (
     LearnedReward,
     RewardEnsemble,
@@ -56,6 +57,7 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
     reward = train_reward(run, folder, train, heldout)
     metrics = examine(run, score_pairs(judge(reward), heldout))
     normalise_all(reward, run)
+    metrics |= reward_probes(run, reward, train, heldout)
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     reward.save_pretrained(partial)
@@ -88,7 +90,7 @@ def reward_line(metrics: dict[str, Any]) -> str:
     """The stage in one line."""
     if "source" in metrics:
         accuracy = f"; accuracy {metrics['accuracy']:.1%} on {metrics['n']:,} pairs" if "accuracy" in metrics else ""
-        return f"{metrics['source']}, normalised on the SFT policy's responses{accuracy}"
+        return f"{metrics['source']}, normalised on the SFT policy's responses{accuracy}{probes_line(metrics)}"
     parts = [] if metrics["clean_accuracy"] in (0, metrics["accuracy"]) else [f"{metrics['clean_accuracy']:.1%} clean"]
     if metrics.get("length_controlled") is not None:
         parts.append(f"{metrics['length_controlled']:.1%} length-controlled")
@@ -97,7 +99,7 @@ def reward_line(metrics: dict[str, Any]) -> str:
     calibration = f", calibration error {metrics['ece']:.3f}," if "ece" in metrics else ""
     complaints = "".join(f"; going on although {c.split(': ')[0]}" for c in metrics.get("complaints", []))
     line = f"{how}{metrics['pairs']:,} pairs; accuracy {metrics['accuracy']:.1%}{aside}{calibration}"
-    return f"{line} on {metrics['n']:,} held out{staleness_line(metrics)}{complaints}"
+    return f"{line} on {metrics['n']:,} held out{staleness_line(metrics)}{complaints}{probes_line(metrics)}"
 
 
 def reference_samples(run: Run) -> Samples:
@@ -151,9 +153,12 @@ def _own_reward(run: Run) -> dict[str, Any]:
     normalizers = get_normalizers(reward)
     write_json(run.folder.stage("reward") / NORMALIZERS, [normalizer.to_dict() for normalizer in normalizers])
     metrics: dict[str, Any] = {"source": run.config.task.reward_model, "members": len(normalizers), "pairs": 0}
+    train: list[Preference] = []
+    heldout: list[Preference] = []
     if run.preferences is not None:
         metrics |= examine(run, score_pairs(judge(reward), run.preferences))
-    return metrics
+        train, heldout = split_by_prompt(run.preferences, 0.5, seed=run.config.seed)
+    return metrics | reward_probes(run, reward, train, heldout)
 
 
 def training_preferences(run: Run, round: int) -> tuple[list[Preference], list[Preference]]:

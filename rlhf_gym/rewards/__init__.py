@@ -4,7 +4,14 @@ from rlhf_gym.rewards.ensemble import Aggregate, RewardEnsemble, Trunk, aggregat
 from rlhf_gym.rewards.loading import LearnedReward, get_normalizers, load_reward, set_normalizers
 from rlhf_gym.rewards.model import RewardModel
 from rlhf_gym.rewards.normalization import RewardNormalizer
-from rlhf_gym.rewards.programmatic import RewardFunction, keyword_reward, length_reward, regex_reward, sum_rewards
+from rlhf_gym.rewards.programmatic import (
+    RewardFunction,
+    import_reward_function,
+    keyword_reward,
+    length_reward,
+    regex_reward,
+    sum_rewards,
+)
 from rlhf_gym.rewards.scoring import EpisodeScorer, check_scores, episode_scorer, score_with_members
 from rlhf_gym.rewards.shared_trunk import SharedTrunkEnsemble
 
@@ -22,6 +29,7 @@ __all__ = [
     "check_scores",
     "episode_scorer",
     "get_normalizers",
+    "import_reward_function",
     "keyword_reward",
     "length_reward",
     "load_reward",
