@@ -305,18 +305,18 @@ def compare_samples(runs: Sequence[ReportRun]) -> str:
         pairs = read_pairs(run, [row["name"]]) if row is not None else []
         if pairs:
             found.append((i, run, {pair.prompt: pair for pair in pairs[0]}))
-    shared = [prompt for prompt in (found[0][2] if found else {}) if all(prompt in pairs for _, _, pairs in found)]
+    shared = [prompt for prompt in (found[0][2] if found else {}) if all(prompt in said for _, _, said in found)]
     if len(found) < 2 or not shared:
         return ""
     cards = []
     for prompt in shared:
         sides, seen = [], set()
-        for _, run, pairs in found:
-            view, gold = pairs[prompt].before
+        for _, run, said in found:
+            view, gold = said[prompt].before
             if view.tokens not in seen:
                 seen.add(view.tokens)
                 sides.append(Side(f"SFT, as {run.name} sees it", "sft", view, gold, foreign=True))
-        sides += [Side(run.name, kind_of(i), *pairs[prompt].after) for i, run, pairs in found]
+        sides += [Side(run.name, kind_of(i), *said[prompt].after) for i, run, said in found]
         cards.append((prompt, sides))
     full = shared_scales([side for _, sides in cards for side in sides])
     left = [run.name for run in runs if run not in [run for _, run, _ in found]]
