@@ -84,6 +84,10 @@ class Outcome:
         """d(α − βd) through gold of the best of n."""
         return fit(self.runs, "best_of_n")
 
+    def reach(self, way: Way) -> float:
+        """√KL that the middle one of the seeds came to."""
+        return float(np.median([np.sqrt(points(run, way).kl.max()) for run in self.runs]))
+
     @property
     def peaks(self) -> list[Peak]:
         """A seed each."""

@@ -52,9 +52,9 @@ def _panel(axis: Any, factor: Factor, outcomes: list[Outcome], way: Way) -> None
     for colour, outcome in zip(_colours(len(outcomes)), outcomes, strict=True):
         each = [points(run, way) for run in outcome.runs]
         fit = outcome.ppo if way == "ppo" else outcome.best_of_n
-        reach = float(np.median([np.sqrt(p.kl.max()) for p in each]))
+        reach = outcome.reach(way)
         for p in each:
-            axis.plot(np.sqrt(p.kl), p.gold, ".", ms=2.6, color=colour, alpha=0.3, mew=0)
+            axis.plot(np.sqrt(p.kl), p.gold, ".", ms=4, color=colour, alpha=0.32, mew=0)
         grid = np.linspace(0, reach, 160)
         axis.plot(grid, fit.curve(grid**2), color=colour, lw=2, label=level_name(factor, outcome), zorder=3)
         low, high = fit.band(grid**2)

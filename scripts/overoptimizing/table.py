@@ -46,8 +46,8 @@ def trends(found: dict[Factor, list[Outcome]]) -> list[str]:
         cells = []
         for i in range(4):
             t = trend(list(zip(*([p[i] for p in o.peaks] for o in ordered), strict=True)))
-            cells.append(f"{t.correlation:+.2f} (p = {t.chance:.2g})")
-        lines.append(f"| {BETTER[factor]} | {' | '.join(cells)} |")
+            cells.append(f"{t.correlation:+.2f} (p = {t.chance:.2g})".replace("-", "−"))
+        lines.append(_line([BETTER[factor], *cells]))
     return lines
 
 
@@ -59,16 +59,21 @@ def level_name(factor: Factor, outcome: Outcome) -> str:
 
 
 def _row(factor: Factor, outcome: Outcome) -> str:
-    mean, error = mean_and_error([100 * a for a in outcome.accuracies])
-    ends = mean_and_error([end_gold(run) for run in outcome.runs])
-    cells = [level_name(factor, outcome), _pm(mean, error, 1), *fit_cells(outcome.ppo), _pm(*ends)]
-    return f"| {' | '.join(cells)} |"
+    right = mean_and_error([100 * a for a in outcome.accuracies])
+    end = mean_and_error([end_gold(run) for run in outcome.runs])
+    fitted = fit_cells(outcome.ppo, outcome.reach("ppo"))
+    return _line([level_name(factor, outcome), _pm(*right, digits=1), *fitted, _pm(*end)])
 
 
 def _best_of_n_row(outcome: Outcome) -> str:
     arm, last = outcome.arm, [float(points(run, "best_of_n").gold[-1]) for run in outcome.runs]
     name = f"{count(outcome.runs[0]['weights'])}, {arm.labels:,} labels, {arm.noise:g} flipped"
-    return f"| {' | '.join([name, *fit_cells(outcome.best_of_n), _pm(*mean_and_error(last))])} |"
+    fitted = fit_cells(outcome.best_of_n, outcome.reach("best_of_n"))
+    return _line([name, *fitted, _pm(*mean_and_error(last))])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def end_gold(run: dict[str, Any], last: int = 5) -> float:
@@ -76,15 +81,15 @@ def end_gold(run: dict[str, Any], last: int = 5) -> float:
     return float(points(run, "ppo").gold[-last:].mean())
 
 
-def fit_cells(fit: OveroptimizationFit) -> list[str]:
-    """α, β, where the curve peaks and how high, each with its 95 % interval."""
+def fit_cells(fit: OveroptimizationFit, reach: float) -> list[str]:
+    """α, β, where the curve peaks and how high, each with its 95 % interval; no peak beyond what was measured."""
     a, b = fit.intervals()
-    return [
-        _with_interval(fit.alpha, a),
-        _with_interval(fit.beta, b),
-        "does not turn" if math.isinf(fit.peak_distance) else _with_interval(fit.peak_distance, fit.peak_interval()),
-        "–" if math.isinf(fit.peak_distance) else _with_interval(fit.peak_gold, fit.peak_gold_interval()),
-    ]
+    cells = [_with_interval(fit.alpha, a), _with_interval(fit.beta, b)]
+    if fit.peak_distance > reach:
+        low, _ = fit.peak_interval()
+        return [*cells, f"beyond {_number(reach)} [{_number(low)}, …", "–"]
+    peak = _with_interval(fit.peak_distance, fit.peak_interval())
+    return [*cells, peak, _with_interval(fit.peak_gold, fit.peak_gold_interval())]
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:
