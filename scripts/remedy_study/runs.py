@@ -39,7 +39,7 @@ class Ground:
     """Share of them that are turned round."""
     members: int = 4
     """Of an ensemble."""
-    tokens: int = 24_000
+    tokens: int = 16_000
     """Response tokens of PPO."""
     bootstrap: bool = True
     """Whether members of an ensemble learn from draws of their own."""
