@@ -44,7 +44,7 @@ from rlhf_gym.agents.pretraining_mix import PretrainingMix
 from rlhf_gym.agents.reference import start_of
 from rlhf_gym.agents.rollout import collect_episodes
 from rlhf_gym.agents.update import update
-from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
+from rlhf_gym.envs import EpisodeRewards, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.losses import PolicyLoss, ppo_policy_loss
 from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.lora import save_model
@@ -132,6 +132,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.normalize_advantage, self.target_kl, self.kl_loss = normalize_advantage, target_kl, kl_loss
         self.kl_controller = kl_controller or FixedKL(self.engine.kl_coef if self.env is not None else 0.0)
         self.buffer: EpisodeBuffer | None = None
+        self.earned: EpisodeRewards | None = None  # by the buffer's episodes, where they were played and scored
         self.ptx, self.ema_reference, self.began_with_ptx = ptx, ema_reference, False
         self.moving_reference = MovingReference(ema_reference) if ema_reference else None
         self.mean_kl = self.mean_kl_initial = float("nan")  # the latter to where a moving π_ref began
@@ -261,9 +262,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
         buffer = rollout.buffer()
         self.compute_advantages(buffer)
-        self.buffer = buffer
+        self.buffer, self.earned = buffer, rollout.rewards
         scores, log_ratios = rollout.rewards.scores, rollout.rewards.log_ratios
         self.mean_kl = record_rollout(self.logger, buffer, scores, log_ratios, kl_coef=self.kl_controller.kl_coef)
+        if engine.token_reward.shaping and (raw := rollout.rewards.raw_scores) is not None:
+            self.logger.record("rlhf/raw_score", float(raw.mean()))
         self.mean_kl_initial = self.mean_kl
         if self.moving_reference is not None:
             self.mean_kl_initial = self.moving_reference.kl_from_start(rollout.episodes, rollout.log_probs)

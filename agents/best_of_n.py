@@ -11,7 +11,7 @@ import torch
 from rlhf_gym.agents.arguments import make_env, unwrap_env
 from rlhf_gym.agents.reference import check_reference, draw_from_reference
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
-from rlhf_gym.functional.overoptimization import best_of_n_kl
+from rlhf_gym.functional.best_of_n import best_of_n_kl
 from rlhf_gym.lm.tokens import decode
 
 

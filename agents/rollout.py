@@ -54,6 +54,7 @@ def collect_episodes(
     rewards: list[np.ndarray] = []  # (N,) a step
     log_ratios: list[np.ndarray] = []  # (N,) a step
     ended: list[tuple[int, Episode, float]] = []  # the step of the last action, the episode, its score
+    members: dict[int, np.ndarray] = {}  # (members,) by the episode's number, where an ensemble scores at once
     callback.update_locals({"self": agent, "env": env, "n_episodes": n_episodes})
     while not env.parked.all():
         step_actions, step_values, step_log_probs = policy.act(observation, with_values=stepwise_values)
@@ -69,6 +70,8 @@ def collect_episodes(
         agent.num_timesteps += acting
         callback.update_locals({"infos": infos, "dones": dones, "actions": actions})
         record = env.last_step
+        if record.member_scores is not None:
+            members |= zip((e.number for e in record.episodes), record.member_scores.T, strict=True)
         if not callback.on_step():
             return None
         if env.last_step is not record:
@@ -93,7 +96,10 @@ def collect_episodes(
     else:
         step_scores = np.array([score for _, _, score in ended], dtype=np.float32)
         ratios = _pad(cut(np.stack(log_ratios)))
-        earned = EpisodeRewards(_pad(cut(np.stack(rewards))), step_scores, ratios, _pad(episode_log_probs) - ratios)
+        each = np.stack([members[e.number] for e in episodes], axis=1) if members else None  # (members, E)
+        earned = EpisodeRewards(
+            _pad(cut(np.stack(rewards))), step_scores, ratios, _pad(episode_log_probs) - ratios, member_scores=each
+        )
     if not agent.uses_critic:
         episode_values = None
     elif policy.bf16:

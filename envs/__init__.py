@@ -11,15 +11,19 @@ from rlhf_gym.envs.shortlist import ShortlistActions, ShortlistVectorActions
 from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.token_reward import TokenReward
 from rlhf_gym.envs.vector_env import TokenVectorEnv
+from rlhf_gym.envs.verifier import AddVerifier
+from rlhf_gym.envs.view import EpisodeView
 
 __all__ = [
     "ActionLogProb",
     "ActionMask",
+    "AddVerifier",
     "ClipScore",
     "EnumerableTask",
     "Episode",
     "EpisodeRewards",
     "EpisodeScores",
+    "EpisodeView",
     "LengthPenalty",
     "NormalizeScore",
     "Observation",

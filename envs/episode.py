@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -45,6 +46,8 @@ class EpisodeScores(NamedTuple):
     """What falls on the last action: shaped, any missing-EOS penalty included, shape (E,)."""
     raw_scores: np.ndarray
     """As r_φ gave them, shape (E,)."""
+    member_scores: np.ndarray | None = None
+    """Of each member where r_φ is an ensemble, shape (members, E)."""
 
 
 class EpisodeRewards(NamedTuple):
@@ -60,6 +63,8 @@ class EpisodeRewards(NamedTuple):
     """log π_ref(a|s), shape (E, T)."""
     raw_scores: np.ndarray | None = None
     """As r_φ gave them, before any shaping, shape (E,); None where rewards were taken step by step."""
+    member_scores: np.ndarray | None = None
+    """Of each member where r_φ is an ensemble, shape (members, E)."""
 
 
 class StepRecord(NamedTuple):
@@ -71,6 +76,10 @@ class StepRecord(NamedTuple):
     """Their scores, shape (episodes,); NaN while deferred."""
     log_ratios: np.ndarray
     """log π(a|s) − log π_ref(a|s) of each slot's action, shape (N,); 0 while deferred and where nothing acted."""
+    episode_log_ratios: Sequence[np.ndarray] = ()
+    """The same of all actions of each ended episode, (T_e,) each; 0 while deferred."""
+    member_scores: np.ndarray | None = None
+    """Of each member where r_φ is an ensemble and scores at once, shape (members, episodes)."""
 
 
 @runtime_checkable

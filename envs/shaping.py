@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlhf_gym.envs.episode import Episode
+from rlhf_gym.functional.text_statistics import repetition
 from rlhf_gym.rewards.scoring import check_scores
 
 
@@ -57,7 +58,7 @@ class LengthPenalty:
 class RepetitionPenalty:
     """score − coef · (1 − distinct n-grams / n-grams) of the response's tokens; nothing if it is shorter than n.
 
-    The share of n-grams that were there before: seq-rep-n of Welleck et al. 2020 (arXiv:1908.04319), 1 − distinct-n.
+    The share of n-grams that were there before: `rlhf_gym.functional.repetition`.
     """
 
     coef: float
@@ -70,11 +71,7 @@ class RepetitionPenalty:
             raise ValueError(f"expected a finite coef and ngram >= 1, got coef={self.coef}, ngram={self.ngram}")
 
     def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
-        return scores - self.coef * np.array([self._repeated(e.response_ids.tolist()) for e in episodes])
-
-    def _repeated(self, tokens: list[int]) -> float:
-        ngrams = [tuple(tokens[i : i + self.ngram]) for i in range(len(tokens) - self.ngram + 1)]
-        return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+        return scores - self.coef * np.array([repetition(e.response_ids.tolist(), self.ngram) for e in episodes])
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Slots:
         self.prompt_lengths = np.zeros(num_slots, dtype=np.int64)  # (N,)
         self.numbers = np.zeros(num_slots, dtype=np.int64)  # (N,) of the episode in the slot
         self.log_ratios = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
+        self.log_probs = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
         self.rewards = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
         self._columns = np.arange(width)
 
@@ -38,7 +39,7 @@ class Slots:
         """Empty a slot."""
         self.ids[slot] = self.pad_token_id
         self.lengths[slot] = self.prompt_lengths[slot] = 0
-        self.log_ratios[slot] = self.rewards[slot] = 0
+        self.log_ratios[slot] = self.log_probs[slot] = self.rewards[slot] = 0
 
     def begin(self, slot: int, prompt: Sequence[int], number: int) -> None:
         """Start an episode in a slot."""
@@ -47,11 +48,12 @@ class Slots:
         self.lengths[slot] = self.prompt_lengths[slot] = len(prompt)
         self.numbers[slot] = number
 
-    def append(self, acting: np.ndarray, actions: np.ndarray, log_ratios: np.ndarray) -> None:
-        """Write an action and its log-ratio, (N,) each, in the slots that act, (N,) bool."""
+    def append(self, acting: np.ndarray, actions: np.ndarray, log_ratios: np.ndarray, log_probs: np.ndarray) -> None:
+        """Write an action, its log-ratio and its log π, (N,) each, in the slots that act, (N,) bool."""
         rows = np.flatnonzero(acting)
         self.ids[rows, self.lengths[rows]] = actions[rows]
         self.log_ratios[rows, self.response_lengths[rows]] = log_ratios[rows]
+        self.log_probs[rows, self.response_lengths[rows]] = log_probs[rows]
         self.lengths[rows] += 1
 
     def earn(self, acting: np.ndarray, rewards: np.ndarray) -> None:

@@ -14,8 +14,7 @@ from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.preferences.files import read_prompts
-from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel
-from rlhf_gym.rewards.ensemble import ENSEMBLE_FILE
+from rlhf_gym.rewards import LearnedReward, RewardFunction, load_reward
 
 
 def resolve_tokenizer(tokenizer: Any, reference: Any) -> PreTrainedTokenizerBase:
@@ -41,12 +40,10 @@ def resolve_reference(reference: Any, *, device: str) -> LMParts | None:
     raise TypeError(f"expected reference to be a folder, a name, Shared(model) or None, got {type(reference).__name__}")
 
 
-def resolve_reward(reward: Any, *, device: str) -> RewardModel | RewardEnsemble | RewardFunction:
+def resolve_reward(reward: Any, *, device: str) -> LearnedReward | RewardFunction:
     """The reward model, ensemble or callable that scores."""
     if isinstance(reward, str | Path):
-        if (Path(reward) / ENSEMBLE_FILE).is_file():
-            return RewardEnsemble.from_pretrained(Path(reward), device=device)
-        return RewardModel.from_pretrained(reward, device=device)
+        return load_reward(reward, device=device)
     if isinstance(reward, Shared):
         return reward.value
     if isinstance(reward, nn.Module):

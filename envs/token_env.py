@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation
 from rlhf_gym.envs.vector_env import TokenVectorEnv
+from rlhf_gym.envs.view import EpisodeView
 
 
 class TokenEnv(gym.Env):
@@ -21,7 +22,7 @@ class TokenEnv(gym.Env):
     A policy attached to it is asked with a batch of one.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's convention)
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "html"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's convention)
 
     def __init__(self, render_mode: str | None = None, **kwargs: Any) -> None:
         if "autoreset_mode" in kwargs or "num_envs" in kwargs:
@@ -89,9 +90,13 @@ class TokenEnv(gym.Env):
         return _first(observation), float(rewards[0]), self._over, bool(truncated[0]), info
 
     def render(self) -> str | None:  # type: ignore[override]
-        """The response so far, a colour a token (`render_mode="ansi"`)."""
+        """The response so far, a colour a token and a table: see `EpisodeView`."""
         frames = self.engine.render()
         return None if frames is None else frames[0]
+
+    def view(self) -> EpisodeView:
+        """The response so far, taken apart: see `TokenVectorEnv.view`."""
+        return self.engine.view(0)
 
 
 def _first(observation: Observation) -> Observation:

@@ -23,7 +23,7 @@ from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import token_log_prob
 from rlhf_gym.lm.split import LowerStates, Split
-from rlhf_gym.rewards.scoring import EpisodeScorer
+from rlhf_gym.rewards.scoring import EpisodeScorer, score_with_members
 
 KLPlace = Literal["reward", "loss"]
 
@@ -109,10 +109,12 @@ class TokenReward:
             return EpisodeScores(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float32))
         ids, lengths = stack_rows(episodes)
         prompts = torch.tensor([e.prompt_length for e in episodes])
-        raw = self.scorer(torch.from_numpy(ids), prompts, torch.from_numpy(lengths)).cpu().numpy()  # (E,)
+        scored, members = score_with_members(self.scorer, torch.from_numpy(ids), prompts, torch.from_numpy(lengths))
+        raw = scored.cpu().numpy()  # (E,)
         shaped = self.shaping(episodes, raw) if self.shaping else raw  # (E,)
         unfinished = np.array([e.finish_reason == "length" for e in episodes])
-        return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw)
+        each = None if members is None else members.cpu().numpy()  # (members, E)
+        return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw, each)
 
     def __call__(
         self,
@@ -152,7 +154,9 @@ class TokenReward:
         scores = self.scores(episodes)
         rewards = self.penalty(log_ratios)
         rewards[np.arange(len(episodes)), lengths - 1] += scores.scores
-        return EpisodeRewards(rewards, scores.scores, log_ratios, ref_log_probs, scores.raw_scores)
+        return EpisodeRewards(
+            rewards, scores.scores, log_ratios, ref_log_probs, scores.raw_scores, scores.member_scores
+        )
 
     def _own_lower(self, lower: LowerStates) -> LowerStates | None:
         """What another trunk's lower layers gave as what π_ref's own would, if they are the same weights."""

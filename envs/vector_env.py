@@ -21,16 +21,18 @@ from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Episod
 from rlhf_gym.envs.masks import ActionMask, required
 from rlhf_gym.envs.pending import PendingEpisodes
 from rlhf_gym.envs.prompts import PromptSampler, check_prompts
-from rlhf_gym.envs.rendering import render_slot
+from rlhf_gym.envs.rendering import slot_view
 from rlhf_gym.envs.shaping import ScoreTerm
 from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_reward, resolve_tokenizer
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
+from rlhf_gym.envs.verifier import with_tokenizer
+from rlhf_gym.envs.view import EpisodeView
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import LowerStates
 from rlhf_gym.lm.tokens import pad_token_id
-from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, episode_scorer
+from rlhf_gym.rewards import LearnedReward, RewardFunction, episode_scorer
 
 RewardTiming = Literal["step", "deferred"]
 
@@ -74,11 +76,11 @@ class TokenVectorEnv(VectorEnv):
         texts: put prompt and response as text into the information at the end.
         vocab_size: V where there is no reference to say it; by default the tokenizer's.
         device: of π_ref where it is loaded here.
-        render_mode: None or `"ansi"`.
+        render_mode: None, `"ansi"` (text for a terminal) or `"html"` (a snippet for a page).
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's convention)
-        "render_modes": ["ansi"],
+        "render_modes": ["ansi", "html"],
         "render_fps": 10,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
@@ -88,7 +90,7 @@ class TokenVectorEnv(VectorEnv):
         num_envs: int = 1,
         *,
         prompts: Sequence[str] | Sequence[Sequence[int]] | str | Path,
-        reward: RewardFunction | Shared[RewardModel] | Shared[RewardEnsemble] | str | Path,
+        reward: RewardFunction | Shared[LearnedReward] | str | Path,
         reference: Shared[PreTrainedModel] | str | Path | None,
         tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
         max_new_tokens: int = 48,
@@ -141,7 +143,12 @@ class TokenVectorEnv(VectorEnv):
             stop_ids=self.stop_token_ids,
         )
         self.token_reward = TokenReward(
-            scorer, parts, kl_coef=kl_coef, kl_in=kl_in, missing_eos_penalty=missing_eos_penalty, shaping=shaping
+            scorer,
+            parts,
+            kl_coef=kl_coef,
+            kl_in=kl_in,
+            missing_eos_penalty=missing_eos_penalty,
+            shaping=with_tokenizer(shaping, self.tokenizer),
         )
         self.action_mask = action_mask
         if action_mask is not None:
@@ -178,6 +185,11 @@ class TokenVectorEnv(VectorEnv):
         entropy half of the KL is the agent's to add. None detaches.
         """
         self._policy = None if policy is None else check_policy(policy)
+
+    @property
+    def attached(self) -> ActionLogProb | None:
+        """The policy that says log π(a|s); None where none was attached."""
+        return self._policy
 
     def reference_logits(self) -> Tensor:
         """π_ref's next-token logits (N, V), fp32, at the present states; the step that follows finds them at hand.
@@ -287,15 +299,16 @@ class TokenVectorEnv(VectorEnv):
         actions = check_actions(actions, self.vocab_size, parked=self.parked, waiting=self._ended)
         slots, waiting = self._slots, self._ended  # NEXT_STEP: those waiting begin a new episode instead of acting
         acting = (slots.lengths > 0) & ~waiting
-        step_rewards, log_ratios = self._step_rewards(actions, acting)
+        step_rewards, log_ratios, log_probs = self._step_rewards(actions, acting)
 
-        slots.append(acting, actions, log_ratios)
+        slots.append(acting, actions, log_ratios, log_probs)
         stopped = acting & self._stops[np.where(acting, actions, 0)]
         terminated = stopped | (acting & (slots.response_lengths >= self.max_new_tokens))
         episodes = [slots.episode(i, "stop" if stopped[i] else "length") for i in np.flatnonzero(terminated).tolist()]
         scores = self._end(episodes, step_rewards)
         slots.earn(acting, step_rewards)
-        self.last_step = StepRecord(episodes, scores.scores, log_ratios)
+        each = [slots.log_ratios[e.slot, : e.response_length].copy() for e in episodes]
+        self.last_step = StepRecord(episodes, scores.scores, log_ratios, each, scores.member_scores)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         infos = self._reset_ended(episodes, scores) if episodes else {}
         for slot in np.flatnonzero(waiting).tolist():
@@ -303,15 +316,28 @@ class TokenVectorEnv(VectorEnv):
         return slots.observation(), step_rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
 
     def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        """Each slot's response so far, a colour a token (`render_mode="ansi"`)."""
+        """Each slot's response so far, a colour a token and a table: see `EpisodeView`."""
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render_mode; make the environment with render_mode='ansi'")
             return None
-        return tuple(self.render_slot(slot) for slot in range(self.num_envs))
+        views = [self.view(slot) for slot in range(self.num_envs)]
+        return tuple(view.html() if self.render_mode == "html" else view.ansi() for view in views)
 
-    def render_slot(self, slot: int) -> str:
-        """One slot's prompt and response as coloured text: KL, value (where a critic is attached) and reward."""
-        return render_slot(self.tokenizer, self._slots, slot, self._policy)
+    def view(self, slot: int = 0) -> EpisodeView:
+        """The episode in a slot, taken apart: KL, value (where a critic is attached), reward of each token so far."""
+        ended = next((i for i, e in enumerate(self.last_step.episodes) if self._ended[slot] and e.slot == slot), None)
+        episode = None if ended is None else self.last_step.episodes[ended]
+        timely = self.reward_timing == "step"
+        return slot_view(
+            self.tokenizer,
+            self._slots,
+            slot,
+            self._policy,
+            deferred=not timely,
+            has_reference=self.token_reward.reference is not None,
+            finish_reason=None if episode is None else episode.finish_reason,
+            score=float(self.last_step.scores[ended]) if ended is not None and timely else None,
+        )
 
     def seed(self, seed: int | None) -> None:
         """Begin the order of prompts anew from this seed (as `reset(seed=…)` does, without resetting)."""
@@ -346,24 +372,28 @@ class TokenVectorEnv(VectorEnv):
         check_room(prompts, self.max_new_tokens, self._context_length)
         check_prompts(prompts, max_prompt_length=self.max_prompt_length, vocab_size=self.vocab_size)
 
-    def _step_rewards(self, actions: np.ndarray, acting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The KL part of this step's rewards and the log-ratios, (N,) float32 each; 0 where nothing acts."""
+    def _step_rewards(self, actions: np.ndarray, acting: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The KL part of this step's rewards, the log-ratios and log π, (N,) float32 each; 0 where nothing acts."""
         zeros = np.zeros(self.num_envs, dtype=np.float32)
         if self.reward_timing == "deferred" or self.token_reward.reference is None:
-            return zeros, zeros.copy()
+            return zeros, zeros.copy(), zeros.copy()
         lengths = np.where(acting, self._slots.lengths, 0)
         chosen = np.where(acting, actions, 0)
         log_ratios = -self.token_reward.ref_log_prob(self._slots.ids, lengths, chosen)
+        log_probs = zeros.copy()
         if self._policy is not None:
-            log_prob = self._policy.action_log_prob(self._slots.observation(lengths), chosen)
-            log_ratios += log_prob.detach().cpu().numpy() if isinstance(log_prob, Tensor) else log_prob
+            said = self._policy.action_log_prob(self._slots.observation(lengths), chosen)
+            said = said.detach().cpu().numpy() if isinstance(said, Tensor) else said
+            log_ratios += said
+            log_probs = np.where(acting, said, np.float32(0))
         log_ratios = np.where(acting, log_ratios, np.float32(0))
-        return self.token_reward.penalty(log_ratios), log_ratios
+        return self.token_reward.penalty(log_ratios), log_ratios, log_probs
 
     def _reset_ended(self, episodes: list[Episode], scores: EpisodeScores) -> dict[str, Any]:
         """Infos at the end, and new episodes at once (SAME_STEP) or a note for the next step (NEXT_STEP)."""
         infos: dict[str, Any] = {}
-        endings = [self._ending(e, score, raw) for e, score, raw in zip(episodes, *scores, strict=True)]
+        given = zip(episodes, scores.scores, scores.raw_scores, strict=True)
+        endings = [self._ending(e, score, raw) for e, score, raw in given]
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             for episode, ending in zip(episodes, endings, strict=True):
                 self._ended[episode.slot] = True

@@ -9,17 +9,30 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_gym.envs import EpisodeView
+from rlhf_gym.envs.view import credit
 from rlhf_gym.pipeline.config import EvaluateConfig, RunConfig
 from rlhf_gym.pipeline.folder import RunFolder
-from rlhf_gym.pipeline.samples import write_jsonl
+from rlhf_gym.pipeline.samples import read_jsonl, write_jsonl
 
 SEEDS = [0, 1, 2]
 
 
-def made_up_run(root: Path, *, gold: bool = True, rounds: int = 1, seeds: int = 3, evil: str = "") -> RunFolder:
-    """Three seeds with and without KL penalty; `evil` is slipped into prompts and tokens."""
+def made_up_run(
+    root: Path,
+    *,
+    gold: bool = True,
+    rounds: int = 1,
+    seeds: int = 3,
+    evil: str = "",
+    views: bool = True,
+    kl_coef: float = 0.1,
+) -> RunFolder:
+    """Three seeds with and without KL penalty; `evil` is slipped into prompts and tokens. Without `views`, as runs were
+    left before agents kept their critics' values."""
     folder = RunFolder(root)
     config = replace(RunConfig(run_dir=root), seeds=seeds, rounds=rounds, evaluate=EvaluateConfig(shown=3))
+    config = replace(config, ppo=replace(config.ppo, kl_coef=kl_coef))
     folder.open(config)
     rng = np.random.default_rng(0)
     folder.complete("sft", 1, {"demonstrations": 8000, "perplexity": 3.31, "perplexity_floor": 3.233, "seconds": 21})
@@ -36,8 +49,44 @@ def made_up_run(root: Path, *, gold: bool = True, rounds: int = 1, seeds: int = 
         _ppo(folder, "ppo", round, seeds, rng, gold)
     if gold:
         _ppo(folder, "unleashed", 1, seeds, rng, gold)
+        _best_of_n(folder, np.random.default_rng(1))
     folder.complete("evaluate", 1, _evaluation(folder, rounds, seeds, gold, evil) | {"seconds": 9.1})
+    if views:
+        _views(folder)
     return folder
+
+
+def _views(folder: RunFolder) -> None:
+    """What the agents would have left: the evaluation's tokens, with a critic's values."""
+    rng = np.random.default_rng(1)
+    for path in sorted((folder.stage("evaluate") / "tokens").glob("*.jsonl")):
+        kind, _, round, _, seed = path.stem.split("-")
+        records = []
+        for record in read_jsonl(path):
+            sides = {name: _view(record["prompt"], record[name], rng) for name in ("before", "after")}
+            records.append({"prompt": record["prompt"]} | sides)
+        stage: Any = kind
+        write_jsonl(folder.seed(stage, int(round), int(seed)) / "views.jsonl", records)
+
+
+def _view(prompt: str, side: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    ours, theirs = np.array(side["log_prob"]), np.array(side["ref_log_prob"])
+    rewards = -0.1 * (ours - theirs)
+    rewards[-1] += side["proxy"]
+    values = np.cumsum(rewards[::-1])[::-1] + rng.normal(0, 0.5, len(ours))
+    made = credit(rewards, values, gamma=1.0, gae_lambda=0.95)._asdict()
+    view = EpisodeView(prompt, tuple(side["tokens"]), ours, theirs, values, rewards, **made)
+    view = replace(view, score=side["proxy"], finish_reason="stop")
+    return view.to_dict(digits=4) | {"gold": side["gold"]}
+
+
+def _best_of_n(folder: RunFolder, rng: np.random.Generator) -> None:
+    """Goodhart's control: gold z, proxy z + .8·noise, 32 responses to each of 24 prompts."""
+    gold = rng.standard_normal((24, 32))
+    proxy = gold + 0.8 * rng.standard_normal(gold.shape)
+    path = folder.stage("evaluate") / "best_of_n.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"gold": gold.round(5).tolist(), "proxy": proxy.round(5).tolist()}))
 
 
 def _rewarded(round: int) -> dict[str, Any]:

@@ -334,6 +334,10 @@ def test_an_ensemble_of_reward_models(tmp_path: Path, pretrained: Path) -> None:
     ensemble = RewardEnsemble.from_pretrained(folder.stage("reward", 1) / "model")
     a, b = ensemble
     assert ensemble.aggregate == "min" and a.normalizer != b.normalizer
+    own = tiny_config(tmp_path / "own")
+    own = replace(own, task=replace(own.task, reward_model=str(folder.stage("reward", 1) / "model")))
+    found = prepare(own, task=tiny_task(pretrained), console=quiet()).load_reward(1)
+    assert isinstance(found, RewardEnsemble) and len(found) == 2, "an ensemble can be one's own too"
 
 
 def test_the_controller_of_the_kl_moves_beta(tmp_path: Path, pretrained: Path) -> None:

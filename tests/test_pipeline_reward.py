@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_gym.pipeline import RunFolder, prepare, run
+from rlhf_gym.pipeline import RunFolder, TaskConfig, prepare, run
+from rlhf_gym.pipeline.probes import probes_line, reward_probes
 from rlhf_gym.pipeline.reward import UnfitRewardError, examine, reward_line
 from rlhf_gym.pipeline.staleness import heldout_by_round, staleness
 from rlhf_gym.preferences import Preference, read_preferences
 from rlhf_gym.training import reward_complaints, score_pairs
+from tests.tiny import tiny_reward_model, tiny_tokenizer
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 
 
@@ -37,6 +39,40 @@ def test_the_stage_says_what_it_measured(two_rounds: tuple[RunFolder, str]) -> N
     assert weighted == pytest.approx(metrics["accuracy"]), "the parts make the whole"
     assert 0 < metrics["chance"] <= 1 and metrics["score_std"] > 0 and metrics["complaints"] == []
     assert "calibration error" in output and "staleness" not in metrics
+
+
+def test_the_stage_probes_the_reward_model(two_rounds: tuple[RunFolder, str]) -> None:
+    folder, output = two_rounds
+    metrics = folder.metrics("reward", 1)
+    assert metrics is not None
+    found = metrics["probes"]
+    assert found["accuracy"] == pytest.approx(metrics["accuracy"]) and found["n"] == metrics["n"]
+    assert [b["name"] for b in found["baselines"]][:3] == ["length", "length and its square", "style"]
+    assert {"repetition", "padding", "shuffle", "truncation"} <= {e["name"] for e in found["edits"]}
+    assert all(0 < e["n"] <= 24 and e["gold_change"] is not None for e in found["edits"])
+    assert ("look before you optimise" in " ".join(output.split())) == any(
+        folder.metrics("reward", r)["probes"]["suspicions"]
+        for r in (1, 2)  # type: ignore[index]
+    )
+
+
+def test_a_reward_model_of_ones_own_is_probed_without_tokenizer_and_preferences(tmp_path: Path) -> None:
+    tiny_reward_model(tiny_tokenizer()).model.save_pretrained(tmp_path / "reward")
+    task = tiny_task(save_model(tmp_path / "model"), demonstrations=[], gold=None)
+    config = tiny_config(tmp_path / "run", task=TaskConfig(reward_model=str(tmp_path / "reward")))
+    run(config, task=task, only="reward", console=quiet())
+    metrics = RunFolder(tmp_path / "run").metrics("reward")
+    assert metrics is not None and metrics["probes"]["baselines"] == []
+    assert all(e["gold_change"] is None for e in metrics["probes"]["edits"])
+
+
+def test_probes_can_be_left_out(tmp_path: Path) -> None:
+    prepared = prepare(tiny_config(tmp_path / "run"), task=tiny_task(), console=quiet())
+    settings = replace(prepared.config.reward, probe_samples=0)
+    silent = replace(prepared, config=replace(prepared.config, reward=settings))
+    assert reward_probes(silent, tiny_reward_model(), [], []) == {} and probes_line({}) == ""
+    two = {"probes": {"suspicions": ["r_φ pays for praise", "more"]}}
+    assert probes_line(two) == "; look before you optimise: r_φ pays for praise, and 1 more in the report"
 
 
 def test_preferences_of_all_rounds_are_trained_on_and_each_keeps_its_round(two_rounds: tuple[RunFolder, str]) -> None:

@@ -15,16 +15,17 @@ from rlhf_gym.preferences.adversarial import (
     insert,
     repeat,
     shuffle,
+    truncate,
 )
 
 TEXT = " the soup was warm and the bread was fresh"
 
 
 def test_edits_are_functions_of_the_generators_state() -> None:
-    for edit in (repeat, insert, shuffle):
+    for edit in (repeat, insert, shuffle, truncate):
         one, two = (edit(TEXT, np.random.default_rng(3), ["very"]) for _ in range(2))
         assert one == two and one.startswith(" ") and not one.startswith("  "), "the leading blank stays"
-        assert len({edit(TEXT, np.random.default_rng(seed), ["very"]) for seed in range(20)}) > 5
+        assert len({edit(TEXT, np.random.default_rng(seed), ["very"]) for seed in range(20)}) >= 4
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -42,11 +43,14 @@ def test_each_edit_does_what_it_says(seed: int) -> None:
     assert [w for w in inserted if w not in ("superb", "lovely")] == words
     shuffled = shuffle(TEXT, np.random.default_rng(seed)).split()
     assert sorted(shuffled) == sorted(words) and shuffled != words
+    cut = truncate(TEXT, np.random.default_rng(seed)).split()
+    assert cut == words[: len(cut)] and 3 <= len(cut) <= 6
 
 
 def test_empty_responses_and_missing_words() -> None:
     rng = np.random.default_rng(0)
-    assert repeat("", rng) == "" and shuffle("", rng) == ""
+    assert repeat("", rng) == "" and shuffle("", rng) == "" and truncate("", rng) == ""
+    assert truncate(" one", rng) == " one" and truncate("one two", rng) == "one"
     assert set(insert("", rng, ["good"]).split()) == {"good"}
     with pytest.raises(ValueError, match="words to insert, got none"):
         insert(TEXT, rng, [])

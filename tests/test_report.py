@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_gym.functional import best_of_n_curve, fit_best_of_n
 from rlhf_gym.pipeline import RunConfig, RunFolder, write_report
-from rlhf_gym.pipeline.charts import Axis, Chart, Line, round_ticks, smooth, tick_label
-from rlhf_gym.pipeline.figures import Histories, goodhart_chart, goodhart_facts
+from rlhf_gym.pipeline.best_of_n import read_best_of_n
+from rlhf_gym.pipeline.charts import Axis, Band, Chart, Line, round_ticks, smooth, tick_label
+from rlhf_gym.pipeline.figures import GoodhartFit, Histories, goodhart_chart, goodhart_facts
+from rlhf_gym.pipeline.report_goodhart import peak_words
 from rlhf_gym.pipeline.report_parts import typeset
 from tests.run_folders import made_up_run, read_page, settings_of
 
@@ -21,7 +25,7 @@ EVIL = "<script>alert(1)</script> & \"quoted\" 'too' "
 class Page(HTMLParser):
     """Checks nesting, and collects tags, attributes and text."""
 
-    VOID = frozenset({"meta", "br", "line", "circle", "polyline", "link", "img", "hr"})
+    VOID = frozenset({"meta", "input", "br", "line", "circle", "polyline", "link", "img", "hr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -115,13 +119,35 @@ def test_tokens_carry_their_figures(tmp_path: Path) -> None:
     folder = made_up_run(tmp_path / "run")
     write_report(folder)
     page = Page(read_page(folder))
-    tokens = [attributes for tag, attributes in page.tags if tag == "span" and "data-p" in attributes]
-    assert len(tokens) > 100
+    texts = [a for tag, a in page.tags if tag == "div" and a.get("class") == "text"]
+    assert len(texts) == 9 and len({text["data-names"] for text in texts}) == 1
+    names = json.loads(texts[0]["data-names"] or "")
+    assert names == ["log π", "log π_ref", "KL", "value", "reward", "return", "advantage"]
+    tokens = [a for tag, a in page.tags if tag == "span" and (a.get("class") or "").startswith("tok")]
+    assert len(tokens) > 100 and [t["tabindex"] for t in tokens].count("0") == 9, "one stop of the Tab key a text"
     for token in tokens:
-        difference = float(token["data-p"] or 0) - float(token["data-r"] or 0)
-        style = token.get("style") or ""
-        assert ("--more" in style) == (difference > 0.05) or abs(difference) < 0.1
-        assert "--less" not in style or difference < 0
+        figures = dict(zip(names, map(float, (token["data-f"] or "").split(",")), strict=True))
+        assert figures["KL"] == pytest.approx(figures["log π"] - figures["log π_ref"], abs=2e-3)
+        style = dict(part.split(":") for part in (token.get("style") or "").split(";") if part)
+        for name in ("KL", "value", "return", "advantage"):
+            assert f"--{name}" in style or abs(figures[name]) < 0.2
+            if f"--{name}" in style:
+                assert style[f"--{name}"].startswith("rgba(var(--more)") == (figures[name] > 0)
+    assert [a["value"] for tag, a in page.tags if tag == "input"] == ["KL", "value", "return", "advantage"]
+
+
+def test_runs_whose_critics_were_not_kept_show_the_kl(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run", views=False)
+    write_report(folder)
+    page = Page(read_page(folder))
+    assert [a["value"] for tag, a in page.tags if tag == "input"] == ["KL"]
+    tokens = [a for tag, a in page.tags if tag == "span" and (a.get("class") or "").startswith("tok")]
+    assert len(tokens) > 100 and all(len((t["data-f"] or "").split(",")) == 3 for t in tokens)
+    assert "Under SFT, the SFT policy’s own words as PPO now sees them" in page.text
+    views = folder.seed("ppo", 1, 0) / "views.jsonl"
+    views.write_text("")
+    write_report(folder)
+    assert [a["value"] for tag, a in Page(read_page(folder)).tags if tag == "input"] == ["KL"], "some, but not all"
 
 
 def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
@@ -207,15 +233,79 @@ def test_smoothing_keeps_a_line_and_its_length() -> None:
     assert smooth([0.0, 3, 0], 3) == pytest.approx([1.5, 1, 1.5])
 
 
+SFT_ROW = {"gold": [0.1, 0.06], "gold_std": 1.24}
+
+
 def test_the_peak_of_overoptimisation_is_found(tmp_path: Path) -> None:
     """The made-up gold without a penalty is d·(1.5 − .75·log d) in the unit of SFT: its peak is at e^(1.5/.75 − 1)."""
     folder = made_up_run(tmp_path / "run")
     histories = Histories.read(folder, [0, 1, 2], 1)
-    chart, fits = goodhart_chart(histories, {"gold": [0.1, 0.06], "gold_std": 1.24})
-    assert fits["unleashed"]["peak_distance"] == pytest.approx(np.e, abs=0.1)
+    chart, fits = goodhart_chart(histories, SFT_ROW)
+    free = fits["unleashed"]
+    assert free.fit.peak_distance == pytest.approx(np.e, abs=0.1) and free.peaks and free.witnesses == 3
+    low, high = free.fit.peak_interval()
+    assert low < np.e < high and high - low < 0.4
     assert [mark.kind for mark in chart.marks] == ["unleashed"]
+    assert [band.kind for band in chart.bands] == ["ppo", "unleashed"]
     facts = goodhart_facts(histories)["unleashed"]
     assert facts["peak"] > facts["last"] + 1 and facts["proxy_last"] > facts["proxy_at_peak"]
+
+
+def test_the_best_of_n_stands_beside_ppo(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run")
+    best = read_best_of_n(folder)
+    assert best is not None and best.n == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+    chart, fits = goodhart_chart(Histories.read(folder, [0, 1, 2], 1), SFT_ROW, best)
+    assert fits["best_of"].witnesses == 24 and fits["best_of"].reach == pytest.approx(np.sqrt(np.log(32) - 31 / 32))
+    gold, proxy = (
+        next(line for line in chart.lines if line.style == "points" and line.kind == "best_of"),
+        next(line for line in chart.lines if line.style == "dashed" and line.kind == "best_of"),
+    )
+    # Goodhart's control in standard deviations: gold 1/√(1 + σ²) of what the proxy gains
+    assert np.asarray(gold.y)[-1] / np.asarray(proxy.y)[-1] == pytest.approx(1 / np.sqrt(1.64), abs=0.15)
+    write_report(folder)
+    text = Page(read_page(folder)).text
+    assert "of the best of 1, 2, 3, 4, 6 … 32 of 32 SFT responses to each of 24 held-out prompts" in text
+    assert re.search(r"Best of n: α = \d\.\d\d \[\d\.\d\d, \d\.\d\d\], β = ", text)
+    assert "95 % intervals, for RL over 3 seeds; for the best of n over 24 prompts" in text
+
+
+def test_a_single_seed_says_what_its_intervals_leave_out(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run", seeds=1)
+    write_report(folder)
+    text = Page(read_page(folder)).text
+    assert "over the iterations of the one seed, what another seed would bring not in them" in text
+    assert re.search(r"Without: α = 1\.\d\d \[1\.\d\d, 1\.\d\d\], β = 0\.\d\d \[", text)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "words", "marked"),
+    [
+        (1.0, -0.2, "gold does not turn within what was measured, and the curve, with β ≤ 0, never does", False),
+        (1.0, 0.21, "gold is highest at a KL of 5.7 nats (5.", True),
+        (1.0, 0.15, "gold still rises at the farthest point, 9.0 nats; the curve would peak at 11.1", False),
+        (1.0, 0.05, "a peak that far beyond them would be a guess", False),
+        (-1.0, 0.1, "gold falls from the start", False),
+    ],
+)
+def test_a_peak_is_shown_only_where_there_is_one(alpha: float, beta: float, words: str, marked: bool) -> None:
+    kl = np.linspace(0, 9, 40)
+    gold = best_of_n_curve(kl, alpha, beta) + 1e-3 * np.cos(np.arange(40))
+    found = GoodhartFit(fit_best_of_n(kl, gold), 3.0, 1)
+    assert words in peak_words(found) and found.peaks is marked
+
+
+def test_a_band_is_cut_off_and_does_not_stretch_the_picture() -> None:
+    line = Line([0, 1, 2], [0.0, 1.0, 2.0], "ppo", "it")
+    plain, banded = (
+        Chart("a", "x", [line]),
+        Chart("a", "x", [line], bands=[Band([0, 1, 2], [0, -9, np.nan], [1, 9, 9], "ppo")]),
+    )
+    assert re.findall(r"<polyline[^>]*>", plain.svg()) == re.findall(r"<polyline[^>]*>", banded.svg())
+    (corners,) = re.findall(r'<polygon class="band ppo" points="([^"]*)"', banded.svg())
+    heights = [float(corner.split(",")[1]) for corner in corners.split()]
+    assert len(heights) == 4 and min(heights) >= 12 - 1e-6 and max(heights) <= 198 + 1e-6
+    assert "polygon" not in Chart("a", "x", [line], bands=[Band([0.0], [np.nan], [np.nan], "ppo")]).svg()
 
 
 def test_seeds_are_averaged_on_tokens_they_all_reach(tmp_path: Path) -> None:

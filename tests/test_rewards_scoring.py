@@ -9,7 +9,14 @@ from torch import Tensor
 from transformers import GPT2ForSequenceClassification
 
 from rlhf_gym.lm.tokens import pad_rows
-from rlhf_gym.rewards import RewardEnsemble, RewardModel, RewardNormalizer, episode_scorer
+from rlhf_gym.rewards import (
+    RewardEnsemble,
+    RewardModel,
+    RewardNormalizer,
+    SharedTrunkEnsemble,
+    episode_scorer,
+    score_with_members,
+)
 from tests.tiny import VOCAB_SIZE, WORDS, tiny_bert_classifier, tiny_gpt2, tiny_reward_model, tiny_tokenizer
 
 EOS = 1
@@ -100,6 +107,22 @@ def test_members_go_each_by_their_own_route() -> None:
     assert scorer.route == "members"
     alone = torch.stack([episode_scorer(m, tiny_tokenizer())(*episodes()) for m in (same, other)])
     torch.testing.assert_close(scorer(*episodes()), alone.min(dim=0).values, rtol=0, atol=0)
+    scores, members = score_with_members(scorer, *episodes())
+    torch.testing.assert_close(members, alone, rtol=0, atol=0)
+    torch.testing.assert_close(scores, alone.min(dim=0).values, rtol=0, atol=0)
+    assert score_with_members(episode_scorer(same, tiny_tokenizer()), *episodes())[1] is None
+
+
+@pytest.mark.parametrize("words", [WORDS, OTHER_WORDS])
+def test_heads_on_one_trunk_keep_their_scores(words: tuple[str, ...]) -> None:
+    tokenizer = tiny_tokenizer(words)
+    shared = SharedTrunkEnsemble.from_language_model(tiny_gpt2(len(tokenizer)), tokenizer, members=3, aggregate="min")
+    scorer = episode_scorer(shared, tiny_tokenizer())
+    assert scorer.route == ("tokens" if words == WORDS else "text")
+    scores, members = score_with_members(scorer, *episodes())
+    assert members is not None and members.shape == (3, 3)
+    torch.testing.assert_close(scores, members.min(dim=0).values, rtol=0, atol=0)
+    torch.testing.assert_close(scores, scorer(*episodes()), rtol=0, atol=0)
 
 
 def without_tokenizer(vocab_size: int) -> RewardModel:

@@ -68,7 +68,9 @@ def tiny_config(run_dir: Path, **overrides: Any) -> RunConfig:
         sft=sft,
         collect=CollectConfig(num_prompts=14, samples_per_prompt=4, heldout_fraction=0.25),
         reward=RewardConfig(
-            training=RewardModelingConfig(epochs=1, learning_rate=1e-3, batch_size=16), reference_samples=24
+            training=RewardModelingConfig(epochs=1, learning_rate=1e-3, batch_size=16),
+            reference_samples=24,
+            probe_samples=24,
         ),
         ppo=PPOConfig(
             total_tokens=240,

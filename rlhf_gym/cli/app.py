@@ -22,6 +22,7 @@ COMMANDS = {
     "unleashed": "the same without KL penalty, to see what it prevents",
     "evaluate": "who wins on held-out prompts",
     "report": "report.html, with pictures",
+    "diagnose": "what a reward model of yours has learned: length, style, words; what edits do to it",
     "adversarial": "responses that the reward model overrates: found, labelled, trained on (collect --against RUN)",
     "label": "a page on which people compare, rank or rate responses, blind",
     "preferences": "check, import and export files of preferences and a run's labels; agreement",
@@ -65,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from rlhf_gym.cli.adversarial_command import attack
 
         return attack(rest)
+    if command == "diagnose":
+        from rlhf_gym.cli.diagnose_command import diagnose
+
+        return diagnose(rest)
     if command == "preferences":
         from rlhf_gym.cli.preferences_command import preferences
 

@@ -1,5 +1,6 @@
-"""Pure tensor functions: kl, returns, losses, whitening, overoptimization, calibration. No state."""
+"""Pure functions without state: the maths of RLHF, a file a subject."""
 
+from rlhf_gym.functional.best_of_n import best_of_n_estimate, best_of_n_kl
 from rlhf_gym.functional.calibration import (
     LengthControlled,
     ReliabilityCurve,
@@ -11,6 +12,7 @@ from rlhf_gym.functional.calibration import (
     rightness,
 )
 from rlhf_gym.functional.categorical import log_prob_and_entropy
+from rlhf_gym.functional.intervals import fieller_interval, student_t_quantile
 from rlhf_gym.functional.kl import adaptive_kl_coef, full_kl, k1, k2, k3
 from rlhf_gym.functional.losses import (
     DPOLoss,
@@ -28,11 +30,18 @@ from rlhf_gym.functional.losses import (
 from rlhf_gym.functional.overoptimization import (
     OveroptimizationFit,
     best_of_n_curve,
-    best_of_n_kl,
     fit_best_of_n,
     fit_rl,
     goodhart_gold,
     rl_curve,
+)
+from rlhf_gym.functional.regression import (
+    Explained,
+    RidgeFit,
+    cross_fitted_r2,
+    fit_preference_weights,
+    fit_ridge,
+    shared_variance,
 )
 from rlhf_gym.functional.returns import (
     discounted_returns,
@@ -41,25 +50,44 @@ from rlhf_gym.functional.returns import (
     rloo_advantages,
     rloo_baseline,
 )
+from rlhf_gym.functional.text_statistics import (
+    TokenShare,
+    distinct_n,
+    longest_repeat,
+    ngrams,
+    pearson,
+    repetition,
+    spearman,
+    token_shares,
+)
 from rlhf_gym.functional.whitening import masked_mean, masked_var, masked_whiten, zero_masked
 
 __all__ = [
     "DPOLoss",
+    "Explained",
     "LengthControlled",
     "OveroptimizationFit",
     "PolicyLoss",
     "ReliabilityCurve",
+    "RidgeFit",
+    "TokenShare",
     "ValueLoss",
     "adaptive_kl_coef",
     "best_of_n_curve",
+    "best_of_n_estimate",
     "best_of_n_kl",
     "bradley_terry_loss",
     "chance_probability",
     "confidence",
+    "cross_fitted_r2",
     "discounted_returns",
+    "distinct_n",
     "dpo_loss",
     "expected_calibration_error",
+    "fieller_interval",
     "fit_best_of_n",
+    "fit_preference_weights",
+    "fit_ridge",
     "fit_rl",
     "fit_score_difference",
     "full_kl",
@@ -72,17 +100,25 @@ __all__ = [
     "kwise_loss",
     "length_controlled_accuracy",
     "log_prob_and_entropy",
+    "longest_repeat",
     "masked_mean",
     "masked_var",
     "masked_whiten",
+    "ngrams",
+    "pearson",
     "policy_gradient_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
     "preference_probability",
     "reliability_curve",
+    "repetition",
     "rightness",
     "rl_curve",
     "rloo_advantages",
     "rloo_baseline",
+    "shared_variance",
+    "spearman",
+    "student_t_quantile",
+    "token_shares",
     "zero_masked",
 ]

@@ -10,17 +10,31 @@ KL per sequence in nats, and R the gold reward less that of π_ref:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_gym.functional.intervals import fieller_interval, student_t_quantile
+
 Array = NDArray[np.float64]
+Interval = tuple[float, float]
 
 
-@dataclass(frozen=True)
+class CurveForm(NamedTuple):
+    """What the two curves differ in. Both are α·d − β·g(d), linear in (α, β), and turn where α/β says."""
+
+    features: Callable[[Array], Array]
+    """d (n,) → (d, −g(d)), shape (n, 2)."""
+    peak: Callable[[float], float]
+    """α/β → the d of the peak, for β > 0; rises with α/β."""
+
+
+@dataclass(frozen=True, eq=False)
 class OveroptimizationFit:
-    """A curve of Gao et al. fitted to measured points."""
+    """A curve of Gao et al. fitted to measured points, and how sure it is."""
 
     alpha: float
     """α: how fast the gold reward rises at first."""
@@ -32,27 +46,70 @@ class OveroptimizationFit:
     """The fitted gold reward there; inf where the curve never turns."""
     residual: float
     """Root mean square of measured − fitted gold reward."""
+    covariance: Array
+    """Of the estimates (α, β), (2, 2); NaN where there are too few points or runs to tell."""
+    dof: int
+    """Degrees of freedom of that covariance."""
+    form: CurveForm
+    """Which curve: that of the best of n, or that of RL."""
 
     @property
     def peak_kl(self) -> float:
         """KL at the peak, d²."""
         return self.peak_distance**2
 
+    @property
+    def standard_errors(self) -> tuple[float, float]:
+        """Of α and of β."""
+        a, b = np.sqrt(np.diag(self.covariance)).tolist()
+        return a, b
 
-def best_of_n_kl(n: ArrayLike) -> Array:
-    """log n − (n − 1)/n, the KL of best-of-n from the policy it samples (Stiennon et al. 2020, arXiv 2009.01325).
+    def intervals(self, level: float = 0.95) -> tuple[Interval, Interval]:
+        """Confidence intervals of α and of β: estimate ± t·(standard error), Student's t."""
+        t = self._t(level)
+        a, b = self.standard_errors
+        return (self.alpha - t * a, self.alpha + t * a), (self.beta - t * b, self.beta + t * b)
 
-    Exact where no two samples tie; otherwise an upper bound (Beirami et al. 2024, arXiv 2401.01879).
+    def curve(self, kl: ArrayLike) -> Array:
+        """The fitted gold reward at these KL, (n,)."""
+        return self.form.features(_distance(kl)) @ np.array([self.alpha, self.beta])
 
-    Shapes: n of any shape, and so is the result.
+    def band(self, kl: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
+        """The curve's confidence band, (n,) and (n,): at each KL by itself, the truth lies within with this chance.
 
-    Raises:
-        ValueError: an n below 1.
-    """
-    n = np.asarray(n, dtype=np.float64)
-    if not np.all(n >= 1):
-        raise ValueError(f"expected n >= 1, got {n.min()}")
-    return np.log(n) - (n - 1) / n
+        R̂(d) ± t·√(x(d)ᵀ V x(d)) with x(d) the curve's two features at d and V the covariance of (α, β).
+        """
+        x = self.form.features(_distance(kl))  # (n, 2)
+        middle = x @ np.array([self.alpha, self.beta])
+        half = self._t(level) * np.sqrt(np.maximum(np.einsum("ni,ij,nj->n", x, self.covariance, x), 0.0))
+        return middle - half, middle + half
+
+    def peak_interval(self, level: float = 0.95) -> Interval:
+        """Confidence interval of the peak's d, by Fieller's theorem on α/β, of which it is a rising function.
+
+        Its upper end is inf where the data leave open whether the curve turns at all; (0, inf) where β ≤ 0.
+        """
+        if self.beta <= 0 or not np.isfinite(self.covariance).all():
+            return 0.0, math.inf
+        low, high = fieller_interval(self.alpha, self.beta, self.covariance, self._t(level))
+        return self._at_ratio(low), self._at_ratio(high)
+
+    def peak_gold_interval(self, level: float = 0.95) -> Interval:
+        """Confidence interval of the gold reward at the peak: the band there.
+
+        That is the delta method: at its highest point the curve does not change with d, so that to first order only
+        α and β matter to its height (the envelope theorem).
+        """
+        if not 0 < self.peak_distance < math.inf:
+            return -math.inf, math.inf
+        low, high = self.band([self.peak_kl], level)
+        return float(low[0]), float(high[0])
+
+    def _at_ratio(self, ratio: float) -> float:
+        return max(0.0, self.form.peak(ratio)) if ratio < math.inf else math.inf
+
+    def _t(self, level: float) -> float:
+        return student_t_quantile(level, self.dof) if self.dof > 0 else math.nan
 
 
 def best_of_n_curve(kl: ArrayLike, alpha: float, beta: float) -> Array:
@@ -67,35 +124,45 @@ def rl_curve(kl: ArrayLike, alpha: float, beta: float) -> Array:
     return d * alpha - beta * _d_log_d(d)
 
 
-def fit_best_of_n(kl: ArrayLike, gold: ArrayLike) -> OveroptimizationFit:
+def fit_best_of_n(
+    kl: ArrayLike, gold: ArrayLike, *, runs: ArrayLike | None = None, ordered: bool = False
+) -> OveroptimizationFit:
     """Least squares of gold on d and −d²: linear in (α, β), so exact and without a start value.
+
+    How sure (α, β) are is told in one of three ways, for points along one run are no independent witnesses:
+
+    - `runs` given, two or more (seeds, or, for the best of n of one reward model, prompts): the curve is fitted to each
+      run by itself, (α, β) is the mean over the runs and its covariance that of a mean, with runs − 1 degrees of
+      freedom. Whatever the points of a run have in common, their noise, r_φ, the run's luck, is in it. Runs count
+      alike, however many points they have.
+    - `ordered`: one run, its points in order. Neighbouring residuals agree, by ρ, so that n points are worth only
+      n(1 − ρ)/(1 + ρ) independent ones: least squares' covariance grows accordingly, and its degrees of freedom
+      shrink. ρ is the residuals' own lag-one autocorrelation, its bias in short series taken out (Marriott & Pope
+      1954), and never taken for negative. What another seed would have brought is not in it; of simulated runs with
+      ρ up to .85 its 95 % hold the truth in 88 to 98 %.
+    - neither: points with independent errors of one size, points − 2 degrees of freedom.
 
     Args:
         kl: KL(π‖π_ref) per sequence of each point, shape (points,).
         gold: gold reward less that of π_ref, shape (points,).
+        runs: the run that each point is of, any labels, shape (points,).
+        ordered: see above.
 
     Raises:
-        ValueError: shapes differ, a KL is negative, something is not finite, or fewer than two distinct KL > 0.
+        ValueError: shapes differ, a KL is negative, something is not finite, fewer than two distinct KL > 0 (in any
+            run), a single run, or both `runs` and `ordered`.
     """
-    d, gold = _points(kl, gold)
-    alpha, beta, residual = _least_squares(np.stack([d, -(d**2)], axis=1), gold)
-    if beta > 0:
-        peak = max(alpha / (2 * beta), 0.0)
-        return OveroptimizationFit(alpha, beta, peak, float(best_of_n_curve(peak**2, alpha, beta)), residual)
-    return _without_a_peak(alpha, beta, residual, rises=beta < 0 or alpha > 0)
+    return _fit(BEST_OF_N, kl, gold, runs, ordered)
 
 
-def fit_rl(kl: ArrayLike, gold: ArrayLike) -> OveroptimizationFit:
+def fit_rl(
+    kl: ArrayLike, gold: ArrayLike, *, runs: ArrayLike | None = None, ordered: bool = False
+) -> OveroptimizationFit:
     """Least squares of gold on d and −d·log d: linear in (α, β), so exact and without a start value.
 
-    Arguments and errors as `fit_best_of_n`.
+    Arguments, errors and how its certainty is told as `fit_best_of_n`.
     """
-    d, gold = _points(kl, gold)
-    alpha, beta, residual = _least_squares(np.stack([d, -_d_log_d(d)], axis=1), gold)
-    if beta > 0 and alpha / beta < 300:  # beyond, e^(α/β − 1) is past anything measured and soon past a float
-        peak = math.exp(alpha / beta - 1)
-        return OveroptimizationFit(alpha, beta, peak, float(rl_curve(peak**2, alpha, beta)), residual)
-    return _without_a_peak(alpha, beta, residual, rises=beta != 0 or alpha > 0)
+    return _fit(RL, kl, gold, runs, ordered)
 
 
 def goodhart_gold(proxy: ArrayLike, noise_std: float) -> Array:
@@ -115,6 +182,53 @@ def goodhart_gold(proxy: ArrayLike, noise_std: float) -> Array:
     return np.asarray(proxy, dtype=np.float64) / (1 + noise_std**2)
 
 
+BEST_OF_N = CurveForm(lambda d: np.stack([d, -(d**2)], axis=-1), lambda ratio: ratio / 2)
+RL = CurveForm(lambda d: np.stack([d, -_d_log_d(d)], axis=-1), lambda ratio: _exp(ratio - 1))
+
+
+def _fit(form: CurveForm, kl: ArrayLike, gold: ArrayLike, runs: ArrayLike | None, ordered: bool) -> OveroptimizationFit:
+    d, gold = _points(kl, gold)
+    if runs is not None and ordered:
+        raise ValueError("expected runs or ordered, got both: ordered is for the points of a single run")
+    x = form.features(d)  # (points, 2)
+    if runs is None:
+        estimate = _least_squares(x, gold)
+        covariance, dof = _covariance(x, gold - x @ estimate, ordered)
+    else:
+        each = _run_by_run(x, d, gold, np.asarray(runs))  # (runs, 2)
+        estimate, covariance, dof = each.mean(axis=0), np.cov(each, rowvar=False) / len(each), len(each) - 1
+    alpha, beta = estimate.tolist()
+    residual = float(np.sqrt(np.mean((gold - x @ estimate) ** 2)))
+    peak, height = _peak(form, alpha, beta)
+    return OveroptimizationFit(alpha, beta, peak, height, residual, covariance, dof, form)
+
+
+def _peak(form: CurveForm, alpha: float, beta: float) -> tuple[float, float]:
+    """(d, gold) where the curve is highest."""
+    if beta > 0 and (peak := max(form.peak(alpha / beta), 0.0)) < math.inf:
+        return peak, float(form.features(np.array([peak]))[0] @ np.array([alpha, beta]))
+    slope = form.features(np.array([1e-300]))[0] @ np.array([alpha, beta])  # whether it rises at all
+    return (math.inf, math.inf) if beta < 0 or slope > 0 else (0.0, 0.0)
+
+
+def _run_by_run(x: Array, d: Array, gold: Array, runs: NDArray) -> Array:
+    """(α, β) of each run by itself, (runs, 2)."""
+    if runs.shape != d.shape:
+        raise ValueError(f"expected runs of shape (points,) = {d.shape}, got {runs.shape}")
+    names = np.unique(runs)
+    if len(names) < 2:
+        raise ValueError(
+            f"expected at least 2 runs to tell how much they differ, got {len(names)}: one alone has `ordered`"
+        )
+    found = []
+    for name in names:
+        own = runs == name
+        if np.unique(d[own & (d > 0)]).size < 2:
+            raise ValueError(f"expected at least 2 distinct KL > 0 in every run, got fewer in run {name}")
+        found.append(_least_squares(x[own], gold[own]))
+    return np.stack(found)
+
+
 def _distance(kl: ArrayLike) -> Array:
     kl = np.asarray(kl, dtype=np.float64)
     if not np.all(kl >= 0):
@@ -122,6 +236,10 @@ def _distance(kl: ArrayLike) -> Array:
             f"expected KL >= 0, got {kl.min()}: near 0 an estimate from samples can be negative, clip it first"
         )
     return np.sqrt(kl)
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 300 else math.inf  # past anything measured, and soon past a float
 
 
 def _d_log_d(d: Array) -> Array:
@@ -140,12 +258,21 @@ def _points(kl: ArrayLike, gold: ArrayLike) -> tuple[Array, Array]:
     return d, gold
 
 
-def _least_squares(features: Array, gold: Array) -> tuple[float, float, float]:
-    (alpha, beta), *_ = np.linalg.lstsq(features, gold, rcond=None)
-    residual = float(np.sqrt(np.mean((gold - features @ np.array([alpha, beta])) ** 2)))
-    return float(alpha), float(beta), residual
+def _least_squares(features: Array, gold: Array) -> Array:
+    return np.asarray(np.linalg.lstsq(features, gold, rcond=None)[0], dtype=np.float64)
 
 
-def _without_a_peak(alpha: float, beta: float, residual: float, *, rises: bool) -> OveroptimizationFit:
-    peak, gold = (math.inf, math.inf) if rises else (0.0, 0.0)
-    return OveroptimizationFit(alpha, beta, peak, gold, residual)
+def _covariance(x: Array, residual: Array, ordered: bool) -> tuple[Array, int]:
+    """Of least squares' estimates, s²·(XᵀX)⁻¹·(1 + ρ)/(1 − ρ), (2, 2), and its degrees of freedom; ρ 0 if unordered."""
+    n = len(x)
+    if n < 3:
+        return np.full((2, 2), math.nan), 0
+    rho = _autocorrelation(residual) if ordered else 0.0
+    scale = float(residual @ residual) / (n - 2) * (1 + rho) / (1 - rho)
+    return np.asarray(scale * np.linalg.pinv(x.T @ x), dtype=np.float64), max(1, int(n * (1 - rho) / (1 + rho)) - 2)
+
+
+def _autocorrelation(residual: Array) -> float:
+    """Of neighbours, (n,) → ρ in [0, .97]; of a short series the plain estimate is too small by about (1 + 4ρ)/n."""
+    plain = float(residual[1:] @ residual[:-1]) / max(float(residual @ residual), 1e-300)
+    return min(max(plain + (1 + 4 * plain) / len(residual), 0.0), 0.97)

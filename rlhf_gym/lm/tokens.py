@@ -54,6 +54,22 @@ def decode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) ->
     return tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
 
 
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of each token, so that joined they read as the response does; special tokens by name.
+
+    Word-level tokenizers drop the space between tokens: it is put behind each. Byte-level ones keep it inside them.
+    """
+    if not len(ids):
+        return []
+    words = tokenizer.batch_decode([[int(token)] for token in ids])
+    words = [word or f"<{token}>" for word, token in zip(words, ids, strict=True)]  # ids beyond the tokenizer's own
+    special = set(tokenizer.all_special_ids)
+    plain = [int(token) for token in ids if token not in special]
+    pair = plain[:2] if len(plain) > 1 else [int(token) for token in ids[:2]]
+    glued = tokenizer.decode(pair) == "".join(tokenizer.batch_decode([[token] for token in pair]))
+    return [word if glued else word + " " for word in words]
+
+
 def pad_rows(
     rows: Sequence[Sequence[int]], *, pad_token_id: int = 0, length: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

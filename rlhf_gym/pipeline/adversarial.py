@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.collect import HELDOUT, PREFERENCES, all_preferences
 from rlhf_gym.pipeline.folder import METRICS_FILE
 from rlhf_gym.pipeline.preparation import Run, context_length
-from rlhf_gym.pipeline.reward import adversarial_folder, judge, normalise, reference_samples, train_member
+from rlhf_gym.pipeline.reward import adversarial_folder, judge, normalise_all, train_reward
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, write_preferences
 from rlhf_gym.preferences.adversarial import (
@@ -30,7 +31,7 @@ from rlhf_gym.preferences.adversarial import (
     repeat,
     shuffle,
 )
-from rlhf_gym.rewards import RewardEnsemble, RewardModel, check_scores
+from rlhf_gym.rewards import LearnedReward, check_scores
 from rlhf_gym.training import accuracy_by_name, score_pairs
 from rlhf_gym.training.folder import write_json
 
@@ -132,7 +133,7 @@ def find_suspects(
     config: AdversarialConfig,
     prompts: Sequence[str],
     words: dict[str, list[str]],
-    reward: RewardModel | RewardEnsemble,
+    reward: LearnedReward,
     *,
     part: int,
 ) -> list[Suspect]:
@@ -172,26 +173,25 @@ def label(run: Run, config: AdversarialConfig, suspects: Sequence[Suspect], *, p
 
 def retrain(
     run: Run, config: AdversarialConfig, train: Sequence[Preference], heldout: Sequence[Preference]
-) -> RewardModel | RewardEnsemble:
+) -> LearnedReward:
     """r_φ on the preferences so far and the adversarial pairs, normalised as in its round, into `model/`."""
-    settings, folder = run.config.reward, adversarial_folder(run, config.round)
-    for i in range(settings.members):
-        shutil.rmtree(folder / f"member-{i}", ignore_errors=True)
-    members = [train_member(run, folder / f"member-{i}", i, train, heldout) for i in range(settings.members)]
-    samples = reference_samples(run)
-    for i, member in enumerate(members):
-        normalise(member, run, samples)
-        shutil.rmtree(folder / f"member-{i}")
-    reward: RewardModel | RewardEnsemble = members[0]
-    if len(members) > 1:
-        reward = RewardEnsemble(members, settings.aggregate, uncertainty_weight=settings.uncertainty_weight)
+    folder = adversarial_folder(run, config.round)
+    _remove_members(folder)
+    reward = train_reward(run, folder, train, heldout)
+    normalise_all(reward, run)
+    _remove_members(folder)
     shutil.rmtree(folder / "model", ignore_errors=True)
     reward.save_pretrained(folder / "model")
     return reward
 
 
+def _remove_members(folder: Path) -> None:
+    for path in folder.glob("member-*"):
+        shutil.rmtree(path)
+
+
 def _measure(
-    reward: RewardModel | RewardEnsemble,
+    reward: LearnedReward,
     normal: Sequence[Preference],
     hostile: Sequence[Preference],
     suspects: Sequence[Suspect],
@@ -244,7 +244,7 @@ def _that_fit(run: Run, pairs: Sequence[tuple[str, CandidatePair]]) -> list[tupl
     ]
 
 
-def _gaps(reward: RewardModel | RewardEnsemble, pairs: Sequence[CandidatePair]) -> np.ndarray:
+def _gaps(reward: LearnedReward, pairs: Sequence[CandidatePair]) -> np.ndarray:
     """r_φ of the first less r_φ of the second, normalised, (pairs,)."""
     if not pairs:
         return np.zeros(0)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
-from rlhf_gym.envs import ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
+from rlhf_gym.envs import AddVerifier, ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
+from rlhf_gym.rewards import import_reward_function
 
 KLControl = Literal["fixed", "adaptive", "constraint"]
 AgentName = Literal["ppo", "a2c", "reinforce", "rloo", "grpo", "dpo", "best_of_n"]
@@ -87,6 +88,10 @@ class PPOConfig:
     """Scores outside LOW HIGH count as these."""
     normalize_score: bool = False
     """Scores in units of their running standard deviation, around their running mean."""
+    verifier: str | None = None
+    """A program's word beside r_φ's, "module:function": what (prompts, responses) -> scores says is added."""
+    verifier_coef: float = 1.0
+    """What it is multiplied by, r_φ having standard deviation 1 over the SFT policy's responses."""
     freeze_layers: int = 0
     """Lower layers of the policy that stay as they are, and the embeddings: quicker and smaller updates."""
     lora_r: int = 0
@@ -117,6 +122,8 @@ class PPOConfig:
             terms.append(NormalizeScore())
         if self.clip_score is not None:
             terms.append(ClipScore(*self.clip_score))
+        if self.verifier is not None:
+            terms.append(AddVerifier(import_reward_function(self.verifier), self.verifier_coef))
         if self.length_penalty:
             terms.append(LengthPenalty(self.length_penalty, after=self.length_penalty_after))
         if self.repetition_penalty:
@@ -139,7 +146,9 @@ class PPOConfig:
             raise ValueError(f"expected lora_r=0 with agent=best_of_n, which does not learn, got {self.lora_r}")
         self._check_agent()
         self._check_remedies()
-        if self.shaping and self.agent in ("dpo", "best_of_n"):
+        if self.verifier is not None and not all(self.verifier.partition(":")):
+            raise ValueError(f'expected verifier to be "module:function", got {self.verifier!r}')
+        if self.agent in ("dpo", "best_of_n") and self.shaping:
             raise ValueError(f"expected no terms on the scores with agent={self.agent}, got {self.shaping}")
         if not self.kl_coef >= 0 or not self.learning_rate > 0:
             raise ValueError(f"expected kl_coef >= 0 and learning_rate > 0, got {self.kl_coef}, {self.learning_rate}")

@@ -12,9 +12,9 @@ import numpy as np
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.config import CollectConfig
 from rlhf_gym.pipeline.decoding import Decoding, write_responses
-from rlhf_gym.pipeline.preparation import Run, load_reward
+from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.preferences import Candidate
-from rlhf_gym.rewards import RewardEnsemble, RewardModel
+from rlhf_gym.rewards import LearnedReward, load_reward
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def round_policies(run: Run, round: int) -> list[tuple[str, str | Path]]:
     return list(found.items())
 
 
-def _judge(run: Run, round: int) -> RewardModel | RewardEnsemble:
+def _judge(run: Run, round: int) -> LearnedReward:
     """r_φ that the best of n are the best by: the one given, else that of the round before."""
     source = run.config.collect.reward_model
     return run.load_reward(round - 1) if source is None else load_reward(source, run.device)

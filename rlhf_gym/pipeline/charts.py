@@ -33,6 +33,19 @@ class Line(NamedTuple):
     """What each point stands for, (n,): its area, where the style is "points"; None: all the same."""
 
 
+class Band(NamedTuple):
+    """A shaded region between two curves. It does not stretch the picture: what is outside is cut off."""
+
+    x: ArrayLike
+    """Where, (n,), ascending."""
+    low: ArrayLike
+    """Its lower edge, (n,)."""
+    high: ArrayLike
+    """Its upper edge, (n,)."""
+    kind: str
+    """CSS class that colours it."""
+
+
 class Level(NamedTuple):
     """A horizontal line to compare with."""
 
@@ -69,6 +82,8 @@ class Chart:
     """Drawn in order, later ones on top."""
     levels: Sequence[Level] = field(default_factory=tuple)
     """Lines to compare with."""
+    bands: Sequence[Band] = field(default_factory=tuple)
+    """Shaded regions, under everything else."""
     marks: Sequence[Mark] = field(default_factory=tuple)
     """Points that are pointed out."""
     breaks: Sequence[float] = field(default_factory=tuple)
@@ -80,6 +95,7 @@ class Chart:
         """The picture as an `<svg>` element; the pointer's figures are in its `data-lines`."""
         x_axis, y_axis = self._axes()
         parts = [*_grid(x_axis, y_axis), *_breaks(self.breaks, x_axis)]
+        parts += [_band(band, x_axis, y_axis) for band in self.bands]
         parts += [_level(level, y_axis) for level in self.levels]
         parts += [_line(line, x_axis, y_axis) for line in self.lines]
         parts += [_level_label(level, y_axis) for level in self.levels]
@@ -183,6 +199,18 @@ def _breaks(breaks: Sequence[float], axis: Axis) -> list[str]:
         parts.append(f'<line class="break" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP:.0f}" y2="{HEIGHT - BOTTOM:.0f}"/>')
         parts.append(f'<text class="tick" x="{x + 4:.1f}" y="{TOP + 9:.0f}">round {number}</text>')
     return parts
+
+
+def _band(band: Band, x_axis: Axis, y_axis: Axis) -> str:
+    edges = [np.clip(np.asarray(edge, dtype=float), y_axis.low, y_axis.high) for edge in (band.low, band.high)]
+    x = np.asarray(band.x, dtype=float)
+    shown = np.isfinite(x) & np.isfinite(edges[0]) & np.isfinite(edges[1])
+    if not shown.any():
+        return ""
+    there = zip(x_axis.place(x[shown]), y_axis.place(edges[0][shown]), strict=True)
+    back = zip(x_axis.place(x[shown][::-1]), y_axis.place(edges[1][shown][::-1]), strict=True)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in [*there, *back])
+    return f'<polygon class="band {band.kind}" points="{points}"/>'
 
 
 def _level(level: Level, axis: Axis) -> str:

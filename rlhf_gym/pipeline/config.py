@@ -15,7 +15,7 @@ from tyro.conf import arg
 from rlhf_gym.pipeline.agent_config import PPOConfig, at_least
 from rlhf_gym.preferences import CONFIDENT_WORDS, PairingStrategy
 from rlhf_gym.preferences.active import Acquisition
-from rlhf_gym.rewards import Aggregate
+from rlhf_gym.rewards import Aggregate, Trunk
 from rlhf_gym.training import RewardModelingConfig, SFTConfig
 
 Reference = Literal["sft", "pretrained", "previous"]
@@ -173,20 +173,30 @@ class RewardConfig:
     """How each is trained."""
     members: int = 1
     """Reward models that are trained; more than one make an ensemble."""
+    trunk: Trunk = "separate"
+    """Whether members have a trunk each, or "shared" one: k heads that cost what one model costs, and disagree less."""
     aggregate: Aggregate = "mean"
     """How members become one score: "mean", "min", or "uwo" (mean − λ·variance)."""
     uncertainty_weight: float = 0.1
     """λ of "uwo"."""
     reference_samples: int = 1000
     """SFT responses over which scores are normalised to mean 0 and standard deviation 1."""
+    probe_samples: int = 250
+    """SFT responses to held-out prompts that are edited, to see what the scores are for; 0 leaves the probes out."""
     force: bool = False
     """Go on to PPO even with a reward model that is no better than a coin on the held-out pairs."""
 
     def __post_init__(self) -> None:
         at_least(self, "members", 1)
         at_least(self, "reference_samples", 2)
-        if self.aggregate not in get_args(Aggregate):
-            raise ValueError(f"expected aggregate to be one of {get_args(Aggregate)}, got {self.aggregate!r}")
+        at_least(self, "probe_samples", 0)
+        for name, allowed in (("aggregate", get_args(Aggregate)), ("trunk", get_args(Trunk))):
+            if (value := vars(self)[name]) not in allowed:
+                raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}")
+        if self.trunk == "shared" and self.members < 2:
+            raise ValueError(f"expected members >= 2 to share a trunk, got {self.members}")
+        if not self.uncertainty_weight >= 0:
+            raise ValueError(f"expected uncertainty_weight >= 0, got {self.uncertainty_weight}")
 
 
 @dataclass(frozen=True)
@@ -197,12 +207,19 @@ class EvaluateConfig:
     """Held-out prompts; all of the task's where it has fewer."""
     best_of: int = 4
     """n of the yardstick: the SFT policy's best of n responses by r_φ."""
+    best_of_samples: int = 64
+    """SFT responses to a prompt by which the best of n is measured, for every n up to that, where there is gold; 0 for
+    none."""
+    best_of_prompts: int = 64
+    """The first so many of the held-out prompts are asked for that; all where there are fewer."""
     shown: int = 6
     """Prompts whose responses are shown token by token in the report."""
 
     def __post_init__(self) -> None:
         at_least(self, "num_prompts", 2)
         at_least(self, "best_of", 2)
+        at_least(self, "best_of_samples", 0)
+        at_least(self, "best_of_prompts", 1)
         at_least(self, "shown", 0)
 
 

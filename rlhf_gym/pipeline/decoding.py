@@ -16,7 +16,7 @@ from rlhf_gym.lm.generation import Generation, check_room, generate
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
 from rlhf_gym.pipeline.samples import Samples, proxy_scores
-from rlhf_gym.rewards import RewardEnsemble, RewardModel
+from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.tasks import Task
 
 Kind = Literal["sample", "greedy", "best-of", "beam"]
@@ -63,7 +63,7 @@ def write_responses(
     seed: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    reward: RewardModel | RewardEnsemble | None = None,
+    reward: LearnedReward | None = None,
     progress: str | None = None,
 ) -> Samples:
     """One response to each prompt; the same seed draws the same ones.

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm import load_causal_lm
+from rlhf_gym.lm.tokens import token_texts
+from rlhf_gym.pipeline.best_of_n import measure_best_of_n
 from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import (
@@ -21,11 +23,10 @@ from rlhf_gym.pipeline.samples import (
     gold_scores,
     log_probs,
     proxy_scores,
-    token_texts,
     write_jsonl,
 )
 from rlhf_gym.pipeline.terminal import agent_label
-from rlhf_gym.rewards import RewardEnsemble, RewardModel
+from rlhf_gym.rewards import LearnedReward
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,7 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
     folder = run.folder.stage("evaluate") / "samples"
     _write(folder / "sft.jsonl", run, base)
     _write(folder / "best_of.jsonl", run, best)
+    measure_best_of_n(run, sft, reward, prompts)
     for kind, round, seed in trained_policies(run):
         name = f"{kind}-round-{round}-seed-{seed}"
         model = load_causal_lm(run.folder.seed(kind, round, seed) / "model", device=run.device)
@@ -123,7 +125,7 @@ def _measure(
     run: Run,
     model: PreTrainedModel,
     sft: PreTrainedModel,
-    reward: RewardModel | RewardEnsemble,
+    reward: LearnedReward,
     prompts: Sequence[str],
     name: str,
 ) -> Measured:
@@ -134,7 +136,7 @@ def _measure(
 
 
 def _scored(
-    run: Run, model: PreTrainedModel, sft: PreTrainedModel, reward: RewardModel | RewardEnsemble, samples: Samples
+    run: Run, model: PreTrainedModel, sft: PreTrainedModel, reward: LearnedReward, samples: Samples
 ) -> Measured:
     own = log_probs(model, samples)
     return Measured(
@@ -147,7 +149,7 @@ def _scored(
 
 
 def _best_of(
-    run: Run, sft: PreTrainedModel, reward: RewardModel | RewardEnsemble, prompts: Sequence[str], *, n: int, seed: int
+    run: Run, sft: PreTrainedModel, reward: LearnedReward, prompts: Sequence[str], *, n: int, seed: int
 ) -> Measured:
     """Of n fresh SFT responses to each prompt the one r_φ likes best: what one has without training."""
     repeated = [prompt for prompt in prompts for _ in range(n)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_gym.functional import fit_rl, rl_curve
-from rlhf_gym.pipeline.charts import Chart, Level, Line, Mark, smooth
+from rlhf_gym.functional import OveroptimizationFit, fit_rl
+from rlhf_gym.pipeline.best_of_n import BestOfN
+from rlhf_gym.pipeline.charts import Band, Chart, Level, Line, Mark, smooth
 from rlhf_gym.pipeline.folder import RunFolder
 from rlhf_gym.pipeline.ppo import iterations
 
@@ -76,43 +77,101 @@ def training_chart(
     return Chart(title, TOKENS, lines, levels, breaks=histories.breaks, from_zero=from_zero)
 
 
-def goodhart_chart(histories: Histories, sft: dict[str, Any]) -> tuple[Chart, dict[str, Any]]:
-    """Gold and proxy over √KL, in the SFT policy's standard deviations, with the curve of Gao et al. through gold.
+class GoodhartFit(NamedTuple):
+    """Gao et al.'s curve through the gold of one kind of policy."""
 
-    Also returns what the caption says: the fitted peak of the run without KL penalty (or with, if it is alone).
+    fit: OveroptimizationFit
+    """In standard deviations of the SFT policy."""
+    reach: float
+    """√KL of the farthest point it was fitted to."""
+    witnesses: int
+    """Seeds, or prompts for the best of n, that its intervals are over; 1: the iterations of a single seed."""
+
+    @property
+    def peaks(self) -> bool:
+        """Whether the curve turns within what was measured: only then is there a peak to show."""
+        return 0 < self.fit.peak_distance <= self.reach
+
+
+def goodhart_chart(
+    histories: Histories, sft: dict[str, Any], best: BestOfN | None = None
+) -> tuple[Chart, dict[str, GoodhartFit]]:
+    """Gold and proxy over √KL, in the SFT policy's standard deviations, with the curves of Gao et al. through gold.
+
+    Args:
+        histories: what PPO logged, with KL penalty and perhaps without.
+        sft: the row of the SFT policy in the evaluation's summary.
+        best: the best of n for every n, where it was measured.
+
+    Returns:
+        The chart, and the fits by kind ("ppo", "unleashed", "best_of") for what the caption says.
     """
-    lines, marks, facts = [], [], {}
+    lines: list[Line] = []
+    fits: dict[str, GoodhartFit] = {}
     for kind in histories.logs:
-        _, kl = histories.curve(kind, "rlhf/kl")
-        tokens, gold = histories.curve(kind, "rlhf/gold")
-        _, proxy = histories.curve(kind, "rlhf/score")
-        if not len(gold):
+        distance, rise = _rises(histories, kind, sft)
+        if not len(rise):
             continue
-        distance = np.sqrt(np.clip(np.interp(tokens, *histories.curve(kind, "rlhf/kl")), 0, None))
-        rise = (gold - sft["gold"][0]) / sft["gold_std"]
+        _, proxy = histories.curve(kind, "rlhf/score")
+        _, kl = histories.curve(kind, "rlhf/kl")
         order = np.argsort(np.sqrt(np.clip(kl, 0, None)), kind="stable")
         window = max(3, len(order) // 4)  # where the leash holds, many iterations stand at one distance
         far = smooth(np.sqrt(np.clip(kl, 0, None))[order], window)
         lines.append(Line(far, smooth(proxy[order], window), kind, f"r_φ, {NAMES[kind]}", "dashed"))
         lines.append(Line(distance, rise, kind, "", "points"))
-        fit = fit_or_none(distance, rise)
-        if fit is None:
-            continue
-        reach = np.linspace(0, float(distance.max()), 80)
-        lines.append(Line(reach, rl_curve(reach**2, fit.alpha, fit.beta), kind, f"gold, {NAMES[kind]} (fit)"))
-        facts[kind] = {"alpha": fit.alpha, "beta": fit.beta, "peak_distance": fit.peak_distance}
-        if 0 < fit.peak_distance < float(distance.max()):
-            marks.append(Mark(fit.peak_distance, fit.peak_gold, kind, f"peak at {fit.peak_distance**2:.1f} nats"))
-    chart = Chart("gold and r_φ, in standard deviations of the SFT policy", "distance from π_ref, √KL (√nats)",
-                  lines, marks=marks)  # fmt: skip
-    return chart, facts
+        fit = fit_over_seeds(histories, kind, sft)
+        if fit is not None:
+            fits[kind] = GoodhartFit(fit, float(distance.max()), len(_fitted(histories, kind, sft)))
+    if best is not None:
+        gold, proxy = (values.mean(axis=0) for values in best.rise())  # (sizes,) each
+        lines.append(Line(np.sqrt(best.kl), proxy, "best_of", "r_φ, best of n", "dashed"))
+        lines.append(Line(np.sqrt(best.kl), gold, "best_of", "", "points"))
+        if (fit := best.fit()) is not None:
+            fits["best_of"] = GoodhartFit(fit, float(np.sqrt(best.kl[-1])), len(best.gold))
+    curves = {kind: np.linspace(0, found.reach, 80) for kind, found in fits.items()}
+    names = {kind: f"gold, {'best of n' if kind == 'best_of' else NAMES[kind]} (fit)" for kind in fits}
+    chart = Chart(
+        "gold and r_φ, in standard deviations of the SFT policy",
+        "distance from π_ref, √KL (√nats)",
+        lines + [Line(d, fits[kind].fit.curve(d**2), kind, names[kind]) for kind, d in curves.items()],
+        bands=[Band(d, *fits[kind].fit.band(d**2), kind) for kind, d in curves.items()],
+        marks=[
+            Mark(f.fit.peak_distance, f.fit.peak_gold, kind, f"peak at {f.fit.peak_kl:.1f} nats")
+            for kind, f in fits.items()
+            if f.peaks
+        ],
+    )
+    return chart, fits
 
 
-def fit_or_none(distance: np.ndarray, rise: np.ndarray) -> Any:
-    """Gao et al.'s curve through points; None where there are too few to fit."""
-    if np.unique(distance[distance > 0]).size < 3:
+def fit_over_seeds(histories: Histories, kind: str, sft: dict[str, Any]) -> OveroptimizationFit | None:
+    """Gao et al.'s curve through the gold of each seed, their mean; None where no seed has enough points.
+
+    One seed alone is taken as one run whose neighbouring iterations may agree.
+    """
+    runs = _fitted(histories, kind, sft)
+    if not runs:
         return None
-    return fit_rl(distance**2, rise)
+    kl = np.concatenate([distance**2 for distance, _ in runs])
+    rise = np.concatenate([rise for _, rise in runs])
+    if len(runs) == 1:
+        return fit_rl(kl, rise, ordered=True)
+    return fit_rl(kl, rise, runs=np.repeat(np.arange(len(runs)), [len(distance) for distance, _ in runs]))
+
+
+def _fitted(histories: Histories, kind: str, sft: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(√KL, rise of gold) of each seed that has enough points for a curve."""
+    single = [_rises(Histories({kind: [log]}, ()), kind, sft) for log in histories.logs[kind]]
+    return [(d, rise) for d, rise in single if np.unique(d[d > 0]).size >= 3]
+
+
+def _rises(histories: Histories, kind: str, sft: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """√KL and gold less the SFT policy's, in its standard deviations, where gold was looked at."""
+    tokens, gold = histories.curve(kind, "rlhf/gold")
+    if not len(gold):
+        return np.zeros(0), np.zeros(0)
+    distance = np.sqrt(np.clip(np.interp(tokens, *histories.curve(kind, "rlhf/kl")), 0, None))
+    return distance, (gold - sft["gold"][0]) / sft["gold_std"]
 
 
 def goodhart_facts(histories: Histories) -> dict[str, dict[str, float]]:

@@ -4,7 +4,7 @@ config.json                 the configuration, and a digest of each file of the 
 pretrain/, sft/             model/ and metrics.json
 round-1/collect/            candidates.jsonl, preferences.jsonl, heldout_preferences.jsonl
 round-1/reward/             model/
-round-1/ppo/seed-0/         model/, metrics.jsonl (a line an iteration), checkpoint.zip while it runs
+round-1/ppo/seed-0/         model/, metrics.jsonl (a line an iteration), views.jsonl, checkpoint.zip while it runs
 round-1/unleashed/seed-0/   the same without KL penalty
 evaluate/                   metrics.json, samples/*.jsonl
 report.html

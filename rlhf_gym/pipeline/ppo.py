@@ -26,11 +26,13 @@ from rlhf_gym.agents import (
     TokenReinforce,
     TokenRLOO,
 )
+from rlhf_gym.agents.monitor import RLHFMonitor
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import LoRA, Shared, load_causal_lm
 from rlhf_gym.pipeline.agent_config import PPOConfig
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.folder import METRICS_FILE, StageName, read_json
+from rlhf_gym.pipeline.inspection import keep_views
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
 from rlhf_gym.pipeline.restraints import how_stopped, pretraining_mix, stop_line, stop_on_kl
@@ -142,7 +144,7 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
             iteration=log.iteration,
         )  # fmt: skip
         stop = stop_on_kl(config, stage)
-        callbacks: list[BaseCallback] = [watch] if stop is None else [watch, stop]
+        callbacks: list[BaseCallback] = [watch, make_monitor(run, folder), *([stop] if stop else [])]
         try:
             agent.learn(
                 config.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
@@ -150,10 +152,16 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
         except KeyboardInterrupt:
             watch.save_interrupted(agent)
             raise
+    keep_views(run, agent, folder)
     agent.save_pretrained(folder / "model", merge=True)
     done = {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration, "stopped": how_stopped(stop)}
     write_json(folder / METRICS_FILE, done)
     checkpoint.unlink(missing_ok=True)
+
+
+def make_monitor(run: Run, folder: Path) -> RLHFMonitor:
+    """What watches a seed's run, and keeps what it saw in its folder."""
+    return RLHFMonitor(held_out_texts=list(run.task.heldout_demonstrations[:64]), folder=folder, console=run.console)
 
 
 def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) -> TokenVectorEnv:

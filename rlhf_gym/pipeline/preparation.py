@@ -21,8 +21,16 @@ from rlhf_gym.pipeline.folder import RunFolder, StageName, absolute, check_folde
 from rlhf_gym.pipeline.restraints import ptx_texts
 from rlhf_gym.pipeline.web_labeler import check_page
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, split_by_prompt
-from rlhf_gym.rewards import RewardEnsemble, RewardModel, RewardNormalizer, episode_scorer
-from rlhf_gym.rewards.ensemble import ENSEMBLE_FILE
+from rlhf_gym.rewards import (
+    LearnedReward,
+    RewardModel,
+    RewardNormalizer,
+    check_scores,
+    episode_scorer,
+    import_reward_function,
+    load_reward,
+    set_normalizers,
+)
 from rlhf_gym.tasks import Task, files_task, labelled_text_task, reviews_task
 from rlhf_gym.tasks.reviews import review_perplexity
 from rlhf_gym.training.data import check_rows, demonstration_rows
@@ -80,16 +88,15 @@ class Run:
             return self.pretrained
         return self.policy(round - 1 if self.config.reference == "previous" else 0, seed)
 
-    def load_reward(self, round: int) -> RewardModel | RewardEnsemble:
+    def load_reward(self, round: int) -> LearnedReward:
         """r_φ of a round, in the SFT policy's unit once its stage is complete."""
         source = self.config.task.reward_model
         if source is None:
-            return load_reward(self.folder.stage("reward", round) / "model", self.device)
-        reward = load_reward(source, self.device)
-        members = [reward] if isinstance(reward, RewardModel) else list(reward)
+            return load_reward(self.folder.stage("reward", round) / "model", device=self.device)
+        reward = load_reward(source, device=self.device)
         saved = read_json(self.folder.stage("reward") / NORMALIZERS)
-        for member, values in zip(members, saved or [], strict=False):
-            member.normalizer = RewardNormalizer.from_dict(values)
+        if saved is not None:
+            set_normalizers(reward, [RewardNormalizer.from_dict(values) for values in saved])
         return reward
 
     def bar(self, label: str) -> str | None:
@@ -106,13 +113,6 @@ class Run:
         """Whether the agent runs without KL penalty too: those that cannot do without a β do not."""
         able = self.config.ppo.agent not in ("dpo", "best_of_n")
         return self.config.unleashed and self.task.gold is not None and able
-
-
-def load_reward(source: str | Path, device: str) -> RewardModel | RewardEnsemble:
-    """A reward model or an ensemble of them."""
-    if (Path(source) / ENSEMBLE_FILE).is_file():
-        return RewardEnsemble.from_pretrained(source, device=device)
-    return RewardModel.from_pretrained(source, device=device)
 
 
 def prepare(
@@ -214,6 +214,8 @@ def _check_task(run: Run) -> None:
         raise ValueError(
             f"expected at least 2 held-out prompts to evaluate on, got {len(task.heldout_prompts)} in {task.name!r}"
         )
+    if config.ppo.verifier is not None:
+        _check_verifier(config.ppo.verifier, task)
     if config.ppo.lora_r:
         check_peft(f"lora_r={config.ppo.lora_r}")
     if config.ppo.ptx_coef:
@@ -257,6 +259,20 @@ def _check_task(run: Run) -> None:
         _check_reward_model(run)
 
 
+def _check_verifier(name: str, task: Task) -> None:
+    """The verifier is there, and has a finite word on two empty responses: a policy may write such.
+
+    Raises:
+        ValueError: it is not, or has none.
+    """
+    verifier = import_reward_function(name)
+    try:
+        said = verifier(list(task.prompts[:2]), ["", ""])
+    except Exception as error:  # whatever the user's own code raises
+        raise ValueError(f"the verifier {name!r} failed on two empty responses: {error!r}") from error
+    check_scores(said, 2, source=f"the verifier {name!r}")
+
+
 def _check_reward_model(run: Run) -> None:
     """The user's own reward model loads, and can read the task's episodes.
 
@@ -265,7 +281,6 @@ def _check_reward_model(run: Run) -> None:
     """
     source, task = run.config.task.reward_model, run.task
     assert source is not None
-    check_model_source(source, what="a reward model")
     reward = run.load_reward(1)
     episode_scorer(reward, task.tokenizer)
     longest = task.max_prompt_length + task.max_new_tokens

@@ -35,7 +35,8 @@ class IterationLog(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """One line."""
         self.iteration += 1
-        figures = {name: float(value) for name, value in sorted(key_values.items()) if np.isfinite(value)}
+        scalars = {name: value for name, value in key_values.items() if "json" not in key_excluded[name]}
+        figures = {name: float(value) for name, value in sorted(scalars.items()) if np.isfinite(value)}
         with self.path.open("a") as file:
             file.write(json.dumps({"iteration": self.iteration, "tokens": int(step), **figures}) + "\n")
 

@@ -23,7 +23,11 @@
         dot.className = "swatch fill-" + kind;
         first.append(dot);
       }
-      first.append(name);
+      for (const [i, part] of name.split(/_(ref|φ|SFT)/).entries()) {  // subscripts
+        const sub = document.createElement("sub");
+        sub.textContent = part;
+        first.append(i % 2 ? sub : part);
+      }
       row.insertCell().textContent = value;
     }
     return table;
@@ -57,24 +61,60 @@
     svg.addEventListener("pointerleave", () => { pointer.setAttribute("hidden", ""); hide(); });
   }
 
-  const signed = (v) => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2);
-  const token = (event) => {
-    const span = event.target.closest("[data-p]");
-    if (!span) return;
-    const [ours, theirs] = [Number(span.dataset.p), Number(span.dataset.r)];
-    const percent = (v) => { const p = 100 * Math.exp(v); return p >= .1 ? p.toFixed(1) + " %" : p.toExponential(0) + " %"; };
+  const signed = (v) => {
+    const text = Math.abs(v).toFixed(2);
+    return (text === "0.00" ? "" : v < 0 ? "−" : "+") + text;
+  };
+  const percent = (v) => {
+    const p = 100 * Math.exp(v);
+    return p >= .1 ? p.toFixed(1) + " %" : p.toExponential(0).replace("e-", "·10⁻").replace(/⁻(\d+)/, (_, d) =>
+      "⁻" + [...d].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c]).join("")) + " %";
+  };
+  let here = null;
+  const leave = () => {
+    if (here) { here.classList.remove("here"); here.removeAttribute("aria-describedby"); }
+    here = null;
+    hide();
+  };
+  const look = (token) => {
+    if (!token) return;
+    leave();
+    here = token;
+    token.classList.add("here");
+    token.setAttribute("aria-describedby", "tip");
+    const names = JSON.parse(token.parentElement.dataset.names);
+    const figures = token.dataset.f.split(",").map(Number);
+    const by = document.querySelector('input[name="by"]:checked')?.value;
     const head = document.createElement("b");
-    head.textContent = span.textContent.trim() || "(space)";
-    tip.replaceChildren(head, rows([
-      ["log π", signed(ours) + "  (" + percent(ours) + ")"],
-      ["log π_SFT", signed(theirs) + "  (" + percent(theirs) + ")"],
-      ["difference", signed(ours - theirs) + " nats"],
-    ]));
-    const box = span.getBoundingClientRect();
+    head.textContent = token.textContent.trim() || "(space)";
+    const table = rows(names.map((name, i) =>
+      [name, signed(figures[i]) + (name.startsWith("log") ? "  (" + percent(figures[i]) + ")" : "")]));
+    names.forEach((name, i) => { if (name === by) table.rows[i].className = "now"; });
+    tip.replaceChildren(head, table);
+    const box = token.getClientRects()[0];
     place(box.left - 10, box.bottom);
   };
-  for (const text of document.querySelectorAll(".text")) {
-    for (const kind of ["pointerover", "pointerdown"]) text.addEventListener(kind, token);
-    text.addEventListener("pointerleave", hide);
+  const texts = [...document.querySelectorAll(".text")];
+  for (const text of texts) {
+    for (const kind of ["pointerover", "pointerdown"]) {
+      text.addEventListener(kind, (event) => look(event.target.closest(".tok")));
+    }
+    text.addEventListener("focusin", (event) => look(event.target.closest(".tok")));
+    text.addEventListener("focusout", leave);
+    text.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") leave(); });
+    text.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") return leave();
+      const tokens = [...text.children], at = tokens.indexOf(document.activeElement);
+      const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0,
+        End: tokens.length - 1 }[event.key];
+      if (at < 0 || to === undefined) return;
+      event.preventDefault();
+      if (!tokens[to]) return;
+      tokens[at].tabIndex = -1;
+      tokens[to].tabIndex = 0;
+      tokens[to].focus();
+    });
   }
+  document.addEventListener("pointerdown", (event) => { if (!event.target.closest(".tok, svg.chart")) leave(); });
+  addEventListener("scroll", () => { if (here && document.activeElement !== here) leave(); }, { passive: true });
 })();

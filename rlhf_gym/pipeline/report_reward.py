@@ -9,14 +9,18 @@ from typing import Any
 from rlhf_gym.pipeline.charts import Chart, Line
 from rlhf_gym.pipeline.comparison import share_interval
 from rlhf_gym.pipeline.report_parts import PROXY, typeset
+from rlhf_gym.pipeline.report_probes import probes_part
 from rlhf_gym.pipeline.report_run import ReportRun
 
 
 def reward_section(run: ReportRun) -> str:
-    """The last round's reward model on held-out pairs; empty where none was trained or measured."""
+    """The last round's reward model on held-out pairs; empty where none was trained, measured or probed."""
     metrics = run.folder.metrics("reward", run.evaluation["rounds"])
-    if metrics is None or "reliability" not in metrics:
+    if metrics is None:
         return ""
+    probes = probes_part(metrics.get("probes"))
+    if "reliability" not in metrics:
+        return f"<h2>The reward model</h2>{probes}" if probes else ""
     chart = reliability_chart(metrics["reliability"])
     parts = [
         _parts("who labelled", metrics["by_annotator"]),
@@ -32,7 +36,7 @@ def reward_section(run: ReportRun) -> str:
 pairs; on the dashed line {PROXY} is as often right as it is sure. Expected calibration error {metrics["ece"]:.3f}.
 </figcaption></figure>
 <div><h3>accuracy by parts of the held-out pairs</h3>{"".join(parts)}</div>
-</div>{staleness_table(metrics.get("staleness"))}"""
+</div>{staleness_table(metrics.get("staleness"))}{probes}"""
 
 
 def reliability_chart(bins: Sequence[dict[str, Any]]) -> Chart:

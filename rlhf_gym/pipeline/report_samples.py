@@ -1,69 +1,72 @@
-"""The report's samples: before and after, each token coloured by how far the policy has moved on it."""
+"""The report's samples: before and after, each token coloured by what the policy and its critic make of it."""
 
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
-from rlhf_gym.pipeline.folder import RunFolder
-from rlhf_gym.pipeline.report_parts import PROXY, signed
+from rlhf_gym.pipeline.report_parts import typeset
 from rlhf_gym.pipeline.report_run import ReportRun
-from rlhf_gym.pipeline.samples import read_jsonl
+from rlhf_gym.pipeline.report_tokens import (
+    Pair,
+    Side,
+    card,
+    evaluated_tokens,
+    kept_views,
+    shared_scales,
+    switch,
+)
 from rlhf_gym.pipeline.terminal import agent_label, row_label
-
-FULL = 3.0
-"""Nats at which the colour is full."""
 
 
 def samples_section(run: ReportRun) -> str:
     """The first held-out prompts, their responses side by side."""
-    folder, metrics = run.folder, run.evaluation
+    metrics = run.evaluation
     shown = [row for row in metrics["summary"] if row["kind"] == "ppo"][-1:]
     shown += [row for row in metrics["summary"] if row["kind"] == "unleashed"]
-    records = {row["kind"]: _records(folder, row["name"]) for row in shown}
-    if not records["ppo"]:
+    pairs = read_pairs(run, [row["name"] for row in shown])
+    if not pairs:
         return ""
     cards = []
-    for place, record in enumerate(records["ppo"]):
-        sides = [_side("SFT", "sft", record["before"])]
-        for row in shown:
-            sides.append(_side(row_label(metrics, row), row["kind"], records[row["kind"]][place]["after"]))
-        cards.append(
-            f'<div class="card"><div class="prompt">prompt: <b>{escape(record["prompt"])}</b></div>'
-            f'<div class="sides">{"".join(sides)}</div></div>'
-        )
+    for several in zip(*pairs, strict=True):
+        sides = [Side("SFT", "sft", *several[0].before, foreign=True)]
+        sides += [
+            Side(row_label(metrics, row), row["kind"], *pair.after) for row, pair in zip(shown, several, strict=True)
+        ]
+        cards.append((several[0].prompt, sides))
+    full = shared_scales([side for _, sides in cards for side in sides])
     median = " of the median seed" if any(row["seeds"] > 1 for row in shown) else ""
+    seen = "the policy and its critic now see" if "value" in full else f"{agent_label(metrics)} now sees"
     return f"""
+<section class="samples" id="samples">
 <h2>Before and after</h2>
-<p>The first {len(cards)} held-out prompts, not picked. Colour is log π − log π<sub>SFT</sub> of each token, the
-policy{median} against the SFT policy: what it has come to prefer, what it avoids. Under SFT, the SFT policy’s own words
-as {escape(agent_label(metrics))} now sees them. Point at a token, or tap it, for its figures.</p>
-<p class="caption">less likely than before<span class="scale"></span>more likely ({FULL:g} nats: full colour)</p>
-{"".join(cards)}"""
+<p>{prompts_said(len(cards))} The policy{median} against {reference_said(run)}. Under SFT, the SFT policy’s own words
+as {escape(seen)} them. Point at a token, tap it, or go through them with Tab and the arrow keys, for its figures.</p>
+{switch(full)}
+{"".join(card(prompt, sides, full) for prompt, sides in cards)}
+</section>"""
 
 
-def _records(folder: RunFolder, name: str) -> list[dict[str, Any]]:
-    path = folder.stage("evaluate") / "tokens" / f"{name}.jsonl"
-    return list(read_jsonl(path)) if path.is_file() else []
+def read_pairs(run: ReportRun, names: list[str]) -> list[list[Pair]]:
+    """Of each policy what was and is said to the first prompts, (policies, prompts); empty where nothing was kept.
+
+    The agents' own views, where all of them left some to the same prompts; else what the evaluation wrote.
+    """
+    for read in (kept_views, evaluated_tokens):
+        found = [read(run.folder, name) for name in names]
+        if found and all(found) and len({tuple(pair.prompt for pair in pairs) for pairs in found}) == 1:
+            return found
+    return []
 
 
-def _side(label: str, kind: str, side: dict[str, Any]) -> str:
-    gold = "" if side["gold"] is None else f"gold {signed(side['gold'])} · "
-    total = sum(side["log_prob"]) - sum(side["ref_log_prob"])
-    moved = "" if kind == "sft" else f" · {signed(total)} nats"
-    rows = zip(side["tokens"], side["log_prob"], side["ref_log_prob"], strict=True)
-    text = "".join(_token(token, ours, theirs) for token, ours, theirs in rows)
-    return (
-        f'<div class="side"><h3><span class="ink-{kind}">{escape(label)}</span>'
-        f"<small>{gold}{PROXY} {signed(side['proxy'])}{moved}</small></h3>"
-        f'<div class="text">{text}</div></div>'
-    )
+def prompts_said(count: int) -> str:
+    """How the prompts were come by."""
+    return "The first held-out prompt." if count == 1 else f"The first {count} held-out prompts, not picked."
 
 
-def _token(token: str, ours: float, theirs: float) -> str:
-    difference = ours - theirs
-    strength = min(abs(difference) / FULL, 1.0) * 0.62
-    tint = "more" if difference > 0 else "less"
-    special = ' class="special"' if token.strip().startswith("<") and token.strip().endswith(">") else ""
-    style = f' style="background:rgba(var(--{tint}),{strength:.2f})"' if strength >= 0.01 else ""
-    return f'<span{special} data-p="{ours:g}" data-r="{theirs:g}"{style}>{escape(token)}</span>'
+def reference_said(run: ReportRun) -> str:
+    """What the KL is measured from."""
+    return {
+        "sft": "π<sub>ref</sub>, the SFT policy",
+        "pretrained": "π<sub>ref</sub>, the pretrained model",
+        "previous": "π<sub>ref</sub>, the policy that the round began with",
+    }.get(run.config.reference, typeset("π_ref"))

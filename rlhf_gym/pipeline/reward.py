@@ -14,11 +14,22 @@ import torch
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.collect import PREFERENCES, all_preferences
 from rlhf_gym.pipeline.preparation import NORMALIZERS, Run
+from rlhf_gym.pipeline.probes import probes_line, reward_probes
 from rlhf_gym.pipeline.samples import Samples, draw, proxy_scores
 from rlhf_gym.pipeline.staleness import staleness, staleness_line
-from rlhf_gym.preferences import Preference, read_preferences
-from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, RewardNormalizer
+from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
+from rlhf_gym.rewards import (
+    LearnedReward,
+    RewardEnsemble,
+    RewardFunction,
+    RewardModel,
+    RewardNormalizer,
+    SharedTrunkEnsemble,
+    get_normalizers,
+    set_normalizers,
+)
 from rlhf_gym.training import (
+    RewardModelingConfig,
     ScoredPairs,
     diagnose_reward_model,
     reward_complaints,
@@ -43,25 +54,21 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
     if run.config.task.reward_model is not None:
         return _own_reward(run)
     train, heldout = training_preferences(run, round)
-    members = [train_member(run, folder / f"member-{i}", i, train, heldout) for i in range(config.members)]
-    reward: RewardModel | RewardEnsemble = members[0]
-    if len(members) > 1:
-        reward = RewardEnsemble(members, config.aggregate, uncertainty_weight=config.uncertainty_weight)
+    reward = train_reward(run, folder, train, heldout)
     metrics = examine(run, score_pairs(judge(reward), heldout))
-    samples = reference_samples(run)
-    for member in members:
-        normalise(member, run, samples)
+    normalise_all(reward, run)
+    metrics |= reward_probes(run, reward, train, heldout)
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     reward.save_pretrained(partial)
     shutil.rmtree(folder / "model", ignore_errors=True)
     partial.rename(folder / "model")
-    for i in range(config.members):
-        shutil.rmtree(folder / f"member-{i}")
+    for path in folder.glob("member-*"):
+        shutil.rmtree(path)
     return metrics | staleness(run, round) | {"pairs": len(train), "members": config.members}
 
 
-def judge(reward: RewardModel | RewardEnsemble) -> RewardModel | RewardFunction:
+def judge(reward: LearnedReward) -> RewardModel | RewardFunction:
     """What scores texts: a model is asked for its scores before normalisation, an ensemble for those it has."""
     return reward if isinstance(reward, RewardModel) else reward.score_texts
 
@@ -83,7 +90,7 @@ def reward_line(metrics: dict[str, Any]) -> str:
     """The stage in one line."""
     if "source" in metrics:
         accuracy = f"; accuracy {metrics['accuracy']:.1%} on {metrics['n']:,} pairs" if "accuracy" in metrics else ""
-        return f"{metrics['source']}, normalised on the SFT policy's responses{accuracy}"
+        return f"{metrics['source']}, normalised on the SFT policy's responses{accuracy}{probes_line(metrics)}"
     parts = [] if metrics["clean_accuracy"] in (0, metrics["accuracy"]) else [f"{metrics['clean_accuracy']:.1%} clean"]
     if metrics.get("length_controlled") is not None:
         parts.append(f"{metrics['length_controlled']:.1%} length-controlled")
@@ -92,7 +99,7 @@ def reward_line(metrics: dict[str, Any]) -> str:
     calibration = f", calibration error {metrics['ece']:.3f}," if "ece" in metrics else ""
     complaints = "".join(f"; going on although {c.split(': ')[0]}" for c in metrics.get("complaints", []))
     line = f"{how}{metrics['pairs']:,} pairs; accuracy {metrics['accuracy']:.1%}{aside}{calibration}"
-    return f"{line} on {metrics['n']:,} held out{staleness_line(metrics)}{complaints}"
+    return f"{line} on {metrics['n']:,} held out{staleness_line(metrics)}{complaints}{probes_line(metrics)}"
 
 
 def reference_samples(run: Run) -> Samples:
@@ -108,6 +115,19 @@ def reference_samples(run: Run) -> Samples:
         seed=run.config.seed + 99,
         progress=run.bar("reference responses"),
     )
+
+
+def normalise_all(reward: LearnedReward, run: Run) -> None:
+    """Put the reward model, or each member, into the SFT policy's unit.
+
+    Raises:
+        UnfitRewardError: one says the same to all its responses, or something that is no number.
+    """
+    samples = reference_samples(run)
+    members = [reward] if isinstance(reward, RewardModel) else list(reward)
+    for member in members:
+        normalise(member, run, samples)
+    set_normalizers(reward, [member.normalizer for member in members])
 
 
 def normalise(reward: RewardModel, run: Run, samples: Samples) -> None:
@@ -128,16 +148,17 @@ def normalise(reward: RewardModel, run: Run, samples: Samples) -> None:
 
 def _own_reward(run: Run) -> dict[str, Any]:
     """A reward model that is there already: nothing is trained, its scores are put into the SFT policy's unit."""
-    samples = reference_samples(run)
     reward = run.load_reward(1)
-    members = [reward] if isinstance(reward, RewardModel) else list(reward)
-    for member in members:
-        normalise(member, run, samples)
-    write_json(run.folder.stage("reward") / NORMALIZERS, [member.normalizer.to_dict() for member in members])
-    metrics: dict[str, Any] = {"source": run.config.task.reward_model, "members": len(members), "pairs": 0}
+    normalise_all(reward, run)
+    normalizers = get_normalizers(reward)
+    write_json(run.folder.stage("reward") / NORMALIZERS, [normalizer.to_dict() for normalizer in normalizers])
+    metrics: dict[str, Any] = {"source": run.config.task.reward_model, "members": len(normalizers), "pairs": 0}
+    train: list[Preference] = []
+    heldout: list[Preference] = []
     if run.preferences is not None:
         metrics |= examine(run, score_pairs(judge(reward), run.preferences))
-    return metrics
+        train, heldout = split_by_prompt(run.preferences, 0.5, seed=run.config.seed)
+    return metrics | reward_probes(run, reward, train, heldout)
 
 
 def training_preferences(run: Run, round: int) -> tuple[list[Preference], list[Preference]]:
@@ -156,21 +177,64 @@ def adversarial_folder(run: Run, round: int) -> Path:
     return run.folder.root / "adversarial" / f"round-{round}"
 
 
+def train_reward(run: Run, folder: Path, train: Sequence[Preference], heldout: Sequence[Preference]) -> LearnedReward:
+    """The reward model, or the members of an ensemble, in `folder/member-*` while they are trained."""
+    config = run.config.reward
+    if config.trunk == "shared":
+        return train_shared(run, folder / "member-all", train, heldout)
+    members = [train_member(run, folder / f"member-{i}", i, train, heldout) for i in range(config.members)]
+    if len(members) == 1:
+        return members[0]
+    return RewardEnsemble(members, config.aggregate, uncertainty_weight=config.uncertainty_weight)
+
+
+def train_shared(
+    run: Run, folder: Path, train: Sequence[Preference], heldout: Sequence[Preference]
+) -> SharedTrunkEnsemble:
+    """Heads on one trunk, trained together.
+
+    Raises:
+        UnfitRewardError: the loss was no longer finite.
+    """
+    config = run.config.reward
+    ensemble = SharedTrunkEnsemble.from_language_model(
+        load_causal_lm(run.sft, dtype=torch.float32),
+        run.task.tokenizer,
+        members=config.members,
+        aggregate=config.aggregate,
+        uncertainty_weight=config.uncertainty_weight,
+        seed=run.config.seed,
+    )
+    _train(ensemble, run, folder, config.training, train, heldout)
+    return ensemble.to(run.device)
+
+
 def train_member(
     run: Run, folder: Path, member: int, train: Sequence[Preference], heldout: Sequence[Preference]
 ) -> RewardModel:
-    """One reward model; members differ in the seed of their head and of the order of the data.
+    """One reward model; members differ in the seed of their head, of the order of the data and of the bootstrap.
 
     Raises:
         UnfitRewardError: the loss was no longer finite.
     """
     training = run.config.reward.training
-    config = replace(training, seed=training.seed + member, use_cpu=training.use_cpu or run.device == "cpu")
     policy = load_causal_lm(run.sft, dtype=torch.float32)
     reward = RewardModel.from_language_model(policy, run.task.tokenizer, seed=run.config.seed + member)
+    _train(reward, run, folder, replace(training, seed=training.seed + member), train, heldout)
+    return reward.to(run.device)
+
+
+def _train(
+    reward: RewardModel | SharedTrunkEnsemble,
+    run: Run,
+    folder: Path,
+    config: RewardModelingConfig,
+    train: Sequence[Preference],
+    heldout: Sequence[Preference],
+) -> None:
+    config = replace(config, use_cpu=config.use_cpu or run.device == "cpu")
     try:
         train_reward_model(reward, train, heldout=heldout, config=config, output_dir=folder)
     except FloatingPointError as error:
         shutil.rmtree(folder, ignore_errors=True)  # its checkpoints are no use to anyone
         raise UnfitRewardError(f"{error}. {ADVICE}") from error
-    return reward.to(run.device)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_gym.functional import distinct_n
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.tokens import decode, encode_prompts, pad_rows, stop_token_ids
-from rlhf_gym.rewards import RewardEnsemble, RewardFunction, RewardModel, check_scores, episode_scorer
+from rlhf_gym.rewards import LearnedReward, RewardFunction, check_scores, episode_scorer
 from rlhf_gym.tasks import Task
 
 
@@ -84,13 +83,10 @@ def draw(
     return Samples(list(prompts), decode(task.tokenizer, [g.response_ids for g in generations]), generations)
 
 
-def proxy_scores(
-    reward: RewardModel | RewardEnsemble, tokenizer: PreTrainedTokenizerBase, samples: Samples
-) -> np.ndarray:
+def proxy_scores(reward: LearnedReward, tokenizer: PreTrainedTokenizerBase, samples: Samples) -> np.ndarray:
     """r_φ of each response, normalised, (B,)."""
-    device = reward.device if isinstance(reward, RewardModel) else next(iter(reward)).device
     ids, starts, lengths = samples.rows()
-    scores = episode_scorer(reward, tokenizer)(ids.to(device), starts, lengths)
+    scores = episode_scorer(reward, tokenizer)(ids.to(reward.device), starts, lengths)
     return scores.cpu().numpy().astype(np.float64)
 
 
@@ -112,23 +108,7 @@ def distinct_2(responses: Sequence[str]) -> float:
 
     It falls with the number of responses: compare sets of one size.
     """
-    pairs = Counter(pair for response in responses for pair in pairwise(response.split()))
-    return len(pairs) / max(1, pairs.total())
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of each token, so that joined they read as the response does; special tokens by name."""
-    words = decode_each(tokenizer, ids)
-    special = set(tokenizer.all_special_ids)
-    plain = [token for token in ids if token not in special][:2]
-    glued = decode_each(tokenizer, [plain]) == ["".join(decode_each(tokenizer, plain))]
-    return [word if glued else word + " " for word in words]
-
-
-def decode_each(tokenizer: PreTrainedTokenizerBase, items: Sequence[int] | Sequence[list[int]]) -> list[str]:
-    """The text of each token, or of each row of tokens, by itself; special tokens are shown."""
-    rows = [[item] if isinstance(item, int) else item for item in items]
-    return tokenizer.batch_decode(rows) if rows else []
+    return distinct_n([response.split() for response in responses], 2)
 
 
 def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -50,6 +50,13 @@ def shuffle(response: str, rng: np.random.Generator, words: Sequence[str] = ()) 
     return lead + " ".join(tokens[int(i)] for i in rng.permutation(len(tokens)))
 
 
+def truncate(response: str, rng: np.random.Generator, words: Sequence[str] = ()) -> str:
+    """Broken off: the first words of it, a quarter to three quarters of them, and at least one."""
+    lead, tokens = _split(response)
+    low, high = -(-len(tokens) // 4), max(1, 3 * len(tokens) // 4)
+    return lead + " ".join(tokens[: int(rng.integers(low, high + 1))]) if len(tokens) > 1 else response
+
+
 def favoured_words(preferences: Sequence[Preference], count: int, *, at_least: int = 5) -> list[str]:
     """The words that annotators seem to pay for: those most typical of chosen responses as against rejected ones.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_gym.rewards.model import RewardModel
+from rlhf_gym.rewards.normalization import RewardNormalizer
 
 Aggregate = Literal["mean", "min", "uwo"]
+Trunk = Literal["separate", "shared"]
 
 ENSEMBLE_FILE = "reward_ensemble.json"
 
@@ -31,6 +34,16 @@ def aggregate_scores(member_scores: Tensor, aggregate: Aggregate, uncertainty_we
     if aggregate == "uwo":
         return member_scores.mean(dim=0) - uncertainty_weight * member_scores.var(dim=0, correction=0)
     raise ValueError(f"expected aggregate to be one of {get_args(Aggregate)}, got {aggregate!r}")
+
+
+def check_aggregate(aggregate: str) -> None:
+    """There is such a way to make one score of several.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if aggregate not in get_args(Aggregate):
+        raise ValueError(f"expected aggregate to be one of {get_args(Aggregate)}, got {aggregate!r}")
 
 
 class RewardEnsemble(nn.Module):
@@ -52,8 +65,7 @@ class RewardEnsemble(nn.Module):
         super().__init__()
         if not members:
             raise ValueError("expected at least one member, got none")
-        if aggregate not in get_args(Aggregate):
-            raise ValueError(f"expected aggregate to be one of {get_args(Aggregate)}, got {aggregate!r}")
+        check_aggregate(aggregate)
         self.members = nn.ModuleList(members)
         self.aggregate: Aggregate = aggregate
         self.uncertainty_weight = uncertainty_weight
@@ -65,6 +77,11 @@ class RewardEnsemble(nn.Module):
         for member in self.members:
             assert isinstance(member, RewardModel)
             yield member
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self)).device
 
     def combine(self, member_scores: Tensor) -> Tensor:
         """One score (B,) from the members' (members, B)."""
@@ -89,24 +106,70 @@ class RewardEnsemble(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         for i, member in enumerate(self):
             member.save_pretrained(folder / f"member_{i}")
-        settings = {
-            "members": len(self),
-            "aggregate": self.aggregate,
-            "uncertainty_weight": self.uncertainty_weight,
-        }
-        (folder / ENSEMBLE_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        write_ensemble_file(folder, len(self), self.aggregate, self.uncertainty_weight, trunk="separate")
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu"
     ) -> RewardEnsemble:
-        """What `save_pretrained` wrote."""
+        """What `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError, ValueError: the folder is not that of an ensemble of separate members.
+        """
         folder = Path(folder)
-        if not (folder / ENSEMBLE_FILE).is_file():
-            raise FileNotFoundError(f"expected {ENSEMBLE_FILE} in {folder}, got a folder without it")
-        settings = json.loads((folder / ENSEMBLE_FILE).read_text())
+        settings = read_ensemble_file(folder)
+        if settings.trunk != "separate":
+            raise ValueError(f"expected an ensemble of separate members in {folder}, got one on a shared trunk")
         members = [
             RewardModel.from_pretrained(folder / f"member_{i}", dtype=dtype, device=device)
-            for i in range(settings["members"])
+            for i in range(settings.members)
         ]
-        return cls(members, settings["aggregate"], uncertainty_weight=settings["uncertainty_weight"])
+        return cls(members, settings.aggregate, uncertainty_weight=settings.uncertainty_weight)
+
+
+# -- the file beside an ensemble's weights -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EnsembleFile:
+    """How an ensemble is put together."""
+
+    members: int
+    """How many."""
+    aggregate: Aggregate
+    """How they become one score."""
+    uncertainty_weight: float
+    """λ of "uwo"."""
+    trunk: Trunk = "separate"
+    """Whether each has a folder of its own, or all are heads of the model beside this file."""
+    normalizers: tuple[RewardNormalizer, ...] = ()
+    """One a head, where the trunk is shared; separate members keep their own."""
+
+
+def write_ensemble_file(
+    folder: Path,
+    members: int,
+    aggregate: Aggregate,
+    uncertainty_weight: float,
+    *,
+    trunk: Trunk,
+    normalizers: Sequence[RewardNormalizer] = (),
+) -> None:
+    """Write `reward_ensemble.json`."""
+    record = EnsembleFile(members, aggregate, uncertainty_weight, trunk, tuple(normalizers))
+    (folder / ENSEMBLE_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
+
+
+def read_ensemble_file(folder: str | Path) -> EnsembleFile:
+    """What `write_ensemble_file` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(folder) / ENSEMBLE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"expected {ENSEMBLE_FILE} in {folder}, got a folder without it")
+    record = json.loads(path.read_text())
+    normalizers = tuple(RewardNormalizer.from_dict(values) for values in record.get("normalizers", ()))
+    return EnsembleFile(**(record | {"normalizers": normalizers}))

@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.lm.chunked import rows_at_once
-from rlhf_gym.lm.fuse import fuse_activations
-from rlhf_gym.lm.loading import check_model_source, context_length, load_causal_lm, load_tokenizer, quiet_transformers
-from rlhf_gym.lm.lora import merged
-from rlhf_gym.lm.tokens import encode_prompts, encode_responses, lengths_from_mask, pad_rows, pad_token_id
+from rlhf_gym.lm.loading import quiet_transformers
+from rlhf_gym.rewards.classifier import Classifier, classifier_from_language_model, load_classifier
 from rlhf_gym.rewards.normalization import RewardNormalizer
 
 NORMALIZER_FILE = "reward_normalizer.json"
 
-Reading = Literal["last_token", "classifier"]
 
-
-class RewardModel(nn.Module):
+class RewardModel(Classifier):
     """r_φ(x, y): the scalar head of an `AutoModelForSequenceClassification(num_labels=1)` on its trunk's state.
 
-    Rows are left-aligned and right-padded, and the last real token is found from the attention mask. (The class's own
-    `forward` looks for the pad token instead, and so reads an earlier token wherever the pad token is the EOS.)
-
-    The constructor compares the two on a small ragged batch. A causal model agrees and is read at its last token; an
-    encoder, whose head reads something else, is called through its class's own `forward` with the attention mask;
-    `reads` says which. What agrees with neither is refused.
+    How rows are read, and by which part of the model, is `Classifier`'s to say.
 
     Attributes:
-        model: the Transformers classifier.
-        tokenizer: the tokenizer it was trained with, or None where it came without one.
         normalizer: what `score_tokens` and `score_texts` apply to the raw score.
-        reads: `"last_token"` or `"classifier"`.
     """
 
     def __init__(
@@ -54,15 +34,10 @@ class RewardModel(nn.Module):
         *,
         normalizer: RewardNormalizer | None = None,
     ) -> None:
-        super().__init__()
-        fuse_activations(model)
-        self.model = model
-        self.tokenizer = tokenizer
+        if model.config.num_labels != 1:
+            raise ValueError(f"expected a reward model with num_labels=1, got {model.config.num_labels}")
+        super().__init__(model, tokenizer)
         self.normalizer = RewardNormalizer() if normalizer is None else normalizer
-        self.model.config.use_cache = False  # one forward over whole episodes: there is nothing to keep
-        if tokenizer is not None and self.model.config.pad_token_id is None:
-            self.model.config.pad_token_id = pad_token_id(tokenizer)  # the class's own forward asks for one
-        self.reads: Reading = _choose_reading(self)
 
     # -- making, loading, saving ------------------------------------------------------------------------------------
 
@@ -80,17 +55,16 @@ class RewardModel(nn.Module):
         Raises:
             ValueError: the checkpoint has no scalar head, or has one with several outputs.
         """
-        name = check_model_source(source, what="a reward model")
-        model = _load_classifier(name, dtype=dtype, trust_remote_code=trust_remote_code).to(device)  # type: ignore[arg-type]
-        folder = Path(name)
-        normalizer = RewardNormalizer()
-        if (folder / NORMALIZER_FILE).is_file():
-            normalizer = RewardNormalizer.from_dict(json.loads((folder / NORMALIZER_FILE).read_text()))
-        tokenizer = None
-        if not folder.is_dir() or any(folder.glob("tokenizer*")):
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-            tokenizer.padding_side = "right"
-        return cls(model, tokenizer, normalizer=normalizer)
+        loaded = load_classifier(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        if loaded.model.config.num_labels != 1:
+            raise ValueError(
+                f"expected a reward model with num_labels=1, got {loaded.model.config.num_labels} in {str(source)!r}; "
+                "SharedTrunkEnsemble.from_pretrained loads one whose heads are the members of an ensemble"
+            )
+        file, normalizer = Path(source) / NORMALIZER_FILE, RewardNormalizer()
+        if file.is_file():
+            normalizer = RewardNormalizer.from_dict(json.loads(file.read_text()))
+        return cls(loaded.model, loaded.tokenizer, normalizer=normalizer)
 
     @classmethod
     def from_language_model(
@@ -114,19 +88,8 @@ class RewardModel(nn.Module):
             device: where to put the reward model.
             seed: for the head's weights.
         """
-        if isinstance(source, PreTrainedModel):
-            language_model = source
-        else:
-            language_model = load_causal_lm(source, dtype=dtype)
-            tokenizer = load_tokenizer(source) if tokenizer is None else tokenizer
-        language_model = merged(language_model)
-        keep = language_model.dtype if dtype == "auto" else dtype
-        config = copy.deepcopy(language_model.config)
-        config.num_labels, config.architectures = 1, None
-        model = AutoModelForSequenceClassification.from_config(config)
-        model.base_model.load_state_dict(language_model.base_model.state_dict())
-        _initialise_head(model, seed)
-        return cls(model.to(device=device, dtype=keep).eval(), tokenizer)
+        loaded = classifier_from_language_model(source, tokenizer, heads=1, dtype=dtype, device=device, seed=seed)
+        return cls(loaded.model, loaded.tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights, config, tokenizer and normalizer. `AutoModelForSequenceClassification` loads the folder too
@@ -138,32 +101,12 @@ class RewardModel(nn.Module):
             self.tokenizer.save_pretrained(folder)
         (folder / NORMALIZER_FILE).write_text(json.dumps(self.normalizer.to_dict(), indent=2) + "\n")
 
-    # -- what it is -------------------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids the trunk can embed."""
-        return int(self.model.config.get_text_config().vocab_size)
-
-    @property
-    def max_length(self) -> int | None:
-        """The longest sequence it can score, in tokens; None where its config sets no limit."""
-        return context_length(self.model)
-
     # -- scoring ----------------------------------------------------------------------------------------------------
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Raw scores (B,) in float32, differentiable, of right-padded rows (B, L) with their mask (B, L)."""
-        if self.reads == "classifier":
-            return _classifier_scores(self.model, input_ids, attention_mask)
-        return _last_token_scores(self.model, input_ids, attention_mask)
+        return self.heads(input_ids, attention_mask).squeeze(-1)
 
-    @torch.no_grad()
     def score_tokens(
         self, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int | None = None, normalise: bool = True
     ) -> Tensor:
@@ -176,31 +119,15 @@ class RewardModel(nn.Module):
             ValueError: the mask is not that of right-padded rows of at least one token, or a row is longer than the
                 model's context.
         """
-        lengths = self._check_rows(input_ids, attention_mask)  # (B,)
-        scores = torch.empty(len(input_ids), dtype=torch.float32, device=input_ids.device)  # (B,)
-        if len(input_ids) == 0:
-            return scores
-        was_training = self.training
-        self.eval()
-        try:
-            order = lengths.argsort(descending=True, stable=True)  # (B,)
-            for rows in order.split(batch_size or rows_at_once(self.device)):
-                longest = int(lengths[rows[0]])
-                rows = rows.to(input_ids.device)
-                ids = input_ids[rows, :longest].to(self.device)  # (b, longest)
-                mask = attention_mask[rows, :longest].to(self.device)  # (b, longest)
-                scores[rows] = self(ids, mask).to(scores.device)
-        finally:
-            self.train(was_training)
+        scores = self.head_scores(input_ids, attention_mask, batch_size=batch_size).squeeze(-1)  # (B,)
         return self.normalizer.apply(scores) if normalise else scores
 
     def score_texts(
         self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int | None = None, normalise: bool = True
     ) -> np.ndarray:
         """Normalised scores (B,), float32, of responses to prompts, each response closed by the EOS."""
-        ids, mask = pad_rows(self.encode(prompts, responses), pad_token_id=self._pad_token_id)  # (B, L)
-        tensors = torch.from_numpy(ids), torch.from_numpy(mask)  # (B, L), (B, L)
-        return self.score_tokens(*tensors, batch_size=batch_size, normalise=normalise).numpy()
+        rows = self.encode_rows(prompts, responses)  # (B, L), (B, L)
+        return self.score_tokens(*rows, batch_size=batch_size, normalise=normalise).numpy()
 
     def fit_normalizer(
         self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int | None = None
@@ -208,167 +135,3 @@ class RewardModel(nn.Module):
         """Set `normalizer` so that these responses (a reference policy's) have scores of mean 0 and std 1."""
         scores = self.score_texts(prompts, responses, batch_size=batch_size, normalise=False)
         self.normalizer = RewardNormalizer.fit(scores)
-
-    def encode(
-        self, prompts: Sequence[str], responses: Sequence[str], *, closed: Sequence[bool] | None = None
-    ) -> list[list[int]]:
-        """The rows to score, in this model's own tokens.
-
-        Args:
-            prompts: B texts.
-            responses: B texts.
-            closed: for each response whether it came to its end (then the EOS closes it) or was cut at the length
-                limit; all by default. An encoder's pairs are closed by its own template in any case.
-        """
-        if self.tokenizer is None:
-            raise ValueError("expected a reward model with a tokenizer to score texts, got one without")
-        if len(prompts) != len(responses):
-            raise ValueError(f"expected as many responses as prompts, got {len(responses)} and {len(prompts)}")
-        if self.reads == "classifier":
-            return self.tokenizer(list(prompts), list(responses)).input_ids if prompts else []
-        heads = encode_prompts(self.tokenizer, prompts)
-        tails = encode_responses(self.tokenizer, responses)
-        closed = [True] * len(tails) if closed is None else closed
-        return [h + (t if ended else t[:-1]) for h, t, ended in zip(heads, tails, closed, strict=True)]
-
-    @property
-    def _pad_token_id(self) -> int:
-        return 0 if self.tokenizer is None else pad_token_id(self.tokenizer)
-
-    def _check_rows(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Lengths (B,) on the CPU, after the checks `score_tokens` promises."""
-        if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
-            shapes = f"{tuple(input_ids.shape)} and {tuple(attention_mask.shape)}"
-            raise ValueError(f"expected input_ids and attention_mask of one shape (B, L), got {shapes}")
-        lengths = lengths_from_mask(attention_mask).cpu()  # (B,)
-        if len(lengths) == 0:
-            return lengths
-        right_padded = attention_mask.bool().cpu() == (torch.arange(input_ids.shape[1]) < lengths[:, None])  # (B, L)
-        if not right_padded.all() or int(lengths.min()) < 1:
-            bad = int((~right_padded.all(dim=1) | (lengths < 1)).nonzero()[0])
-            raise ValueError(f"expected right-padded rows of at least one token, got row {bad} with another mask")
-        if self.max_length is not None and int(lengths.max()) > self.max_length:
-            raise ValueError(
-                f"expected rows of at most {self.max_length} tokens (the reward model's context), "
-                f"got {int(lengths.max())} in row {int(lengths.argmax())}"
-            )
-        return lengths
-
-
-def _load_classifier(name: str, **kwargs: Any) -> PreTrainedModel:
-    """The checkpoint as it was trained; never one whose head is new, for its scores would be noise."""
-    try:
-        with quiet_transformers():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name, use_safetensors=True, output_loading_info=True, **kwargs
-            )
-    except OSError as error:
-        raise ValueError(f"could not load a reward model from {name!r}: {error}") from error
-    if info["missing_keys"]:
-        raise ValueError(
-            f"expected a reward model with its scalar head in {name!r}, got a checkpoint without "
-            f"{', '.join(sorted(info['missing_keys']))}; RewardModel.from_language_model starts a new one"
-        )
-    if model.config.num_labels != 1:
-        raise ValueError(f"expected a reward model with num_labels=1, got {model.config.num_labels} in {name!r}")
-    return model.eval()
-
-
-def scalar_head(model: PreTrainedModel) -> nn.Linear | None:
-    """The one linear layer with one output outside the trunk; None where there is not exactly one."""
-    trunk = set(model.base_model.modules())
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1 and m not in trunk]
-    return found[0] if len(found) == 1 else None
-
-
-def _initialise_head(model: PreTrainedModel, seed: int) -> None:
-    """Weights N(0, 1/(H+1)), bias 0 (Huang et al. 2024)."""
-    head = scalar_head(model)
-    if head is None:
-        raise ValueError(f"expected a class with one scalar head over its trunk, got {type(model).__name__}")
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.empty(head.weight.shape).normal_(std=(head.in_features + 1) ** -0.5, generator=generator)  # (1, H)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        if head.bias is not None:
-            head.bias.zero_()
-
-
-def _last_token_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Scores (B,): the head on the trunk's state at each row's last real token.
-
-    The trunk gets no mask: under causal attention what stands right of a token does not reach it, and attention
-    kernels are faster without one. It gets embeddings, because ids without a mask make Transformers warn.
-    """
-    head = scalar_head(model)
-    assert head is not None
-    embeddings = model.get_input_embeddings()(input_ids)  # (B, L, H)
-    hidden = model.base_model(inputs_embeds=embeddings).last_hidden_state  # (B, L, H)
-    last = lengths_from_mask(attention_mask) - 1  # (B,)
-    states = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, H)
-    return head(states).squeeze(-1).float()  # (B,)
-
-
-def _classifier_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Scores (B,) of the class's own forward."""
-    return model(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()  # (B,)
-
-
-def _check_reads_pad_token(reward: RewardModel, row: Tensor) -> None:
-    """Where the pad token is the EOS, the class's own forward must not take a closing EOS for padding."""
-    pad, tokenizer = reward.model.config.pad_token_id, reward.tokenizer
-    if tokenizer is None or pad is None or pad != tokenizer.eos_token_id:
-        return
-    closed = torch.cat([row[:, :-1], torch.full_like(row[:, :1], pad)], dim=1)  # (1, L)
-    cut = row[:, :-1]  # (1, L - 1)
-    scores = [float(_classifier_scores(reward.model, ids, torch.ones_like(ids))) for ids in (closed, cut)]
-    if scores[0] == scores[1]:
-        raise ValueError(
-            f"expected a pad token other than the EOS ({tokenizer.eos_token!r}) for {type(reward.model).__name__}, "
-            "which looks for the pad token and would not read the EOS"
-        )
-
-
-@torch.no_grad()
-def _choose_reading(reward: RewardModel) -> Reading:
-    """Which reading gives, on a ragged batch, what the class itself gives for each row alone and unpadded."""
-    model = reward.model
-    if model.config.num_labels != 1:
-        raise ValueError(f"expected a reward model with num_labels=1, got {model.config.num_labels}")
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"expected a decoder or an encoder, got the encoder-decoder {type(model).__name__}")
-    was_training = model.training
-    model.eval()
-    pad = model.config.pad_token_id
-    usable = torch.tensor([i for i in range(min(reward.vocab_size, 512)) if i != pad])  # (≤ 512,)
-    longest = 11 if reward.max_length is None else min(11, reward.max_length)
-    lengths = torch.tensor([longest, max(1, longest // 2), max(1, longest - 2)])  # (3,)
-    generator = torch.Generator().manual_seed(0)
-    ids = usable[torch.randint(len(usable), (3, longest), generator=generator)]  # (3, L)
-    mask = (torch.arange(longest) < lengths[:, None]).long()  # (3, L)
-    ids = torch.where(mask.bool(), ids, reward._pad_token_id if pad is None else pad)  # (3, L)
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    alone = torch.cat(
-        [
-            _classifier_scores(model, row[None, :n], torch.ones_like(row[None, :n]))
-            for row, n in zip(ids, lengths.tolist(), strict=True)
-        ]
-    )  # (3,)
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
-    try:
-        tried: dict[Reading, Tensor] = {}
-        if scalar_head(model) is not None:
-            tried["last_token"] = _last_token_scores(model, ids, mask)
-            if torch.allclose(tried["last_token"], alone, rtol=tolerance, atol=tolerance):
-                return "last_token"
-        tried["classifier"] = _classifier_scores(model, ids, mask)
-        if torch.allclose(tried["classifier"], alone, rtol=tolerance, atol=tolerance):
-            _check_reads_pad_token(reward, ids[:1])
-            return "classifier"
-    finally:
-        model.train(was_training)
-    raise ValueError(
-        f"expected {type(model).__name__} to score a row alike alone and right-padded in a batch, got "
-        f"{[round(x, 4) for x in alone.tolist()]} alone and "
-        + ", ".join(f"{[round(x, 4) for x in scores.tolist()]} by {name}" for name, scores in tried.items())
-    )

@@ -5,7 +5,10 @@ Each builder returns a `RewardFunction`, `(prompts, responses) -> (B,)`, which c
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -55,6 +58,32 @@ def sum_rewards(*terms: RewardFunction | tuple[float, RewardFunction]) -> Reward
         raise ValueError("expected at least one reward to sum, got none")
     weighted = tuple(term if isinstance(term, tuple) else (1.0, term) for term in terms)
     return partial(_sum, terms=weighted)
+
+
+def import_reward_function(name: str) -> RewardFunction:
+    """The callable that "module:function" names, or "module:object.method"; modules beside the shell's folder count.
+
+    Raises:
+        ValueError: there is no such module, or nothing in it of that name that can be called.
+    """
+    module_name, _, path = name.partition(":")
+    if not module_name or not path:
+        raise ValueError(f'expected "module:function", got {name!r}')
+    folder = os.getcwd()
+    if folder not in sys.path:  # an installed command begins without it
+        sys.path.insert(0, folder)
+    try:
+        found = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"expected a module {module_name!r} to import {name!r} from, but: {error}") from error
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise ValueError(f"expected {path!r} in the module {module_name!r}, but: {error}") from error
+    if not callable(found):
+        raise ValueError(f"expected {name!r} to be callable as (prompts, responses) -> scores, got {found!r}")
+    return found
 
 
 def _sum(prompts: list[str], responses: list[str], *, terms: tuple[tuple[float, RewardFunction], ...]) -> np.ndarray:

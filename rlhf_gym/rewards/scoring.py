@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.tokens import decode, pad_rows, stop_token_ids
 from rlhf_gym.rewards.ensemble import RewardEnsemble
+from rlhf_gym.rewards.loading import LearnedReward
 from rlhf_gym.rewards.model import RewardModel
 from rlhf_gym.rewards.programmatic import RewardFunction
+from rlhf_gym.rewards.shared_trunk import SharedTrunkEnsemble
 
 Route = Literal["tokens", "text", "members"]
 
@@ -35,7 +37,7 @@ class EpisodeScorer(Protocol):
 
 
 def episode_scorer(
-    reward: RewardModel | RewardEnsemble | RewardFunction,
+    reward: LearnedReward | RewardFunction,
     tokenizer: PreTrainedTokenizerBase,
     *,
     vocab_size: int | None = None,
@@ -48,7 +50,7 @@ def episode_scorer(
       or encoded again.
     - One with a tokenizer of its own reads the decoded text, encoded anew and closed by its own EOS where the episode
       ended by a stop token. An encoder does so too: its input is a template of its tokenizer's making.
-    - An ensemble: each member by its own route.
+    - An ensemble: each member by its own route; one on a shared trunk as a reward model.
     - Any other callable gets `(prompts, responses)` as texts without special tokens.
 
     Args:
@@ -69,7 +71,7 @@ def episode_scorer(
             for member in reward
         )
         return _MemberRoutes(reward, members)
-    if isinstance(reward, RewardModel):
+    if isinstance(reward, RewardModel | SharedTrunkEnsemble):
         if _shares_tokens(reward, tokenizer, vocab_size):
             return _TokenRoute(reward, batch_size)
         return _TextRoute(reward, tokenizer, stops, batch_size)
@@ -79,6 +81,22 @@ def episode_scorer(
             f"got {type(reward).__name__}"
         )
     return _FunctionRoute(reward, tokenizer)
+
+
+def score_with_members(
+    scorer: EpisodeScorer, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Scores (B,), and each member's (members, B) where an ensemble scores; None where it is no ensemble."""
+    if isinstance(scorer, _MemberRoutes):
+        members = scorer.each(input_ids, prompt_lengths, lengths)  # (members, B)
+        return scorer.ensemble.combine(members), members
+    if isinstance(scorer, _TokenRoute | _TextRoute) and isinstance(scorer.reward, SharedTrunkEnsemble):
+        rows = scorer.rows(input_ids, prompt_lengths, lengths)
+        members = scorer.reward.member_scores(*rows, batch_size=scorer.batch_size)  # (members, B)
+        scores = scorer.reward.combine(members)
+        check_scores(scores.cpu().numpy(), len(input_ids), source="the ensemble")
+        return scores.to(input_ids.device), members
+    return scorer(input_ids, prompt_lengths, lengths), None
 
 
 def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
@@ -96,7 +114,9 @@ def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
     return values
 
 
-def _shares_tokens(reward: RewardModel, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> bool:
+def _shares_tokens(
+    reward: RewardModel | SharedTrunkEnsemble, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None
+) -> bool:
     if reward.tokenizer is None:
         if reward.vocab_size in (len(tokenizer), vocab_size):
             return True
@@ -119,36 +139,43 @@ def _split(input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> tuple[
 
 @dataclass(frozen=True)
 class _TokenRoute:
-    reward: RewardModel
+    reward: RewardModel | SharedTrunkEnsemble
     batch_size: int
     route: Route = "tokens"
 
     def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)  # (L,)
-        mask = places < lengths.to(input_ids.device)[:, None]  # (B, L)
-        scores = self.reward.score_tokens(input_ids, mask, batch_size=self.batch_size)  # (B,)
+        rows = self.rows(input_ids, prompt_lengths, lengths)
+        scores = self.reward.score_tokens(*rows, batch_size=self.batch_size)  # (B,)
         check_scores(scores.cpu().numpy(), len(input_ids), source="the reward model")
         return scores
+
+    def rows(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the reward model reads, (B, L), and its mask, (B, L)."""
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)  # (L,)
+        return input_ids, places < lengths.to(input_ids.device)[:, None]
 
 
 @dataclass(frozen=True)
 class _TextRoute:
-    reward: RewardModel
+    reward: RewardModel | SharedTrunkEnsemble
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
     batch_size: int
     route: Route = "text"
 
     def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
+        rows = self.rows(input_ids, prompt_lengths, lengths)
+        scores = self.reward.score_tokens(*rows, batch_size=self.batch_size)  # (B,)
+        check_scores(scores.numpy(), len(input_ids), source="the reward model")
+        return scores.to(input_ids.device)
+
+    def rows(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the reward model reads, (B, L'), and its mask, (B, L')."""
         prompts, responses = _split(input_ids, prompt_lengths, lengths)
         closed = [bool(response) and response[-1] in self.stop_ids for response in responses]
         texts = decode(self.tokenizer, prompts), decode(self.tokenizer, responses)
         ids, mask = pad_rows(self.reward.encode(*texts, closed=closed))  # (B, L')
-        scores = self.reward.score_tokens(
-            torch.from_numpy(ids), torch.from_numpy(mask), batch_size=self.batch_size
-        )  # (B,)
-        check_scores(scores.numpy(), len(input_ids), source="the reward model")
-        return scores.to(input_ids.device)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 @dataclass(frozen=True)
@@ -171,4 +198,8 @@ class _MemberRoutes:
     route: Route = "members"
 
     def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        return self.ensemble.combine(torch.stack([m(input_ids, prompt_lengths, lengths) for m in self.members]))
+        return self.ensemble.combine(self.each(input_ids, prompt_lengths, lengths))
+
+    def each(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
+        """Each member's scores, (members, B)."""
+        return torch.stack([member(input_ids, prompt_lengths, lengths) for member in self.members])

@@ -3,6 +3,7 @@
 from rlhf_gym.training.config import RewardModelingConfig, SFTConfig
 from rlhf_gym.training.folder import is_finished
 from rlhf_gym.training.language_modeling import SFTMetrics, evaluate_sft, pretrain, train_sft
+from rlhf_gym.training.reward_baselines import Baseline, train_baselines
 from rlhf_gym.training.reward_diagnosis import (
     Share,
     accuracy_by_length,
@@ -10,6 +11,7 @@ from rlhf_gym.training.reward_diagnosis import (
     diagnose_reward_model,
     reward_complaints,
 )
+from rlhf_gym.training.reward_edits import EditProbe, probe_edits
 from rlhf_gym.training.reward_metrics import (
     RewardMetrics,
     ScoredPairs,
@@ -18,10 +20,14 @@ from rlhf_gym.training.reward_metrics import (
     score_pairs,
 )
 from rlhf_gym.training.reward_modeling import train_reward_model
+from rlhf_gym.training.reward_probes import RewardProbes, probe_reward_model
 
 __all__ = [
+    "Baseline",
+    "EditProbe",
     "RewardMetrics",
     "RewardModelingConfig",
+    "RewardProbes",
     "SFTConfig",
     "SFTMetrics",
     "ScoredPairs",
@@ -33,9 +39,12 @@ __all__ = [
     "evaluate_sft",
     "is_finished",
     "pretrain",
+    "probe_edits",
+    "probe_reward_model",
     "reward_complaints",
     "reward_metrics",
     "score_pairs",
+    "train_baselines",
     "train_reward_model",
     "train_sft",
 ]

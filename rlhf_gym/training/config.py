@@ -100,6 +100,9 @@ class RewardModelingConfig:
     """Ask the chosen response to win by the record's margin, where it has one (Llama 2, arXiv 2307.09288)."""
     label_smoothing: float = 0.0
     """ε in [0, 0.5): the share of labels taken to be wrong."""
+    bootstrap: bool = False
+    """Learn from a draw of as many preferences, with replacement, and each head of a shared trunk from one of its own:
+    members of an ensemble then differ in their data too."""
     centering: float = 0.0
     """Weight of (r_chosen + r_rejected)², which holds scores near 0 (Eisenstein et al. 2023, arXiv 2312.09244)."""
     schedule: Schedule = "cosine"

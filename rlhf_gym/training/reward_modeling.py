@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,8 @@ from rlhf_gym.functional.losses import bradley_terry_loss
 from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.preferences import Preference
-from rlhf_gym.rewards import RewardModel, RewardNormalizer
+from rlhf_gym.rewards import RewardFunction, RewardModel, RewardNormalizer, SharedTrunkEnsemble
+from rlhf_gym.rewards.loading import get_normalizers, set_normalizers
 from rlhf_gym.training.config import RewardModelingConfig
 from rlhf_gym.training.data import check_rows, fingerprint
 from rlhf_gym.training.folder import STAGING, close_folder, is_finished, open_folder, read_metrics
@@ -34,6 +36,8 @@ class Pair(NamedTuple):
     """In the loss."""
     margin: float
     """By how much the chosen one should win."""
+    draws: tuple[float, ...] = (1.0,)
+    """How often each head drew it, k of them; one stands for all heads."""
 
 
 class PairBatch(NamedTuple):
@@ -48,13 +52,13 @@ class PairBatch(NamedTuple):
     rejected: Tensor
     """(P,) int64, into the rows."""
     weight: Tensor
-    """(P,)."""
+    """(P, k) with a bootstrap, else (P, 1): in each head's loss, by how often it drew the pair."""
     margin: Tensor
     """(P,)."""
 
 
 def train_reward_model(
-    reward_model: RewardModel,
+    reward_model: RewardModel | SharedTrunkEnsemble,
     preferences: Sequence[Preference],
     *,
     heldout: Sequence[Preference],
@@ -68,10 +72,14 @@ def train_reward_model(
     1/C(K,2) that `rlhf_gym.preferences` gives them this is equation 1 of Ouyang et al. 2022 (arXiv 2203.02155). With
     `config.by_prompt` so do all pairs of a prompt, whoever compared them.
 
+    Heads on a shared trunk are trained together by the mean of what each would be trained by alone. With
+    `config.bootstrap` each head weighs an example (a preference, or a ranking) by how often it drew it; examples that
+    no head drew are left out.
+
     The scores' unit changes, so the model's normalizer is set back to mean 0 and std 1: fit it anew afterwards.
 
     Args:
-        reward_model: with a tokenizer; see `RewardModel.from_language_model` for where to begin.
+        reward_model: with a tokenizer; see `from_language_model` of either class for where to begin.
         preferences: the comparisons.
         heldout: comparisons for the metrics, best of other prompts (`rlhf_gym.preferences.split_by_prompt`).
         config: `RewardModelingConfig()` by default.
@@ -90,18 +98,20 @@ def train_reward_model(
     config = config or RewardModelingConfig()
     rows, groups = _checked_pairs(reward_model, preferences, config.use_margin, "pair", by_prompt=config.by_prompt)
     heldout_rows, _ = _checked_pairs(reward_model, heldout, False, "held-out pair")
+    if config.bootstrap:
+        groups = bootstrapped(groups, heads=reward_model.num_heads, seed=config.seed)
     folder = Path(output_dir)
     run = {
         "stage": "reward modelling",
         "model": f"{type(reward_model.model).__name__} of {reward_model.model.num_parameters()} parameters",
         "config": asdict(config),
-        "data": fingerprint([*rows, *(pair for group in groups for pair in group)]),
+        "data": fingerprint([*rows, *(pair[:4] for group in groups for pair in group)]),
         "heldout": fingerprint(heldout_rows),
     }
     open_folder(folder, run, resume=resume)
     if is_finished(folder):
         return _load_finished(reward_model, folder)
-    reward_model.normalizer = RewardNormalizer()
+    set_normalizers(reward_model, [RewardNormalizer()] * reward_model.num_heads)
     micro_batch_size = config.micro_batch_size or config.batch_size
     stage = Stage(
         name="reward modelling",
@@ -109,9 +119,13 @@ def train_reward_model(
         examples=groups,
         lengths=[max(len(rows[i]) for pair in group for i in (pair.chosen, pair.rejected)) for group in groups],
         collate=partial(collate_pairs, rows),
-        weight=lambda batch: float(batch["weight"].sum()),
+        weight=lambda batch: float(batch["weight"].mean(dim=1).sum()),
         loss=partial(_summed_loss, label_smoothing=config.label_smoothing, centering=config.centering),
-        evaluate=lambda: evaluate_reward_model(reward_model, heldout, batch_size=4 * micro_batch_size),
+        evaluate=lambda: evaluate_reward_model(
+            reward_model if isinstance(reward_model, RewardModel) else mean_of_heads(reward_model),
+            heldout,
+            batch_size=4 * micro_batch_size,
+        ),
     )
     result = run_stage(stage, config, folder)
     with quiet_transformers():
@@ -130,26 +144,53 @@ def collate_pairs(rows: Sequence[list[int]], groups: Sequence[Sequence[Pair]]) -
         torch.from_numpy(mask),
         torch.tensor([place[pair.chosen] for pair in pairs]),
         torch.tensor([place[pair.rejected] for pair in pairs]),
-        torch.tensor([pair.weight for pair in pairs]),
+        torch.tensor([[pair.weight * drawn for drawn in pair.draws] for pair in pairs]),
         torch.tensor([pair.margin for pair in pairs]),
     )._asdict()
 
 
+def bootstrapped(groups: Sequence[Sequence[Pair]], *, heads: int, seed: int) -> list[list[Pair]]:
+    """The examples with how often each head drew them: as many draws as examples, with replacement (Efron 1979).
+
+    What is drawn are groups, since the pairs of a ranking stand or fall together. Those that no head drew are left out,
+    so that no batch weighs nothing.
+    """
+    rng = np.random.default_rng((seed, 31))
+    counts = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=heads).T  # (groups, k)
+    return [
+        [pair._replace(draws=tuple(drawn.astype(float).tolist())) for pair in group]
+        for group, drawn in zip(groups, counts, strict=True)
+        if drawn.any()
+    ]
+
+
+def mean_of_heads(ensemble: SharedTrunkEnsemble) -> RewardFunction:
+    """Its members' mean before normalisation, whatever it aggregates by: the heads have no common origin yet."""
+
+    def score(prompts: list[str], responses: list[str]) -> np.ndarray:
+        return ensemble.head_scores(*ensemble.encode_rows(prompts, responses)).mean(dim=1).numpy()
+
+    return score
+
+
 def _summed_loss(model: nn.Module, batch: dict[str, Any], *, label_smoothing: float, centering: float) -> Tensor:
-    scores = model(batch["input_ids"], batch["attention_mask"])  # (R,)
+    """Σ over pairs of the heads' mean loss: (1/k)·Σ_j Σ_p w_pj·loss(r_j of pair p)."""
+    ids = batch["input_ids"]
+    scores = model(ids, batch["attention_mask"]).reshape(len(ids), -1)  # (R, k), k = 1 for a reward model
+    chosen, rejected = scores[batch["chosen"]], scores[batch["rejected"]]  # (P, k), (P, k)
     return bradley_terry_loss(
-        scores[batch["chosen"]],
-        scores[batch["rejected"]],
-        margin=batch["margin"],
+        chosen.flatten(),
+        rejected.flatten(),
+        margin=batch["margin"][:, None].expand_as(chosen).flatten(),
         label_smoothing=label_smoothing,
         centering=centering,
-        weight=batch["weight"],
-        denominator=1.0,
+        weight=batch["weight"].expand_as(chosen).flatten(),
+        denominator=float(scores.shape[1]),
     )
 
 
 def _checked_pairs(
-    reward_model: RewardModel,
+    reward_model: RewardModel | SharedTrunkEnsemble,
     preferences: Sequence[Preference],
     use_margin: bool,
     what: str,
@@ -190,10 +231,10 @@ def _weighing_one(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair._replace(weight=pair.weight / total) for pair in pairs]
 
 
-def _load_finished(reward_model: RewardModel, folder: Path) -> RewardMetrics:
+def _load_finished(reward_model: RewardModel | SharedTrunkEnsemble, folder: Path) -> RewardMetrics:
     with quiet_transformers():
-        finished = RewardModel.from_pretrained(folder, dtype=reward_model.model.dtype)
+        finished = type(reward_model).from_pretrained(folder, dtype=reward_model.model.dtype)
     reward_model.model.load_state_dict(finished.model.state_dict())
-    reward_model.normalizer = finished.normalizer
+    set_normalizers(reward_model, get_normalizers(finished))
     reward_model.eval()
     return RewardMetrics(**read_metrics(folder))

@@ -1,0 +1,152 @@
+"""`rlhf-gym diagnose`: what a reward model has learned, for those who bring one, before they optimise against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_gym.cli.app import COMMANDS, fail
+from rlhf_gym.lm import quiet_transformers
+from rlhf_gym.pipeline.comparison import share_interval
+from rlhf_gym.pipeline.preparation import resolve_device
+from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
+from rlhf_gym.preferences.files import read_candidates
+from rlhf_gym.rewards import load_reward
+from rlhf_gym.training import RewardProbes, probe_reward_model
+from rlhf_gym.training.folder import write_json
+
+
+@dataclass(frozen=True)
+class DiagnoseOptions:
+    """What the command line says."""
+
+    reward_model: str
+    """The reward model: a folder or a hub name, or the folder of an ensemble."""
+    preferences: Path
+    """Comparisons, JSONL of {"prompt", "chosen", "rejected"}. Best some that it was trained on, with --heldout."""
+    heldout: Path | None = None
+    """Comparisons that it was not trained on. By default those about half of the prompts of --preferences."""
+    responses: Path | None = None
+    """Responses to edit, JSONL of {"prompt", "response"}: those of the policy one is about to train. By default those
+    of the held-out comparisons."""
+    count: int = 250
+    """Responses that are edited at most."""
+    words: tuple[str, ...] = ()
+    """Words of your own to insert, to see what they are worth."""
+    json: Path | None = None
+    """A file for all that was found out."""
+    seed: int = 0
+    """Of the edits, and of the split."""
+    device: str = "auto"
+    """Where the reward model runs; auto: a GPU where there is one."""
+
+
+def diagnose(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code."""
+    console = Console()
+    try:
+        options = tyro.cli(
+            DiagnoseOptions, args=list(arguments), prog="rlhf-gym diagnose", description=f"{COMMANDS['diagnose']}."
+        )
+        with quiet_transformers():
+            found = _probe(options)
+        if options.json is not None:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            write_json(options.json, found.to_dict())
+    except (ValueError, OSError) as error:
+        return fail(str(error))
+    say_probes(console, found)
+    if options.json is not None:
+        console.print(f"\n  all of it: {escape(str(options.json))}", style="dim", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _probe(options: DiagnoseOptions) -> RewardProbes:
+    if options.count < 2:
+        raise ValueError(f"expected count >= 2, got {options.count}")
+    train, heldout = _sides(options)
+    if options.responses is None:
+        given = [(p.prompt, text) for p in heldout for text in (p.chosen, p.rejected)]
+    else:
+        given = [(c.prompt, c.response) for c in read_candidates(options.responses)]
+    texts = [text for text in dict.fromkeys(given) if text[1].strip()][: options.count]
+    reward = load_reward(options.reward_model, device=resolve_device(options.device))
+    return probe_reward_model(
+        reward,
+        train,
+        heldout=heldout,
+        prompts=[prompt for prompt, _ in texts],
+        responses=[response for _, response in texts],
+        words={"your words": options.words} if options.words else None,
+        seed=options.seed,
+    )
+
+
+def _sides(options: DiagnoseOptions) -> tuple[list[Preference], list[Preference]]:
+    """(for the baselines, to measure by)."""
+    train = read_preferences(options.preferences)
+    if options.heldout is None:
+        return split_by_prompt(train, 0.5, seed=options.seed)
+    heldout = read_preferences(options.heldout)
+    shared = {p.prompt for p in train} & {p.prompt for p in heldout}
+    if shared:
+        raise ValueError(
+            f"expected held-out comparisons about other prompts than those of {options.preferences}, got "
+            f"{len(shared)} prompts in both, such as {min(shared)!r}"
+        )
+    return train, heldout
+
+
+def say_probes(console: Console, found: RewardProbes) -> None:
+    """Tables, and what is suspicious."""
+    gold = any(edit.gold_change is not None for edit in found.edits)
+    if found.accuracy is not None:
+        table = _table(f"on {found.n:,} held-out pairs", "accuracy", "95 %", "explains of r_φ", "r_φ right where wrong")
+        table.add_row(Text("r_φ", "bold"), *_shares(found.accuracy, found.n), "", "")
+        for b in found.baselines:
+            explained = "" if b.explained_by_features is None else f"{max(0.0, b.explained_by_features):.0%}"
+            beyond = "" if b.beyond is None else f"{b.beyond:.0%} of {b.beyond_n:,}"
+            table.add_row(b.name, *_shares(b.accuracy, found.n), explained, beyond)
+        console.print(table)
+        if found.equal_length is not None:
+            console.print(
+                f"of {found.equal_length_n:,} pairs of as many words, r_φ is right about {found.equal_length:.1%}",
+                style="dim", highlight=False,
+            )  # fmt: skip
+        console.print()
+    table = _table("edits of responses", "change, σ", "raised", *(["gold, σ", "raised"] if gold else []))
+    for edit in found.edits:
+        theirs: list[str] = []
+        if edit.gold_change is not None and edit.gold_raised is not None:
+            theirs = [f"{edit.gold_change:+.2f} ± {edit.gold_error:.2f}", f"{edit.gold_raised:.0%}"]
+        table.add_row(edit.name, f"{edit.change:+.2f} ± {edit.error:.2f}", f"{edit.raised:.0%}", *theirs)
+    console.print(table)
+    for name, effects in (("for", found.words_for), ("against", found.words_against)):
+        if effects:
+            words = ", ".join(f"{e.word} {e.effect:+.2f}" for e in effects)
+            console.print(f"pays most {name}: {words}", style="dim", highlight=False, markup=False)
+    console.print()
+    if not found.suspicions:
+        console.print("Nothing suspicious was found.")
+    for sentence in found.suspicions:
+        console.print(Text.assemble(("look: ", "bold"), sentence), highlight=False, soft_wrap=True)
+
+
+def _shares(share: float, n: int) -> tuple[str, str]:
+    interval = share_interval(share, n)
+    return f"{share:.1%}", f"{100 * interval.low:.0f}–{100 * interval.high:.0f}"
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table

@@ -1,0 +1,82 @@
+"""Probing the reward model of a run, before PPO: SFT responses to held-out prompts, edited; baselines beside r_φ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.samples import draw
+from rlhf_gym.preferences import Preference
+from rlhf_gym.rewards import LearnedReward, RewardEnsemble, RewardModel, SharedTrunkEnsemble
+from rlhf_gym.training import probe_reward_model
+
+DRAW = 98
+"""Keeps the seed of these responses apart from that of the reference samples."""
+
+
+def reward_probes(
+    run: Run, reward: LearnedReward, train: Sequence[Preference], heldout: Sequence[Preference]
+) -> dict[str, Any]:
+    """{"probes": what `probe_reward_model` finds}, for the stage's metrics; empty where `reward.probe_samples` is 0."""
+    count = run.config.reward.probe_samples
+    if not count:
+        return {}
+    prompts = run.task.heldout_prompts
+    chosen = np.random.default_rng((run.config.seed, DRAW)).integers(len(prompts), size=count)
+    samples = draw(
+        load_causal_lm(run.sft, device=run.device),
+        run.task,
+        [prompts[int(i)] for i in chosen],
+        seed=run.config.seed + DRAW,
+        progress=run.bar("responses to probe with"),
+    )
+    written = [i for i, response in enumerate(samples.responses) if response.strip()]
+    samples = samples.take(written)
+    if len(samples) < 2:
+        return {}  # nothing to edit
+    if len({p.prompt for p in train}) < 2:
+        train = []  # too few for baselines: how strongly to hold their weights is tried on other prompts
+    found = probe_reward_model(
+        _reading_texts(run, reward),
+        train,
+        heldout=heldout,
+        prompts=samples.prompts,
+        responses=samples.responses,
+        gold=run.task.gold,
+        seed=run.config.seed,
+    )
+    return {"probes": found.to_dict()}
+
+
+def probes_line(metrics: dict[str, Any]) -> str:
+    """What is most suspicious, if anything is, for the stage's line."""
+    found = metrics.get("probes", {}).get("suspicions", [])
+    if not found:
+        return ""
+    more = f", and {len(found) - 1} more in the report" if len(found) > 1 else ""
+    return f"; look before you optimise: {found[0]}{more}"
+
+
+def _reading_texts(run: Run, reward: LearnedReward) -> LearnedReward:
+    """The same reward; where it came without a tokenizer it shares the run's, or the run would not have begun."""
+    if isinstance(reward, RewardEnsemble):
+        members = [_with_tokenizer(run, member) for member in reward]
+        return RewardEnsemble(members, reward.aggregate, uncertainty_weight=reward.uncertainty_weight)
+    if isinstance(reward, RewardModel):
+        return _with_tokenizer(run, reward)
+    if reward.tokenizer is not None:
+        return reward
+    return SharedTrunkEnsemble(
+        reward.model, run.task.tokenizer, reward.aggregate,
+        uncertainty_weight=reward.uncertainty_weight, normalizers=reward.normalizers,
+    )  # fmt: skip
+
+
+def _with_tokenizer(run: Run, reward: RewardModel) -> RewardModel:
+    if reward.tokenizer is not None:
+        return reward
+    return RewardModel(reward.model, run.task.tokenizer, normalizer=reward.normalizer)
