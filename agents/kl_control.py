@@ -77,9 +77,9 @@ class ConstraintKL(KLController):
         log β = I + κ·e                 and a part that goes again when the error does
 
     On log β, so that β stays positive and takes as long to halve as to double. Dual ascent alone (κ = h = 0) swings: an
-    update changes the policy, whose KL follows β only rollouts later, and on the way up from KL = 0 log β falls
-    all the while. The proportional and the predictive part are those of a PID controller, with which Stooke et al. 2020
-    (arXiv:2007.03964) damp such multipliers. The error is clipped to both sides: a single rollout's mean KL has outliers.
+    update changes the policy, whose KL follows β only rollouts later, and on the way up from KL = 0 log β falls all
+    the while. The proportional and the predictive part are those of a PID controller, with which Stooke et al. 2020
+    (arXiv:2007.03964) damp such multipliers. The error is clipped to both sides: the mean KL of a rollout has outliers.
 
     The gains suit agents that come to a new KL within some ten rollouts; a slower one wants a smaller η, and rollouts
     whose mean KL is mostly noise (few episodes, a small δ) smaller η, κ and h. Once the learning rate has fallen to
