@@ -44,7 +44,7 @@ class AlarmThresholds:
     """Entropy, as a share of the start's, that it should not fall below."""
     kl_high: float | None = None
     """KL a response, nats. By default twice a controller's target; without a controller `kl_share` decides."""
-    kl_share: float = 0.5
+    kl_share: float = 0.75
     """KL a token, as a share of the entropy a token at the start. A policy that had settled on the text π_ref finds
     typical, and wrote nothing else, would stand at 1; beyond, it writes what π_ref would not."""
     kl_low: float = 0.01
@@ -53,7 +53,7 @@ class AlarmThresholds:
     """Rollouts after which learning should show."""
     explained_variance: float = 0.01
     """Share of the variance of returns that the critic should explain."""
-    critic_patience: int = 10
+    critic_patience: int = 20
     """Rollouts, after the first ones, whose median is what the critic explains."""
     missing_eos_rise: float = 0.2
     """Share of responses that are cut off, above the start."""

@@ -101,6 +101,11 @@ class RLHFMonitor(BaseCallback):
         """All that have fired, the first one first."""
         return self._alarms.fired
 
+    @property
+    def ended_by(self) -> str | None:
+        """The alarm of `stop_on` that ends the training; None while none has fired."""
+        return next((alarm.name for alarm in self.alarms if alarm.name in self.stop_on), None)
+
     def _follow(self, records: Sequence[MonitorRecord]) -> None:
         """Begin from these records; alarms are a function of them."""
         self.records: list[MonitorRecord] = []
@@ -125,7 +130,7 @@ class RLHFMonitor(BaseCallback):
     def _on_step(self) -> bool:
         if not isinstance(self.model, TokenAlgorithm):
             self._finished.add(self._engines)
-        return not any(alarm.name in self.stop_on for alarm in self.alarms)
+        return self.ended_by is None
 
     def _on_rollout_end(self) -> None:
         started = time.perf_counter()
@@ -189,7 +194,8 @@ class RLHFMonitor(BaseCallback):
             kl_coef=engine.kl_coef,
             kl_target=self._kl_target(),
             kl_tokens=tuple(
-                KLToken(text, part.occurrences, part.total / count, part.share) for text, part in zip(texts, top, strict=True)
+                KLToken(text, part.occurrences, part.total / count, part.share)
+                for text, part in zip(texts, top, strict=True)
             ),
         )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-KEYS = {"Enter": 13, "Backspace": 8, "Escape": 27, "Tab": 9}
+KEYS = {"Enter": 13, "Backspace": 8, "Escape": 27, "Tab": 9, "End": 35, "ArrowLeft": 37, "ArrowRight": 39}
 
 
 def find_chromium() -> str | None:

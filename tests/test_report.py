@@ -295,6 +295,19 @@ def test_a_peak_is_shown_only_where_there_is_one(alpha: float, beta: float, word
     assert words in peak_words(found) and found.peaks is marked
 
 
+def test_a_band_that_would_cover_the_picture_is_left_out_and_said_to_be(tmp_path: Path) -> None:
+    """Two seeds leave one degree of freedom: with noise, their curves' intervals are as wide as anything."""
+    folder = made_up_run(tmp_path / "run", seeds=2)
+    path = folder.seed("unleashed", 1, 1) / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    noisy = [r | {"rlhf/gold": 3 - r["rlhf/gold"]} for r in records]
+    path.write_text("".join(json.dumps(r) + "\n" for r in noisy))
+    chart, fits = goodhart_chart(Histories.read(folder, [0, 1], 1), SFT_ROW)
+    assert set(fits) == {"ppo", "unleashed"} and [band.kind for band in chart.bands] == ["ppo"]
+    write_report(folder)
+    assert "Bands wider than the picture are left out: without." in Page(read_page(folder)).text
+
+
 def test_a_band_is_cut_off_and_does_not_stretch_the_picture() -> None:
     line = Line([0, 1, 2], [0.0, 1.0, 2.0], "ppo", "it")
     plain, banded = (

@@ -74,6 +74,8 @@ def test_a_reward_that_is_length_is_found_out() -> None:
     for baseline in (length, curved, style, bag):
         assert baseline.explained_by_features == pytest.approx(1, abs=0.01)
     assert length.explained == pytest.approx(1) and length.explained_within == pytest.approx(1)
+    spread = by_length([], [r for _, r in texts(60, 3)]).std()
+    assert found.word_price == pytest.approx(1 / spread) and found.word_price_error < 1e-3
     edits = {edit.name: edit for edit in found.edits}
     for name in ("repetition", "padding", "praise"):
         assert edits[name].raised == 1 and edits[name].change > 10 * edits[name].error and edits[name].suspicious

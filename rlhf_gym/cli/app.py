@@ -21,7 +21,7 @@ COMMANDS = {
     "ppo": "PPO against r_φ, held by the KL to π_ref; --agent takes another learner",
     "unleashed": "the same without KL penalty, to see what it prevents",
     "evaluate": "who wins on held-out prompts",
-    "report": "report.html, with pictures",
+    "report": "report.html, with pictures; of several runs (report RUN RUN …) a page that compares them",
     "diagnose": "what a reward model of yours has learned: length, style, words; what edits do to it",
     "adversarial": "responses that the reward model overrates: found, labelled, trained on (collect --against RUN)",
     "label": "a page on which people compare, rank or rate responses, blind",
@@ -37,6 +37,7 @@ EXAMPLES = (
     ("on where it stopped, a round further", "rlhf-gym run --run-dir runs/demo --rounds 2"),
     ("another agent in PPO's place", "rlhf-gym run --run-dir runs/rloo --agent rloo"),
     ("again from PPO on", "rlhf-gym run --run-dir runs/demo --redo ppo --ppo.kl-coef 0.05"),
+    ("two runs side by side", "rlhf-gym report runs/demo runs/rloo"),
     ("preferences from people", "rlhf-gym run --run-dir runs/mine --labeler web --num-labels 200"),
     ("who wins, say people", "rlhf-gym label runs/demo --compare ppo sft"),
 )
@@ -74,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from rlhf_gym.cli.preferences_command import preferences
 
         return preferences(rest)
+    if command == "report" and not any(word.replace("_", "-").startswith("--run-dir") for word in rest):
+        from rlhf_gym.cli.report_command import report
+
+        return report(rest)
     from rlhf_gym.cli.commands import go  # torch and all that, which an overview does without
 
     if command == "evaluate" and "--human" in rest:

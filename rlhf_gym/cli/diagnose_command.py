@@ -128,6 +128,8 @@ def say_probes(console: Console, found: RewardProbes) -> None:
             theirs = [f"{edit.gold_change:+.2f} ± {edit.gold_error:.2f}", f"{edit.gold_raised:.0%}"]
         table.add_row(edit.name, f"{edit.change:+.2f} ± {edit.error:.2f}", f"{edit.raised:.0%}", *theirs)
     console.print(table)
+    price = f"{found.word_price:+.3f} ± {found.word_price_error:.3f} σ"
+    console.print(f"with each word more: {price}", style="dim", highlight=False)
     for name, effects in (("for", found.words_for), ("against", found.words_against)):
         if effects:
             words = ", ".join(f"{e.word} {e.effect:+.2f}" for e in effects)

@@ -75,9 +75,9 @@ def fieller_interval(numerator: float, denominator: float, covariance: ArrayLike
     if not denominator > 0:
         raise ValueError(f"expected a denominator > 0, got {denominator}")
     # (b² − t²V_bb)·ρ² − 2·(ab − t²V_ab)·ρ + (a² − t²V_aa) ≤ 0
-    square = denominator**2 - t**2 * v[1, 1]
-    half = numerator * denominator - t**2 * v[0, 1]
-    rest = numerator**2 - t**2 * v[0, 0]
+    square = float(denominator**2 - t**2 * v[1, 1])
+    half = float(numerator * denominator - t**2 * v[0, 1])
+    rest = float(numerator**2 - t**2 * v[0, 0])
     inside = half**2 - square * rest
     if square > 0:
         root = math.sqrt(max(inside, 0.0))

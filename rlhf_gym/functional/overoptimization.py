@@ -183,7 +183,7 @@ def goodhart_gold(proxy: ArrayLike, noise_std: float) -> Array:
 
 
 BEST_OF_N = CurveForm(lambda d: np.stack([d, -(d**2)], axis=-1), lambda ratio: ratio / 2)
-RL = CurveForm(lambda d: np.stack([d, -_d_log_d(d)], axis=-1), lambda ratio: math.exp(min(ratio, 300.0) - 1))
+RL = CurveForm(lambda d: np.stack([d, -_d_log_d(d)], axis=-1), lambda ratio: _exp(ratio - 1))
 
 
 def _fit(form: CurveForm, kl: ArrayLike, gold: ArrayLike, runs: ArrayLike | None, ordered: bool) -> OveroptimizationFit:
@@ -205,8 +205,7 @@ def _fit(form: CurveForm, kl: ArrayLike, gold: ArrayLike, runs: ArrayLike | None
 
 def _peak(form: CurveForm, alpha: float, beta: float) -> tuple[float, float]:
     """(d, gold) where the curve is highest."""
-    if beta > 0 and alpha / beta < 300:  # beyond, e^(α/β − 1) is past anything measured and soon past a float
-        peak = max(form.peak(alpha / beta), 0.0)
+    if beta > 0 and (peak := max(form.peak(alpha / beta), 0.0)) < math.inf:
         return peak, float(form.features(np.array([peak]))[0] @ np.array([alpha, beta]))
     slope = form.features(np.array([1e-300]))[0] @ np.array([alpha, beta])  # whether it rises at all
     return (math.inf, math.inf) if beta < 0 or slope > 0 else (0.0, 0.0)
@@ -239,6 +238,10 @@ def _distance(kl: ArrayLike) -> Array:
     return np.sqrt(kl)
 
 
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 300 else math.inf  # past anything measured, and soon past a float
+
+
 def _d_log_d(d: Array) -> Array:
     return d * np.log(np.where(d > 0, d, 1.0))
 
@@ -256,7 +259,7 @@ def _points(kl: ArrayLike, gold: ArrayLike) -> tuple[Array, Array]:
 
 
 def _least_squares(features: Array, gold: Array) -> Array:
-    return np.linalg.lstsq(features, gold, rcond=None)[0]
+    return np.asarray(np.linalg.lstsq(features, gold, rcond=None)[0], dtype=np.float64)
 
 
 def _covariance(x: Array, residual: Array, ordered: bool) -> tuple[Array, int]:
@@ -266,7 +269,7 @@ def _covariance(x: Array, residual: Array, ordered: bool) -> tuple[Array, int]:
         return np.full((2, 2), math.nan), 0
     rho = _autocorrelation(residual) if ordered else 0.0
     scale = float(residual @ residual) / (n - 2) * (1 + rho) / (1 - rho)
-    return scale * np.linalg.pinv(x.T @ x), max(1, int(n * (1 - rho) / (1 + rho)) - 2)
+    return np.asarray(scale * np.linalg.pinv(x.T @ x), dtype=np.float64), max(1, int(n * (1 - rho) / (1 + rho)) - 2)
 
 
 def _autocorrelation(residual: Array) -> float:

@@ -10,6 +10,7 @@ from rlhf_gym.pipeline.config import (
     default_config,
 )
 from rlhf_gym.pipeline.folder import RunFolder
+from rlhf_gym.pipeline.monitor_config import MonitorConfig
 from rlhf_gym.pipeline.preparation import Run, prepare
 from rlhf_gym.pipeline.report import write_report
 from rlhf_gym.pipeline.stages import Interrupted, execute, run
@@ -18,6 +19,7 @@ __all__ = [
     "CollectConfig",
     "EvaluateConfig",
     "Interrupted",
+    "MonitorConfig",
     "PPOConfig",
     "RewardConfig",
     "Run",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -102,7 +103,7 @@ class Chart:
         parts += [_mark(mark, x_axis, y_axis) for mark in self.marks]
         parts.append(
             f'<text class="axis-label" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 5:.0f}" '
-            f'text-anchor="middle">{escape(self.x_label)}</text>'
+            f'text-anchor="middle">{_with_subscripts(self.x_label)}</text>'
         )
         return (
             f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{escape(self.title)}" '
@@ -174,6 +175,12 @@ def smooth(values: ArrayLike, window: int) -> np.ndarray:
     places = np.arange(len(values))
     low, high = np.maximum(places - window // 2, 0), np.minimum(places + window // 2 + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)
+
+
+def _with_subscripts(label: str) -> str:
+    """Escaped, π_ref and r_φ set as such (by `dy`: not every browser knows `baseline-shift` in SVG)."""
+    lowered = r'<tspan dy="2.5" font-size="78%">\1</tspan><tspan dy="-2.5">&#8203;</tspan>'
+    return re.sub(r"_(ref|φ)\b", lowered, escape(label))
 
 
 def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, get_args
 from tyro.conf import arg
 
 from rlhf_gym.pipeline.agent_config import PPOConfig, at_least
+from rlhf_gym.pipeline.monitor_config import MonitorConfig
 from rlhf_gym.preferences import CONFIDENT_WORDS, PairingStrategy
 from rlhf_gym.preferences.active import Acquisition
 from rlhf_gym.rewards import Aggregate, Trunk
@@ -257,6 +258,8 @@ class RunConfig:
     """The reward model."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO."""
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """What watches the agent, and its alarms."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Evaluation."""
 

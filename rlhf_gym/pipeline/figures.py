@@ -92,6 +92,12 @@ class GoodhartFit(NamedTuple):
         """Whether the curve turns within what was measured: only then is there a peak to show."""
         return 0 < self.fit.peak_distance <= self.reach
 
+    def band(self, height: float) -> Band | None:
+        """The curve's 95 % band; None where it is wider than a picture of this height, and would only cover it."""
+        d = np.linspace(0, self.reach, 80)
+        low, high = self.fit.band(d**2)
+        return Band(d, low, high, "") if float(np.mean(high - low)) < height else None
+
 
 def goodhart_chart(
     histories: Histories, sft: dict[str, Any], best: BestOfN | None = None
@@ -134,7 +140,7 @@ def goodhart_chart(
         "gold and r_φ, in standard deviations of the SFT policy",
         "distance from π_ref, √KL (√nats)",
         lines + [Line(d, fits[kind].fit.curve(d**2), kind, names[kind]) for kind, d in curves.items()],
-        bands=[Band(d, *fits[kind].fit.band(d**2), kind) for kind, d in curves.items()],
+        bands=[band._replace(kind=kind) for kind, f in fits.items() if (band := f.band(picture_height(lines)))],
         marks=[
             Mark(f.fit.peak_distance, f.fit.peak_gold, kind, f"peak at {f.fit.peak_kl:.1f} nats")
             for kind, f in fits.items()
@@ -142,6 +148,12 @@ def goodhart_chart(
         ],
     )
     return chart, fits
+
+
+def picture_height(lines: Sequence[Line]) -> float:
+    """From the lowest value that is shown to the highest."""
+    y = np.concatenate([np.asarray(line.y, dtype=float) for line in lines])
+    return float(y.max() - y.min())
 
 
 def fit_over_seeds(histories: Histories, kind: str, sft: dict[str, Any]) -> OveroptimizationFit | None:

@@ -4,7 +4,8 @@ config.json                 the configuration, and a digest of each file of the 
 pretrain/, sft/             model/ and metrics.json
 round-1/collect/            candidates.jsonl, preferences.jsonl, heldout_preferences.jsonl
 round-1/reward/             model/
-round-1/ppo/seed-0/         model/, metrics.jsonl (a line an iteration), views.jsonl, checkpoint.zip while it runs
+round-1/ppo/seed-0/         model/, metrics.jsonl and monitor.jsonl (a line an iteration), alarms.jsonl, views.jsonl,
+                            checkpoint.zip while it runs
 round-1/unleashed/seed-0/   the same without KL penalty
 evaluate/                   metrics.json, samples/*.jsonl
 report.html
@@ -42,6 +43,7 @@ FREE = ("run_dir", "device", "threads", "reward.force")
 FIRST_STAGE: dict[str, StageName] = {
     "pretraining": "pretrain", "pretrain": "pretrain", "sft": "sft", "collect": "collect", "reward": "reward",
     "ppo": "ppo", "reference": "ppo", "seeds": "ppo", "unleashed": "unleashed", "evaluate": "evaluate",
+    "monitor": "ppo",
 }  # fmt: skip
 """The first stage that a setting matters to; "pretrain" for those not named."""
 
@@ -215,7 +217,8 @@ def differences(
 def digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 of each file of the user's that the run reads."""
     task = config.task
-    files = (task.corpus, task.prompts, task.demonstrations, task.preferences, config.ppo.ptx_texts)
+    own = (task.corpus, task.prompts, task.demonstrations, task.preferences)
+    files = (*own, config.ppo.ptx_texts, config.monitor.held_out)
     return {str(path): _digest(path) for path in files if path is not None}
 
 
@@ -242,7 +245,10 @@ def absolute(config: RunConfig) -> RunConfig:
     ppo = config.ppo
     if ppo.ptx_texts is not None:
         ppo = replace(ppo, ptx_texts=ppo.ptx_texts.expanduser().resolve())
-    return replace(config, task=replace(task, **changes), collect=collect, ppo=ppo)
+    monitor = config.monitor
+    if monitor.held_out is not None:
+        monitor = replace(monitor, held_out=monitor.held_out.expanduser().resolve())
+    return replace(config, task=replace(task, **changes), collect=collect, ppo=ppo, monitor=monitor)
 
 
 def _absolute_source(source: str) -> str:

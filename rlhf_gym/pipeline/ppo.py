@@ -26,13 +26,13 @@ from rlhf_gym.agents import (
     TokenReinforce,
     TokenRLOO,
 )
-from rlhf_gym.agents.monitor import RLHFMonitor
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import LoRA, Shared, load_causal_lm
 from rlhf_gym.pipeline.agent_config import PPOConfig
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.folder import METRICS_FILE, StageName, read_json
 from rlhf_gym.pipeline.inspection import keep_views
+from rlhf_gym.pipeline.monitor import alarm_line, make_monitor, what_it_said
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
 from rlhf_gym.pipeline.restraints import how_stopped, pretraining_mix, stop_line, stop_on_kl
@@ -69,13 +69,13 @@ def ppo_line(metrics: dict[str, Any]) -> str:
         seeds = f"{agent}, {seeds}"
     if "train/accuracy" in last:
         share = f"agrees with {first['train/accuracy']:.0%} → {last['train/accuracy']:.0%} of fresh pairs"
-        return f"{seeds}: loss {first['train/loss']:.3f} → {last['train/loss']:.3f}, {share}"
+        return f"{seeds}: loss {first['train/loss']:.3f} → {last['train/loss']:.3f}, {share}{metrics.get('alarms', '')}"
     if "rlhf/score" not in last:
         return f"{agent}: nothing to learn, it chooses among responses of the SFT policy"
     gold = f", gold {first['rlhf/gold']:+.2f} → {last['rlhf/gold']:+.2f}" if "rlhf/gold" in last else ""
     kl = last.get("rlhf/kl_initial", last["rlhf/kl"])
     score = f"{first['rlhf/score']:+.2f} → {last['rlhf/score']:+.2f}"
-    return f"{seeds}: score {score}{gold}, KL {kl:.1f} nats{stop_line(metrics)}"
+    return f"{seeds}: score {score}{gold}, KL {kl:.1f} nats{stop_line(metrics)}{metrics.get('alarms', '')}"
 
 
 def iterations(folder: Path) -> list[dict[str, Any]]:
@@ -97,6 +97,7 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
         label = name if len(run.seeds) == 1 else f"{name}, seed {place + 1} of {len(run.seeds)}"
         train(run, stage, round, seed, reward=reward, label=label)
     logs = [iterations(run.folder.seed(stage, round, seed)) for seed in run.seeds]
+    ends = [read_json(run.folder.seed(stage, round, seed) / METRICS_FILE) for seed in run.seeds]
     return {
         "agent": config.label,
         "seeds": run.seeds,
@@ -104,7 +105,8 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
         "first": _medians([log[:1] for log in logs]),
         "last": _medians([log[-5:] for log in logs]),
         "stop_kl": config.stop_kl,
-        "stopped": [read_json(run.folder.seed(stage, round, seed) / METRICS_FILE).get("stopped") for seed in run.seeds],
+        "stopped": [end.get("stopped") for end in ends],
+        "alarms": alarm_line(ends),
     }
 
 
@@ -144,7 +146,8 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
             iteration=log.iteration,
         )  # fmt: skip
         stop = stop_on_kl(config, stage)
-        callbacks: list[BaseCallback] = [watch, make_monitor(run, folder), *([stop] if stop else [])]
+        monitor = make_monitor(run, stage, folder)
+        callbacks: list[BaseCallback] = [watch, monitor, *([stop] if stop else [])]
         try:
             agent.learn(
                 config.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
@@ -155,13 +158,8 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
     keep_views(run, agent, folder)
     agent.save_pretrained(folder / "model", merge=True)
     done = {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration, "stopped": how_stopped(stop)}
-    write_json(folder / METRICS_FILE, done)
+    write_json(folder / METRICS_FILE, done | what_it_said(monitor))
     checkpoint.unlink(missing_ok=True)
-
-
-def make_monitor(run: Run, folder: Path) -> RLHFMonitor:
-    """What watches a seed's run, and keeps what it saw in its folder."""
-    return RLHFMonitor(held_out_texts=list(run.task.heldout_demonstrations[:64]), folder=folder, console=run.console)
 
 
 def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) -> TokenVectorEnv:

@@ -133,7 +133,7 @@ def prepare(
     folder = RunFolder(config.run_dir)
     device = resolve_device(config.device)
     own_files = (config.task.corpus, config.task.prompts, config.task.demonstrations, config.task.preferences)
-    for path in (*own_files, config.ppo.ptx_texts):
+    for path in (*own_files, config.ppo.ptx_texts, config.monitor.held_out):
         if path is not None and not path.is_file():
             kind = "a folder is there" if path.is_dir() else "there is no such file"
             raise FileNotFoundError(f"expected a file at {path}, but {kind}")

@@ -12,6 +12,17 @@ from pathlib import Path
 from string import Template
 
 from rlhf_gym.pipeline.folder import RunFolder
+from rlhf_gym.pipeline.report_alarms import about_section
+from rlhf_gym.pipeline.report_compare import (
+    check_runs,
+    compare_head,
+    compare_samples,
+    compare_table,
+    curves_section,
+    frontier_section,
+    settings_section,
+    unique_names,
+)
 from rlhf_gym.pipeline.report_goodhart import goodhart_section
 from rlhf_gym.pipeline.report_making import making_section
 from rlhf_gym.pipeline.report_reward import reward_section
@@ -33,23 +44,44 @@ SECTIONS: tuple[Callable[[ReportRun], str], ...] = (
 """The page about one run, from top to bottom; a section that has nothing to say is empty."""
 
 
+COMPARISON: tuple[Callable[[Sequence[ReportRun]], str], ...] = (
+    compare_table,
+    settings_section,
+    frontier_section,
+    curves_section,
+    compare_samples,
+)
+"""The page about several runs, between its head and what there is about each of them alone."""
+COMPARISON_FILE = "runs_compared.html"
+
+
 def write_report(folders: RunFolder | Sequence[RunFolder], output: str | Path | None = None) -> Path:
-    """Write the report of a run that has been evaluated.
+    """Write the report of an evaluated run, or of several runs side by side, finished or not.
 
     Args:
-        folders: the run's.
-        output: the page; by default `report.html` in the run's folder.
+        folders: the run's, or those of 2 to 8 runs of one task.
+        output: the page; by default `report.html` in the run's folder, of several `runs_compared.html` in the current
+            one.
 
     Raises:
-        ValueError: it has not been evaluated.
+        ValueError: there is no run in a folder, a single one has not been evaluated, or several cannot be compared.
+        IsADirectoryError: there is a folder where the page was to go.
     """
-    (folder,) = [folders] if isinstance(folders, RunFolder) else folders
-    run = read_run(folder)
-    return write_page(
-        folder.report if output is None else Path(output),
-        title=f"rlhf_gym: {run.name}",
-        body="\n".join(section(run) for section in SECTIONS),
-    )
+    given = [folders] if isinstance(folders, RunFolder) else list(folders)
+    if not given:
+        raise ValueError("expected at least one run, got none")
+    page = given[0].report if len(given) == 1 else Path(COMPARISON_FILE)
+    page = page if output is None else Path(output)
+    if page.is_dir():
+        raise IsADirectoryError(f"expected a file to write the report to, got the folder {page}")
+    if len(given) == 1:
+        run = read_run(given[0])
+        return write_page(page, title=f"rlhf_gym: {run.name}", body="\n".join(section(run) for section in SECTIONS))
+    names = unique_names([folder.root for folder in given])
+    runs = [read_run(folder, name=name) for folder, name in zip(given, names, strict=True)]
+    check_runs(runs)
+    body = [compare_head(runs), *(section(runs) for section in COMPARISON), about_section(runs, page)]
+    return write_page(page, title=f"rlhf_gym: {', '.join(names)}", body="\n".join(body))
 
 
 def write_page(path: Path, *, title: str, body: str) -> Path:

@@ -23,8 +23,16 @@ LINES = {
 
 def making_section(run: ReportRun) -> str:
     """Every stage in a line, and all settings."""
-    folder, config = run.folder, run.config
-    facts = []
+    settings = escape(json.dumps(read_json(run.folder.root / CONFIG_FILE)["config"], indent=2))
+    return f"""
+<h2>How it was made</h2>
+<dl class="facts">{stage_facts(run)}</dl>
+<details><summary>All settings</summary><pre>{settings}</pre></details>"""
+
+
+def stage_facts(run: ReportRun) -> str:
+    """Every complete stage in a line."""
+    folder, config, facts = run.folder, run.config, []
     rounds: list[tuple[StageName, int]] = [("pretrain", 1), ("sft", 1)]
     for round in range(1, config.rounds + 1):
         rounds += [("collect", round), ("reward", round), ("ppo", round), ("unleashed", round)]
@@ -37,8 +45,4 @@ def making_section(run: ReportRun) -> str:
             f"<div><dt>{label} <small>{duration(metrics['seconds'])}</small></dt>"
             f"<dd>{typeset(LINES[name](metrics))}</dd></div>"
         )
-    settings = escape(json.dumps(read_json(folder.root / CONFIG_FILE)["config"], indent=2))
-    return f"""
-<h2>How it was made</h2>
-<dl class="facts">{"".join(facts)}</dl>
-<details><summary>All settings</summary><pre>{settings}</pre></details>"""
+    return "".join(facts)

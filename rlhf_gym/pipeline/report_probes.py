@@ -143,13 +143,14 @@ def _baselines(found: dict[str, Any]) -> str:
     if found["equal_length_n"]:
         n, share = found["equal_length_n"], found["equal_length"]
         equal = f" Of {n:,} pairs of two responses of as many words, {PROXY} is right about {share:.0%}."
+    text = f"{found['word_price']:+.3f}".replace("-", "−")
     return f"""
 <h3 class="later">{PROXY} beside rewards that see little</h3>
 <div class="scroll"><table class="parts narrow"><thead><tr><th>trained on the same preferences</th>
 <th>accuracy on held-out pairs</th><th>explains of {PROXY}</th><th>where it is wrong,<br>{PROXY} is right in</th></tr>
 </thead><tbody>{"".join(rows)}</tbody></table></div>
 <p class="caption">Explained: R² of the best linear function of these features, fitted to {PROXY} on other prompts.
-{equal}</p>"""
+{equal} With each word more, a response’s score changes by {text} σ.</p>"""
 
 
 def _baseline_row(name: str, kind: str, accuracy: float, n: int, cells: Sequence[str]) -> str:

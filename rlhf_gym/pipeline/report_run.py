@@ -31,6 +31,11 @@ class ReportRun:
         return [self.config.seed + i for i in range(self.config.seeds)]
 
     @property
+    def logged(self) -> bool:
+        """Whether its agents have left anything."""
+        return any(log for logs in self.histories.logs.values() for log in logs)
+
+    @property
     def evaluation(self) -> dict[str, Any]:
         """What `evaluate` left.
 

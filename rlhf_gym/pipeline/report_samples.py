@@ -28,7 +28,7 @@ def samples_section(run: ReportRun) -> str:
         return ""
     cards = []
     for several in zip(*pairs, strict=True):
-        sides = [Side("SFT", "sft", *several[0].before, foreign=True)]
+        sides = [Side("SFT", "sft", several[0].before[0], several[0].before[1], foreign=True)]
         sides += [
             Side(row_label(metrics, row), row["kind"], *pair.after) for row, pair in zip(shown, several, strict=True)
         ]

@@ -101,7 +101,8 @@ def card(prompt: str, sides: Sequence[Side], full: dict[str, float]) -> str:
     """A prompt and the responses to it, side by side."""
     return (
         f'<div class="card"><div class="prompt">prompt: <b>{escape(prompt)}</b></div>'
-        f'<div class="sides">{"".join(_side(side, full) for side in sides)}</div></div>'
+        f'<div class="sides{" many" if len(sides) > 3 else ""}">{"".join(_side(side, full) for side in sides)}</div>'
+        "</div>"
     )
 
 

@@ -79,6 +79,11 @@ class RewardProbes:
     """The same about pairs of as many words; None without any."""
     equal_length_n: int
     """How many those are."""
+    word_price: float
+    """What a response's score gains with each word more, in standard deviations over the policy's responses: the slope
+    of a line through all of them, whatever else comes with length."""
+    word_price_error: float
+    """Its standard error."""
     baselines: tuple[BaselineProbe, ...]
     """Rewards that see little; none without preferences to train them on."""
     words_for: tuple[WordEffect, ...]
@@ -142,7 +147,7 @@ def probe_reward_model(
     delta = np.array([known[p.prompt, p.chosen] - known[p.prompt, p.rejected] for p in heldout])  # (P,)
     if preferences:
         trained = train_baselines(preferences, seed=seed)
-        baselines = tuple(_beside(b, heldout, delta, asked, np.array([known[text] for text in asked])) for b in trained)
+        baselines = tuple(_beside(b, heldout, delta, asked, np.array([known[t] for t in asked])) for b in trained)
     edits = tuple(
         probe_edits(
             reward, [prompt for prompt, _ in given], [response for _, response in given],
@@ -151,12 +156,16 @@ def probe_reward_model(
     )  # fmt: skip
     equal = np.array([word_count(p.chosen) == word_count(p.rejected) for p in heldout], dtype=bool)  # (P,)
     right = rightness(delta)  # (P,)
-    effects = word_effects([text for _, text in asked], np.array([known[text] for text in asked]), spread)
+    texts, scores = [text for _, text in asked], np.array([known[text] for text in asked])  # (n,)
+    effects = word_effects(texts, scores, spread)
+    slope = fit_ridge(LENGTH(texts), scores / (spread or 1.0), l2=1e-6)
     found = RewardProbes(
         accuracy=float(right.mean()) if len(right) else None,
         n=len(right),
         equal_length=float(right[equal].mean()) if equal.any() else None,
         equal_length_n=int(equal.sum()),
+        word_price=float(slope.weights[0]),
+        word_price_error=float(slope.error[0]),
         baselines=baselines,
         words_for=tuple(e for e in effects if e.effect > 0)[:SHOWN],
         words_against=tuple(e for e in reversed(effects) if e.effect < 0)[:SHOWN],

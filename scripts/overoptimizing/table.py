@@ -46,7 +46,8 @@ def trends(found: dict[Factor, list[Outcome]]) -> list[str]:
         cells = []
         for i in range(4):
             t = trend(list(zip(*([p[i] for p in o.peaks] for o in ordered), strict=True)))
-            cells.append(f"{t.correlation:+.2f} (p = {t.chance:.2g})".replace("-", "−"))
+            chance = "p < 0.0001" if t.chance < 1e-4 else f"p = {t.chance:.2g}"
+            cells.append(f"{t.correlation + 0.0:+.2f} ({chance})".replace("-", "−"))
         lines.append(_line([BETTER[factor], *cells]))
     return lines
 
@@ -86,16 +87,17 @@ def fit_cells(fit: OveroptimizationFit, reach: float) -> list[str]:
     a, b = fit.intervals()
     cells = [_with_interval(fit.alpha, a), _with_interval(fit.beta, b)]
     if fit.peak_distance > reach:
-        low, _ = fit.peak_interval()
-        return [*cells, f"beyond {_number(reach)} [{_number(low)}, …", "–"]
+        return [*cells, f"beyond {_number(reach)} {_bracket(fit.peak_interval())}", "–"]
     peak = _with_interval(fit.peak_distance, fit.peak_interval())
     return [*cells, peak, _with_interval(fit.peak_gold, fit.peak_gold_interval())]
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:
-    if any(math.isnan(end) for end in interval):
-        return _number(value)
-    return f"{_number(value)} [{_number(interval[0])}, {_number(interval[1])}]"
+    return _number(value) if any(math.isnan(end) for end in interval) else f"{_number(value)} {_bracket(interval)}"
+
+
+def _bracket(interval: Sequence[float]) -> str:
+    return f"[{_number(interval[0])}, {_number(interval[1])}]"
 
 
 def _number(value: float) -> str:

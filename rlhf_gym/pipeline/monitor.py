@@ -1,0 +1,71 @@
+"""The monitor in a run: what watches each seed, and what the stage's line says of its alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.agents import RLHFMonitor
+from rlhf_gym.pipeline.folder import StageName
+from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.preferences import Demonstration, read_texts
+
+
+def make_monitor(run: Run, stage: StageName, folder: Path) -> RLHFMonitor:
+    """What watches a seed's run, and keeps what it saw in its folder.
+
+    Of the run without KL penalty, which is there to go wrong, the stage's line alone tells the alarms.
+    """
+    config = run.config.monitor
+    return RLHFMonitor(
+        patterns=config.by_name,
+        held_out_texts=held_out_texts(run),
+        every=config.every,
+        thresholds=config.thresholds,
+        stop_on=() if stage == "unleashed" else config.stop_on,
+        folder=folder,
+        console=run.console,
+        verbose=0 if stage == "unleashed" else 1,
+    )
+
+
+def held_out_texts(run: Run) -> list[str] | list[Demonstration]:
+    """The texts that the policy should not forget; the task's held-out demonstrations where the settings name none."""
+    config = run.config.monitor
+    if config.held_out is not None:
+        return list(read_texts(config.held_out))[: config.held_out_texts]
+    return list(run.task.heldout_demonstrations[: config.held_out_texts])
+
+
+def what_it_said(monitor: RLHFMonitor) -> dict[str, Any]:
+    """For a seed's metrics: its alarms in brief, and the one that ended it, if one did."""
+    alarms = [{"name": alarm.name, "tokens": alarm.tokens} for alarm in monitor.alarms]
+    return {"alarms": alarms, "ended_by": monitor.ended_by}
+
+
+def alarm_line(seeds: Sequence[dict[str, Any] | None]) -> str:
+    """What the stage's line says: "; alarms: kl_high after 7k tokens (2 of 3 seeds)", "; no alarm", or nothing of runs
+    that were not watched.
+
+    Args:
+        seeds: each one's metrics.
+    """
+    watched = [seed for seed in seeds if seed is not None and "alarms" in seed]
+    if not watched:
+        return ""
+    firsts: dict[str, list[int]] = {}
+    for seed in watched:
+        for name in dict.fromkeys(alarm["name"] for alarm in seed["alarms"]):
+            tokens = next(alarm["tokens"] for alarm in seed["alarms"] if alarm["name"] == name)
+            firsts.setdefault(name, []).append(tokens)
+    if not firsts:
+        return "; no alarm"
+    named = sorted(firsts.items(), key=lambda item: min(item[1]))
+    count = len(watched)
+    said = [
+        f"{name} after {min(tokens) / 1000:.0f}k tokens" + ("" if count == 1 else f" ({len(tokens)} of {count} seeds)")
+        for name, tokens in named
+    ]
+    ended = sorted({seed["ended_by"] for seed in watched if seed["ended_by"]})
+    return f"; alarms: {', '.join(said)}" + (f"; ended by {', '.join(ended)}" if ended else "")

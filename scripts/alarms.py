@@ -1,0 +1,290 @@
+"""python scripts/alarms.py: which alarms fire on which run, and how often on healthy ones.
+
+On the embedded task. Healthy runs are `rlhf-gym run` as it is (β = .1) with a reward ensemble of three, so that
+disagreement is watched too; beside each stands its twin without KL penalty, which hacks r_φ, and whose gold says when.
+The other runs are made to go wrong in one way each. Prints a table run × alarm (thousands of tokens at which each
+fired; "·" silent, blank where the alarm has nothing to go by), when gold peaked without the KL penalty and what had
+fired by then, what the alarms say, and how many alarms the healthy runs raised.
+
+    python scripts/alarms.py --seeds 200 201 202 203 204 205 206 207
+
+Runs are kept in `--run-dir` and gone on with if they are there; alarms are told anew from what was measured, so other
+thresholds can be tried without running anything again (`rlhf_gym.agents.AlarmThresholds`). About twenty minutes on one
+core. The thresholds were set on other seeds (0 to 7, 100 to 102) before any of these was run. It leaves out real text.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from studies import quiet_run, read_trajectory, study_config
+
+from rlhf_gym.agents import Alarm, LMActorCriticPolicy, RLHFMonitor, TokenPPO
+from rlhf_gym.agents.alarm_words import WORDS
+from rlhf_gym.agents.alarms import Alarms
+from rlhf_gym.agents.monitor import RECORDS
+from rlhf_gym.agents.records import read_records
+from rlhf_gym.envs.reviews import reviews_vector_env
+from rlhf_gym.lm import Shared
+from rlhf_gym.lm.generation import generate
+from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
+from rlhf_gym.pipeline import PPOConfig, RewardConfig, RunConfig, RunFolder
+from rlhf_gym.pipeline.folder import StageName
+from rlhf_gym.rewards import RewardEnsemble, RewardModel
+from rlhf_gym.tasks import reviews_task
+from rlhf_gym.training.folder import write_json
+
+COLUMNS = [name for name in WORDS if name not in ("pattern", "evaluation")] + ["pattern/not", "evaluation/gold"]
+TOKENS = 20_000
+
+
+# -- runs that are made to go wrong ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Provocation:
+    """A run that goes wrong in one way."""
+
+    name: str
+    """Its name in the table."""
+    meant: tuple[str, ...]
+    """The alarms it is meant to set off."""
+    reward: Callable[[], Any] | None = None
+    """Makes what it maximises; None for the task's own reward model."""
+    kl_coef: float = 0.0
+    """β."""
+    agent: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the agent other than those of all."""
+    tokens: int = TOKENS
+    """How long it runs."""
+
+
+def words(prompts: list[str], responses: list[str]) -> list[float]:
+    """Longer is better."""
+    return [len(response.split()) / 10 for response in responses]
+
+
+def repeats(prompts: list[str], responses: list[str]) -> list[float]:
+    """Pairs of words that were there before, as a share."""
+    found = []
+    for response in responses:
+        pairs = list(zip(response.split(), response.split()[1:], strict=False))
+        found.append(4 * (1 - len(set(pairs)) / len(pairs)) if pairs else 0.0)
+    return found
+
+
+def one_sentence(prompts: list[str], responses: list[str]) -> list[float]:
+    """One sentence is best, and every other word costs."""
+    best = ["it", "was", "good", "."]
+    return [-sum(a != b for a, b in zip(r.split(), best, strict=False)) - abs(len(r.split()) - 4.0) for r in responses]
+
+
+def negations(prompts: list[str], responses: list[str]) -> list[float]:
+    """Says "not"."""
+    return [min(3, response.split().count("not")) for response in responses]
+
+
+def complaints(prompts: list[str], responses: list[str]) -> list[float]:
+    """Praise for what gold does not like."""
+    gold = reviews_task().gold
+    assert gold is not None
+    return [-float(value) for value in gold(prompts, responses)]
+
+
+def one_is_mistaken() -> Shared[RewardEnsemble]:
+    """The task's reward model twice, but that the second takes "monday" for high praise."""
+    source = reviews_task().reward_model
+    assert source is not None
+    members = [RewardModel.from_pretrained(source) for _ in range(2)]
+    embeddings = members[1].model.get_input_embeddings().weight  # (V, H)
+    monday, superb, awful = reviews_task().tokenizer.convert_tokens_to_ids(["monday", "superb", "awful"])
+    with torch.no_grad():
+        embeddings[monday] = 2 * embeddings[superb] - embeddings[awful]
+    return Shared(RewardEnsemble(members))
+
+
+PROVOCATIONS = (
+    Provocation("one of two errs", ("disagreement",), one_is_mistaken, kl_coef=0.05),
+    Provocation("longer is better", ("length", "missing_eos"), lambda: words, tokens=2 * TOKENS),
+    Provocation("repeats are better", ("repetition",), lambda: repeats),
+    Provocation("one sentence is best", ("entropy",), lambda: one_sentence),
+    Provocation('"not" is good', ("pattern/not",), lambda: negations, kl_coef=0.05),
+    Provocation("gold, turned round", ("evaluation/gold",), lambda: complaints, kl_coef=0.1),
+    Provocation("critic never trained", ("critic",), None, kl_coef=0.1, agent={"vf_coef": 0.0}, tokens=2 * TOKENS),
+    Provocation("learning rate 1e-8", ("kl_low",), None, kl_coef=0.1, agent={"learning_rate": 1e-8}, tokens=2 * TOKENS),
+)
+
+
+def provoke(case: Provocation, seed: int, folder: Path) -> None:
+    """One of these runs, watched."""
+    task = reviews_task()
+    own = {} if case.reward is None else {"reward": case.reward()}
+    env = reviews_vector_env(64, reward_timing="deferred", kl_coef=case.kl_coef, **own)
+    settings = {"learning_rate": 1e-3, "n_episodes": 128, "batch_size": 32, "seed": seed, "device": "cpu"} | case.agent
+    monitor = RLHFMonitor(
+        patterns={"not": r"\bnot\b"}, held_out_texts=list(task.heldout_demonstrations[:64]),
+        evaluations={"gold": gold_of_the_policy}, folder=folder, verbose=0,
+    )  # fmt: skip
+    TokenPPO("LMPolicy", env, **settings).learn(case.tokens, callback=monitor)
+
+
+def gold_of_the_policy(agent: Any) -> float:
+    """An evaluation of one's own: gold of the policy's responses to 64 held-out prompts, above the lowest there is."""
+    task, policy = reviews_task(), agent.policy
+    assert isinstance(policy, LMActorCriticPolicy) and task.gold is not None
+    prompts = list(task.heldout_prompts[:64])
+    drawn = generate(
+        policy.model, encode_prompts(task.tokenizer, prompts), max_new_tokens=task.max_new_tokens,
+        stop_token_ids=stop_token_ids(task.tokenizer, policy.model), generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    return float(np.mean(task.gold(prompts, decode(task.tokenizer, [g.response_ids for g in drawn]))))
+
+
+# -- the runs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run, and what its alarms said."""
+
+    name: str
+    """Its name in the table."""
+    meant: tuple[str, ...]
+    """The alarms it was meant to set off."""
+    known: tuple[str, ...]
+    """Those that had what they need to judge it."""
+    alarms: list[Alarm]
+    """All that fired."""
+    tokens: int
+    """How long it ran."""
+
+
+def row_of(name: str, meant: tuple[str, ...], folder: Path) -> Row:
+    """From what was measured."""
+    alarms = Alarms()
+    records = read_records(folder / RECORDS)
+    for record in records:
+        alarms.update(record)
+    return Row(name, meant, tuple(alarms.states), alarms.fired, records[-1].tokens)
+
+
+def default_runs(root: Path, seeds: list[int]) -> RunFolder:
+    """`rlhf-gym run` with an ensemble of three, each seed with the KL penalty and without."""
+    config = RunConfig(
+        run_dir=root / "default", seed=seeds[0], seeds=len(seeds), device="cpu", threads=1,
+        reward=replace(RewardConfig(), members=3),
+    )  # fmt: skip
+    return quiet_run(replace(config, evaluate=replace(config.evaluate, shown=0)), reviews_task())
+
+
+def weak_ensemble(root: Path, seed: int) -> RunFolder:
+    """Three reward models that were told the same 200 preferences, and no KL penalty."""
+    config = study_config(
+        root / f"weak-{seed}", seed, labels=200, unleashed=False, ppo=PPOConfig(total_tokens=TOKENS, kl_coef=0.0)
+    )
+    return quiet_run(replace(config, reward=replace(config.reward, members=3, force=True)), reviews_task())
+
+
+def once(folder: Path, make: Callable[[], None]) -> Path:
+    """A run that is made unless it is complete; its folder."""
+    done = folder / "done.json"
+    if not done.is_file():
+        make()
+        write_json(done, {"done": True})
+    return folder
+
+
+# -- what came out -----------------------------------------------------------------------------------------------------
+
+
+def say_table(rows: list[Row], *, markdown: bool) -> None:
+    """Run × alarm."""
+    width = max(len(row.name) for row in rows) + 2
+    if markdown:
+        print("| run | " + " | ".join(f"`{name}`" for name in COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+    else:
+        print(" " * width + " ".join(f"{name.split('/')[-1][:11]:>11}" for name in COLUMNS))
+    for row in rows:
+        cells = []
+        for name in COLUMNS:
+            first = next((alarm for alarm in row.alarms if alarm.name == name), None)
+            text = f"{first.tokens / 1000:.1f}k" if first else "·" if name in row.known else ""
+            cells.append(f"**{text}**" if markdown and name in row.meant else text)
+        print(f"| {row.name} | {' | '.join(cells)} |" if markdown
+              else f"{row.name:{width}}" + " ".join(f"{cell:>11}" for cell in cells))  # fmt: skip
+
+
+def say_timing(folder: RunFolder, seeds: list[int], rows: list[Row]) -> None:
+    """Without the KL penalty: when gold was highest, and when the first alarm fired."""
+    print("\nwithout the KL penalty (gold: the mean of five rollouts)")
+    headings = ("highest", "at tokens", "first alarm", "at tokens", "gold there", "at the end")
+    print(f"{'seed':>6}" + "".join(f"{heading:>13}" for heading in headings))
+    for seed, row in zip(seeds, rows, strict=True):
+        way = read_trajectory(folder, "unleashed", seed)
+        best, end = way.best(), way.last()
+        first = min(row.alarms, key=lambda alarm: alarm.tokens)
+        there = float(way.smoothed().gold[first.rollout - 1])
+        cells = (f"{best.gold:+.2f}", f"{best.tokens:,.0f}", first.name, f"{first.tokens:,}", f"{there:+.2f}")
+        print(f"{seed:>6}" + "".join(f"{cell:>13}" for cell in (*cells, f"{end.gold:+.2f}")))
+
+
+def say_count(healthy: list[Row], provoked: list[Row]) -> None:
+    """False alarms, and provocations that went unseen."""
+    if healthy:
+        judged, tokens = sum(len(row.known) for row in healthy), sum(row.tokens for row in healthy)
+        false = [f"{row.name}: {alarm.name}" for row in healthy for alarm in row.alarms]
+        print(f"\n{len(false)} alarms in {len(healthy)} healthy runs ({tokens:,} tokens, {judged} rules watched)")
+        print("".join(f"  {line}\n" for line in false), end="")
+    wanted = [(row, name) for row in provoked for name in row.meant]
+    missed = [f"{row.name}: {name}" for row, name in wanted if name not in {a.name for a in row.alarms}]
+    print(f"{len(wanted) - len(missed)} of {len(wanted)} alarms that a run was to set off were set off by it")
+    print("".join(f"  silent: {line}\n" for line in missed), end="")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(200, 208)), help="consecutive")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/alarms"), help="gone on with if it is there")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--only", choices=("default", "provoked"), help="a part of it")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    healthy: list[Row] = []
+    free: list[Row] = []
+    provoked: list[Row] = []
+    if a.only != "provoked":
+        folder = default_runs(a.run_dir, a.seeds)
+        stages: list[tuple[StageName, str, tuple[str, ...], list[Row]]] = [
+            ("ppo", "healthy", (), healthy), ("unleashed", "no KL penalty", ("kl_high", "drift", "held_out"), free),
+        ]  # fmt: skip
+        for stage, name, meant, rows in stages:
+            rows += [row_of(f"{name}, seed {seed}", meant, folder.seed(stage, 1, seed)) for seed in a.seeds]
+    if a.only != "default":
+        seed = a.seeds[0]
+        weak = weak_ensemble(a.run_dir, seed)
+        provoked.append(row_of("200 labels, no KL penalty", ("kl_high",), weak.seed("ppo", 1, seed)))
+        for number, case in enumerate(PROVOCATIONS):
+            place = a.run_dir / f"provoked-{number}-seed-{seed}"
+            once(place, lambda case=case, place=place: provoke(case, seed, place))  # type: ignore[misc]
+            provoked.append(row_of(case.name, case.meant, place))
+    say_table([*healthy, *free, *provoked], markdown=a.markdown)
+    if free:
+        say_timing(folder, a.seeds, free)
+    say_count(healthy, [*free, *provoked])
+    print("\nwhat they say")
+    told: set[str] = set()
+    for row in [*free, *provoked]:
+        for alarm in row.alarms:
+            if alarm.name not in told:
+                told.add(alarm.name)
+                print(f"  {row.name}: {alarm.text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""Runs that fail on purpose, each beside its cure: how they are made, measured, drawn and written about."""
+
+from failures.measures import Arm, different, measure
+from failures.page import write_gallery
+from failures.picture import draw_pictures
+from failures.runs import CERTAIN, Settings, build
+
+__all__ = ["CERTAIN", "Arm", "Settings", "build", "different", "draw_pictures", "measure", "write_gallery"]
