@@ -84,5 +84,5 @@ SWEEP = Sweep(
 )
 
 QUICK_SWEEP = Sweep(
-    base=Arm(Trunk(32, 2), 500, 0.1), trunks=(Trunk(8, 1), Trunk(32, 2)), labels=(125, 500), noises=(0.1, 0.4)
+    base=Arm(Trunk(32, 2), 2_000, 0.1), trunks=(Trunk(8, 1), Trunk(32, 2)), labels=(125, 2_000), noises=(0.1, 0.4)
 )

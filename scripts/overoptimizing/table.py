@@ -86,6 +86,8 @@ def fit_cells(fit: OveroptimizationFit, reach: float) -> list[str]:
     """α, β, where the curve peaks and how high, each with its 95 % interval; no peak beyond what was measured."""
     a, b = fit.intervals()
     cells = [_with_interval(fit.alpha, a), _with_interval(fit.beta, b)]
+    if fit.peak_distance > reach and fit.curve([reach**2])[0] <= 0:
+        return [*cells, "none, it falls", "–"]
     if fit.peak_distance > reach:
         return [*cells, f"beyond {_number(reach)} {_bracket(fit.peak_interval())}", "–"]
     peak = _with_interval(fit.peak_distance, fit.peak_interval())
