@@ -16,7 +16,7 @@ Left out: other learning rates, other first β, other tasks.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +139,7 @@ def table(runs: dict[tuple[str, float], list[Way]]) -> str:
     return "\n".join(lines)
 
 
-def picture(runs: dict[tuple[str, float], list[Way]], targets: Sequence[float], path: Path) -> None:
+def picture(runs: dict[tuple[str, float], list[Way]], path: Path) -> None:
     """KL over tokens, a panel for each controller; the targets dashed."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -150,10 +150,10 @@ def picture(runs: dict[tuple[str, float], list[Way]], targets: Sequence[float], 
         "grid.color": HAIR, "axes.titlesize": 11, "axes.titlelocation": "left",
     }  # fmt: skip
     with plt.rc_context(style):
-        figure, axes = plt.subplots(
-            1, len(CONTROLLERS), figsize=(3 * len(CONTROLLERS), 3), sharey=True, layout="constrained"
-        )
-        for axis, name in zip(axes, CONTROLLERS, strict=True):
+        names, targets = list(dict.fromkeys(name for name, _ in runs)), sorted({target for _, target in runs})
+        figure, panels = plt.subplots(1, len(names), figsize=(3 * len(names), 3), sharey=True, layout="constrained")
+        axes = np.atleast_1d(panels)
+        for axis, name in zip(axes, names, strict=True):
             for target, colour in zip(targets, COLOURS, strict=False):
                 axis.axhline(target, color=colour, linestyle="--", linewidth=1)
                 for way in runs[name, target]:
@@ -169,6 +169,10 @@ def picture(runs: dict[tuple[str, float], list[Way]], targets: Sequence[float], 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--controllers", nargs="+", choices=list(CONTROLLERS), default=list(CONTROLLERS), metavar="NAME",
+        help=", ".join(f'"{name}"' for name in CONTROLLERS),
+    )  # fmt: skip
     parser.add_argument("--targets", nargs="+", type=float, default=list(TARGETS), help="δ, nats per response")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=PPOConfig().total_tokens)
@@ -178,11 +182,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.seeds < 1 or not all(target > 0 for target in options.targets) or len(options.targets) > len(COLOURS):
         parser.error(f"expected --seeds >= 1 and at most {len(COLOURS)} --targets > 0")
+    names = [name for name in CONTROLLERS if name in options.controllers]
     torch.set_num_threads(1)
     with quiet_transformers():
-        runs = {(name, target): measure(options, name, target) for name in CONTROLLERS for target in options.targets}
+        runs = {(name, target): measure(options, name, target) for name in names for target in options.targets}
     print(table(runs))
-    picture(runs, options.targets, options.picture)
+    picture(runs, options.picture)
     print(f"drawn: {options.picture}")
 
 

@@ -286,6 +286,7 @@ def test_a_single_seed_says_what_its_intervals_leave_out(tmp_path: Path) -> None
         (1.0, 0.15, "gold still rises at the farthest point, 9.0 nats; the curve would peak at 11.1", False),
         (1.0, 0.05, "a peak that far beyond them would be a guess", False),
         (-1.0, 0.1, "gold falls from the start", False),
+        (-1.0, -0.1, "gold falls from the start", False),
     ],
 )
 def test_a_peak_is_shown_only_where_there_is_one(alpha: float, beta: float, words: str, marked: bool) -> None:

@@ -56,6 +56,11 @@ class Histories:
         grid = np.linspace(low, high, max(2, min(len(x) for x, _ in logs)))
         return grid, np.mean([np.interp(grid, x, y) for x, y in logs], axis=0)
 
+    def kl(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """`curve` of the KL to the π_ref that training began with: a π_ref that follows the policy has another."""
+        moving = any("rlhf/kl_initial" in record for log in self.logs[kind] for record in log)
+        return self.curve(kind, "rlhf/kl_initial" if moving else "rlhf/kl")
+
 
 def column(log: Log, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and values of a quantity, where it was logged."""
@@ -119,7 +124,7 @@ def goodhart_chart(
         if not len(rise):
             continue
         _, proxy = histories.curve(kind, "rlhf/score")
-        _, kl = histories.curve(kind, "rlhf/kl")
+        _, kl = histories.kl(kind)
         order = np.argsort(np.sqrt(np.clip(kl, 0, None)), kind="stable")
         window = max(3, len(order) // 4)  # where the leash holds, many iterations stand at one distance
         far = smooth(np.sqrt(np.clip(kl, 0, None))[order], window)
@@ -182,7 +187,7 @@ def _rises(histories: Histories, kind: str, sft: dict[str, Any]) -> tuple[np.nda
     tokens, gold = histories.curve(kind, "rlhf/gold")
     if not len(gold):
         return np.zeros(0), np.zeros(0)
-    distance = np.sqrt(np.clip(np.interp(tokens, *histories.curve(kind, "rlhf/kl")), 0, None))
+    distance = np.sqrt(np.clip(np.interp(tokens, *histories.kl(kind)), 0, None))
     return distance, (gold - sft["gold"][0]) / sft["gold_std"]
 
 

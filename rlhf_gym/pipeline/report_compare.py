@@ -277,7 +277,7 @@ def _frontier(runs: Sequence[ReportRun], name: str, title: str) -> Chart:
     for i, run in enumerate(runs):
         for kind in run.histories.logs:
             tokens, amounts = run.histories.curve(kind, name)
-            at, kl = run.histories.curve(kind, "rlhf/kl")
+            at, kl = run.histories.kl(kind)
             if len(tokens) < 3 or not len(at):
                 continue
             window = max(3, len(tokens) // 8)

@@ -108,7 +108,7 @@ def peak_words(found: GoodhartFit) -> str:
         end = f"{high**2:.1f} nats" if high < 10 * reach else "where, if anywhere, is open"
         where = f"at a KL of {fit.peak_kl:.1f} nats ({low**2:.1f} to {end})"
         return f"gold is highest {where}, {fit.peak_gold:+.2f} {_bracket(fit.peak_gold_interval())}".replace("-", "−")
-    if fit.peak_distance == 0:
+    if fit.peak_distance == 0 or (fit.beta <= 0 and fit.curve([reach**2])[0] <= 0):
         return "gold falls from the start"
     if fit.beta <= 0:
         return "gold does not turn within what was measured, and the curve, with β ≤ 0, never does: no peak to predict"
