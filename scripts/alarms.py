@@ -188,7 +188,7 @@ def default_runs(root: Path, seeds: list[int]) -> RunFolder:
         run_dir=root / "default", seed=seeds[0], seeds=len(seeds), device="cpu", threads=1,
         reward=replace(RewardConfig(), members=3),
     )  # fmt: skip
-    return quiet_run(replace(config, evaluate=replace(config.evaluate, shown=0)), reviews_task())
+    return complete(replace(config, evaluate=replace(config.evaluate, shown=0)))
 
 
 def weak_ensemble(root: Path, seed: int) -> RunFolder:
@@ -196,7 +196,13 @@ def weak_ensemble(root: Path, seed: int) -> RunFolder:
     config = study_config(
         root / f"weak-{seed}", seed, labels=200, unleashed=False, ppo=PPOConfig(total_tokens=TOKENS, kl_coef=0.0)
     )
-    return quiet_run(replace(config, reward=replace(config.reward, members=3, force=True)), reviews_task())
+    return complete(replace(config, reward=replace(config.reward, members=3, force=True)))
+
+
+def complete(config: RunConfig) -> RunFolder:
+    """A run that is gone through unless it has been; its folder."""
+    folder = RunFolder(config.run_dir)
+    return folder if folder.metrics("evaluate") is not None else quiet_run(config, reviews_task())
 
 
 def once(folder: Path, make: Callable[[], None]) -> Path:
