@@ -47,7 +47,7 @@ def trends(found: dict[Factor, list[Outcome]]) -> list[str]:
         for i in range(4):
             t = trend(list(zip(*([p[i] for p in o.peaks] for o in ordered), strict=True)))
             chance = "p < 0.0001" if t.chance < 1e-4 else f"p = {t.chance:.2g}"
-            cells.append(f"{t.correlation + 0.0:+.2f} ({chance})".replace("-", "−"))
+            cells.append(f"{round(t.correlation, 2) + 0.0:+.2f} ({chance})".replace("-", "−"))
         lines.append(_line([BETTER[factor], *cells]))
     return lines
 
