@@ -41,13 +41,13 @@ from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize
 from rlhf_gym.agents.moving_reference import MovingReference
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
 from rlhf_gym.agents.pretraining_mix import PretrainingMix
+from rlhf_gym.agents.reference import start_of
 from rlhf_gym.agents.rollout import collect_episodes
 from rlhf_gym.agents.update import update
 from rlhf_gym.envs import EpisodeRewards, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.losses import PolicyLoss, ppo_policy_loss
 from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.lora import save_model
-from rlhf_gym.lm.shared import Shared
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -171,13 +171,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.set_random_seed(self.seed)
         kwargs = dict(self.policy_kwargs)
         if "model" not in kwargs:
-            reference = self.engine.token_reward.reference
-            if reference is None:
-                raise ValueError(
-                    "expected policy_kwargs={'model': folder, name or Shared(model)}: the environment has no reference "
-                    "to start the policy from"
-                )
-            kwargs["model"] = Shared(reference.model)
+            kwargs["model"] = start_of(self.engine)
         self.policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **kwargs)  # type: ignore[assignment]
         self.policy = self.policy.to(self.device)
 

@@ -6,12 +6,16 @@ of the next one.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 
 from rlhf_gym.functional.kl import adaptive_kl_coef
+
+TREND = 0.7
+"""Weight of the past in a constraint's trend."""
 
 
 class KLController(ABC):
@@ -62,18 +66,34 @@ class AdaptiveKL(KLController):
 
 
 class ConstraintKL(KLController):
-    """Maximise the score subject to KL ≤ δ: β is the multiplier, moved by dual ascent on log β.
+    """Maximise the score subject to KL ≤ δ: β is the multiplier, moved by dual ascent on log β, damped.
 
-        log β ← log β + η·(KL̄/δ − 1), KL̄ an exponential average of the rollouts' KL
+    After each rollout, of mean KL k:
 
-    On log β, so that β stays positive and takes as long to halve as to double (cf. Stooke et al. 2020,
-    arXiv:2007.03964, on damping such multipliers).
+        K ← s·K + (1 − s)·k             the KL, smoothed
+        τ ← .7·τ + .3·ΔK                its trend, a rollout
+        e = clip((K + h·τ)/δ − 1, ±1)   how far beyond the limit it will be h rollouts on
+        I ← I + η·e                     dual ascent
+        log β = I + κ·e                 and a part that goes again when the error does
+
+    On log β, so that β stays positive and takes as long to halve as to double. Dual ascent alone (κ = h = 0) swings: an
+    update changes the policy, whose KL follows β only rollouts later, and on the way up from KL = 0 log β falls all
+    the while. The proportional and the predictive part are those of a PID controller, with which Stooke et al. 2020
+    (arXiv:2007.03964) damp such multipliers. The error is clipped to both sides: the mean KL of a rollout has outliers.
+
+    The gains suit agents that come to a new KL within some ten rollouts; a slower one wants a smaller η, and rollouts
+    whose mean KL is mostly noise (few episodes, a small δ) smaller η, κ and h. Once the learning rate has fallen to
+    nearly 0, nothing holds anything.
+
+    Where the policy of the lowest β has less KL than δ, the constraint is not active and β goes to its lower bound.
 
     Args:
         kl_coef: the first β, > 0.
         limit: δ, KL per sequence in nats.
         learning_rate: η.
-        smoothing: weight of the past in KL̄.
+        proportional: κ.
+        lookahead: h, in rollouts.
+        smoothing: s, the weight of the past in K.
         bounds: β never leaves them.
     """
 
@@ -82,8 +102,10 @@ class ConstraintKL(KLController):
         kl_coef: float,
         limit: float,
         *,
-        learning_rate: float = 0.1,
-        smoothing: float = 0.5,
+        learning_rate: float = 0.5,
+        proportional: float = 0.7,
+        lookahead: float = 2.0,
+        smoothing: float = 0.4,
         bounds: tuple[float, float] = (1e-6, 1e3),
     ) -> None:
         if not (kl_coef > 0 and limit > 0 and learning_rate > 0 and 0 <= smoothing < 1):
@@ -91,14 +113,24 @@ class ConstraintKL(KLController):
                 "expected kl_coef, limit, learning_rate > 0 and 0 <= smoothing < 1, "
                 f"got {kl_coef}, {limit}, {learning_rate}, {smoothing}"
             )
+        if not (proportional >= 0 and lookahead >= 0):
+            raise ValueError(f"expected proportional and lookahead >= 0, got {proportional} and {lookahead}")
         self.kl_coef, self.limit, self.learning_rate, self.smoothing = kl_coef, limit, learning_rate, smoothing
+        self.proportional, self.lookahead = proportional, lookahead
         self.lowest, self.highest = bounds
         self.average: float | None = None
+        self.trend = 0.0
+        self.integral = math.log(kl_coef)
 
     def update(self, kl: float, n: int) -> float:
-        self.average = kl if self.average is None else self.smoothing * self.average + (1 - self.smoothing) * kl
-        error = float(np.clip(self.average / self.limit - 1, -1, 3))
-        self.kl_coef = float(np.clip(self.kl_coef * np.exp(self.learning_rate * error), self.lowest, self.highest))
+        before = kl if self.average is None else self.average
+        self.average = self.smoothing * before + (1 - self.smoothing) * kl
+        self.trend = TREND * self.trend + (1 - TREND) * (self.average - before)
+        error = float(np.clip((self.average + self.lookahead * self.trend) / self.limit - 1, -1, 1))
+        low, high = math.log(self.lowest), math.log(self.highest)
+        self.integral = float(np.clip(self.integral + self.learning_rate * error, low, high))
+        log_coef = np.clip(self.integral + self.proportional * error, low, high)
+        self.kl_coef = float(np.clip(np.exp(log_coef), self.lowest, self.highest))
         return self.kl_coef
 
 

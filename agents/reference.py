@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from rlhf_gym.envs import Episode, EpisodeRewards, TokenVectorEnv
 from rlhf_gym.lm.sampling import sample
+from rlhf_gym.lm.shared import Shared
 
 
 class ReferenceEpisodes(NamedTuple):
@@ -46,3 +48,18 @@ def check_reference(agent: str, env: TokenVectorEnv) -> None:
     """The environment has a π_ref."""
     if env.token_reward.reference is None:
         raise ValueError(f"expected an environment with a reference, got one without: {agent} begins from π_ref")
+
+
+def start_of(env: TokenVectorEnv) -> Shared[PreTrainedModel]:
+    """The environment's π_ref, for a policy to start as a copy of.
+
+    Raises:
+        ValueError: it has none.
+    """
+    reference = env.token_reward.reference
+    if reference is None:
+        raise ValueError(
+            "expected policy_kwargs={'model': folder, name or Shared(model)}: the environment has no reference to "
+            "start the policy from"
+        )
+    return Shared(reference.model)

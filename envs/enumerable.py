@@ -14,6 +14,7 @@ arXiv:2305.18290, appendix A.1). An agent whose signs, masks or indices are wron
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import string
 from dataclasses import dataclass
@@ -107,6 +108,26 @@ class EnumerableTask:
         mass = np.bincount(level_of, weights=prior, minlength=len(levels))  # (R,)
         chosen = np.diff(np.cumsum(mass / mass.sum()) ** n, prepend=0.0)  # (R,)
         return chosen[level_of] * prior / mass[level_of]
+
+    def beta_at(self, kl: float) -> float:
+        """The β whose optimum has this KL, in nats: the multiplier of max E_π[r] subject to KL(π‖π_ref) ≤ kl.
+
+        The optimum's KL falls as β grows, dKL/dβ = −Var_π*(r)/β³, so it is found by halving.
+
+        Raises:
+            ValueError: no β > 0 has so much; the policies that say only the best of all have −log of what π_ref gives
+                those.
+        """
+        best = np.isclose(self.rewards, self.rewards.max())
+        most = -float(np.log(np.exp(self._reference_log_probs)[best].sum()))
+        if not 0 < kl < most:
+            raise ValueError(f"expected a KL between 0 and {most:.4f}, got {kl}")
+        low, high = 1e-4, 1e4
+        for _ in range(100):
+            middle = float(np.sqrt(low * high))
+            other = dataclasses.replace(self, beta=middle)
+            low, high = (middle, high) if self.kl(other.optimum) > kl else (low, middle)
+        return middle
 
     # -- a policy ---------------------------------------------------------------------------------------------------
 

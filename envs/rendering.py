@@ -113,7 +113,7 @@ def _range(values: np.ndarray) -> str:
 
 def _diverging(amount: float, full: float = 3.0) -> Style:
     """Red for tokens the policy likes more than π_ref, blue for less; full colour at 3 nats."""
-    strength = round(200 * min(abs(amount) / full, 1.0))
+    strength = round(130 * min(abs(amount) / full, 1.0))  # dark words stay readable on it
     rest = 235 - strength
     red, blue = (235, rest) if amount > 0 else (rest, 235)
     return Style(color="black", bgcolor=f"rgb({red},{rest},{blue})", bold=False)

@@ -48,7 +48,7 @@ def main(
     seeds = range(a.seeds or (1 if a.quick else 5))
     found = collect(sweep, Workshop(root, budget, max(sweep.labels)), seeds)
     by_factor = {factor: [found[arm] for arm in sweep.arms_of(factor)] for factor in FACTORS}
-    print(f"\n{len(seeds)} seeds; in brackets 95 % intervals, ± standard errors\n")
+    print(f"\n{len(seeds)} seed{'s' * (len(seeds) > 1)}; in brackets 95 % intervals, ± standard errors\n")
     print(markdown(by_factor))
     draw(by_factor, output)
     print(f"wrote {output}")

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from remedy_study.arms import ARMS, BY_NAME, CALIBRATION, NONE, Arm
 from remedy_study.picture import picture
-from remedy_study.runs import Ground, arm_figures
+from remedy_study.runs import Ground, arm_figures, disagreement
 from remedy_study.table import Figures, as_markdown, as_text, rows
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -55,6 +55,7 @@ def main() -> None:
         return
     lines = rows(found)
     print(f"\n{as_text(lines)}\n* 0 lies outside the 95 % interval (Student's t over the seeds); n/m: seeds won")
+    say_disagreement(ground, list(found[NONE]))
     if not a.quick:
         write_docs(as_markdown(lines), a.docs / "remedies.md")
         picture(found, a.docs / "remedies.png")
@@ -72,6 +73,15 @@ def study(ground: Ground, arms: Sequence[Arm], seeds: Sequence[int]) -> dict[Arm
             print(f"seed {seed}, {arm.name}: gold {end['gold']:+.2f}, KL {end['kl']:.1f}, "
                   f"{time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
     return found
+
+
+def say_disagreement(ground: Ground, seeds: Sequence[int]) -> None:
+    """How far members are apart where the labels were, and where PPO without a remedy went."""
+    each = [disagreement(ground, seed) for seed in seeds]
+    print("\nmembers' mean score and variance, in SFT's unit    of SFT's responses    of those without a remedy")
+    for name in ("separate", "shared"):
+        sides = [np.mean([found[name][policy] for found in each], axis=0) for policy in ("sft", "none")]
+        print(f"{name:48s}" + "".join(f"{mean:+12.2f} {variance:9.2f}" for mean, variance in sides))
 
 
 def calibrate(ground: Ground, seeds: Sequence[int]) -> None:

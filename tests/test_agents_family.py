@@ -181,11 +181,12 @@ def test_micro_batches_change_nothing(name, kl_in):
             assert parts[key] == pytest.approx(value, abs=1e-5, rel=1e-4), key
 
 
-def test_the_snippets_of_the_agents_page_run(capsys):
+def test_the_snippets_of_the_agents_page_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parent.parent / "docs" / "agents.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     blocks = [block for block in blocks if "LoRA" not in block]  # that one needs peft: tests/test_agents_lora.py
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     namespace = {}
     for block in blocks:
         exec(block, namespace)

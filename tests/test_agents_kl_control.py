@@ -1,10 +1,14 @@
 """Who sets β."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from stable_baselines3.common.callbacks import BaseCallback
 
-from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL
+from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, TokenPPO
 from rlhf_gym.agents.kl_control import kl_controller_from
+from rlhf_gym.envs.enumerable import tabular_task
 
 
 def test_fixed_stays():
@@ -48,11 +52,52 @@ def test_constraint_moves_the_right_way_and_stays_within_its_bounds():
     assert controller.kl_coef == 2.0
 
 
-def test_constraint_smooths_the_kl():
-    controller = ConstraintKL(1.0, 4.0, smoothing=0.9)
+def test_constraint_follows_its_formula():
+    controller = ConstraintKL(1.0, 4.0, learning_rate=0.2, proportional=0.5, lookahead=2.0, smoothing=0.9)
     controller.update(4.0, 64)
-    controller.update(14.0, 64)
-    assert controller.average == pytest.approx(5.0)
+    assert controller.kl_coef == pytest.approx(1.0)
+    controller.update(5.0, 64)  # K = 4.1, τ = .3·.1, e = 4.16/4 − 1 = .04, I = .008
+    assert controller.average == pytest.approx(4.1)
+    assert controller.trend == pytest.approx(0.03)
+    assert controller.kl_coef == pytest.approx(np.exp(0.008 + 0.02))
+    controller.update(1e6, 64)  # an outlier counts no more than twice the limit
+    assert controller.kl_coef == pytest.approx(np.exp(0.208 + 0.5))
+
+
+class Rollouts(BaseCallback):
+    """Each rollout's mean KL and the β it was charged with."""
+
+    def __init__(self):
+        super().__init__()
+        self.kls, self.betas = [], []
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.kls.append(self.model.mean_kl)
+        self.betas.append(self.model.kl_controller.kl_coef)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_constraint_holds_the_mean_kl_and_finds_the_multiplier(seed):
+    """Against the exact answer: on an environment that can be enumerated, the β whose optimum has a KL of 1."""
+    limit, task, seen = 1.0, tabular_task(seed), Rollouts()
+    agent = TokenPPO(
+        env=task.env(256), n_episodes=256, batch_size=64, n_epochs=2, learning_rate=0.08, seed=seed, device="cpu",
+        kl_controller=ConstraintKL(1.0, limit), policy_kwargs={"use_cache": False},
+    )  # fmt: skip
+    agent.learn(24_000, callback=seen)
+    last = np.array(seen.kls)[len(seen.kls) // 2 :]
+    beta = float(np.exp(np.log(seen.betas[len(seen.betas) // 2 :]).mean()))
+    exact = task.beta_at(limit)
+    untouched = task.kl(dataclasses.replace(task, beta=1.0).optimum)  # what β as it was at first would hold
+    print(
+        f"seed {seed}: mean KL {last.mean():.3f}, β {beta:.3f}, exactly {exact:.3f}; at β = 1 the KL is {untouched:.3f}"
+    )
+    assert abs(last.mean() / limit - 1) < 0.1
+    assert abs(np.log(beta / exact)) < 0.5
+    assert untouched < 0.5 * limit
 
 
 @pytest.mark.parametrize("controller", [FixedKL(0.3), AdaptiveKL(0.1, 6.0), ConstraintKL(0.2, 5.0)])
@@ -73,5 +118,7 @@ def test_wrong_arguments_say_what_was_expected():
         AdaptiveKL(0, 6)
     with pytest.raises(ValueError, match="0 <= smoothing < 1"):
         ConstraintKL(0.1, 6, smoothing=1.0)
+    with pytest.raises(ValueError, match="expected proportional and lookahead >= 0, got -1 and 2"):
+        ConstraintKL(0.1, 6, proportional=-1)
     with pytest.raises(ValueError, match="got Mine: pass kl_controller when loading"):
         kl_controller_from({"class": "Mine", "kl_coef": 1.0})

@@ -286,6 +286,7 @@ def test_a_single_seed_says_what_its_intervals_leave_out(tmp_path: Path) -> None
         (1.0, 0.15, "gold still rises at the farthest point, 9.0 nats; the curve would peak at 11.1", False),
         (1.0, 0.05, "a peak that far beyond them would be a guess", False),
         (-1.0, 0.1, "gold falls from the start", False),
+        (-1.0, -0.1, "gold falls from the start", False),
     ],
 )
 def test_a_peak_is_shown_only_where_there_is_one(alpha: float, beta: float, words: str, marked: bool) -> None:
@@ -293,6 +294,19 @@ def test_a_peak_is_shown_only_where_there_is_one(alpha: float, beta: float, word
     gold = best_of_n_curve(kl, alpha, beta) + 1e-3 * np.cos(np.arange(40))
     found = GoodhartFit(fit_best_of_n(kl, gold), 3.0, 1)
     assert words in peak_words(found) and found.peaks is marked
+
+
+def test_a_band_that_would_cover_the_picture_is_left_out_and_said_to_be(tmp_path: Path) -> None:
+    """Two seeds leave one degree of freedom: with noise, their curves' intervals are as wide as anything."""
+    folder = made_up_run(tmp_path / "run", seeds=2)
+    path = folder.seed("unleashed", 1, 1) / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    noisy = [r | {"rlhf/gold": 3 - r["rlhf/gold"]} for r in records]
+    path.write_text("".join(json.dumps(r) + "\n" for r in noisy))
+    chart, fits = goodhart_chart(Histories.read(folder, [0, 1], 1), SFT_ROW)
+    assert set(fits) == {"ppo", "unleashed"} and [band.kind for band in chart.bands] == ["ppo"]
+    write_report(folder)
+    assert "Bands wider than the picture are left out: without." in Page(read_page(folder)).text
 
 
 def test_a_band_is_cut_off_and_does_not_stretch_the_picture() -> None:

@@ -64,7 +64,7 @@ def test_the_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(remedies, "DOCS", tmp_path)
     remedies.main()
     files = {path.name: path.stat().st_mtime_ns for path in (root / "quick" / "seed-0").glob("*.json")}
-    assert set(files) == {"none.json", "shared-uwo.json", "fresh.json"}
+    assert set(files) == {f"{name}.json" for name in ("none", "shared-uwo", "fresh", "sft", "disagreement")}
     remedies.main()
     assert files == {p.name: p.stat().st_mtime_ns for p in (root / "quick" / "seed-0").glob("*.json")}, "nothing anew"
     assert not (tmp_path / "remedies.md").exists(), "a quick run writes no docs"

@@ -56,6 +56,11 @@ class Histories:
         grid = np.linspace(low, high, max(2, min(len(x) for x, _ in logs)))
         return grid, np.mean([np.interp(grid, x, y) for x, y in logs], axis=0)
 
+    def kl(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """`curve` of the KL to the π_ref that training began with: a π_ref that follows the policy has another."""
+        moving = any("rlhf/kl_initial" in record for log in self.logs[kind] for record in log)
+        return self.curve(kind, "rlhf/kl_initial" if moving else "rlhf/kl")
+
 
 def column(log: Log, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and values of a quantity, where it was logged."""
@@ -92,6 +97,12 @@ class GoodhartFit(NamedTuple):
         """Whether the curve turns within what was measured: only then is there a peak to show."""
         return 0 < self.fit.peak_distance <= self.reach
 
+    def band(self, height: float) -> Band | None:
+        """The curve's 95 % band; None where it is wider than a picture of this height, and would only cover it."""
+        d = np.linspace(0, self.reach, 80)
+        low, high = self.fit.band(d**2)
+        return Band(d, low, high, "") if float(np.mean(high - low)) < height else None
+
 
 def goodhart_chart(
     histories: Histories, sft: dict[str, Any], best: BestOfN | None = None
@@ -113,7 +124,7 @@ def goodhart_chart(
         if not len(rise):
             continue
         _, proxy = histories.curve(kind, "rlhf/score")
-        _, kl = histories.curve(kind, "rlhf/kl")
+        _, kl = histories.kl(kind)
         order = np.argsort(np.sqrt(np.clip(kl, 0, None)), kind="stable")
         window = max(3, len(order) // 4)  # where the leash holds, many iterations stand at one distance
         far = smooth(np.sqrt(np.clip(kl, 0, None))[order], window)
@@ -134,7 +145,7 @@ def goodhart_chart(
         "gold and r_φ, in standard deviations of the SFT policy",
         "distance from π_ref, √KL (√nats)",
         lines + [Line(d, fits[kind].fit.curve(d**2), kind, names[kind]) for kind, d in curves.items()],
-        bands=[Band(d, *fits[kind].fit.band(d**2), kind) for kind, d in curves.items()],
+        bands=[band._replace(kind=kind) for kind, f in fits.items() if (band := f.band(picture_height(lines)))],
         marks=[
             Mark(f.fit.peak_distance, f.fit.peak_gold, kind, f"peak at {f.fit.peak_kl:.1f} nats")
             for kind, f in fits.items()
@@ -142,6 +153,12 @@ def goodhart_chart(
         ],
     )
     return chart, fits
+
+
+def picture_height(lines: Sequence[Line]) -> float:
+    """From the lowest value that is shown to the highest."""
+    y = np.concatenate([np.asarray(line.y, dtype=float) for line in lines])
+    return float(y.max() - y.min())
 
 
 def fit_over_seeds(histories: Histories, kind: str, sft: dict[str, Any]) -> OveroptimizationFit | None:
@@ -170,7 +187,7 @@ def _rises(histories: Histories, kind: str, sft: dict[str, Any]) -> tuple[np.nda
     tokens, gold = histories.curve(kind, "rlhf/gold")
     if not len(gold):
         return np.zeros(0), np.zeros(0)
-    distance = np.sqrt(np.clip(np.interp(tokens, *histories.curve(kind, "rlhf/kl")), 0, None))
+    distance = np.sqrt(np.clip(np.interp(tokens, *histories.kl(kind)), 0, None))
     return distance, (gold - sft["gold"][0]) / sft["gold_std"]
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from rlhf_gym.pipeline.best_of_n import BestOfN, read_best_of_n
-from rlhf_gym.pipeline.charts import Level
+from rlhf_gym.pipeline.charts import Chart, Level
 from rlhf_gym.pipeline.figures import GoodhartFit, goodhart_chart, goodhart_facts, training_chart
 from rlhf_gym.pipeline.report_parts import PROXY, figure, legend, signed, typeset
 from rlhf_gym.pipeline.report_run import ReportRun
@@ -38,7 +38,7 @@ def goodhart_section(run: ReportRun) -> str:
 <div class="charts wide">{figure(gold, f"No agent sees gold: it is read off the responses {agent} was learning from.")}
 {figure(proxy, f"What {agent} maximises, before the KL penalty.")}</div>
 <div class="charts wide beside">{figure(chart, "")}
-<div class="aside">{key}<p class="caption">{_fit_story(fits, best)}</p></div></div>"""
+<div class="aside">{key}<p class="caption">{_fit_story(chart, fits, best)}</p></div></div>"""
 
 
 def _goodhart_story(facts: dict[str, dict[str, float]], start: str) -> str:
@@ -61,7 +61,7 @@ def _goodhart_story(facts: dict[str, dict[str, float]], start: str) -> str:
     return " ".join(sentences)
 
 
-def _fit_story(fits: dict[str, GoodhartFit], best: BestOfN | None) -> str:
+def _fit_story(chart: Chart, fits: dict[str, GoodhartFit], best: BestOfN | None) -> str:
     """What the dots and lines are, then each curve: α and β with their intervals, and where it peaks or why nowhere."""
     dots = "Each dot is the mean gold of an iteration"
     if best is not None:
@@ -74,6 +74,10 @@ def _fit_story(fits: dict[str, GoodhartFit], best: BestOfN | None) -> str:
             f" The curves through gold are those of Gao et al. (2022), {forms}, d = √KL; brackets and bands are 95 % "
             f"intervals, {'; '.join(_certainty(fits))}."
         )
+    shown = {band.kind for band in chart.bands}
+    hidden = [KINDS[kind].lower() for kind in fits if kind not in shown]
+    if hidden:
+        text += f" Bands wider than the picture are left out: {', '.join(hidden)}."
     stories = [f'<br><span class="ink-{kind}">{KINDS[kind]}</span>: {_one_fit(found)}' for kind, found in fits.items()]
     return typeset(text) + "".join(stories)
 
@@ -104,7 +108,7 @@ def peak_words(found: GoodhartFit) -> str:
         end = f"{high**2:.1f} nats" if high < 10 * reach else "where, if anywhere, is open"
         where = f"at a KL of {fit.peak_kl:.1f} nats ({low**2:.1f} to {end})"
         return f"gold is highest {where}, {fit.peak_gold:+.2f} {_bracket(fit.peak_gold_interval())}".replace("-", "−")
-    if fit.peak_distance == 0:
+    if fit.peak_distance == 0 or (fit.beta <= 0 and fit.curve([reach**2])[0] <= 0):
         return "gold falls from the start"
     if fit.beta <= 0:
         return "gold does not turn within what was measured, and the curve, with β ≤ 0, never does: no peak to predict"

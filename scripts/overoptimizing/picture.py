@@ -37,11 +37,9 @@ def draw(found: dict[Factor, list[Outcome]], path: Path) -> None:
     for axis, name in zip(axes[:, 0], ("PPO without KL penalty", "best of n"), strict=True):
         axis.set_ylabel(f"{name}\nrise over SFT, in its standard deviations", color=SOFT)
     seeds = max(len(o.runs) for outcomes in found.values() for o in outcomes)
-    figure.suptitle(
-        rf"gold (solid: fit; band: 95 %, {seeds} seeds; dots: seen) and $r_\varphi$ (dashed); peaks with 95 % interval",
-        fontsize=11,
-        color=INK,
-    )
+    over = f"{seeds} seeds" if seeds > 1 else "1 seed"
+    title = rf"gold (solid: fit; band: 95 %, {over}; dots: seen) and $r_\varphi$ (dashed); peaks with 95 % intervals"
+    figure.suptitle(title, fontsize=11, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, facecolor="white")
     plt.close(figure)

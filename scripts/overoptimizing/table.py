@@ -47,7 +47,7 @@ def trends(found: dict[Factor, list[Outcome]]) -> list[str]:
         for i in range(4):
             t = trend(list(zip(*([p[i] for p in o.peaks] for o in ordered), strict=True)))
             chance = "p < 0.0001" if t.chance < 1e-4 else f"p = {t.chance:.2g}"
-            cells.append(f"{t.correlation + 0.0:+.2f} ({chance})".replace("-", "−"))
+            cells.append(f"{round(t.correlation, 2) + 0.0:+.2f} ({chance})".replace("-", "−"))
         lines.append(_line([BETTER[factor], *cells]))
     return lines
 
@@ -86,6 +86,8 @@ def fit_cells(fit: OveroptimizationFit, reach: float) -> list[str]:
     """α, β, where the curve peaks and how high, each with its 95 % interval; no peak beyond what was measured."""
     a, b = fit.intervals()
     cells = [_with_interval(fit.alpha, a), _with_interval(fit.beta, b)]
+    if fit.peak_distance > reach and fit.curve([reach**2])[0] <= 0:
+        return [*cells, "none, it falls", "–"]
     if fit.peak_distance > reach:
         return [*cells, f"beyond {_number(reach)} {_bracket(fit.peak_interval())}", "–"]
     peak = _with_interval(fit.peak_distance, fit.peak_interval())

@@ -57,7 +57,7 @@ class Budget:
     """Training of every reward model."""
 
 
-QUICK_BUDGET = Budget(tokens=12_000, learning_rate=3e-4, texts=4_000, prompts=48, samples=64)
+QUICK_BUDGET = Budget(tokens=12_000, learning_rate=3e-4, texts=12_000, prompts=48, samples=64)
 
 
 class Workshop:

@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from studies import Trajectory, kept, quiet_run, study_config, task_from_sft
 
-from remedy_study.arms import Arm, Source
+from remedy_study.arms import NONE, Arm, Source
 from rlhf_gym.lm import Shared, load_causal_lm, quiet_transformers
-from rlhf_gym.pipeline import (
-    PPOConfig,
-    RunConfig,
-    TaskConfig,
-    prepare,
-    run,
-)
+from rlhf_gym.pipeline import PPOConfig, RunConfig, RunFolder, TaskConfig, prepare, run
 from rlhf_gym.pipeline.ppo import iterations, train
 from rlhf_gym.pipeline.reward import normalise_all, train_reward, training_preferences
 from rlhf_gym.pipeline.samples import draw, gold_scores, log_probs
@@ -96,6 +91,14 @@ def arm_figures(ground: Ground, arm: Arm, seed: int) -> dict[str, Any]:
     return kept(ground.seed(seed) / f"{arm.name}.json", lambda: _arm_figures(ground, arm, seed))
 
 
+def disagreement(ground: Ground, seed: int) -> dict[str, dict[str, list[float]]]:
+    """Of each ensemble, about what SFT writes and what no remedy came to: mean score, and mean variance of members.
+
+    The run without a remedy must be there.
+    """
+    return kept(ground.seed(seed) / "disagreement.json", lambda: _disagreement(ground, seed))
+
+
 def trajectory(figures: dict[str, Any]) -> Trajectory:
     """As the studies read it."""
     return Trajectory(*np.array(figures["trajectory"], dtype=np.float64))
@@ -110,11 +113,8 @@ def _arm_figures(ground: Ground, arm: Arm, seed: int) -> dict[str, Any]:
     starts = [0, *(record["tokens"] for record in records)][: len(records)]
     kl = [record.get("rlhf/kl_initial", record["rlhf/kl"]) for record in records]
     columns = [starts, kl, *([record[f"rlhf/{name}"] for record in records] for name in ("gold", "score"))]
-    return {
-        "trajectory": columns,
-        "final": _heldout(task, folder / "model", seed),
-        "base": _heldout(task, task.sft, seed),
-    }
+    base = kept(ground.seed(seed) / "sft.json", lambda: _heldout(task, task.sft, seed))
+    return {"trajectory": columns, "final": _heldout(task, folder / "model", seed), "base": base}
 
 
 def _one_run(ground: Ground, arm: Arm, seed: int, task: Task) -> tuple[Path, list[tuple[int, list[dict[str, Any]]]]]:
@@ -137,6 +137,21 @@ def _fresh(ground: Ground, arm: Arm, seed: int, task: Task) -> tuple[Path, list[
     folder = quiet_run(config, task)
     rounds = [iterations(folder.seed("ppo", round, seed)) for round in (1, 2)]
     return folder.seed("ppo", 2, seed), [(0, rounds[0]), (rounds[0][-1]["tokens"], rounds[1])]
+
+
+def _disagreement(ground: Ground, seed: int) -> dict[str, dict[str, list[float]]]:
+    task, sources = task_from_sft(), reward_models(ground, seed, task_from_sft())
+    hacked = RunFolder(ground.seed(seed) / NONE.name).seed("ppo", 1, seed) / "model"
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in ("separate", "shared"):
+        reward = load_reward(sources[name])  # type: ignore[index]
+        assert not isinstance(reward, RewardModel)
+        for policy, source in (("sft", task.sft), ("none", hacked)):
+            ids, _, lengths = draw(load_causal_lm(source), task, task.heldout_prompts, seed=seed + 7).rows()  # type: ignore[arg-type]
+            scores = reward.member_scores(ids, torch.arange(ids.shape[1]) < lengths[:, None])  # (members, B)
+            values = [float(scores.mean()), float(scores.var(dim=0, correction=0).mean())]
+            found.setdefault(name, {})[policy] = values
+    return found
 
 
 def _reward(arm: Arm, source: Path) -> LearnedReward:

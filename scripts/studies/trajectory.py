@@ -84,7 +84,7 @@ def read_trajectory(folder: RunFolder, stage: StageName, seed: int, round: int =
     log = iterations(path)
     before = [0, *(record["tokens"] for record in log)][: len(log)]  # an iteration is logged after its update
     found = [
-        (tokens, record["rlhf/kl"], record["rlhf/gold"], record["rlhf/score"])
+        (tokens, record.get("rlhf/kl_initial", record["rlhf/kl"]), record["rlhf/gold"], record["rlhf/score"])
         for tokens, record in zip(before, log, strict=True)
         if "rlhf/gold" in record
     ]
