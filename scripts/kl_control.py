@@ -1,14 +1,14 @@
 """Does each controller of β hold the KL where it should? On the embedded reviews.
 
-    python scripts/kl_control.py                          # a table, and docs/kl_control.png; a quarter of an hour
+    python scripts/kl_control.py                          # a table, and docs/kl_control.png; ten minutes
     python scripts/kl_control.py --targets 6 --seeds 2    # quicker
     python scripts/kl_control.py --draw-only              # table and picture of what there is
 
 `TokenPPO` learns from the shipped r_φ by the settings of `rlhf-gym run` (learning rate falling to 0, β = .1 at first),
-as long as a run of that does. "fixed" leaves β alone; "adaptive" is Ziegler's rule with the horizon of its paper, and
-with one a tenth as long; "constraint" is `ConstraintKL`. Told is the mean KL per response over the second half of each
-run, relative to the target, and how far single rollouts are from it. Every run is kept in `--results`; a measurement
-that was interrupted goes on.
+as long as a run of that does. "fixed" leaves β alone; "adaptive" is Ziegler's rule with a horizon of 1,000 responses
+(that of its paper, 10,000, moves β by no more than a tenth in so short a run); "constraint" is `ConstraintKL`. Told is
+the mean KL per response over the second half of each run, how far it is from δ, and how far single rollouts are. Every
+run is kept in `--results`; a measurement that was interrupted goes on.
 
 Left out: other learning rates, other first β, other tasks.
 """
@@ -37,8 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIRST = PPOConfig().kl_coef
 CONTROLLERS: dict[str, Callable[[float], KLController]] = {
     "fixed": lambda target: FixedKL(FIRST),
-    "adaptive": lambda target: AdaptiveKL(FIRST, target),
-    "adaptive, horizon 1,000": lambda target: AdaptiveKL(FIRST, target, horizon=1_000),
+    "adaptive": lambda target: AdaptiveKL(FIRST, target, horizon=1_000),
     "constraint": lambda target: ConstraintKL(FIRST, target),
 }
 TARGETS = (3.0, 6.0, 9.0)
@@ -101,7 +100,7 @@ def measure(options: argparse.Namespace, name: str, target: float) -> list[Way]:
     found = []
     for seed in range(options.seeds):
         told = "any" if name == "fixed" else f"{target:g}"
-        label = f"{name.replace(', horizon ', '-').replace(',', '')}-{told}-{seed}"
+        label = f"{name}-{told}-{seed}"
         path = options.results / f"{label}-{options.tokens}.json"
         if options.draw_only and not path.is_file():
             continue

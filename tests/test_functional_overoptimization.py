@@ -130,7 +130,7 @@ def runs_of(fit_curve, alpha: float, beta: float, seeds: int, rng):  # type: ign
     ("fit", "curve", "alpha", "beta"), [(fit_best_of_n, best_of_n_curve, 1.3, 0.3), (fit_rl, rl_curve, 1.3, 0.7)]
 )
 def test_intervals_over_runs_hold_the_truth_as_often_as_they_say(fit, curve, alpha, beta) -> None:  # type: ignore[no-untyped-def]
-    """Five seeds, 600 studies. Taking all points for independent ones holds it in some two of three."""
+    """Five seeds, 600 studies. Taking all points for independent ones holds it in some three of five."""
     rng = np.random.default_rng(0)
     at, truth = 9.0, float(curve([9.0], alpha, beta)[0])
     peak = fit(KL, curve(KL, alpha, beta)).peak_distance
@@ -144,6 +144,7 @@ def test_intervals_over_runs_hold_the_truth_as_often_as_they_say(fit, curve, alp
         hits += [a[0] <= alpha <= a[1], b[0] <= beta <= b[1], low[0] <= truth <= high[0], p[0] <= peak <= p[1]]
         a, _ = fit(kl, gold).intervals()
         naive += a[0] <= alpha <= a[1]
+    print(f"95 % intervals hold α, β, the curve at d = 3, its peak: {hits / 600}; α of all points: {naive / 600:.2f}")
     assert found.dof == 4
     assert (hits / 600 > 0.925).all() and (hits / 600 < 0.98).all(), hits / 600
     assert naive / 600 < 0.75

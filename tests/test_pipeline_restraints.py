@@ -13,7 +13,7 @@ import pytest
 from rlhf_gym.cli.commands import parse
 from rlhf_gym.pipeline import PPOConfig, RunConfig, RunFolder, prepare, run
 from rlhf_gym.pipeline.folder import METRICS_FILE, read_json
-from rlhf_gym.pipeline.ppo import iterations, ppo_line
+from rlhf_gym.pipeline.ppo import iterations, kl_controller, ppo_line
 from rlhf_gym.preferences import read_texts
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 
@@ -76,6 +76,7 @@ def test_stops_on_kl_and_says_so(before: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"kl_horizon": 0}, "expected kl_horizon >= 1, got 0"),
         ({"stop_kl": 0.0}, "expected stop_kl > 0, got 0.0"),
         ({"ptx_coef": -1.0}, "expected ptx_coef >= 0, got -1.0"),
         ({"ptx_batch_size": 0}, "expected ptx_batch_size >= 1, got 0"),
@@ -113,4 +114,6 @@ def test_texts_for_ptx(before: Path, tmp_path: Path) -> None:
 def test_the_command_line_takes_them() -> None:
     words = ["--ppo.stop-kl", "6", "--ppo.ptx-coef", "0.1", "--ppo.ptx-texts", "t.txt", "--ppo.ema-reference", "0.05"]
     ppo = parse("run", words).config.ppo
+    horizon = parse("run", ["--ppo.kl-control", "adaptive", "--ppo.kl-horizon", "500"]).config.ppo
+    assert vars(kl_controller(horizon))["horizon"] == 500
     assert (ppo.stop_kl, ppo.ptx_coef, ppo.ptx_texts, ppo.ema_reference) == (6.0, 0.1, Path("t.txt"), 0.05)

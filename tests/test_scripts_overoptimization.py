@@ -125,4 +125,4 @@ def test_the_sweep_goes_one_factor_at_a_time() -> None:
             arms = sweep.arms_of(factor)
             assert sweep.base in arms and len(set(arms)) == len(sweep.levels(factor))
             assert len({(arm.trunk, arm.noise) if factor == "labels" else arm.labels for arm in arms}) == 1
-    assert len(SWEEP.arms) == 10 and len({arm.name for arm in SWEEP.arms}) == 10
+    assert len(SWEEP.arms) == 11 and len({arm.name for arm in SWEEP.arms}) == 11

@@ -30,6 +30,8 @@ class PPOConfig:
     """Who sets β: "fixed", "adaptive" towards kl_target (Ziegler et al.), or "constraint" KL ≤ kl_target."""
     kl_target: float = 6.0
     """KL per response, in nats, that a controller steers to."""
+    kl_horizon: int = 10_000
+    """Responses over which "adaptive" moves β by a fifth, at most; Ziegler et al.'s is long for a short run."""
     learning_rate: float = 1e-3
     """Adam's, at the start. dpo wants about a third of what the others do."""
     schedule: Literal["constant", "linear"] = "linear"
@@ -116,14 +118,18 @@ class PPOConfig:
 
     @property
     def shaping(self) -> tuple[ScoreTerm, ...]:
-        """What is done to r_φ's scores, in order."""
+        """What is done to r_φ's scores, in order. Imports the verifier."""
+        if self.verifier is None:
+            return self._terms()
+        return self._terms(AddVerifier(import_reward_function(self.verifier), self.verifier_coef))
+
+    def _terms(self, *verifier: ScoreTerm) -> tuple[ScoreTerm, ...]:
         terms: list[ScoreTerm] = []
         if self.normalize_score:
             terms.append(NormalizeScore())
         if self.clip_score is not None:
             terms.append(ClipScore(*self.clip_score))
-        if self.verifier is not None:
-            terms.append(AddVerifier(import_reward_function(self.verifier), self.verifier_coef))
+        terms += verifier
         if self.length_penalty:
             terms.append(LengthPenalty(self.length_penalty, after=self.length_penalty_after))
         if self.repetition_penalty:
@@ -138,7 +144,7 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         counts = ("total_tokens", "n_episodes", "batch_size", "n_epochs", "num_envs", "samples_per_prompt")
-        for name in (*counts, "micro_batch_size", "gold_every", "checkpoint_every"):
+        for name in (*counts, "micro_batch_size", "kl_horizon", "gold_every", "checkpoint_every"):
             at_least(self, name, 1)
         at_least(self, "freeze_layers", 0)
         at_least(self, "lora_r", 0)
@@ -148,8 +154,9 @@ class PPOConfig:
         self._check_remedies()
         if self.verifier is not None and not all(self.verifier.partition(":")):
             raise ValueError(f'expected verifier to be "module:function", got {self.verifier!r}')
-        if self.agent in ("dpo", "best_of_n") and self.shaping:
-            raise ValueError(f"expected no terms on the scores with agent={self.agent}, got {self.shaping}")
+        terms = [*map(str, self._terms()), *([] if self.verifier is None else [f"verifier={self.verifier}"])]
+        if self.agent in ("dpo", "best_of_n") and terms:
+            raise ValueError(f"expected no terms on the scores with agent={self.agent}, got {', '.join(terms)}")
         if not self.kl_coef >= 0 or not self.learning_rate > 0:
             raise ValueError(f"expected kl_coef >= 0 and learning_rate > 0, got {self.kl_coef}, {self.learning_rate}")
         if self.kl_control not in get_args(KLControl):

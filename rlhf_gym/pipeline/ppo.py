@@ -230,7 +230,7 @@ def preferences(run: Run, round: int) -> list[Preference] | None:
 def kl_controller(config: PPOConfig) -> KLController:
     """Who sets β."""
     if config.kl_control == "adaptive":
-        return AdaptiveKL(config.kl_coef, config.kl_target)
+        return AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
     if config.kl_control == "constraint":
         return ConstraintKL(config.kl_coef, config.kl_target)
     return FixedKL(config.kl_coef)

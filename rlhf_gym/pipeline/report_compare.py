@@ -96,7 +96,8 @@ def _apart(judged: Sequence[tuple[dict[str, Any], ReportRun, int]], best: Report
     near = [escape(run.name) for row, run, _ in judged if run is not best and row["wins_sft"][2] >= low]
     if not near:
         return "apart from those of all others" if len(judged) > 1 else "and no other has been evaluated"
-    return f"which overlaps with {'that' if len(near) == 1 else 'those'} of {' and '.join(near)}"
+    named = " and ".join([", ".join(near[:-1]), near[-1]] if near[1:] else near)
+    return f"which overlaps with {'that' if len(near) == 1 else 'those'} of {named}"
 
 
 def final_row(run: ReportRun) -> dict[str, Any] | None:
@@ -117,7 +118,7 @@ def compare_table(runs: Sequence[ReportRun]) -> str:
     head = "".join(f"<th>{typeset(a)}<small>{typeset(b)}</small></th>" for a, b in headings)
     body = "".join(_sft_rows(runs, gold)) + "".join(_run_rows(run, i, gold) for i, run in enumerate(runs))
     return f"""
-<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
+<div class="scroll"><table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 <p class="caption">The last round’s policy of each run, the median of its seeds. Wins are shares of the held-out
 prompts. KL is from the run’s own SFT policy. Each run’s score is by the {PROXY} it was trained on: compare gold and
 wins rather than scores.</p>"""

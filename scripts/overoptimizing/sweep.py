@@ -78,7 +78,7 @@ class Sweep:
 
 SWEEP = Sweep(
     base=Arm(Trunk(64, 2), 2_000, 0.1),
-    trunks=(Trunk(8, 1), Trunk(32, 2), Trunk(64, 2), Trunk(128, 4)),
+    trunks=(Trunk(8, 1), Trunk(24, 1), Trunk(32, 2), Trunk(64, 2), Trunk(128, 4)),
     labels=(125, 500, 2_000, 8_000),
     noises=(0.0, 0.1, 0.25, 0.4),
 )
