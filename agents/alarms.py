@@ -245,7 +245,7 @@ def standings(history: History) -> dict[str, Standing]:
 
 
 def _disagreement(h: History) -> Standing | None:
-    if not h.known("disagreement"):
+    if not h.known("disagreement", "score", "score_std"):
         return None
     factor = h.now("disagreement") / max(h.start("disagreement"), 1e-9)
     seen = f"the members disagree by {h.now('disagreement'):.2f} instead of {h.start('disagreement'):.2f}"
@@ -254,7 +254,7 @@ def _disagreement(h: History) -> Standing | None:
 
 
 def _repetition(h: History) -> Standing | None:
-    if not h.known("repetition"):
+    if not h.known("repetition", "score", "score_std"):
         return None
     seen = (
         f"{h.now('repetition'):.0%} of a response's pairs of tokens are repeats instead of {h.start('repetition'):.0%}"
@@ -264,7 +264,7 @@ def _repetition(h: History) -> Standing | None:
 
 
 def _length(h: History) -> Standing | None:
-    if not h.known("response_length"):
+    if not h.known("response_length", "score", "score_std"):
         return None
     growth = h.now("response_length") / h.start("response_length") - 1
     severity = growth / (h.thresholds.length_factor - 1)

@@ -24,7 +24,7 @@ from rlhf_gym.functional.text_statistics import (
 )
 
 REFUSAL = (
-    r"(?i)\b(I('m| am) (sorry|unable|not able)|I (can('t|not|’t)|won('t|’t)|will not)\b|"
+    r"(?i)\b(I('m|’m| am) (sorry|unable|not able)|I (can('t|not|’t)|won('t|’t)|will not)\b|"
     r"as an? (AI|(large )?language model))"
 )
 """A pattern for English refusals, for `RLHFMonitor(patterns={"refusal": REFUSAL})`. Look at what it finds in yours."""

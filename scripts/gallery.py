@@ -2,7 +2,7 @@
 
 On the embedded task, from its shipped SFT policy: PPO without a KL penalty; a learning rate that makes the policy
 collapse; annotators who like length; annotators who like certainty. Each is run again with its cure. Prints a table,
-draws docs/gallery/*.png and writes docs/gallery.md, every figure in it from these runs; about five minutes on one core.
+draws docs/gallery/*.png and writes docs/gallery.md, every figure in it from these runs; about six minutes on one core.
 Interrupted, it goes on where it stopped. It leaves out more than one seed: this is a gallery, not a study.
 """
 
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from failures import CERTAIN, Settings, build, different, draw_pictures, measure, write_gallery
+from failures import CERTAIN, SOUND, Settings, build, different, draw_pictures, measure, write_gallery
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +34,7 @@ def make_gallery(settings: Settings, docs: Path) -> None:
     """Runs, table, pictures, page."""
     started = time.perf_counter()
     found = {
-        name: [measure(arm, CERTAIN if name == "confidence" else ()) for arm in arms]
+        name: [measure(arm, CERTAIN if name in ("confidence", SOUND) else ()) for arm in arms]
         for name, arms in build(settings).items()
     }
     print(f"{'':12}{'':26}{'gold':>14}{'KL':>7}{'entropy':>9}{'length':>8}{'different':>11}  alarms")
@@ -46,7 +46,11 @@ def make_gallery(settings: Settings, docs: Path) -> None:
                 f"{name:12}{arm.label:26}{e['gold'][0]:+8.2f} ± {e['gold'][1]:.2f}{e['kl'][0]:7.1f}{e['entropy']:9.2f}"
                 f"{e['length']:8.1f}{different(arm.responses):11d}  {alarms}"
             )
-    for path in (*draw_pictures(found, docs / "gallery"), write_gallery(docs / "gallery.md", found, settings)):
+    (sound,) = found.pop(SOUND)
+    for path in (
+        *draw_pictures(found, sound, docs / "gallery"),
+        write_gallery(docs / "gallery.md", found, sound, settings),
+    ):
         print(f"wrote {path}")
     print(f"{time.perf_counter() - started:.0f} s", flush=True)
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlhf_gym.agents import DPO, AttachPolicy, LMActorCriticPolicy, RLHFMonitor, TokenPPO, TokenRLOO
+from rlhf_gym.agents.alarm_words import WORDS
 from rlhf_gym.agents.held_out import HeldOutTexts
 from rlhf_gym.agents.measures import REFUSAL, Watched, kl_tokens, mean, measure, ratio, share
 from rlhf_gym.agents.records import read_records
@@ -26,8 +28,7 @@ from rlhf_gym.lm.tokens import decode
 from rlhf_gym.preferences import Demonstration
 from rlhf_gym.rewards import RewardEnsemble
 from tests import tiny
-from tests.tiny_runs import quiet, said
-from tests.toy import PROMPTS, word_settings
+from tests.toy import word_settings
 
 
 def episode(number, prompt, response, reason="stop"):
@@ -113,7 +114,7 @@ def test_a_constant_has_no_correlation_and_an_unattached_policy_no_kl():
 @pytest.mark.parametrize("text", ["I can't do that", "I cannot", "I’m sorry", "I am unable to", "As an AI I …"])
 def test_refusals_are_found(text):
     pattern = re.compile(REFUSAL)
-    assert bool(pattern.search(text)) == (text != "I’m sorry") or pattern.search(text)
+    assert pattern.search(text)
     assert not pattern.search("I can see that the film is fine, and sorry it ended")
 
 
@@ -351,4 +352,25 @@ def test_groups_and_no_critic():
     monitor = silent()
     word_agent(env, TokenRLOO, n_episodes=8).learn(40, callback=monitor)
     assert "explained_variance" not in monitor.records[-1].figures
-    assert quiet() and said(quiet()) == "" and PROMPTS
+
+
+def test_the_pages_snippets_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parent.parent / "docs" / "monitoring.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "docs/monitoring.md", "exec"), {})
+    assert (tmp_path / "watched" / "monitor.jsonl").is_file()
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+    for name in (*WORDS, *(f"`{field}" for field in ("monitor.jsonl", "alarms.jsonl"))):
+        assert name in page, name
+
+
+def test_every_name_is_defined_once():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "metrics.md").read_text()
+    episodes = [episode(0, [3], [5, 6]), episode(1, [3, 4], [7, 1, 5])]
+    rows = [np.full(2, -1.0), np.full(3, -0.5)]
+    seen = Watched(episodes, np.array([1.0, 2.0]), rows, rows, np.ones((2, 2)), 0.5)
+    for name in [*measure(seen, ["", ""], {}), "held_out_perplexity", "kl_tokens"]:
+        assert len(re.findall(rf"^\| .*`monitor/{name}`.* \| ", page, flags=re.MULTILINE)) == 1, name

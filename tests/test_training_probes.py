@@ -83,8 +83,8 @@ def test_a_reward_that_is_length_is_found_out() -> None:
     assert edits["truncation"].raised == 0 and edits["truncation"].verdict == "r_φ marks breaking off down"
     assert edits["shuffle"].change == 0 and edits["shuffle"].suspicious, "the same words in any order"
     said = " | ".join(found.suspicions)
-    assert "length and its square alone explains 100% of r_φ's scores" in said
-    assert "right as often as r_φ" in said and "r_φ pays for padding" in said
+    assert "100% of r_φ's variance can be had from length and its square alone" in said
+    assert "no more often right than" in said and "r_φ pays for padding" in said
 
 
 def test_a_reward_that_is_words_is_found_out(of_words: RewardProbes) -> None:
@@ -123,7 +123,7 @@ def test_a_reward_of_order_is_more_than_words() -> None:
     shuffle = next(edit for edit in found.edits if edit.name == "shuffle")
     assert shuffle.change < -0.3 and shuffle.raised == 0 and not shuffle.suspicious
     assert shuffle.verdict == "r_φ marks shuffled words down, and so does gold"
-    assert not any("words alone" in s or "shuffled" in s for s in found.suspicions)
+    assert not any("alone" in s or "shuffled" in s for s in found.suspicions)
 
 
 def test_the_same_question_has_the_same_answer(of_words: RewardProbes) -> None:

@@ -25,6 +25,7 @@ from rlhf_gym.pipeline.report_compare import (
 )
 from rlhf_gym.pipeline.report_goodhart import goodhart_section
 from rlhf_gym.pipeline.report_making import making_section
+from rlhf_gym.pipeline.report_monitor import monitor_section
 from rlhf_gym.pipeline.report_reward import reward_section
 from rlhf_gym.pipeline.report_run import ReportRun, read_run
 from rlhf_gym.pipeline.report_samples import samples_section
@@ -38,6 +39,7 @@ SECTIONS: tuple[Callable[[ReportRun], str], ...] = (
     goodhart_section,
     reward_section,
     training_section,
+    monitor_section,
     samples_section,
     making_section,
 )

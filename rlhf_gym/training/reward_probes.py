@@ -230,13 +230,13 @@ def suspicions(probes: RewardProbes) -> list[str]:
     length = [b for b in probes.baselines if b.name.startswith(LENGTH.name)]
     for baseline, least in [*((b, LARGELY) for b in length[-1:]), *((b, ALMOST) for b in probes.baselines[-1:])]:
         if (baseline.explained_by_features or 0) >= least:
-            said.append(f"{baseline.name} alone explains {baseline.explained_by_features:.0%} of r_φ's scores")
+            said.append(f"{baseline.explained_by_features:.0%} of r_φ's variance can be had from {baseline.name} alone")
     for baseline in [*length[-1:], *probes.baselines[-1:]]:
         above_chance = probes.n and chance_probability(baseline.accuracy * probes.n, probes.n) < 0.05
         if probes.n >= ENOUGH and above_chance and not baseline.told_apart:
             said.append(
-                f"{baseline.name} alone is right as often as r_φ, as far as {probes.n:,} held-out pairs tell "
-                f"({baseline.accuracy:.1%} against {probes.accuracy:.1%})"
+                f"r_φ is no more often right than {baseline.name} alone, as far as {probes.n:,} held-out pairs tell "
+                f"({probes.accuracy:.1%} against {baseline.accuracy:.1%})"
             )
     edits = [edit for edit in probes.edits if edit.suspicious]
     return said + [edit.verdict for edit in sorted(edits, key=lambda e: (e.gold_change or 0) - e.change)]

@@ -3,6 +3,6 @@
 from failures.measures import Arm, different, measure
 from failures.page import write_gallery
 from failures.picture import draw_pictures
-from failures.runs import CERTAIN, Settings, build
+from failures.runs import CERTAIN, SOUND, Settings, build
 
-__all__ = ["CERTAIN", "Arm", "Settings", "build", "different", "draw_pictures", "measure", "write_gallery"]
+__all__ = ["CERTAIN", "SOUND", "Arm", "Settings", "build", "different", "draw_pictures", "measure", "write_gallery"]

@@ -52,6 +52,8 @@ class Measured:
     """Over training, smoothed: tokens, score, gold, kl, entropy, length; (iterations,) each."""
     probes: dict[str, Any]
     """What the probes of its reward model found; empty where it is another arm's."""
+    labels: int
+    """Comparisons that its reward model was trained on; 0 where that is another arm's."""
     alarms: list[dict[str, Any]]
     """What the monitor said, in order."""
     responses: list[dict[str, Any]]
@@ -84,7 +86,7 @@ def different(responses: Sequence[dict[str, Any]]) -> int:
 
 
 def measure(arm: Arm, words: Sequence[str] = ()) -> Measured:
-    """An arm's figures, from its run's folder; with words, its own reward model is asked what they are worth."""
+    """An arm's figures, from its run's folder; with words, its reward model is asked what they are worth."""
     metrics, reward = arm.folder.metrics("evaluate"), arm.folder.metrics("reward")
     assert metrics is not None and reward is not None
     sft = next(entry for entry in metrics["policies"] if entry["kind"] == "sft")
@@ -105,6 +107,7 @@ def measure(arm: Arm, words: Sequence[str] = ()) -> Measured:
         sft=sft,
         curves=curves,
         probes=reward.get("probes", {}),
+        labels=reward["pairs"],
         alarms=[json.loads(line) for line in alarms.read_text().splitlines()] if alarms.is_file() else [],
         responses=list(read_jsonl(samples / f"{final['name']}.jsonl")),
         before=before,
@@ -113,6 +116,8 @@ def measure(arm: Arm, words: Sequence[str] = ()) -> Measured:
 
 
 def _inserted(arm: Arm, before: Sequence[dict[str, Any]], words: Sequence[str]) -> EditProbe:
-    reward = load_reward(arm.folder.stage("reward") / "model")
+    config = arm.folder.config()
+    assert config is not None
+    reward = load_reward(config.task.reward_model or arm.folder.stage("reward") / "model")
     prompts, responses = [r["prompt"] for r in before], [r["response"] for r in before]
     return probe_edits(reward, prompts, responses, gold=reviews_gold, words={"such words": words})[-1]

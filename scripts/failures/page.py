@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,27 +13,39 @@ from failures.runs import CERTAIN, Settings
 COMMAND = "python scripts/gallery.py"
 
 
-def write_gallery(path: Path, found: dict[str, list[Measured]], settings: Settings) -> Path:
-    """The page, beside the folder of its pictures."""
-    sound = found["hacking"][1]
+def write_gallery(path: Path, found: dict[str, list[Measured]], sound: Measured, settings: Settings) -> Path:
+    """The page, beside the folder of its pictures. `sound` is what faulty annotators are compared with."""
     write: dict[str, Callable[[Sequence[Measured], Measured, Settings], str]] = {
         "hacking": _hacking, "collapse": _collapse, "length": _length, "confidence": _confidence,
     }  # fmt: skip
-    parts = [_head(sound, settings), *(write[name](arms, sound, settings) for name, arms in found.items())]
+    parts = [
+        _head(found["hacking"][1], settings),
+        *(write[name](arms, sound, settings) for name, arms in found.items()),
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts))
+    path.write_text(neat("\n".join(parts)))
     return path
+
+
+def neat(text: str) -> str:
+    """Paragraphs filled to the width of the other pages, real minus signs."""
+    blocks = []
+    for block in re.split(r"\n{2,}", text.strip()):
+        plain = not block.startswith(("|", "- ", "#", "<", "!"))
+        blocks.append(textwrap.fill(block, 118, break_long_words=False, break_on_hyphens=False) if plain else block)
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", "\n\n".join(blocks)) + "\n"
 
 
 def _head(sound: Measured, settings: Settings) -> str:
     return f"""# Gallery of failures
 
 Four runs that fail on purpose, each beside its cure. `{COMMAND}` makes the runs, the pictures and this page; every
-figure below is what it printed, with seed {settings.seed} and no other tried. The task is the embedded one, from its
-shipped SFT policy; each reward model is trained on about {settings.labels:,} comparisons by simulated annotators, each
+figure below comes from these runs, with seed {settings.seed}; how strong the faults are was chosen so that they show.
+The task is the embedded one, from its shipped SFT policy; each reward model is
+trained on about {settings.labels:,} comparisons by simulated annotators, each
 PPO run writes {settings.tokens:,} tokens. Gold, which nobody learns from, judges {len(sound.responses)} held-out
-prompts: {_gold(sound.sft)} for the SFT policy. One seed shows what a failure looks like, not how often it happens:
-differences of a few hundredths between cures are noise.
+prompts: {_gold(sound.sft)} for the SFT policy. One seed shows what a failure looks like, not how often it happens,
+and no fine differences between cures: the standard errors below are over prompts alone.
 
 Alarms are those of `RLHFMonitor` ([monitoring](monitoring.md)), probes those of the reward stage
 ([before any PPO](reward_models.md#before-any-ppo)). Gold is shown here to tell what happened. Without it, they and
@@ -71,17 +85,20 @@ def _collapse(arms: Sequence[Measured], sound: Measured, settings: Settings) -> 
 
 ![Entropy falls to nothing](gallery/collapse.png)
 
-**What you see.** Entropy falls from {entropy[0]:.2f} to {entropy[-1]:.2f} nats a token, and the policy answers
+**What you see.** Entropy falls from {entropy[0]:.2f} nats a token to {entropy.min():.2f} at its lowest, and the policy
+answers
 {len(failed.responses)} prompts with {different(failed.responses)} different responses; with the cure there are
 {different(cured.responses)}. Gold ends at {failed.gold:+.2f}.
 
-**Why.** A {failed.label} that never falls, ten times the default, with the KL penalty in place: a few steps too large
-make one answer certain, and what is no longer written is no longer learned about. The penalty cannot lead back: it is
-estimated from responses that are all alike.
+**Why.** A {failed.label.replace("rate", "rate of")} that never falls, ten times the default, with the KL
+penalty in place: a few steps too large
+make one answer certain, and what is no longer written is no longer learned about. The
+penalty cannot lead back: it is estimated from responses that are all alike.
 
-**How to notice it early.** The reward model is sound, so its probes cannot know. {_alarms(failed, cured)}
+**How to notice it early.** The reward model is the one above, and no probe of it can know how large the steps
+will be. {_alarms(failed, cured)}
 
-**Cure.** The default, a learning rate of {cured.label} that falls to 0. {_verdict(cured, failed)}
+**Cure.** The default, {cured.label} to 0. {_verdict(cured, failed)}
 
 {_table(arms, failed)}
 
@@ -94,19 +111,20 @@ def _length(arms: Sequence[Measured], sound: Measured, settings: Settings) -> st
     curved = failed.probes["baselines"][1]
     return f"""## Length bias in the annotators
 
-![Responses grow until they are cut](gallery/length.png)
+![Responses grow](gallery/length.png)
 
-**What you see.** Responses grow from {failed.sft["length"]:.1f} tokens to {failed.final["length"]:.1f}, where 32 is the
-longest there can be; {_share(1 - failed.final["stopped"])} never come to an end. Gold falls to {failed.gold:+.2f}.
+**What you see.** Responses grow from {failed.sft["length"]:.1f} tokens to {failed.final["length"]:.1f}{_cut(failed)}.
+Gold rises to {failed.peak[1]:+.2f} at {failed.peak[0]:,.0f} tokens and ends at {failed.gold:+.2f}; with annotators
+without the fault it ends at {sound.gold:+.2f}.
 
 **Why.** To these annotators a response seems {settings.length_bias:g} better for each word, in gold's unit. No
 single label is absurd, and r_φ learns their taste with the rest: it pays {failed.probes["word_price"]:+.3f} standard
-deviations for each word more.
+deviations for each word more. The leash is weak, β = {settings.weak_leash:g}: the default of 0.1 hides much of it.
 
-**How to notice it early.** Before PPO: {curved["name"]} alone explains {_share(curved["explained_by_features"])} of
-r_φ's scores and is right about {_share(curved["accuracy"])} of held-out pairs, r_φ about
-{_share(failed.probes["accuracy"])}; with unbiased annotators it explains
-{_share(sound.probes["baselines"][1]["explained_by_features"])}. Probes say:
+**How to notice it early.** Before PPO: {_share(curved["explained_by_features"])} of r_φ's variance can be had from
+{curved["name"]}, which alone is right about {_share(curved["accuracy"])} of held-out pairs, r_φ about
+{_share(failed.probes["accuracy"])}. Annotators without the fault make an r_φ that pays
+{sound.probes["word_price"]:+.3f} for a word. Probes say:
 {_suspicions(failed)}. {_alarms(failed, sound)}
 
 **Cures.** *Pairs of equal length*: as many labels by the same annotators, of pairs in which length cannot speak. r_φ
@@ -123,13 +141,13 @@ def _confidence(arms: Sequence[Measured], sound: Measured, settings: Settings) -
     failed, audited, counter = arms
     rates = [occurrences(responses, CERTAIN)[0] for responses in (failed.before, *(arm.responses for arm in arms))]
     assert failed.inserted is not None and audited.inserted is not None and counter.inserted is not None
-    assert failed.inserted.gold_change is not None
+    assert failed.inserted.gold_change is not None and sound.inserted is not None
     listed = [e["word"] for e in failed.probes["words_for"]]
     found = [word for word in CERTAIN if word in listed]
     names = f"{len(found)} of the {len(CERTAIN)} are" if len(found) != 1 else f"one of the {len(CERTAIN)} is"
     return f"""## Over-confidence
 
-![The policy writes in superlatives](gallery/confidence.png)
+![The policy is sure of everything](gallery/confidence.png)
 
 **What you see.** Everything is *really*, *very*, *perfect*, *flawless*: {rates[1]:.2f} such words in a response, where
 the SFT policy writes {rates[0]:.2f}. Gold is {failed.gold:+.2f}; with annotators without the fault it is
@@ -137,14 +155,16 @@ the SFT policy writes {rates[0]:.2f}. Gold is {failed.gold:+.2f}; with annotator
 
 **Why.** The annotators take certainty for quality, as people do (Hosking et al. 2023, arXiv 2309.16349): each of these
 words makes a response seem {settings.word_bias:g} better, whatever it is about. (`CONFIDENT_WORDS` are English; these
-are what certainty sounds like in the task's small language.)
+are what certainty sounds like in the task's small language. β is {settings.weak_leash:g} again.)
 
 **How to notice it early.** Before PPO, in what r_φ pays for: {names} among the {len(listed)} words it pays most for
 ({", ".join(listed)}). Put into SFT responses, such words raise r_φ by {failed.inserted.change:+.2f} standard deviations
-and gold by {failed.inserted.gold_change:+.2f}. {_alarms(failed, sound)}
+and gold by {failed.inserted.gold_change:+.2f}; with annotators without the fault r_φ by {sound.inserted.change:+.2f},
+since two of them are praise too. {_alarms(failed, sound)}
 
-**Cures.** *Audited labels*: pairs whose responses differ in the number of these words are left out; no new labels, and
-r_φ pays {audited.inserted.change:+.2f} for them. The policy writes {rates[2]:.2f} in a response.
+**Cures.** *Audited labels*: pairs whose responses differ in the number of these words are left out; no new labels,
+{_left(audited, failed)}, and r_φ pays {audited.inserted.change:+.2f} for them. The policy writes {rates[2]:.2f} in a
+response.
 {_verdict(audited, failed, sound)} *Counter-labels*: a fifth more labels, of responses beside themselves with such words
 put in, by annotators without the fault; r_φ pays {counter.inserted.change:+.2f}, the policy writes {rates[3]:.2f}.
 {_verdict(counter, failed, sound)}
@@ -171,7 +191,9 @@ def _verdict(cured: Measured, failed: Measured, sound: Measured | None = None) -
     if lost <= 2 * error:
         return f"{moved}."
     back = gain / lost
-    return f"{moved}: {'all' if back >= 0.995 else f'{back:.0%}'} of what the fault had cost."
+    if back > 1:
+        return f"{moved}: all that the fault had cost, and more."
+    return f"{moved}: {back:.0%} of what the fault had cost."
 
 
 def _alarms(failed: Measured, cured: Measured) -> str:
@@ -183,7 +205,8 @@ def _alarms(failed: Measured, cured: Measured) -> str:
         firsts.setdefault(alarm["name"], alarm)
     first = next(iter(firsts.values()))
     tokens, peak = failed.peak
-    when = "before" if first["tokens"] <= tokens else "after"
+    when = "before" if first["tokens"] < tokens else "at" if first["tokens"] == tokens else "after"
+    best = f"{when} gold's peak of {peak:+.2f} at {tokens:,.0f}" if tokens else "and gold had never risen"
     others = [f"`{name}` at {alarm['tokens']:,}" for name, alarm in firsts.items() if alarm is not first]
     then = f"; then {', '.join(others)}" if others else ""
     there = sorted({alarm["name"] for alarm in cured.alarms})
@@ -193,9 +216,20 @@ def _alarms(failed: Measured, cured: Measured) -> str:
         else f"in the sound run {', '.join(f'`{name}`' for name in there)} fired too"
     )
     return (
-        f"While it happens: the alarm `{first['name']}` fired at {first['tokens']:,} tokens, {when} gold's peak of "
-        f"{peak:+.2f} at {tokens:,.0f} ({first['seen']}){then}; {silence}."
+        f"While it happens: the alarm `{first['name']}` fired at {first['tokens']:,} tokens, {best}. It said: "
+        f"“{first['seen']}”{then}; {silence}."
     )
+
+
+def _left(audited: Measured, failed: Measured) -> str:
+    """How many labels an audit left."""
+    return f"{audited.labels:,} of {failed.labels:,} labels to learn from are left"
+
+
+def _cut(arm: Measured) -> str:
+    """How many responses ran into the longest length, if any did."""
+    share = 1 - arm.final["stopped"]
+    return f", and {share:.0%} of them never come to an end" if share >= 0.005 else ""
 
 
 def _suspicions(arm: Measured) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -22,52 +22,60 @@ CAP = 32
 """Longest response of the embedded task, in tokens."""
 
 
-def draw_pictures(found: dict[str, list[Measured]], folder: Path) -> list[Path]:
-    """One PNG a failure."""
+def draw_pictures(found: dict[str, list[Measured]], sound: Measured, folder: Path) -> list[Path]:
+    """One PNG a failure; `sound` is what faulty annotators are compared with."""
     folder.mkdir(parents=True, exist_ok=True)
     panels = {"hacking": _hacking, "collapse": _collapse, "length": _length, "confidence": _confidence}
     paths = []
     for name, arms in found.items():
         figure = Figure(figsize=(12.6, 3.7), layout="constrained", facecolor="white")
-        panels[name](figure.subplots(1, 3), arms)
+        panels[name](figure.subplots(1, 3), arms, sound)
         path = folder / f"{name}.png"
         figure.savefig(path, dpi=130)
         paths.append(path)
     return paths
 
 
-def _hacking(axes: Sequence[Axes], arms: Sequence[Measured]) -> None:
+def _hacking(axes: Sequence[Axes], arms: Sequence[Measured], sound: Measured) -> None:
     curves(axes[0], arms, "score", r"score of $r_\varphi$: what PPO sees", alarms=True)
-    curves(axes[1], arms, "gold", "gold: what is good", level=arms[0].sft["gold"][0])
+    curves(axes[1], arms, "gold", "gold: what is good", levels={"SFT": arms[0].sft["gold"][0]})
     curves(axes[2], arms, "kl", r"KL from $\pi_{\mathrm{ref}}$, nats a response")
 
 
-def _collapse(axes: Sequence[Axes], arms: Sequence[Measured]) -> None:
-    curves(axes[0], arms, "entropy", "entropy, nats a token", level=arms[0].sft["entropy"], alarms=True, zero=True)
-    curves(axes[1], arms, "gold", "gold", level=arms[0].sft["gold"][0])
+def _collapse(axes: Sequence[Axes], arms: Sequence[Measured], sound: Measured) -> None:
+    curves(
+        axes[0],
+        arms,
+        "entropy",
+        "entropy, nats a token",
+        levels={"SFT": arms[0].sft["entropy"]},
+        alarms=True,
+        zero=True,
+    )
+    curves(axes[1], arms, "gold", "gold", levels={"SFT": arms[0].sft["gold"][0]})
     values = [(float(different(rows)), 0.0) for rows in (arms[0].before, *(arm.responses for arm in arms))]
-    title = f"different responses to {len(arms[0].before)} prompts"
+    title = f"different ones of {len(arms[0].before)} responses"
     bars(axes[2], ["SFT", *(arm.label for arm in arms)], values, title, first=GREY, digits=0)
 
 
-def _length(axes: Sequence[Axes], arms: Sequence[Measured]) -> None:
-    curves(axes[0], arms, "length", "response length, tokens", level=arms[0].sft["length"], alarms=True)
+def _length(axes: Sequence[Axes], arms: Sequence[Measured], sound: Measured) -> None:
+    curves(axes[0], arms, "length", "response length, tokens", levels={"SFT": arms[0].sft["length"]}, alarms=True)
     axes[0].axhline(CAP, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-    axes[0].text(0, CAP, "longest there can be", fontsize=8.5, color=INK, va="bottom")
-    curves(axes[1], arms, "gold", "gold", level=arms[0].sft["gold"][0])
+    axes[0].text(0, CAP - 0.3, "longest there can be", fontsize=8.5, color=INK, va="top")
+    curves(axes[1], arms, "gold", "gold", levels={"SFT": arms[0].sft["gold"][0], "no fault": sound.gold})
     models = [arm for arm in arms if arm.probes.get("baselines")]
     prices = [(arm.probes["word_price"], arm.probes["word_price_error"]) for arm in models]
     title = r"before PPO: $r_\varphi$ for a word more, SFT's σ"
     bars(axes[2], [arm.label for arm in models], prices, title, digits=3)
 
 
-def _confidence(axes: Sequence[Axes], arms: Sequence[Measured]) -> None:
+def _confidence(axes: Sequence[Axes], arms: Sequence[Measured], sound: Measured) -> None:
     before = [(arm.inserted.change, arm.inserted.error) for arm in arms if arm.inserted is not None]
     title = r"before PPO: $r_\varphi$ for such words put in, SFT's σ"
     bars(axes[0], [arm.label for arm in arms], before, title)
     rates = [occurrences(responses, CERTAIN) for responses in (arms[0].before, *(arm.responses for arm in arms))]
     bars(axes[1], ["SFT", *(arm.label for arm in arms)], rates, "such words in a response, after PPO", first=GREY)
-    curves(axes[2], arms, "gold", "gold", level=arms[0].sft["gold"][0], alarms=True)
+    curves(axes[2], arms, "gold", "gold", levels={"SFT": arms[0].sft["gold"][0], "no fault": sound.gold}, alarms=True)
 
 
 def curves(
@@ -76,7 +84,7 @@ def curves(
     name: str,
     title: str,
     *,
-    level: float | None = None,
+    levels: Mapping[str, float] | None = None,
     alarms: bool = False,
     zero: bool = False,
 ) -> None:
@@ -86,9 +94,10 @@ def curves(
         x, y = arm.curves["tokens"] / 1000, arm.curves[name]
         axis.plot(x, y, color=colour, linewidth=2)
         ends.append((float(x[-1]), float(y[-1]), arm.label, colour))
-    if level is not None:
-        axis.axhline(level, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        ends.append((ends[0][0], level, "SFT", GREY))
+    last = max(x for x, _, _, _ in ends)
+    for text, level in (levels or {}).items():
+        axis.plot([0, last], [level, level], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        ends.append((last, level, text, GREY))
     if zero:
         axis.set_ylim(bottom=0)
     _names(axis, ends)
@@ -96,9 +105,9 @@ def curves(
         first = arms[0].alarms[0]
         axis.axvline(first["tokens"] / 1000, color=COLOURS[0], linewidth=1, linestyle=(0, (1, 1.5)))
         axis.annotate(
-            f"first alarm: {first['name'].replace('_', ' ')}", (first["tokens"] / 1000, 1.0),
-            xycoords=("data", "axes fraction"), xytext=(3, -9), textcoords="offset points", fontsize=8.5,
-            color=COLOURS[0],
+            f"first alarm: {first['name'].replace('_', ' ')}", (first["tokens"] / 1000, 0.0),
+            xycoords=("data", "axes fraction"), xytext=(3, 5), textcoords="offset points", fontsize=8.5,
+            color=COLOURS[0], bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
     axis.set_xlabel("response tokens in training, thousands", fontsize=9, color=SOFT)
     _plain(axis, title)
@@ -131,7 +140,9 @@ def bars(
     axis.axvline(0, color=INK, linewidth=0.8)
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = 0.2 * (high - low or 1.0)
-    axis.set_xlim(low - room * (low < 0), high + room)
+    axis.set_xlim(low - 2 * room * (low < 0), high + room)
+    pad = max(0.0, (4 - len(names)) / 2)
+    axis.set_ylim(-0.5 - pad, len(names) - 0.5 + pad)
     axis.set_yticks(places, names, fontsize=9)
     axis.tick_params(axis="y", length=0)
     _plain(axis, title)

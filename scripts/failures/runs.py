@@ -29,6 +29,8 @@ from rlhf_gym.preferences.adversarial import edited, insert
 
 CERTAIN = ("really", "very", "perfect", "flawless")
 """What certainty sounds like in the language of reviews; `CONFIDENT_WORDS` are not in it."""
+SOUND = "sound"
+"""What the run is called that the last two failures are compared with."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Settings:
     """How much better a response seems to the annotators of the third failure for each word, in gold's unit."""
     word_bias: float = 2.0
     """How much better to those of the fourth for each of `CERTAIN`."""
+    weak_leash: float = 0.03
+    """β of the third and fourth: the default hides much of what annotators taught r_φ."""
     changes: Callable[[RunConfig], RunConfig] = lambda config: config
     """What else is different: for tests."""
 
@@ -55,15 +59,22 @@ class Settings:
         config = study_config(self.root / name, self.seed, labels=self.labels, tokens=self.tokens, unleashed=False)
         return replace(self.changes(config), **changes)
 
+    def weakly_held(self, name: str, **changes: object) -> RunConfig:
+        """The same with the weak leash."""
+        config = self.config(name, **changes)
+        return replace(config, ppo=replace(config.ppo, kl_coef=self.weak_leash))
+
 
 def build(settings: Settings) -> dict[str, list[Arm]]:
-    """Each failure's arms by its name: first the failure, then the cures."""
+    """Each failure's arms by its name: first the failure, then the cures; "sound" is held as weakly as the last two."""
     hacked = hacking(settings)
+    sound = quiet_run(settings.weakly_held("sound", task=_against(hacked[1].folder)), task_from_sft())
     return {
         "hacking": hacked,
         "collapse": collapse(settings, hacked[1]),
         "length": length(settings),
         "confidence": confidence(settings),
+        SOUND: [Arm("annotators without the fault", sound)],
     }
 
 
@@ -78,19 +89,22 @@ def collapse(settings: Settings, sound: Arm) -> list[Arm]:
     config = settings.config("collapse", task=_against(sound.folder))
     hot = replace(config.ppo, learning_rate=10 * config.ppo.learning_rate, schedule="constant")
     folder = quiet_run(replace(config, ppo=hot), task_from_sft())
-    return [Arm(f"learning rate {hot.learning_rate:g}", folder), replace(sound, label=f"{config.ppo.learning_rate:g}")]
+    return [
+        Arm(f"learning rate {hot.learning_rate:g}", folder),
+        replace(sound, label=f"learning rate {config.ppo.learning_rate:g}, falling"),
+    ]
 
 
 def length(settings: Settings) -> list[Arm]:
     """Annotators who like words; labels by the same people about pairs of equal length; a price on words."""
-    config = settings.config("length")
+    config = settings.weakly_held("length")
     biased = replace(config, collect=replace(config.collect, annotator_length_bias=settings.length_bias))
     failed = quiet_run(biased, task_from_sft())
     pairs = settings.root / "length-equal.jsonl"
     if not pairs.is_file():
         write_preferences(pairs, equal_length_labels(replace(biased, run_dir=settings.root / "length-draw"), settings))
-    equal = quiet_run(settings.config("length-equal", task=TaskConfig(preferences=pairs)), task_from_sft())
-    priced = settings.config("length-penalty", task=_against(failed))
+    equal = quiet_run(settings.weakly_held("length-equal", task=TaskConfig(preferences=pairs)), task_from_sft())
+    priced = settings.weakly_held("length-penalty", task=_against(failed))
     price = word_price(failed)
     fined = quiet_run(replace(priced, ppo=replace(priced.ppo, length_penalty=price)), task_from_sft())
     return [
@@ -102,14 +116,19 @@ def length(settings: Settings) -> list[Arm]:
 
 def confidence(settings: Settings) -> list[Arm]:
     """Annotators fond of certainty; their labels without the pairs it could decide; or with counter-labels."""
-    config = settings.config("confidence")
+    config = settings.weakly_held("confidence")
     fond = replace(
         config,
         collect=replace(config.collect, annotator_word_bias=settings.word_bias, annotator_bias_words=CERTAIN),
     )
     failed = quiet_run(fond, task_from_sft())
     collected = failed.stage("collect")
-    said = read_preferences(collected / PREFERENCES) + read_preferences(collected / HELDOUT)
+    said = [
+        p
+        for name in (PREFERENCES, HELDOUT)
+        for p in read_preferences(collected / name)
+        if p.chosen.strip() and p.rejected.strip()  # preferences of one's own have a text on both sides
+    ]
     files = {
         "audited": settings.root / "confidence-audited.jsonl",
         "counter": settings.root / "confidence-counter.jsonl",
@@ -119,7 +138,7 @@ def confidence(settings: Settings) -> list[Arm]:
     if not files["counter"].is_file():
         write_preferences(files["counter"], [*said, *counter_labels(said, len(said) // 5, settings.seed)])
     runs = {
-        name: quiet_run(settings.config(f"confidence-{name}", task=TaskConfig(preferences=file)), task_from_sft())
+        name: quiet_run(settings.weakly_held(f"confidence-{name}", task=TaskConfig(preferences=file)), task_from_sft())
         for name, file in files.items()
     }
     return [
@@ -145,7 +164,7 @@ def equal_length_labels(config: RunConfig, settings: Settings) -> list[Preferenc
         CandidatePair(a, b)
         for candidates in by_prompt.values()
         for a, b in combinations(candidates, 2)
-        if a.response != b.response and len(a.response.split()) == len(b.response.split())
+        if a.response != b.response and 0 < len(a.response.split()) == len(b.response.split())
     ]
     order = np.random.default_rng(settings.seed).permutation(len(pairs))[: settings.labels]
     return annotate(run, 1, [pairs[int(i)] for i in order])
