@@ -149,8 +149,8 @@ def _baselines(found: dict[str, Any]) -> str:
 <div class="scroll"><table class="parts narrow"><thead><tr><th>trained on the same preferences</th>
 <th>accuracy on held-out pairs</th><th>explains of {PROXY}</th><th>where it is wrong,<br>{PROXY} is right in</th></tr>
 </thead><tbody>{"".join(rows)}</tbody></table></div>
-<p class="caption">Explained: R² of the best linear function of these features, fitted to {PROXY} on other prompts.
-{equal} With each word more, a response’s score changes by {text} σ.</p>"""
+<p class="caption">Explained: R² of the best linear function of these features, fitted to {PROXY} on other prompts
+(slightly optimistic: the best of four ridge penalties is chosen by the same R²).{equal} With each word more, a response’s score changes by {text} σ.</p>"""
 
 
 def _baseline_row(name: str, kind: str, accuracy: float, n: int, cells: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ class BaselineProbe:
     """The same of differences within held-out pairs, (ΣΔr·Δb)²/(ΣΔr²·ΣΔb²)."""
     explained_by_features: float | None
     """R² of the best linear function of the features, fitted to r_φ itself on other prompts: how much of r_φ could be
-    had from them at all."""
+    had from them at all. Slightly optimistic: the ridge penalty, one of four, is the one with the highest R²."""
     beyond: float | None
     """How often r_φ is right where this is wrong; None where it is never wrong."""
     beyond_n: int
