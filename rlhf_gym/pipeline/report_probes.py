@@ -181,6 +181,7 @@ def _words(found: dict[str, Any]) -> str:
     ]
     note = (
         f'<p class="caption">What each occurrence adds to {PROXY}, all other words being the same, in standard '
-        "deviations (a ridge regression on counts of words; effects of more than two standard errors).</p>"
+        "deviations (a ridge regression on counts of words; of a reward that minds no word at all, one would be listed "
+        "here in one case of twenty).</p>"
     )
     return "".join(lines) + note if lines else ""
