@@ -109,7 +109,7 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         ("--monitor.stop-on critic --agent rloo", "an agent with a critic to stop on it, got agent=rloo"),
         ("--monitor.stop-on disagreement", "expected reward.members >= 2 to stop on their disagreement, got 1"),
         ("--ppo.verifier-coef nan", "expected a finite verifier_coef, got nan"),
-        ("--ppo.ptx-coef inf", "expected a finite ptx_coef >= 0, got inf"),
+        ("--ppo.ptx-coef inf", "expected ptx_coef >= 0 and finite, got inf"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_message_before_any_work(

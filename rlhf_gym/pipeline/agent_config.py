@@ -174,7 +174,7 @@ class PPOConfig:
         """What holds the policy back is in range, and the agent has a use for it."""
         at_least(self, "ptx_batch_size", 1)
         if not 0 <= self.ptx_coef < math.inf:
-            raise ValueError(f"expected a finite ptx_coef >= 0, got {self.ptx_coef}")
+            raise ValueError(f"expected ptx_coef >= 0 and finite, got {self.ptx_coef}")
         if self.ptx_texts is not None and not self.ptx_coef:
             raise ValueError(f"expected ptx_coef > 0 to mix {self.ptx_texts} in, got {self.ptx_coef}")
         if not 0 <= self.ema_reference <= 1:
