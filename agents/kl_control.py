@@ -135,11 +135,21 @@ class ConstraintKL(KLController):
 
 
 def kl_controller_from(state: dict[str, Any]) -> KLController:
-    """The controller that `state_dict` described."""
-    kinds: dict[str, type[KLController]] = {c.__name__: c for c in (FixedKL, AdaptiveKL, ConstraintKL)}
-    kind = kinds.get(state["class"])
-    if kind is None:
+    """The controller that `state_dict` described.
+
+    Raises:
+        ValueError: it is none of ours, or was saved by a version that knew less of it.
+    """
+    kinds: dict[str, KLController] = {
+        type(c).__name__: c for c in (FixedKL(1.0), AdaptiveKL(1.0, 1.0), ConstraintKL(1.0, 1.0))
+    }
+    controller = kinds.get(state["class"])
+    if controller is None:
         raise ValueError(f"expected one of {sorted(kinds)}, got {state['class']}: pass kl_controller when loading")
-    controller = kind.__new__(kind)
+    if missing := sorted(vars(controller).keys() - state.keys()):
+        raise ValueError(
+            f"expected all of {state['class']}, got one without {', '.join(missing)}, saved by an earlier version: "
+            "pass kl_controller when loading"
+        )
     vars(controller).update({key: value for key, value in state.items() if key != "class"})
     return controller

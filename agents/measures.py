@@ -40,7 +40,7 @@ class Watched(NamedTuple):
     log_probs: Sequence[np.ndarray] | None
     """log π of each one's actions, (T_e,) each; None where the policy was not attached."""
     ref_log_probs: Sequence[np.ndarray] | None
-    """log π_ref of the same; None without a reference."""
+    """log π_ref of the same, the π_ref that learning began with; None without a reference."""
     member_scores: np.ndarray | None
     """Each member's scores of them, (members, E); None where no ensemble watches."""
     explained_variance: float | None

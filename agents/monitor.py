@@ -25,7 +25,7 @@ from rlhf_gym.agents.watched import Finished, engines_of, member_scores, rollout
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.preferences import Demonstration
-from rlhf_gym.rewards import RewardEnsemble
+from rlhf_gym.rewards import RewardEnsemble, SharedTrunkEnsemble
 
 RECORDS, ALARMS = "monitor.jsonl", "alarms.jsonl"
 SHOWN_TOKENS = 10
@@ -69,7 +69,7 @@ class RLHFMonitor(BaseCallback):
         held_out_texts: Sequence[str] | Sequence[Demonstration] = (),
         evaluations: Mapping[str, Callable[[BaseAlgorithm], float]] | None = None,
         every: int = 5,
-        ensemble: RewardEnsemble | None = None,
+        ensemble: RewardEnsemble | SharedTrunkEnsemble | None = None,
         n_episodes: int = 64,
         thresholds: AlarmThresholds | None = None,
         stop_on: Sequence[str] = (),
@@ -200,8 +200,10 @@ class RLHFMonitor(BaseCallback):
         )
 
     def _kl_target(self) -> float | None:
-        """The KL that a controller steers to."""
-        controller = self.model.kl_controller if isinstance(self.model, TokenAlgorithm) else None
+        """The KL that a controller steers to; None where that is the KL to a π_ref that follows the policy."""
+        if not isinstance(self.model, TokenAlgorithm) or self.model.moving_reference is not None:
+            return None
+        controller = self.model.kl_controller
         if isinstance(controller, AdaptiveKL):
             return controller.target
         return controller.limit if isinstance(controller, ConstraintKL) else None

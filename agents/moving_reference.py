@@ -41,6 +41,8 @@ class MovingReference:
         self._initial: LMParts | None = None
         self._reward: TokenReward | None = None
         self._loaded: dict[str, Tensor] | None = None
+        self.start_log_probs: list[np.ndarray] = []
+        """log π_ref of the last rollout's actions, (T_e,) each, π_ref being where the average began."""
 
     @contextmanager
     def at_work(self, reward: TokenReward, policy: LMActorCriticPolicy) -> Iterator[None]:
@@ -83,8 +85,12 @@ class MovingReference:
         ids, lengths = stack_rows(episodes)  # (E, L), (E,)
         first = torch.tensor([episode.prompt_length for episode in episodes])
         scored = token_log_probs(self._initial, torch.from_numpy(ids), torch.from_numpy(lengths), first=first)  # (E, L)
+        self.start_log_probs = [
+            row[episode.prompt_length : len(episode.input_ids)]
+            for row, episode in zip(scored.cpu().numpy(), episodes, strict=True)
+        ]
         own = np.array([values.sum(dtype=np.float64) for values in log_probs])  # (E,)
-        return float((own - scored.double().sum(dim=1).numpy()).mean())
+        return float((own - scored.double().sum(dim=1).cpu().numpy()).mean())
 
     def weights(self) -> dict[str, Tensor]:
         """By name; nothing before it has begun."""

@@ -18,7 +18,7 @@ from rlhf_gym.agents.measures import Watched
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.token_reward import stack_rows
 from rlhf_gym.lm.generation import token_log_probs
-from rlhf_gym.rewards import RewardEnsemble, episode_scorer, score_with_members
+from rlhf_gym.rewards import RewardEnsemble, SharedTrunkEnsemble, episode_scorer, score_with_members
 
 
 def engines_of(env: VecEnv) -> list[TokenVectorEnv]:
@@ -38,16 +38,25 @@ def engines_of(env: VecEnv) -> list[TokenVectorEnv]:
 
 
 def rollout_of(agent: TokenAlgorithm) -> Watched | None:
-    """The rollout that one of our agents has just played and scored; None if it plays none (DPO)."""
+    """The rollout that one of our agents has just played and scored; None if it plays none (DPO).
+
+    π_ref is the one that learning began with, also where the agent's own follows the policy: r_φ knows texts of the
+    former, and a policy that runs away together with its reference has left them all the same.
+    """
     buffer, earned = agent.buffer, agent.earned
     if buffer is None or earned is None:
         return None
     lengths = buffer.response_lengths.tolist()
+    ref_log_probs: Sequence[np.ndarray] | None = None
+    if agent.moving_reference is not None:
+        ref_log_probs = agent.moving_reference.start_log_probs
+    elif agent.engine.token_reward.reference is not None:
+        ref_log_probs = cut(buffer.ref_log_probs, lengths)
     return Watched(
         buffer.episodes,
         earned.scores,
         cut(buffer.log_probs, lengths),
-        cut(buffer.ref_log_probs, lengths) if agent.engine.token_reward.reference is not None else None,
+        ref_log_probs,
         earned.member_scores,
         explained_variance(buffer) if agent.uses_critic else None,
     )
@@ -118,7 +127,9 @@ def cut(table: Tensor, lengths: Sequence[int]) -> list[np.ndarray]:
     return [row[:n] for row, n in zip(table.numpy(), lengths, strict=True)]
 
 
-def member_scores(ensemble: RewardEnsemble, engine: TokenVectorEnv, episodes: Sequence[Episode]) -> np.ndarray:
+def member_scores(
+    ensemble: RewardEnsemble | SharedTrunkEnsemble, engine: TokenVectorEnv, episodes: Sequence[Episode]
+) -> np.ndarray:
     """What each member of an ensemble says of an environment's episodes, (members, E)."""
     scorer = episode_scorer(ensemble, engine.tokenizer, vocab_size=engine.vocab_size, stop_ids=engine.stop_token_ids)
     ids, lengths = stack_rows(episodes)

@@ -63,3 +63,48 @@ class PromptSampler:
         if state["num_prompts"] != self.num_prompts:
             raise ValueError(f"expected the state of {self.num_prompts} prompts, got that of {state['num_prompts']}")
         self._order, self._drawn = list(state["order"]), int(state["drawn"])
+
+
+class PromptFeed:
+    """What is played next: the prompts given at a reset, else the environment's own in the sampler's order, as long as
+    episodes may begin.
+
+    Args:
+        prompts: the environment's own, as token ids.
+        sampler: goes through them.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], sampler: PromptSampler) -> None:
+        self.prompts, self.sampler = prompts, sampler
+        self.started = 0
+        """Episodes begun so far: the number of the next one."""
+        self.left: int | None = None
+        """Episodes still to begin; None for no end."""
+        self._given: list[list[int]] = []  # at the reset, the next one last
+
+    def begin(self, left: int | None, given: Sequence[list[int]]) -> None:
+        """A reset: so many episodes (None: no end), these prompts first."""
+        self.left, self._given = left, list(given)[::-1]
+
+    def next(self, rng: np.random.Generator) -> tuple[Sequence[int], int] | None:
+        """The next episode's prompt and number; None where no more may begin."""
+        if self.left == 0:
+            return None
+        prompt = self._given.pop() if self._given else self.draw(rng)
+        self.started += 1
+        if self.left is not None:
+            self.left -= 1
+        return prompt, self.started - 1
+
+    def draw(self, rng: np.random.Generator) -> Sequence[int]:
+        """The next of the environment's own prompts."""
+        return self.prompts[self.sampler.draw(rng)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What JSON can hold, to go on from here later; episodes in progress are not in it."""
+        return {"prompts": self.sampler.state_dict(), "started": self.started}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.sampler.load_state_dict(state["prompts"])
+        self.started = int(state["started"])

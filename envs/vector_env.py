@@ -20,7 +20,7 @@ from rlhf_gym.envs.endings import ending_info
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation, StepRecord
 from rlhf_gym.envs.masks import ActionMask, required
 from rlhf_gym.envs.pending import PendingEpisodes
-from rlhf_gym.envs.prompts import PromptSampler, check_prompts
+from rlhf_gym.envs.prompts import PromptFeed, PromptSampler, check_prompts
 from rlhf_gym.envs.rendering import slot_view
 from rlhf_gym.envs.shaping import ScoreTerm
 from rlhf_gym.envs.slots import Slots
@@ -133,11 +133,11 @@ class TokenVectorEnv(VectorEnv):
         )
         self._stops = np.zeros(self.vocab_size, dtype=bool)  # (V,)
         self._stops[list(self.stop_token_ids)] = True
-        self._prompts = resolve_prompts(prompts, self.tokenizer)
-        longest = max(len(ids) for ids in self._prompts)
+        own_prompts = resolve_prompts(prompts, self.tokenizer)
+        longest = max(len(ids) for ids in own_prompts)
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
         self._context_length = parts.context_length if parts is not None else None
-        self._check_prompts(self._prompts)
+        self._check_prompts(own_prompts)
         scorer = episode_scorer(
             resolve_reward(reward, device=device),
             self.tokenizer,
@@ -158,7 +158,8 @@ class TokenVectorEnv(VectorEnv):
                 vocab_size=self.vocab_size, stop_token_ids=self.stop_token_ids, has_reference=parts is not None
             )
         self._policy: ActionLogProb | None = None
-        self._sampler = PromptSampler(len(self._prompts), shuffle=shuffle, samples_per_prompt=samples_per_prompt)
+        sampler = PromptSampler(len(own_prompts), shuffle=shuffle, samples_per_prompt=samples_per_prompt)
+        self._feed = PromptFeed(own_prompts, sampler)
         self.single_observation_space, self.single_action_space = token_spaces(
             self.vocab_size, self.max_prompt_length + max_new_tokens
         )
@@ -171,9 +172,6 @@ class TokenVectorEnv(VectorEnv):
             pad_token_id=min(pad_token_id(self.tokenizer), self.vocab_size - 1),
         )
         self._ended = np.zeros(num_envs, dtype=bool)  # waiting for the next step's reset (NEXT_STEP)
-        self._started = 0
-        self._left: int | None = None  # episodes still to start; None for no end
-        self._queue: list[list[int]] = []  # prompts given at reset, the next one last
         self._needs_reset = True
         self._pending = PendingEpisodes()
         self.last_step = StepRecord([], np.zeros(0, np.float32), np.zeros(num_envs, np.float32))
@@ -232,16 +230,16 @@ class TokenVectorEnv(VectorEnv):
     @property
     def num_prompts(self) -> int:
         """How many prompts there are to draw from."""
-        return len(self._prompts)
+        return len(self._feed.prompts)
 
     @property
     def samples_per_prompt(self) -> int:
         """Episodes in a row with the same prompt."""
-        return self._sampler.samples_per_prompt
+        return self._feed.sampler.samples_per_prompt
 
     def draw_prompts(self, n: int) -> list[list[int]]:
         """The next `n` prompts in their order, as token ids, for `reset(options={"prompts": …})`."""
-        return [self._prompts[self._sampler.draw(self.np_random)] for _ in range(n)]
+        return [list(self._feed.draw(self.np_random)) for _ in range(n)]
 
     @property
     def pending_episodes(self) -> list[Episode]:
@@ -285,7 +283,7 @@ class TokenVectorEnv(VectorEnv):
         self._pending.refuse()
         self.seed(seed)
         self.token_reward.begin(endless=left is None)  # an episode does not depend, by rounding, on those before
-        self._left, self._queue = left, queue[::-1]
+        self._feed.begin(left, queue)
         self._ended[:] = False
         for slot in range(self.num_envs):
             self._refill(slot)
@@ -345,7 +343,7 @@ class TokenVectorEnv(VectorEnv):
         """Begin the order of prompts anew from this seed (as `reset(seed=…)` does, without resetting)."""
         super().reset(seed=seed)
         if seed is not None:
-            self._sampler.restart()
+            self._feed.sampler.restart()
 
     # -- state, for resuming ----------------------------------------------------------------------------------------
 
@@ -353,8 +351,7 @@ class TokenVectorEnv(VectorEnv):
         """Where the prompts stand, as JSON can hold it. Taken between rollouts: episodes in progress are not in it."""
         return {
             "rng": self.np_random.bit_generator.state,
-            "prompts": self._sampler.state_dict(),
-            "started": self._started,
+            **self._feed.state_dict(),
             "kl_coef": self.kl_coef,
             "shaping": self.token_reward.shaping.state_dict(),
         }
@@ -362,8 +359,7 @@ class TokenVectorEnv(VectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`; reset the environment next."""
         self.np_random.bit_generator.state = state["rng"]
-        self._sampler.load_state_dict(state["prompts"])
-        self._started = int(state["started"])
+        self._feed.load_state_dict(state)
         self.kl_coef = float(state["kl_coef"])
         self.token_reward.shaping.load_state_dict(state.get("shaping", []))
         self._needs_reset = True
@@ -414,7 +410,7 @@ class TokenVectorEnv(VectorEnv):
             scores = self.token_reward.scores(episodes)
             step_rewards[[e.slot for e in episodes]] += scores.scores
             return scores
-        self._pending.add(episodes, endless=self._left is None)
+        self._pending.add(episodes, endless=self._feed.left is None)
         unknown = np.full(len(episodes), np.nan, dtype=np.float32)
         return EpisodeScores(unknown, unknown)
 
@@ -432,11 +428,8 @@ class TokenVectorEnv(VectorEnv):
 
     def _refill(self, slot: int) -> None:
         """Begin the next episode in a slot, or park it."""
-        if self._left == 0:
+        episode = self._feed.next(self.np_random)
+        if episode is None:
             self._slots.park(slot)
-            return
-        prompt = self._queue.pop() if self._queue else self._prompts[self._sampler.draw(self.np_random)]
-        self._slots.begin(slot, prompt, self._started)
-        self._started += 1
-        if self._left is not None:
-            self._left -= 1
+        else:
+            self._slots.begin(slot, *episode)

@@ -2,7 +2,7 @@
 
 On the embedded task, from its shipped SFT policy: PPO without a KL penalty; a learning rate that makes the policy
 collapse; annotators who like length; annotators who like certainty. Each is run again with its cure. Prints a table,
-draws docs/gallery/*.png and writes docs/gallery.md, every figure in it from these runs; about six minutes on one core.
+draws docs/gallery/*.png and writes docs/gallery.md, every figure in it from these runs; about five minutes on one core.
 Interrupted, it goes on where it stopped. It leaves out more than one seed: this is a gallery, not a study.
 """
 

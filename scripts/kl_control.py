@@ -7,7 +7,8 @@
 `TokenPPO` learns from the shipped r_φ by the settings of `rlhf-gym run` (learning rate falling to 0, β = .1 at first),
 as long as a run of that does. "fixed" leaves β alone; "adaptive" is Ziegler's rule with a horizon of 1,000 responses
 (that of its paper, 10,000, moves β by no more than a tenth in so short a run); "constraint" is `ConstraintKL`. Told is
-the mean KL per response over the second half of each run, how far it is from δ, and how far single rollouts are. Every
+the mean KL per response over the second half of each run, how far it is from δ, how far single rollouts are, and the
+highest of the whole run (means over the seeds; rollouts have bursts: a few responses far off carry the mean). Every
 run is kept in `--results`; a measurement that was interrupted goes on.
 
 Left out: other learning rates, other first β, other tasks.
@@ -119,8 +120,9 @@ def held(way: Way, target: float) -> float:
 def table(runs: dict[tuple[str, float], list[Way]]) -> str:
     """Markdown: a row for each controller and target."""
     lines = [
-        "| controller | δ | mean KL, second half | its distance from δ | within 10 % | a rollout's distance | last β |",
-        "|---|---|---|---|---|---|---|",
+        "| controller | δ | mean KL, second half | its distance from δ | within 10 % | a rollout's distance "
+        "| highest rollout | last β |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (name, target), ways in runs.items():
         if not ways:
@@ -129,10 +131,12 @@ def table(runs: dict[tuple[str, float], list[Way]]) -> str:
         mean, error = mean_and_error([ratio * target for ratio in ratios])
         off = float(np.mean([abs(ratio - 1) for ratio in ratios]))
         single = float(np.mean([np.abs(way.kl[len(way.kl) // 2 :] / target - 1).mean() for way in ways]))
+        highest = float(np.mean([way.kl.max() for way in ways]))
         close = sum(abs(ratio - 1) <= 0.1 for ratio in ratios)
         beta = float(np.exp(np.mean([np.log(way.kl_coef[-1]) for way in ways])))
         lines.append(
             f"| {name} | {target:g} | {mean:.2f} ± {error:.2f} | {off:.1%} | {close} of {len(ways)} | {single:.0%} | "
+            f"{highest:.1f} | "
             f"{beta:.3f} |"
         )
     return "\n".join(lines)

@@ -122,3 +122,14 @@ def test_wrong_arguments_say_what_was_expected():
         ConstraintKL(0.1, 6, proportional=-1)
     with pytest.raises(ValueError, match="got Mine: pass kl_controller when loading"):
         kl_controller_from({"class": "Mine", "kl_coef": 1.0})
+
+
+def test_a_state_that_lacks_something_is_refused_before_any_work():
+    state = ConstraintKL(0.2, 5.0).state_dict()
+    del state["trend"], state["integral"]
+    with pytest.raises(
+        ValueError, match=r"all of ConstraintKL, got one without integral, trend, .* pass kl_controller"
+    ):
+        kl_controller_from(state)
+    with pytest.raises(ValueError, match=r"one of \['AdaptiveKL', 'ConstraintKL', 'FixedKL'\], got OwnKL"):
+        kl_controller_from({"class": "OwnKL"})

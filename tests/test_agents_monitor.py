@@ -15,7 +15,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from rlhf_gym.agents import DPO, AttachPolicy, LMActorCriticPolicy, RLHFMonitor, TokenPPO, TokenRLOO
+from rlhf_gym.agents import DPO, AdaptiveKL, AttachPolicy, LMActorCriticPolicy, RLHFMonitor, TokenPPO, TokenRLOO
 from rlhf_gym.agents.alarm_words import WORDS
 from rlhf_gym.agents.held_out import HeldOutTexts
 from rlhf_gym.agents.measures import REFUSAL, Watched, kl_tokens, mean, measure, ratio, share
@@ -26,7 +26,7 @@ from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.preferences import Demonstration
-from rlhf_gym.rewards import RewardEnsemble
+from rlhf_gym.rewards import RewardEnsemble, SharedTrunkEnsemble
 from tests import tiny
 from tests.toy import word_settings
 
@@ -164,8 +164,29 @@ def test_a_token_agents_rollout_is_what_was_logged(timing):
     assert sum(t.share for t in record.kl_tokens) <= 2 and record.tokens == agent.num_timesteps
 
 
-def test_an_ensemble_may_watch_another_reward():
+def test_a_reference_that_follows_hides_no_drift_from_the_monitor():
+    """KL, its tokens and the perplexity are by the π_ref of the start: the moving one runs along."""
+    agent = word_agent(ema_reference=1.0, learning_rate=5e-3, kl_controller=AdaptiveKL(0.1, 6.0))
+    monitor = silent()
+    agent.learn(150, callback=monitor)
+    record, buffer = monitor.records[-1], agent.buffer
+    rows = [
+        token_log_probs(agent.engine.token_reward.reference, torch.from_numpy(e.input_ids)[None],
+                        torch.tensor([len(e.input_ids)]))[0, e.prompt_length :]
+        for e in buffer.episodes
+    ]  # fmt: skip
+    nats = -sum(float(row.sum()) for row in rows) / int(buffer.response_lengths.sum())
+    assert record.figures["ref_perplexity"] == pytest.approx(math.exp(nats), rel=1e-4)
+    assert record.figures["kl"] == pytest.approx(agent.mean_kl_initial, abs=1e-4)
+    assert abs(record.figures["kl"] - agent.mean_kl) > 0.01
+    assert record.kl_target is None  # the controller's is of the other KL
+
+
+@pytest.mark.parametrize("trunk", ["separate", "shared"])
+def test_an_ensemble_may_watch_another_reward(trunk):
     watching = ensemble()
+    if trunk == "shared":
+        watching = SharedTrunkEnsemble.from_language_model(tiny.tiny_gpt2(), tiny.tiny_tokenizer(), members=3)
     monitor = silent(ensemble=watching)
     agent = word_agent()
     agent.learn(30, callback=monitor)

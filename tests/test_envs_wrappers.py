@@ -453,7 +453,7 @@ def test_both_modes_tell_the_same_story():
             assert not truncated.any()
             if waiting:
                 assert (rewards[0], terminated[0], infos) == (0, False, {})
-                assert observation["attention_mask"].sum() == len(PROMPTS[(env._started - 1) % len(PROMPTS)])
+                assert observation["attention_mask"].sum() == len(PROMPTS[(env._feed.started - 1) % len(PROMPTS)])
                 waiting = False
                 continue
             row = {"state": seen, "action": action, "reward": rewards[0], "end": bool(terminated[0])}

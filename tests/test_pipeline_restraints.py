@@ -63,6 +63,9 @@ def test_stops_on_kl_and_says_so(before: Path, tmp_path: Path) -> None:
     assert metrics["tokens"][0] < 2000
     assert "; stopped as KL passed 0.5, the last policy within it is kept" in " ".join(said(console).split())
     assert "stopped in 1 of 2 seeds" in ppo_line(metrics | {"stopped": [stop, None], "seeds": [0, 1]})
+    outside = {"stopped_at": 3.0, "kept_kl": None}
+    assert ppo_line(metrics | {"stopped": [outside]}).count("beyond it from the start, nothing was learned") == 1
+    assert "is kept; 1 began beyond it" in ppo_line(metrics | {"stopped": [stop, outside], "seeds": [0, 1]})
     unleashed = folder.metrics("unleashed", 1)
     assert unleashed is not None and unleashed["stopped"] == [None]  # without any leash
 

@@ -15,6 +15,8 @@ from rlhf_gym.preferences import Preference, read_preferences
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import gallery
 from failures import CERTAIN, Settings
+from failures.measures import Measured
+from failures.page import _verdict
 from failures.runs import certainty, counter_labels
 
 
@@ -91,3 +93,16 @@ def test_counter_labels_are_about_the_words_alone() -> None:
         assert certainty(with_words) >= 1 and certainty(without) == 0
         assert [w for w in with_words.split() if w not in CERTAIN] == without.split()
     assert sum(certainty(p.chosen) == 0 for p in labels) > 25, "gold mostly marks them down"
+
+
+def of_gold(mean: float) -> Measured:
+    return Measured("arm", {"gold": [mean, 0.05]}, {}, {}, {}, 0, [], [], [])
+
+
+def test_a_cure_is_judged_by_what_it_does() -> None:
+    """The error of a difference is .07: below two of them nothing is told, and what does harm is said to."""
+    failed, sound = of_gold(1.0), of_gold(2.0)
+    for cured, words in ((1.5, ": 50% of what"), (2.1, ": all that the fault"), (1.1, "no gain"), (0.9, "no gain")):
+        assert words in _verdict(of_gold(cured), failed, sound)
+    said = _verdict(of_gold(0.8), failed, sound)
+    assert said == "Gold goes from +1.00 to +0.80, a loss of more than two standard errors (0.14): here it does harm."

@@ -40,7 +40,7 @@ def test_the_table_says_what_was_reached() -> None:
     base = {0: figures([0.0] * 9, -2.0), 1: figures([0.0] * 9, -1.0)}
     found = rows({NONE: base, better: {0: figures([1.0] * 9, 0.5), 1: figures([0.5, 0.5, 0.5], 0.0, kl=8.0)}})
     assert [len(values) for values in found[1].at] == [2, 1, 1], "the second ends before 15 nats, as smoothed"
-    assert (found[1].far.mean, found[1].far.n) == (1.0, 1)
+    assert [(pair.mean, pair.n) for pair in found[1].far] == [(1.0, 1), (1.0, 1)], "at 15 and at 30 nats"
     assert (found[1].at_end.mean, found[1].at_end.wins, found[1].at_end.n) == (1.75, 2, 2)
     text, markdown = as_text(found), as_markdown(found)
     assert "+1.75 ± 0.75, 2/2" in text and "+1.00 (1)" in text

@@ -138,8 +138,9 @@ def fit_best_of_n(
     - `ordered`: one run, its points in order. Neighbouring residuals agree, by ρ, so that n points are worth only
       n(1 − ρ)/(1 + ρ) independent ones: least squares' covariance grows accordingly, and its degrees of freedom
       shrink. ρ is the residuals' own lag-one autocorrelation, its bias in short series taken out (Marriott & Pope
-      1954), and never taken for negative. What another seed would have brought is not in it; of simulated runs with
-      ρ up to .85 its 95 % hold the truth in 88 to 98 %.
+      1954), and never taken for negative. What another seed would have brought is not in it, and few points with a long
+      memory are taken for surer than they are: in simulated runs of 120 points the 95 % hold the truth in 96, 95 and
+      92 % (ρ = 0, .5, .85), and of 25 points in 96, 90 and 84 %.
     - neither: points with independent errors of one size, points − 2 degrees of freedom.
 
     Args:

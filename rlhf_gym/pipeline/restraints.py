@@ -61,4 +61,10 @@ def stop_line(metrics: dict[str, Any]) -> str:
     if not count:
         return ""
     which = "" if len(stops) == 1 else f" in {count} of {len(stops)} seeds"
-    return f"; stopped{which} as KL passed {metrics['stop_kl']:g}, the last policy within it is kept"
+    beyond = sum(stop is not None and stop["kept_kl"] is None for stop in stops)  # from their first rollout
+    kept = "the last policy within it is kept"
+    if beyond == count:
+        kept = "beyond it from the start, nothing was learned"
+    elif beyond:
+        kept += f"; {beyond} began beyond it"
+    return f"; stopped{which} as KL passed {metrics['stop_kl']:g}, {kept}"

@@ -183,6 +183,8 @@ def _verdict(cured: Measured, failed: Measured, sound: Measured | None = None) -
     gain = cured.gold - failed.gold
     error = (cured.final["gold"][1] ** 2 + failed.final["gold"][1] ** 2) ** 0.5
     moved = f"Gold goes from {failed.gold:+.2f} to {cured.gold:+.2f}"
+    if gain < -2 * error:
+        return f"{moved}, a loss of more than two standard errors ({2 * error:.2f}): here it does harm."
     if gain < 2 * error:
         return f"{moved}, which is no gain beyond two standard errors ({2 * error:.2f}): it does not help here."
     if sound is None:

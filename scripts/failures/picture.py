@@ -105,8 +105,8 @@ def curves(
         first = arms[0].alarms[0]
         axis.axvline(first["tokens"] / 1000, color=COLOURS[0], linewidth=1, linestyle=(0, (1, 1.5)))
         axis.annotate(
-            f"first alarm: {first['name'].replace('_', ' ')}", (first["tokens"] / 1000, 0.0),
-            xycoords=("data", "axes fraction"), xytext=(3, 5), textcoords="offset points", fontsize=8.5,
+            f"first alarm: {first['name'].replace('_', ' ')}", (first["tokens"] / 1000, 0.6),
+            xycoords=("data", "axes fraction"), xytext=(3, 0), textcoords="offset points", fontsize=8.5,
             color=COLOURS[0], bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
     axis.set_xlabel("response tokens in training, thousands", fontsize=9, color=SOFT)

@@ -58,7 +58,8 @@ def picture(found: dict[Arm, Figures], path: Path) -> None:
 
 
 def _line(axis: Any, label: str, figures: Figures, colour: str, farthest: float, *, wide: bool = False) -> None:
-    grid = np.linspace(0.3, farthest, 120)
+    begin = max(float(np.sqrt(max(trajectory(f).smoothed().kl[0], 0))) for f in figures.values())
+    grid = np.linspace(begin, farthest, 120)
     golds = np.array([[trajectory(f).at(float(x) ** 2).gold for x in grid] for f in figures.values()])  # (seeds, grid)
     there = ~np.isnan(golds)
     enough = there.sum(axis=0) * 2 > len(golds)  # a mean of the few that went farther would be of other seeds

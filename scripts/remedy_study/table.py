@@ -16,8 +16,8 @@ from rlhf_gym.functional import student_t_quantile
 
 LEVELS = (5.0, 15.0, 30.0)
 """Nats from the SFT policy at which arms are compared."""
-HIGH = LEVELS[-1]
-"""What counts as far from it."""
+FAR = LEVELS[1:]
+"""Those at which the difference to no remedy is taken, seed by seed: beyond the peak."""
 
 Figures = dict[int, dict[str, Any]]
 """Of one arm, by seed."""
@@ -58,8 +58,8 @@ class Row:
     """Gold of the policy that came out, on held-out prompts."""
     end_kl: list[float]
     """Its KL."""
-    far: Paired
-    """Difference to no remedy at `HIGH`."""
+    far: tuple[Paired, ...]
+    """Difference to no remedy at each of `FAR`."""
     at_end: Paired
     """The same of what came out."""
 
@@ -69,7 +69,7 @@ def row(arm: Arm, figures: Figures, base: Figures) -> Row:
     ways = {seed: trajectory(f) for seed, f in figures.items()}
     at = {level: {seed: way.at(level).gold for seed, way in ways.items()} for level in LEVELS}
     best = [way.best() for way in ways.values()]
-    base_far = {seed: trajectory(f).at(HIGH).gold for seed, f in base.items()}
+    base_at = {level: {seed: trajectory(f).at(level).gold for seed, f in base.items()} for level in FAR}
     end = {seed: f["final"]["gold"] for seed, f in figures.items()}
     return Row(
         arm,
@@ -78,7 +78,7 @@ def row(arm: Arm, figures: Figures, base: Figures) -> Row:
         [point.kl for point in best],
         list(end.values()),
         [f["final"]["kl"] for f in figures.values()],
-        paired(at[HIGH], base_far),
+        tuple(paired(at[level], base_at[level]) for level in FAR),
         paired(end, {seed: f["final"]["gold"] for seed, f in base.items()}),
     )
 
@@ -121,7 +121,7 @@ def difference(pair: Paired) -> str:
 
 
 HEADER = ("remedy", *(f"gold at {level:g} nats" for level in LEVELS), "best on the way", "at nats", "gold at the end",
-          "nats", f"less none at {HIGH:g}", "less none at the end")  # fmt: skip
+          "nats", *(f"less none at {level:g}" for level in FAR), "less none at the end")  # fmt: skip
 
 
 def cells(line: Row) -> tuple[str, ...]:
@@ -135,8 +135,7 @@ def cells(line: Row) -> tuple[str, ...]:
         f"{np.mean(line.best_kl):.0f}",
         cell(line.end, n),
         f"{np.mean(line.end_kl):.0f}",
-        "" if plain else difference(line.far),
-        "" if plain else difference(line.at_end),
+        *("" if plain else difference(pair) for pair in (*line.far, line.at_end)),
     )
 
 
