@@ -73,6 +73,12 @@ class AlarmThresholds:
         for name in ("disagreement_factor", "length_factor", "drift_factor", "held_out_factor"):
             if not vars(self)[name] > 1:
                 raise ValueError(f"expected {name} > 1, got {vars(self)[name]}")
+        for name in ("repetition_rise", "kl_high", "kl_share", "missing_eos_rise", "evaluation_drop", "pattern_rise"):
+            if vars(self)[name] is not None and not vars(self)[name] > 0:
+                raise ValueError(f"expected {name} > 0, got {vars(self)[name]}")
+        for name in ("noise", "reward_rise", "length_correlation", "kl_low", "explained_variance"):
+            if math.isnan(vars(self)[name]):
+                raise ValueError(f"expected a number as {name}, got {vars(self)[name]}")
         if not (0 < self.entropy_share < 1 and 0 <= self.clear < 1):
             raise ValueError(
                 f"expected entropy_share in (0, 1) and clear in [0, 1), got {self.entropy_share}, {self.clear}"
@@ -169,6 +175,8 @@ def check_names(names: Sequence[str], *, patterns: Iterable[str], evaluations: I
     Raises:
         ValueError: there is no such alarm.
     """
+    if isinstance(names, str):
+        raise ValueError(f"expected a sequence of alarms, got the text {names!r}")
     known = [name for name in WORDS if name not in ("pattern", "evaluation")]
     known += [f"pattern/{name}" for name in patterns] + [f"evaluation/{name}" for name in evaluations]
     for name in names:

@@ -56,6 +56,8 @@ def inspect_episodes(
     Raises:
         ValueError, TypeError: what is given does not go together; the message says what was expected.
     """
+    if isinstance(prompts, str) or isinstance(responses, str):
+        raise TypeError(f"expected lists of prompts and responses, got one text: {prompts!r:.60}, {responses!r:.60}")
     policy = agent.policy if isinstance(agent, OnPolicyAlgorithm) else agent
     if not isinstance(policy, LMActorCriticPolicy):
         raise TypeError(f"expected an LMActorCriticPolicy, or an agent with one, got {type(policy).__name__}")

@@ -6,6 +6,7 @@ import copy
 import json
 import warnings
 import zipfile
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -50,6 +51,7 @@ def host_state(agent: TokenAlgorithm) -> dict[str, Any]:
         "agent": agent.own_state(),
         "ptx": None if agent.ptx is None else agent.ptx.state_dict(),
         "notes": copy.deepcopy(agent.notes),
+        "ep_infos": None if agent.ep_info_buffer is None else list(agent.ep_info_buffer),  # of SB3's rolling means
     }
 
 
@@ -64,6 +66,9 @@ def restore_host_state(agent: TokenAlgorithm, state: dict[str, Any]) -> None:
     if agent.ptx is not None and state.get("ptx") is not None:
         agent.ptx.load_state_dict(state["ptx"])
     agent.notes = copy.deepcopy(state.get("notes", {}))
+    if state.get("ep_infos") is not None:
+        agent.ep_info_buffer = deque(state["ep_infos"], maxlen=agent._stats_window_size)
+        agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)  # SB3 looks for both; we never fill this one
     if state["env"] is None or agent.env is None:
         return
     known, given = state["env"]["prompts"]["num_prompts"], agent.engine.num_prompts

@@ -14,7 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.envs.slots import Slots
-from rlhf_gym.envs.view import EpisodeView, credit, table_rows
+from rlhf_gym.envs.view import EpisodeView, credit, printable, table_rows
 from rlhf_gym.lm.tokens import token_texts
 
 
@@ -66,7 +66,7 @@ def view_ansi(view: EpisodeView, *, width: int = 120) -> str:
         width: columns before lines wrap.
     """
     console = Console(force_terminal=True, color_system="truecolor", width=width, legacy_windows=False)
-    lines = [Text("prompt    ", style="bold").append(view.prompt, style="not bold")]
+    lines = [Text("prompt    ", style="bold").append(printable(view.prompt), style="not bold")]
     ratios = view.log_ratios
     if ratios is not None:
         lines.append(_line("KL", view.tokens, ratios, signed=True, total=f"Σ = {ratios.sum():+.2f} nats"))
@@ -103,7 +103,7 @@ def _line(name: str, words: Sequence[str], amounts: np.ndarray, *, signed: bool,
     low, high = (float(amounts.min()), float(amounts.max())) if len(amounts) else (0.0, 0.0)
     for word, amount in zip(words, amounts, strict=True):
         style = _diverging(float(amount)) if signed else _sequential((float(amount) - low) / max(high - low, 1e-9))
-        text.append(word, style=style)
+        text.append(printable(word), style=style)
     return text.append(f"  {total}", style="dim not bold")
 
 

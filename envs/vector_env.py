@@ -116,6 +116,8 @@ class TokenVectorEnv(VectorEnv):
             raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
         if reward_timing not in get_args(RewardTiming):
             raise ValueError(f"expected reward_timing to be one of {get_args(RewardTiming)}, got {reward_timing!r}")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"expected render_mode to be one of None, 'ansi', 'html', got {render_mode!r}")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         if self.autoreset_mode == AutoresetMode.DISABLED:
             raise ValueError("expected autoreset_mode SAME_STEP or NEXT_STEP, got DISABLED; TokenEnv has no autoreset")

@@ -14,6 +14,12 @@ from rich.cells import cell_len, set_cell_size
 from rlhf_gym.functional.returns import discounted_returns, gae
 
 ARRAYS = ("log_probs", "ref_log_probs", "values", "rewards", "returns", "advantages", "entropy")
+CONTROLS = (
+    {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+    | {0x7F: "␡"}
+    | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
+)
+"""What stands for control characters."""
 TOKEN_WIDTH = 18
 """Columns a token may take in the text table."""
 
@@ -125,7 +131,7 @@ class EpisodeView:
         return self.html()
 
     def __str__(self) -> str:
-        return f"prompt: {self.prompt}\n{self.summary}\n\n{self.table()}"
+        return f"prompt: {printable(self.prompt)}\n{self.summary}\n\n{self.table()}"
 
     def __repr__(self) -> str:
         return f"EpisodeView({self.prompt!r} → {self.response!r}: {self.summary})"
@@ -180,10 +186,15 @@ def signed(value: float, digits: int = 2) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
+def printable(text: str) -> str:
+    """Control characters as signs, but for line breaks and tabs: what a model wrote gives a terminal no orders."""
+    return text.translate(CONTROLS)
+
+
 def one_line(token: str) -> str:
     """A token's text where a line must stay one: line breaks and outer spaces are shown as signs."""
     bare = token.strip(" ")
-    return (bare or "␣").replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
+    return printable(bare or "␣").replace("\n", "⏎").replace("\t", "⇥")
 
 
 def table_rows(view: EpisodeView) -> list[tuple[str, str]]:

@@ -153,7 +153,23 @@ def test_a_rule_without_what_it_needs_is_not_there():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"window": 0}, {"drift_factor": 1.0}, {"entropy_share": 0.0}, {"clear": 1.0}, {"baseline": 0}]
+    "wrong",
+    [
+        {"window": 0},
+        {"drift_factor": 1.0},
+        {"entropy_share": 0.0},
+        {"clear": 1.0},
+        {"baseline": 0},
+        {"repetition_rise": 0.0},
+        {"kl_high": 0.0},
+        {"kl_high": -1.0},
+        {"kl_share": 0.0},
+        {"missing_eos_rise": 0.0},
+        {"evaluation_drop": 0.0},
+        {"pattern_rise": 0.0},
+        {"noise": float("nan")},
+        {"reward_rise": float("nan")},
+    ],
 )
 def test_thresholds_that_cannot_be(wrong):
     with pytest.raises(ValueError, match=f"expected .*{next(iter(wrong))}"):

@@ -136,4 +136,6 @@ def test_what_does_not_go_together() -> None:
         inspect_episodes(policy, prompts=["a"])
     with pytest.raises(TypeError, match="expected an LMActorCriticPolicy"):
         inspect_episodes(object(), env, prompts=["a"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected lists of prompts and responses, got one text: 'the film', None"):
+        inspect_episodes(policy, env, prompts="the film")
     assert inspect_episodes(policy, env, episodes=[]) == []

@@ -65,7 +65,8 @@ def interrupt_an_update(agent, step):
 def state(agent):
     weights = {name: parameter.detach().clone() for name, parameter in agent.policy.named_parameters()}
     counters = agent.num_timesteps, agent._n_updates, agent.kl_controller.state_dict(), agent.engine.state_dict()
-    return weights, counters
+    means = [(info["r"], info["l"]) for info in agent.ep_info_buffer]
+    return weights, (*counters, means)
 
 
 def assert_same_state(agent, expected):

@@ -52,6 +52,7 @@ def files(tmp_path: Path) -> dict[str, str]:
         "one_prompt": write_lines(tmp_path / "one_prompt.jsonl", GOOD[:1] * 3),
         "wordy": write_lines(tmp_path / "wordy.jsonl", [*GOOD, GOOD[0] | {"chosen": "good " * 20}]),
         "corpus": write_lines(tmp_path / "corpus.jsonl", corpus),
+        "one_word": write_lines(tmp_path / "one_word.txt", ["film"]),
         "broken_corpus": write_lines(tmp_path / "broken_corpus.jsonl", [*corpus[:4], "{oops"]),
         "one_label": write_lines(tmp_path / "one_label.jsonl", [r | {"label": 1} for r in corpus]),
         "odd_label": write_lines(tmp_path / "odd_label.jsonl", [*corpus, {"text": "fine", "label": "good"}]),
@@ -100,6 +101,15 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         ("--ppo.kl-coef -1", "expected kl_coef >= 0"),
         ("--collect.temperatures 0", "expected temperatures > 0"),
         ("--max-new-tokens 12", "the reviews have theirs"),
+        (OWN + "--preferences {preferences} --monitor.held-out {nothing}", "at least one text in {nothing}, got none"),
+        (OWN + "--preferences {preferences} --monitor.held-out {one_word}", "of at least two tokens, got 1 texts"),
+        ("--monitor.thresholds.pattern-rise 0", "expected pattern_rise > 0, got 0.0"),
+        ("--monitor.stop-on kl_high --agent dpo", "expected held_out alone to stop on with agent=dpo"),
+        ("--monitor.stop-on held_out --agent best_of_n", "expected no alarm to stop on with agent=best_of_n"),
+        ("--monitor.stop-on critic --agent rloo", "an agent with a critic to stop on it, got agent=rloo"),
+        ("--monitor.stop-on disagreement", "expected reward.members >= 2 to stop on their disagreement, got 1"),
+        ("--ppo.verifier-coef nan", "expected a finite verifier_coef, got nan"),
+        ("--ppo.ptx-coef inf", "expected ptx_coef >= 0 and finite, got inf"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_message_before_any_work(

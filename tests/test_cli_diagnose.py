@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.cli import main
-from rlhf_gym.preferences import write_preferences
+from rlhf_gym.preferences import Preference, write_preferences
 from rlhf_gym.rewards import RewardEnsemble
 from tests.test_training_probes import by_words, pairs
 from tests.tiny import tiny_reward_model
@@ -23,6 +23,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_preferences(root / "heldout.jsonl", pairs(by_words, 60, 2))
     rows = [{"prompt": "the film", "response": f"the plot was {word}"} for word in ("good", "bad", "fun", "dull")]
     (root / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    same = [Preference(p.prompt, p.chosen, p.chosen) for p in pairs(by_words, 8, 3)]
+    write_preferences(root / "same.jsonl", same)
+    write_preferences(
+        root / "three.jsonl", [Preference(f"the {word}", "good", "bad") for word in ("film", "a", "plot")]
+    )
     return root
 
 
@@ -58,6 +63,11 @@ def test_preferences_alone_are_enough(files: Path, capsys: pytest.CaptureFixture
         (["--heldout", "nothing.jsonl"], "nothing.jsonl"),
         (["--count", "1"], "expected count >= 2, got 1"),
         (["--reward-model", "nowhere/at/all"], "nowhere/at/all"),
+        (["--json", "."], "expected a file for what is found out, got the folder ."),
+        (["--words", " "], "expected words to insert, got an empty one"),
+        (["--preferences", "same.jsonl"], "expected responses that differ in"),
+        (["--heldout", "same.jsonl"], "expected responses that differ in"),
+        (["--preferences", "three.jsonl"], "about at least 4 prompts in"),
     ],
 )
 def test_bad_input_is_one_message(

@@ -38,6 +38,9 @@ def no_number(prompts, responses):
 def needs_a_word(prompts, responses):
     return [1 / len(response.split()) for response in responses]
 
+def a_word(prompts, responses):
+    return ["fine"] * len(responses)
+
 not_a_function = 3
 """
 
@@ -51,6 +54,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module beside the shell's folder, of a name nobody else has."""
     name = f"verifier_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(MODULE)
+    (tmp_path / "broken_on_import.py").write_text("1 / 0")
+    (tmp_path / "slip_in_syntax.py").write_text("def f(:")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p != str(tmp_path)])
     return name
@@ -102,6 +107,7 @@ def test_errors_say_what_was_expected(module: str) -> None:
     for name, message in (
         ("wrong_shape", r"the verifier .* to return 1 scores of shape \(1,\), got shape \(1, 1\)"),
         ("no_number", "finite scores from the verifier .*, got nan"),
+        ("a_word", r"expected the verifier .* to return 1 scores, got \['fine'\]"),
     ):
         term = AddVerifier(import_reward_function(f"{module}:{name}"), 1.0, tiny_tokenizer())
         with pytest.raises(ValueError, match=message):
@@ -118,6 +124,9 @@ def test_errors_say_what_was_expected(module: str) -> None:
         ("no_such_module_here:f", "module 'no_such_module_here' to import .* No module named"),
         (f"{module}:absent", f"'absent' in the module '{module}'"),
         (f"{module}:not_a_function", "to be callable .*, got 3"),
+        (f".{module}:words", '"module:function"'),
+        ("broken_on_import:f", "'broken_on_import' that can be imported, but: ZeroDivisionError"),
+        ("slip_in_syntax:f", "'slip_in_syntax' that can be imported, but: SyntaxError"),
     ):
         with pytest.raises(ValueError, match=message):
             import_reward_function(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from rich.cells import cell_len
 
-from rlhf_gym.envs import EpisodeView, TokenEnv
+from rlhf_gym.envs import EpisodeView, TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.view import credit, scales, signed
 from rlhf_gym.envs.view_html import tint
 from rlhf_gym.functional import gae
@@ -123,6 +125,20 @@ def test_the_notebook_snippet_is_whole_and_what_a_model_wrote_is_text() -> None:
     tokens = [a for tag, a in page.tags if tag == "span" and a.get("class") == "rv-t"]
     assert len(tokens) == 3 and all(a["tabindex"] == "0" for a in tokens)
     assert "--KL:rgba(146,82,214,0.20)" in tokens[0]["style"] and "--value:rgba(146,82,214,0.60)" in tokens[0]["style"]
+
+
+def test_what_a_model_wrote_gives_a_terminal_no_orders() -> None:
+    wild = "\x1b[2J\r\x07\x9b\x7f"
+    view = hand_made(prompt=f"a{wild}b", tokens=(f"x{wild} ", "good ", "<eos> "))
+    for text in (view.ansi(), str(view)):
+        assert "␛[2J␍␇\ufffd␡" in text
+        assert not re.search("[\r\x07\x7f-\x9f]", text) and "\x1b[2J" not in text
+
+
+@pytest.mark.parametrize("kind", [TokenEnv, partial(TokenVectorEnv, 2)])
+def test_a_way_of_rendering_that_there_is_not(kind: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="expected render_mode to be one of None, 'ansi', 'html', got 'human'"):
+        kind(render_mode="human", **word_settings())
 
 
 def test_colours() -> None:

@@ -29,6 +29,8 @@ def test_settings() -> None:
     for wrong, message in (
         ({"patterns": ("good",)}, "patterns as NAME=EXPRESSION, got 'good'"),
         ({"patterns": ("good=(",)}, r"a regular expression in 'good=\('"),
+        ({"patterns": ("good=a", "good=b")}, "a name of its own, got 'good' twice"),
+        ({"patterns": ("refusal=a",), "refusals": True}, "a name of its own, got 'refusal' twice"),
         ({"stop_on": ("pattern/good",)}, "expected one of the alarms disagreement"),
         ({"every": 0}, "every >= 1, got 64, 0"),
     ):

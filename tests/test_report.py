@@ -157,6 +157,13 @@ def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
     folder.open(RunConfig(run_dir=folder.root))
     with pytest.raises(ValueError, match="expected an evaluated run"):
         write_report(folder)
+    (folder.root / "config.json").write_text('{"cut')
+    with pytest.raises(ValueError, match=r"expected JSON in \S+config.json, but: "):
+        write_report(folder)
+    with pytest.raises(
+        NotADirectoryError, match=r"expected a folder to write x.html into, got the file \S+config.json"
+    ):
+        write_report(folder, folder.root / "config.json" / "sub" / "x.html")
 
 
 def test_symbols_are_set_after_escaping() -> None:

@@ -71,6 +71,10 @@ def diagnose(arguments: Sequence[str]) -> int:
 def _probe(options: DiagnoseOptions) -> RewardProbes:
     if options.count < 2:
         raise ValueError(f"expected count >= 2, got {options.count}")
+    if not all(word.strip() for word in options.words):
+        raise ValueError(f"expected words to insert, got an empty one among {options.words}")
+    if options.json is not None and options.json.is_dir():
+        raise IsADirectoryError(f"expected a file for what is found out, got the folder {options.json}")
     train, heldout = _sides(options)
     if options.responses is None:
         given = [(p.prompt, text) for p in heldout for text in (p.chosen, p.rejected)]
@@ -92,9 +96,16 @@ def _probe(options: DiagnoseOptions) -> RewardProbes:
 def _sides(options: DiagnoseOptions) -> tuple[list[Preference], list[Preference]]:
     """(for the baselines, to measure by)."""
     train = read_preferences(options.preferences)
+    _check_differ(train, options.preferences)
     if options.heldout is None:
+        if (prompts := len({p.prompt for p in train})) < 4:
+            raise ValueError(
+                f"expected comparisons about at least 4 prompts in {options.preferences}, two of them to be held out, "
+                f"got {prompts}: give more, or others as --heldout"
+            )
         return split_by_prompt(train, 0.5, seed=options.seed)
     heldout = read_preferences(options.heldout)
+    _check_differ(heldout, options.heldout)
     shared = {p.prompt for p in train} & {p.prompt for p in heldout}
     if shared:
         raise ValueError(
@@ -102,6 +113,11 @@ def _sides(options: DiagnoseOptions) -> tuple[list[Preference], list[Preference]
             f"{len(shared)} prompts in both, such as {min(shared)!r}"
         )
     return train, heldout
+
+
+def _check_differ(preferences: list[Preference], path: Path) -> None:
+    if all(p.chosen == p.rejected for p in preferences):
+        raise ValueError(f"expected responses that differ in {path}, got {len(preferences)} pairs of twice the same")
 
 
 def say_probes(console: Console, found: RewardProbes) -> None:

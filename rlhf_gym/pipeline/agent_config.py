@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -156,6 +157,8 @@ class PPOConfig:
         self._check_remedies()
         if self.verifier is not None and not all(self.verifier.partition(":")):
             raise ValueError(f'expected verifier to be "module:function", got {self.verifier!r}')
+        if not math.isfinite(self.verifier_coef):
+            raise ValueError(f"expected a finite verifier_coef, got {self.verifier_coef}")
         terms = [*map(str, self._terms()), *([] if self.verifier is None else [f"verifier={self.verifier}"])]
         if self.agent in ("dpo", "best_of_n") and terms:
             raise ValueError(f"expected no terms on the scores with agent={self.agent}, got {', '.join(terms)}")
@@ -172,8 +175,8 @@ class PPOConfig:
     def _check_remedies(self) -> None:
         """What holds the policy back is in range, and the agent has a use for it."""
         at_least(self, "ptx_batch_size", 1)
-        if not self.ptx_coef >= 0:
-            raise ValueError(f"expected ptx_coef >= 0, got {self.ptx_coef}")
+        if not 0 <= self.ptx_coef < math.inf:
+            raise ValueError(f"expected ptx_coef >= 0 and finite, got {self.ptx_coef}")
         if self.ptx_texts is not None and not self.ptx_coef:
             raise ValueError(f"expected ptx_coef > 0 to mix {self.ptx_texts} in, got {self.ptx_coef}")
         if not 0 <= self.ema_reference <= 1:

@@ -271,11 +271,26 @@ class RunConfig:
         fixed = self.task.preferences is not None or self.task.reward_model is not None
         if self.ppo.agent == "best_of_n" and self.reference != "sft":
             raise ValueError(f"expected reference=sft with agent=best_of_n, got {self.reference}: it draws from SFT")
+        self._check_stop_on()
         if self.rounds > 1 and fixed:
             raise ValueError(
                 f"expected rounds=1 with preferences or a reward model of your own, got {self.rounds}: "
                 "a further round collects fresh preferences"
             )
+
+    def _check_stop_on(self) -> None:
+        """The alarms that are to end the training can sound: the agent leaves what they listen to."""
+        agent = self.ppo.agent
+        for alarm in self.monitor.stop_on:
+            if agent == "best_of_n" or (agent == "dpo" and alarm != "held_out"):
+                which = "no alarm" if agent == "best_of_n" else "held_out alone"
+                raise ValueError(f"expected {which} to stop on with agent={agent} (no rollouts), got {alarm}")
+            if alarm == "critic" and agent not in ("ppo", "a2c"):
+                raise ValueError(f"expected an agent with a critic to stop on it, got agent={agent}")
+            if alarm == "disagreement" and self.task.reward_model is None and self.reward.members < 2:
+                raise ValueError(
+                    f"expected reward.members >= 2 to stop on their disagreement, got {self.reward.members}"
+                )
 
 
 def default_config(task: TaskConfig | None = None) -> RunConfig:

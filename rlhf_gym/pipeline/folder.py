@@ -261,8 +261,17 @@ def _absolute_source(source: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The contents of a JSON file; None where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The contents of a JSON file; None where there is none.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"expected JSON in {path}, but: {error}") from error
 
 
 def to_json(config: Any) -> dict[str, Any]:

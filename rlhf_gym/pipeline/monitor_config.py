@@ -41,6 +41,10 @@ class MonitorConfig:
                 re.compile(expression)
             except re.error as error:
                 raise ValueError(f"expected a regular expression in {pattern!r}: {error}") from error
+        names = [pattern.partition("=")[0] for pattern in self.patterns] + ["refusal"] * self.refusals
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"expected each pattern under a name of its own, got {twice[0]!r} twice")
         check_names(self.stop_on, patterns=self.by_name, evaluations=())
 
     @property

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import AutoConfig, PreTrainedConfig
 
+from rlhf_gym.agents.held_out import HeldOutTexts
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import check_model_source, load_causal_lm
 from rlhf_gym.lm.lora import check_peft, has_adapter
@@ -20,7 +21,7 @@ from rlhf_gym.pipeline.config import RunConfig, TaskConfig, is_source_name
 from rlhf_gym.pipeline.folder import RunFolder, StageName, absolute, check_folder, read_json
 from rlhf_gym.pipeline.restraints import ptx_texts
 from rlhf_gym.pipeline.web_labeler import check_page
-from rlhf_gym.preferences import Preference, check_preferences, read_preferences, split_by_prompt
+from rlhf_gym.preferences import Preference, check_preferences, read_preferences, read_texts, split_by_prompt
 from rlhf_gym.rewards import (
     LearnedReward,
     RewardModel,
@@ -220,6 +221,9 @@ def _check_task(run: Run) -> None:
         check_peft(f"lora_r={config.ppo.lora_r}")
     if config.ppo.ptx_coef:
         ptx_texts(config.ppo, task)
+    if config.monitor.held_out is not None and config.monitor.held_out_texts:
+        texts = read_texts(config.monitor.held_out)[: config.monitor.held_out_texts]
+        HeldOutTexts(texts, task.tokenizer, context_length(run))
     people = config.collect.labeler == "web"
     if people:
         check_page()

@@ -67,7 +67,7 @@ def write_report(folders: RunFolder | Sequence[RunFolder], output: str | Path | 
 
     Raises:
         ValueError: there is no run in a folder, a single one has not been evaluated, or several cannot be compared.
-        IsADirectoryError: there is a folder where the page was to go.
+        IsADirectoryError, NotADirectoryError: there is a folder where the page was to go, or a file for its folder.
     """
     given = [folders] if isinstance(folders, RunFolder) else list(folders)
     if not given:
@@ -76,6 +76,9 @@ def write_report(folders: RunFolder | Sequence[RunFolder], output: str | Path | 
     page = page if output is None else Path(output)
     if page.is_dir():
         raise IsADirectoryError(f"expected a file to write the report to, got the folder {page}")
+    above = next(folder for folder in page.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"expected a folder to write {page.name} into, got the file {above}")
     if len(given) == 1:
         run = read_run(given[0])
         return write_page(page, title=f"rlhf_gym: {run.name}", body="\n".join(section(run) for section in SECTIONS))

@@ -150,7 +150,8 @@ def _baselines(found: dict[str, Any]) -> str:
 <th>accuracy on held-out pairs</th><th>explains of {PROXY}</th><th>where it is wrong,<br>{PROXY} is right in</th></tr>
 </thead><tbody>{"".join(rows)}</tbody></table></div>
 <p class="caption">Explained: R² of the best linear function of these features, fitted to {PROXY} on other prompts
-(slightly optimistic: the best of four ridge penalties is chosen by the same R²).{equal} With each word more, a response’s score changes by {text} σ.</p>"""
+(slightly optimistic: the best of four ridge penalties is chosen by the same R²).
+{equal} With each word more, a response’s score changes by {text} σ.</p>"""
 
 
 def _baseline_row(name: str, kind: str, accuracy: float, n: int, cells: Sequence[str]) -> str:
@@ -181,7 +182,7 @@ def _words(found: dict[str, Any]) -> str:
     ]
     note = (
         f'<p class="caption">What each occurrence adds to {PROXY}, all other words being the same, in standard '
-        "deviations (a ridge regression on counts of words; of a reward that minds no word at all, one would be listed "
-        "here in one case of twenty).</p>"
+        "deviations (a ridge regression on counts of words; effects beyond so many standard errors that a reward which "
+        "minds no word at all has one listed with a chance of 5%).</p>"
     )
     return "".join(lines) + note if lines else ""

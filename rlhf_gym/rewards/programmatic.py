@@ -67,10 +67,10 @@ def import_reward_function(name: str) -> RewardFunction:
     takes the place of an installed module of its name.
 
     Raises:
-        ValueError: there is no such module, or nothing in it of that name that can be called.
+        ValueError: there is no such module, it fails as it is imported, or nothing in it of that name can be called.
     """
     module_name, _, path = name.partition(":")
-    if not module_name or not path:
+    if not module_name or not path or module_name.startswith("."):
         raise ValueError(f'expected "module:function", got {name!r}')
     folder = os.getcwd()
     if folder not in sys.path:  # an installed command begins without it
@@ -79,6 +79,8 @@ def import_reward_function(name: str) -> RewardFunction:
         found = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(f"expected a module {module_name!r} to import {name!r} from, but: {error}") from error
+    except Exception as error:  # whatever the user's own module raises, a slip in its syntax too
+        raise ValueError(f"expected a module {module_name!r} that can be imported, but: {error!r}") from error
     for part in path.split("."):
         try:
             found = getattr(found, part)

@@ -103,9 +103,12 @@ def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
     """`scores` as float32 (count,), or an error that says what came instead.
 
     Raises:
-        ValueError: another shape, or a score that is not finite.
+        ValueError: no numbers, another shape, or a score that is not finite.
     """
-    values = np.asarray(scores, dtype=np.float32)  # (B,)
+    try:
+        values = np.asarray(scores, dtype=np.float32)  # (B,)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected {source} to return {count} scores, got {scores!r:.80}: {error}") from error
     if values.shape != (count,):
         raise ValueError(f"expected {source} to return {count} scores of shape ({count},), got shape {values.shape}")
     if not np.isfinite(values).all():
