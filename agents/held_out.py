@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_gym.agents.measures import perplexity
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses, pad_rows
@@ -42,6 +42,6 @@ class HeldOutTexts:
         self.num_tokens = int((self._lengths - self._first).sum())
 
     def perplexity(self, model: LMParts) -> float:
-        """exp of the mean of −log p over all tokens, under the model's own distribution."""
+        """exp of the mean of −log p over all tokens, under the model's own distribution; inf beyond 709 nats."""
         total = token_log_probs(model, self._ids, self._lengths, first=self._first).double().sum()
-        return math.exp(-float(total) / self.num_tokens)
+        return perplexity(-float(total) / self.num_tokens)

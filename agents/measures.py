@@ -78,7 +78,8 @@ def measure(seen: Watched, responses: Sequence[str], patterns: Mapping[str, re.P
         found["entropy"] = ratio(-_sums(seen.log_probs), lengths)
     if seen.ref_log_probs is not None:
         surprise = ratio(-_sums(seen.ref_log_probs), lengths)
-        found["ref_perplexity"] = Figure(math.exp(surprise.value), math.exp(surprise.value) * surprise.error)
+        value = perplexity(surprise.value)
+        found["ref_perplexity"] = Figure(value, value * surprise.error)
     if seen.log_probs is not None and seen.ref_log_probs is not None:
         kl = _sums(seen.log_probs) - _sums(seen.ref_log_probs)  # (E,)
         found["kl"], found["kl_per_token"] = mean(kl), ratio(kl, lengths)
@@ -95,6 +96,14 @@ def kl_tokens(seen: Watched) -> list[TokenShare]:
         return []
     ratios = [own - ref for own, ref in zip(seen.log_probs, seen.ref_log_probs, strict=True)]
     return token_shares(np.concatenate([e.response_ids for e in seen.episodes]), np.concatenate(ratios))
+
+
+def perplexity(surprise: float) -> float:
+    """exp of the mean −log p of a token, in nats; inf where that is more than a float holds (beyond 709 nats)."""
+    try:
+        return math.exp(surprise)
+    except OverflowError:
+        return math.inf
 
 
 def mean(values: np.ndarray | Sequence[float]) -> Figure:

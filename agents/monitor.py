@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,8 @@ class RLHFMonitor(BaseCallback):
             read the policy's tokens, or texts, as an environment's reward would.
         n_episodes: stock agents: episodes that make a record; the token agents make one of every rollout.
         thresholds: when alarms fire.
-        stop_on: names of alarms that end the training, before the next rollout.
+        stop_on: names of alarms that end the training, before the next rollout. A later `learn` with
+            `reset_num_timesteps=False` ends at once while such an alarm still sounds: set `stop_on = ()` to go on.
         folder: where `monitor.jsonl` (a line a rollout) and `alarms.jsonl` are kept. A run that is loaded and goes on
             (`learn(…, reset_num_timesteps=False)`) finds what it was measured by at first there.
         console: where alarms are printed; the terminal's standard output by default.
@@ -103,8 +105,9 @@ class RLHFMonitor(BaseCallback):
 
     @property
     def ended_by(self) -> str | None:
-        """The alarm of `stop_on` that ends the training; None while none has fired."""
-        return next((alarm.name for alarm in self.alarms if alarm.name in self.stop_on), None)
+        """The alarm of `stop_on` that ends the training; None while none sounds. One that is over ends nothing."""
+        sounding = (alarm.name for alarm in self.alarms if alarm.until is None)
+        return next((name for name in sounding if name in self.stop_on), None)
 
     def _follow(self, records: Sequence[MonitorRecord]) -> None:
         """Begin from these records; alarms are a function of them."""
@@ -126,6 +129,10 @@ class RLHFMonitor(BaseCallback):
         if self.folder is not None:
             write_lines(self.folder / RECORDS, [record.to_json() for record in self.records])
             self._write_alarms()
+        if self.ended_by is not None and self.verbose:
+            self.console.print(
+                f"{self.ended_by} still sounds, and is in stop_on: training ends at once", markup=False, soft_wrap=True
+            )
 
     def _on_step(self) -> bool:
         if not isinstance(self.model, TokenAlgorithm):
@@ -177,7 +184,9 @@ class RLHFMonitor(BaseCallback):
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             if self._held_out is not None:
                 assert isinstance(self.model.policy, LMActorCriticPolicy)
-                found["held_out_perplexity"] = Figure(self._held_out.perplexity(self.model.policy.parts))
+                perplexity = self._held_out.perplexity(self.model.policy.parts)
+                if math.isfinite(perplexity):  # as of all figures, what is no number is left out
+                    found["held_out_perplexity"] = Figure(perplexity)
             for name, evaluate in self.evaluations.items():
                 found[f"evaluation/{name}"] = Figure(float(evaluate(self.model)))
         return found

@@ -56,7 +56,8 @@ class PretrainingMix:
         self.texts, self.coef, self.batch_size = texts, coef, batch_size
         self.max_length, self.seed = max_length, seed
         self.used = 0
-        """Texts learned from so far."""
+        """Texts read so far, those of minibatches whose step `target_kl` stopped among them: of these nothing is
+        learned."""
         self._rows: list[list[int]] = []
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, model: LMParts) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -357,6 +359,41 @@ def test_learning_anew_forgets_and_going_on_remembers():
     assert len(monitor.records) > before
     agent.learn(60, callback=monitor)
     assert len(monitor.records) == before
+
+
+def test_an_alarm_ends_training_while_it_sounds_and_no_longer():
+    """An evaluation that falls and rises again: `learn` goes on once the alarm is over, or where it is taken out."""
+    values = iter([1.0, 1.0, 0.1, 0.1, 0.1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    name, agent = "evaluation/mine", word_agent()
+    out = io.StringIO()
+    evaluations = {"mine": lambda agent: next(values)}
+    monitor = silent(evaluations=evaluations, every=1, stop_on=(name,), console=Console(file=out))
+    agent.learn(2000, callback=monitor)
+    ended = agent.num_timesteps
+    assert monitor.ended_by == name and ended < 2000 and monitor.alarms[-1].until is None
+    monitor.verbose = 1
+    agent.learn(60, callback=monitor, reset_num_timesteps=False)
+    assert agent.num_timesteps == ended, "it sounds still"
+    assert f"{name} still sounds, and is in stop_on: training ends at once" in out.getvalue()
+    monitor.verbose, monitor.stop_on = 0, ()
+    while monitor.alarms[-1].until is None:
+        agent.learn(20, callback=monitor, reset_num_timesteps=False)
+    monitor.stop_on = (name,)
+    before = agent.num_timesteps
+    agent.learn(20, callback=monitor, reset_num_timesteps=False)
+    assert agent.num_timesteps > before and monitor.ended_by is None, "it is over"
+
+
+def test_a_perplexity_beyond_what_a_float_holds_is_left_out():
+    episodes, far = [episode(0, [3], [5, 6])], [np.full(2, -800.0)]
+    seen = Watched(episodes, np.array([1.0]), [np.full(2, -1.0)], far, None, None)
+    found = measure(seen, [""], {})
+    assert "ref_perplexity" not in found and found["kl"].value == 1598
+    texts = HeldOutTexts(["the film is good"], tiny.tiny_tokenizer(), None)
+    model = tiny.tiny_gpt2()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e5)
+    assert texts.perplexity(LMParts(model)) == math.inf
 
 
 def test_arguments_that_cannot_be():

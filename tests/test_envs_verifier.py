@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from rlhf_gym.envs import AddVerifier, ClipScore, Episode, TokenVectorEnv
 from rlhf_gym.lm import Shared
 from rlhf_gym.pipeline import RunFolder, prepare, run
 from rlhf_gym.pipeline.ppo import iterations
+from rlhf_gym.pipeline.preparation import _check_verifier
 from rlhf_gym.rewards import import_reward_function
 from tests.tiny import tiny_reward_model, tiny_tokenizer
 from tests.tiny_runs import quiet, save_model, tiny_config, tiny_task
@@ -129,6 +132,21 @@ def test_errors_say_what_was_expected(module: str) -> None:
             import_reward_function(name)
 
 
+def test_a_file_of_the_users_shadows_no_module(module: str, tmp_path: Path) -> None:
+    (tmp_path / "this.py").write_text("shadowed = True")
+    import_reward_function(f"{module}:words")
+    assert sys.path[-1] == str(tmp_path)
+    found = importlib.util.find_spec("this")
+    assert found is not None and found.origin != str(tmp_path / "this.py")
+
+
+def test_a_task_of_one_prompt_asks_for_as_many_responses(module: str, tmp_path: Path) -> None:
+    task = tiny_task(save_model(tmp_path / "pretrained"))
+    _check_verifier(f"{module}:words", replace(task, prompts=task.prompts[:1]))
+    calls = import_reward_function(f"{module}:words").__globals__["calls"]  # type: ignore[attr-defined]
+    assert calls == [([task.prompts[0]], [""])]
+
+
 def test_a_run_takes_one_by_name(module: str, tmp_path: Path) -> None:
     pretrained = save_model(tmp_path / "pretrained")
     config = tiny_config(tmp_path / "run")
@@ -138,7 +156,7 @@ def test_a_run_takes_one_by_name(module: str, tmp_path: Path) -> None:
 
     for name, message in (
         ("wrong_shape", r"shape \(2,\), got shape \(2, 1\)"),
-        ("needs_a_word", "failed on two empty responses: ZeroDivisionError"),
+        ("needs_a_word", "failed on empty responses: ZeroDivisionError"),
         ("absent", "'absent' in the module"),
     ):
         with pytest.raises(ValueError, match=message):

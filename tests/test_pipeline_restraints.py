@@ -14,6 +14,7 @@ from rlhf_gym.cli.commands import parse
 from rlhf_gym.pipeline import PPOConfig, RunConfig, RunFolder, prepare, run
 from rlhf_gym.pipeline.folder import METRICS_FILE, read_json
 from rlhf_gym.pipeline.ppo import iterations, kl_controller, ppo_line
+from rlhf_gym.pipeline.restraints import stop_on_kl
 from rlhf_gym.preferences import read_texts
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 
@@ -66,6 +67,8 @@ def test_stops_on_kl_and_says_so(before: Path, tmp_path: Path) -> None:
     outside = {"stopped_at": 3.0, "kept_kl": None}
     assert ppo_line(metrics | {"stopped": [outside]}).count("beyond it from the start, nothing was learned") == 1
     assert "is kept; 1 began beyond it" in ppo_line(metrics | {"stopped": [stop, outside], "seeds": [0, 1]})
+    waited = metrics | {"stopped": [outside], "stop_kl_patience": 2}
+    assert ppo_line(waited).count("beyond it from the start, with none to go back to") == 1
     unleashed = folder.metrics("unleashed", 1)
     assert unleashed is not None and unleashed["stopped"] == [None]  # without any leash
 
@@ -81,6 +84,8 @@ def test_stops_on_kl_and_says_so(before: Path, tmp_path: Path) -> None:
     [
         ({"kl_horizon": 0}, "expected kl_horizon >= 1, got 0"),
         ({"stop_kl": 0.0}, "expected stop_kl > 0, got 0.0"),
+        ({"stop_kl": 3.0, "stop_kl_patience": 0}, "expected stop_kl_patience >= 1, got 0"),
+        ({"stop_kl_patience": 2}, "expected a stop_kl for stop_kl_patience=2, got None"),
         ({"ptx_coef": -1.0}, "expected ptx_coef >= 0 and finite, got -1.0"),
         ({"ptx_batch_size": 0}, "expected ptx_batch_size >= 1, got 0"),
         ({"ptx_texts": Path("texts.txt")}, "expected ptx_coef > 0 to mix texts.txt in, got 0"),
@@ -115,6 +120,10 @@ def test_texts_for_ptx(before: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_line_takes_them() -> None:
+    words = ["--ppo.stop-kl", "6", "--ppo.stop-kl-patience", "3"]
+    stop = stop_on_kl(parse("run", words).config.ppo, "ppo")
+    assert stop is not None and (stop.limit, stop.patience) == (6.0, 3)
+    assert stop_on_kl(parse("run", words).config.ppo, "unleashed") is None
     words = ["--ppo.stop-kl", "6", "--ppo.ptx-coef", "0.1", "--ppo.ptx-texts", "t.txt", "--ppo.ema-reference", "0.05"]
     ppo = parse("run", words).config.ppo
     horizon = parse("run", ["--ppo.kl-control", "adaptive", "--ppo.kl-horizon", "500"]).config.ppo

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlhf_gym.pipeline import EvaluateConfig, RunConfig
@@ -15,7 +17,7 @@ from rlhf_gym.preferences import Preference, read_preferences
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import gallery
 from failures import CERTAIN, Settings
-from failures.measures import Measured
+from failures.measures import Measured, _alarms
 from failures.page import _verdict
 from failures.runs import certainty, counter_labels
 
@@ -64,6 +66,14 @@ def test_the_runs_differ_in_what_they_are_said_to(built: tuple[Path, Settings]) 
     said = [p for name in ("preferences", "heldout_preferences") for p in read_preferences(collected / f"{name}.jsonl")]
     said = [p for p in said if p.chosen.strip() and p.rejected.strip()]
     assert counter[: len(said)] == said and len(counter) > len(said)
+
+
+def test_alarms_count_tokens_as_gold_does(tmp_path: Path) -> None:
+    """Set off by the third rollout: by a policy that had learned from two."""
+    file = tmp_path / "alarms.jsonl"
+    assert _alarms(file, np.array([0.0, 100.0, 200.0])) == []
+    file.write_text(json.dumps({"name": "drift", "rollout": 3, "tokens": 300}) + "\n")
+    assert _alarms(file, np.array([0.0, 100.0, 200.0])) == [{"name": "drift", "rollout": 3, "tokens": 200}]
 
 
 def test_made_again_nothing_is_run_again(

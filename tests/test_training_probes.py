@@ -12,6 +12,7 @@ from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import RewardEnsemble, length_reward
 from rlhf_gym.training import RewardProbes, probe_edits, probe_reward_model, train_baselines
 from rlhf_gym.training.reward_baselines import STYLE, bag_of_words, train_baseline
+from rlhf_gym.training.reward_probes import word_effects
 from tests.tiny import WORDS, tiny_reward_model
 
 Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
@@ -100,6 +101,22 @@ def test_a_reward_that_is_words_is_found_out(of_words: RewardProbes) -> None:
     spread = float(by_words([], [r for _, r in texts(60, 3)]).std())
     for effect in (*of_words.words_for, *of_words.words_against):
         assert effect.effect * spread == pytest.approx(WORTH.get(effect.word, 0), abs=0.05)
+
+
+def test_of_many_words_that_are_worth_nothing_none_is_listed() -> None:
+    """150 words in 500 texts: at two standard errors noise alone would list some seven of them each time."""
+    rng = np.random.default_rng(0)
+    vocabulary = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(150)]
+    written = [" ".join(rng.choice(vocabulary, 12)) for _ in range(500)]
+    noise = rng.normal(size=(20, 500))
+    listed = [len(word_effects(written, scores)) for scores in noise]
+    assert sum(n > 0 for n in listed) <= 4, "one in twenty is expected, more than four of twenty has a chance of .003"
+    worth = {"waa": 2.0, "wbb": -2.0}
+    planted = [sum(worth.get(word, 0.0) for word in text.split()) for text in written]
+    found = word_effects(written, noise[0] + planted)
+    assert [e.word for e in (found[0], found[-1])] == list(worth)
+    for effect in (found[0], found[-1]):
+        assert effect.effect == pytest.approx(worth[effect.word], abs=0.5)
 
 
 def test_gold_beside_the_reward_makes_the_verdict(of_words: RewardProbes) -> None:

@@ -66,7 +66,9 @@ class PPOConfig:
     """A rollout's epochs stop once KL(π_old‖π) exceeds 1.5 times this."""
     stop_kl: float | None = None
     """Training ends once a rollout's KL to its first π_ref, per response in nats, is over this; what is kept is the
-    last policy that was not."""
+    last policy that was not. From the second round on a policy begins where the last round left it, near the limit."""
+    stop_kl_patience: int = 1
+    """Rollouts in a row beyond stop_kl that end training; more let single noisy ones pass."""
     ptx_coef: float = 0.0
     """γ of a pretraining loss mixed into every minibatch's (InstructGPT's ptx), to keep the language; 0: none."""
     ptx_batch_size: int = 32
@@ -181,6 +183,9 @@ class PPOConfig:
             raise ValueError(f"expected ema_reference in [0, 1], got {self.ema_reference}")
         if self.stop_kl is not None and not self.stop_kl > 0:
             raise ValueError(f"expected stop_kl > 0, got {self.stop_kl}")
+        at_least(self, "stop_kl_patience", 1)
+        if self.stop_kl is None and self.stop_kl_patience != 1:
+            raise ValueError(f"expected a stop_kl for stop_kl_patience={self.stop_kl_patience}, got None")
         if self.agent in ("dpo", "best_of_n"):
             for name, off in (("ptx_coef", 0), ("ema_reference", 0), ("stop_kl", None)):
                 if vars(self)[name] != off:

@@ -106,6 +106,7 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
         "first": _medians([log[:1] for log in logs]),
         "last": _medians([log[-5:] for log in logs]),
         "stop_kl": config.stop_kl,
+        "stop_kl_patience": config.stop_kl_patience,
         "stopped": [end.get("stopped") for end in ends],
         "alarms": alarm_line(ends),
     }

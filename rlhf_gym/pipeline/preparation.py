@@ -264,17 +264,18 @@ def _check_task(run: Run) -> None:
 
 
 def _check_verifier(name: str, task: Task) -> None:
-    """The verifier is there, and has a finite word on two empty responses: a policy may write such.
+    """The verifier is there, and has a finite word on empty responses: a policy may write such.
 
     Raises:
         ValueError: it is not, or has none.
     """
     verifier = import_reward_function(name)
+    prompts = list(task.prompts[:2])
     try:
-        said = verifier(list(task.prompts[:2]), ["", ""])
+        said = verifier(prompts, [""] * len(prompts))
     except Exception as error:  # whatever the user's own code raises
-        raise ValueError(f"the verifier {name!r} failed on two empty responses: {error!r}") from error
-    check_scores(said, 2, source=f"the verifier {name!r}")
+        raise ValueError(f"the verifier {name!r} failed on empty responses: {error!r}") from error
+    check_scores(said, len(prompts), source=f"the verifier {name!r}")
 
 
 def _check_reward_model(run: Run) -> None:

@@ -149,7 +149,8 @@ def _baselines(found: dict[str, Any]) -> str:
 <div class="scroll"><table class="parts narrow"><thead><tr><th>trained on the same preferences</th>
 <th>accuracy on held-out pairs</th><th>explains of {PROXY}</th><th>where it is wrong,<br>{PROXY} is right in</th></tr>
 </thead><tbody>{"".join(rows)}</tbody></table></div>
-<p class="caption">Explained: R² of the best linear function of these features, fitted to {PROXY} on other prompts.
+<p class="caption">Explained: R² of the best linear function of these features, fitted to {PROXY} on other prompts
+(slightly optimistic: the best of four ridge penalties is chosen by the same R²).
 {equal} With each word more, a response’s score changes by {text} σ.</p>"""
 
 
@@ -181,6 +182,7 @@ def _words(found: dict[str, Any]) -> str:
     ]
     note = (
         f'<p class="caption">What each occurrence adds to {PROXY}, all other words being the same, in standard '
-        "deviations (a ridge regression on counts of words; effects of more than two standard errors).</p>"
+        "deviations (a ridge regression on counts of words; effects beyond so many standard errors that a reward which "
+        "minds no word at all has one listed with a chance of 5%).</p>"
     )
     return "".join(lines) + note if lines else ""

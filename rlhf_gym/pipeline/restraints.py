@@ -40,7 +40,9 @@ def pretraining_mix(config: PPOConfig, task: Task, seed: int) -> PretrainingMix 
 
 def stop_on_kl(config: PPOConfig, stage: StageName) -> StopOnKL | None:
     """The stop of one seed's run; None where there is to be none, as in a run without any leash."""
-    return None if config.stop_kl is None or stage == "unleashed" else StopOnKL(config.stop_kl)
+    if config.stop_kl is None or stage == "unleashed":
+        return None
+    return StopOnKL(config.stop_kl, config.stop_kl_patience)
 
 
 def how_stopped(stop: StopOnKL | None) -> dict[str, Any] | None:
@@ -54,7 +56,7 @@ def stop_line(metrics: dict[str, Any]) -> str:
     """What the stage's line says of seeds that were stopped: ", stopped …", or nothing.
 
     Args:
-        metrics: the stage's, with `stop_kl` and of each seed what `how_stopped` said as `stopped`.
+        metrics: the stage's, with `stop_kl`, its patience and of each seed what `how_stopped` said as `stopped`.
     """
     stops = metrics.get("stopped", [])
     count = sum(stop is not None for stop in stops)
@@ -64,7 +66,8 @@ def stop_line(metrics: dict[str, Any]) -> str:
     beyond = sum(stop is not None and stop["kept_kl"] is None for stop in stops)  # from their first rollout
     kept = "the last policy within it is kept"
     if beyond == count:
-        kept = "beyond it from the start, nothing was learned"
+        waited = metrics.get("stop_kl_patience", 1) > 1  # and learned meanwhile
+        kept = f"beyond it from the start, {'with none to go back to' if waited else 'nothing was learned'}"
     elif beyond:
         kept += f"; {beyond} began beyond it"
     return f"; stopped{which} as KL passed {metrics['stop_kl']:g}, {kept}"

@@ -61,7 +61,10 @@ def sum_rewards(*terms: RewardFunction | tuple[float, RewardFunction]) -> Reward
 
 
 def import_reward_function(name: str) -> RewardFunction:
-    """The callable that "module:function" names, or "module:object.method"; modules beside the shell's folder count.
+    """The callable that "module:function" names, or "module:object.method"; modules in the shell's folder count.
+
+    That folder is put last on `sys.path`, where it stays for what the module imports later: a file of the user's never
+    takes the place of an installed module of its name.
 
     Raises:
         ValueError: there is no such module, it fails as it is imported, or nothing in it of that name can be called.
@@ -71,7 +74,7 @@ def import_reward_function(name: str) -> RewardFunction:
         raise ValueError(f'expected "module:function", got {name!r}')
     folder = os.getcwd()
     if folder not in sys.path:  # an installed command begins without it
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
     try:
         found = importlib.import_module(module_name)
     except ImportError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,14 @@ class Measured:
     sft: dict[str, Any]
     """The same of the SFT policy."""
     curves: dict[str, np.ndarray]
-    """Over training, smoothed: tokens, score, gold, kl, entropy, length; (iterations,) each."""
+    """Over training, smoothed: tokens, score, gold, kl, entropy, length; (iterations,) each. Tokens are those that the
+    policy had learned from when it wrote an iteration's responses."""
     probes: dict[str, Any]
     """What the probes of its reward model found; empty where it is another arm's."""
     labels: int
     """Comparisons that its reward model was trained on; 0 where that is another arm's."""
     alarms: list[dict[str, Any]]
-    """What the monitor said, in order."""
+    """What the monitor said, in order; its tokens are counted as those of the curves are."""
     responses: list[dict[str, Any]]
     """Its responses to all held-out prompts."""
     before: list[dict[str, Any]]
@@ -99,7 +101,6 @@ def measure(arm: Arm, words: Sequence[str] = ()) -> Measured:
     # an iteration is logged after its update, about responses from before it
     curves["tokens"] = np.array([0, *(record["tokens"] for record in log)][: len(log)], dtype=float)
     samples = arm.folder.stage("evaluate") / "samples"
-    alarms = folder / ALARMS
     before = list(read_jsonl(samples / "sft.jsonl"))
     return Measured(
         label=arm.label,
@@ -108,11 +109,20 @@ def measure(arm: Arm, words: Sequence[str] = ()) -> Measured:
         curves=curves,
         probes=reward.get("probes", {}),
         labels=reward["pairs"],
-        alarms=[json.loads(line) for line in alarms.read_text().splitlines()] if alarms.is_file() else [],
+        alarms=_alarms(folder / ALARMS, curves["tokens"]),
         responses=list(read_jsonl(samples / f"{final['name']}.jsonl")),
         before=before,
         inserted=_inserted(arm, before, words) if words else None,
     )
+
+
+def _alarms(path: Path, tokens: np.ndarray) -> list[dict[str, Any]]:
+    """A run's alarms. The monitor counts the tokens of the rollout that set one off too; here it is told when the
+    policy was as it saw it, so that an alarm about an iteration stands beside that iteration's gold."""
+    if not path.is_file():
+        return []
+    alarms = [json.loads(line) for line in path.read_text().splitlines()]
+    return [alarm | {"tokens": int(tokens[alarm["rollout"] - 1])} for alarm in alarms]
 
 
 def _inserted(arm: Arm, before: Sequence[dict[str, Any]], words: Sequence[str]) -> EditProbe:

@@ -49,7 +49,8 @@ and no fine differences between cures: the standard errors below are over prompt
 
 Alarms are those of `RLHFMonitor` ([monitoring](monitoring.md)), probes those of the reward stage
 ([before any PPO](reward_models.md#before-any-ppo)). Gold is shown here to tell what happened. Without it, they and
-reading samples are what one has.
+reading samples are what one has. Of gold and alarms alike, "at so many tokens" counts those that the policy had learned
+from when it wrote the responses in question; the monitor itself counts these responses too.
 """
 
 
