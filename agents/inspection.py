@@ -197,15 +197,23 @@ def _engine(agent: Any, env: TokenVectorEnv | TokenEnv | SB3VecEnv | None) -> To
 
 def _encode(env: TokenVectorEnv, prompts: Texts) -> list[list[int]]:
     rows: list[Any] = list(prompts)
-    if all(isinstance(row, str) for row in rows):
+    if _are_texts(rows, "prompts"):
         return encode_prompts(env.tokenizer, rows)
     return [[int(token) for token in row] for row in rows]
+
+
+def _are_texts(rows: Sequence[Any], what: str) -> bool:
+    """Whether they are texts; else they are token ids."""
+    texts = sum(isinstance(row, str) for row in rows)
+    if 0 < texts < len(rows):
+        raise TypeError(f"expected {what} as texts or as token ids, got {texts} texts among {len(rows)}")
+    return texts == len(rows)
 
 
 def _encode_responses(env: TokenVectorEnv, responses: Texts) -> list[list[int]]:
     """Texts closed by EOS, but for those that fill the horizon without."""
     rows: list[Any] = list(responses)
-    if not all(isinstance(row, str) for row in rows):
+    if not _are_texts(rows, "responses"):
         return [[int(token) for token in row] for row in rows]
     encoded = encode_responses(env.tokenizer, rows)
     return [row[:-1] if len(row) == env.max_new_tokens + 1 else row for row in encoded]

@@ -41,6 +41,8 @@ def main(
     parser.add_argument("--run-dir", type=Path, help="gone on with if it is there; runs/overoptimization")
     parser.add_argument("--output", type=Path, help="the picture; docs/overoptimization.png, --quick: in the run dir")
     a = parser.parse_args(arguments)
+    if a.seeds is not None and a.seeds < 1:
+        parser.error(f"expected --seeds >= 1, got {a.seeds}")
     sweep = sweep or (QUICK_SWEEP if a.quick else SWEEP)
     budget = budget or (QUICK_BUDGET if a.quick else Budget())
     root = a.run_dir or Path("runs/overoptimization-quick" if a.quick else "runs/overoptimization")

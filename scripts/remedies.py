@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--only-seeds", type=int, nargs="+", help="run these alone, and say nothing")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of remedies.md and remedies.png")
     a = parser.parse_args()
+    if a.seeds < 1:
+        parser.error(f"expected --seeds >= 1, got {a.seeds}")
     torch.set_num_threads(1)
     ground = Ground(a.run_dir)
     if a.quick:

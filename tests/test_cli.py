@@ -31,6 +31,7 @@ def files(tmp_path: Path) -> dict[str, str]:
     reward = tiny_reward_model(vocab_size=17)
     reward.model.save_pretrained(tmp_path / "other_reward")
     tiny_reward_model(n_positions=8).save_pretrained(tmp_path / "short_reward")
+    tiny_reward_model(n_positions=16).save_pretrained(tmp_path / "reward")
     (tmp_path / "empty").mkdir()
     save_model(tmp_path / "weightless")
     (tmp_path / "weightless" / "model.safetensors").unlink()
@@ -40,6 +41,7 @@ def files(tmp_path: Path) -> dict[str, str]:
         "model": save_model(tmp_path / "model", n_positions=16),
         "other_reward": tmp_path / "other_reward",
         "short_reward": tmp_path / "short_reward",
+        "reward": tmp_path / "reward",
         "weightless": tmp_path / "weightless",
         "empty": tmp_path / "empty",
         "missing": tmp_path / "missing.jsonl",
@@ -109,6 +111,8 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         ("--monitor.stop-on critic --agent rloo", "an agent with a critic to stop on it, got agent=rloo"),
         ("--monitor.stop-on disagreement", "expected reward.members >= 2 to stop on their disagreement, got 1"),
         ("--ppo.verifier-coef nan", "expected a finite verifier_coef, got nan"),
+        (OWN + "--reward-model {reward} --reward.members 3", "expected reward.members=1 with a reward model of your"),
+        (OWN + "--reward-model {reward} --reward.bootstrap", "expected reward.bootstrap=False with a reward model"),
         ("--ppo.ptx-coef inf", "expected ptx_coef >= 0 and finite, got inf"),
     ],
 )  # fmt: skip
@@ -229,6 +233,24 @@ def test_an_interrupt_says_how_to_go_on(
     assert folder.metrics("sft") is not None and folder.metrics("collect") is None
     assert main(["collect", "--run-dir", str(folder.root)]) == 0
     assert folder.metrics("collect") is not None
+
+
+def test_a_verifier_that_fails_later_is_one_message_too_and_what_was_done_is_kept(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    score = "float('nan') if len(calls) > 2 else 0.0"  # the first call is the check before any work
+    code = f"calls = []\n\ndef say(prompts, responses):\n    calls.append(1)\n    return [{score} for _ in responses]\n"
+    (tmp_path / "tires_soon.py").write_text(code)
+    small = "--ppo.total-tokens 120 --ppo.n-episodes 8 --ppo.batch-size 4 --ppo.num-envs 8 --ppo.n-epochs 1 "
+    line = OWN + "--reward-model {reward} --reward.reference-samples 8 --threads 1 " + small
+    root = tmp_path / "run"
+    given = [*line.format(**files).split(), "--ppo.verifier", "tires_soon:say", "--ppo.verifier-coef", "1"]
+    assert main(["run", "--run-dir", str(root), *given]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("error:") == 1 and "expected finite scores from the verifier" in errors, errors
+    folder = RunFolder(root).seed("ppo", 1, 0)
+    assert (folder / "checkpoint.zip").is_file() and (folder / "metrics.jsonl").read_text()
 
 
 def test_a_folder_takes_one_process_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

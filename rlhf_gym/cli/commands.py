@@ -19,6 +19,7 @@ from rlhf_gym.pipeline.folder import BusyFolderError, StageName
 from rlhf_gym.pipeline.reward import UnfitRewardError
 from rlhf_gym.pipeline.stages import check_inputs
 from rlhf_gym.pipeline.web_labeler import LabellingError
+from rlhf_gym.rewards import ScoreError
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def go(command: str, arguments: Sequence[str]) -> int:
         return fail(str(error))
     try:
         execute(run, only=only, redo=options.redo)
-    except (BusyFolderError, UnfitRewardError, LabellingError) as error:
+    except (BusyFolderError, UnfitRewardError, LabellingError, ScoreError) as error:
         return fail(str(error))
     except Interrupted as interrupt:
         console.print(

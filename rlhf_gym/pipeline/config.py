@@ -272,11 +272,26 @@ class RunConfig:
         if self.ppo.agent == "best_of_n" and self.reference != "sft":
             raise ValueError(f"expected reference=sft with agent=best_of_n, got {self.reference}: it draws from SFT")
         self._check_stop_on()
+        if self.task.reward_model is not None:
+            self._check_own_reward()
         if self.rounds > 1 and fixed:
             raise ValueError(
                 f"expected rounds=1 with preferences or a reward model of your own, got {self.rounds}: "
                 "a further round collects fresh preferences"
             )
+
+    def _check_own_reward(self) -> None:
+        """With a reward model that is there already, nothing asks for others to be trained."""
+        for name, value, none in (
+            ("members", self.reward.members, 1),
+            ("trunk", self.reward.trunk, "separate"),
+            ("training.bootstrap", self.reward.training.bootstrap, False),
+        ):
+            if value != none:
+                raise ValueError(
+                    f"expected reward.{name.removeprefix('training.')}={none} with a reward model of your own, got "
+                    f"{value}: none is trained; the folder of an ensemble is taken as it is"
+                )
 
     def _check_stop_on(self) -> None:
         """The alarms that are to end the training can sound: the agent leaves what they listen to."""

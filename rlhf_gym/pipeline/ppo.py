@@ -38,6 +38,7 @@ from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
 from rlhf_gym.pipeline.restraints import how_stopped, pretraining_mix, stop_line, stop_on_kl
 from rlhf_gym.pipeline.samples import read_jsonl
 from rlhf_gym.preferences import Preference
+from rlhf_gym.rewards import ScoreError
 from rlhf_gym.training.folder import write_json
 
 ITERATIONS, CHECKPOINT = "metrics.jsonl", "checkpoint.zip"
@@ -125,7 +126,8 @@ def _without_learning(run: Run, stage: StageName, round: int) -> dict[str, Any]:
 def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, label: str) -> None:
     """One seed's run, from its checkpoint if it has one, into its folder.
 
-    On Ctrl-C the agent is saved as it was after its last whole iteration, and the interrupt goes on its way.
+    On Ctrl-C, and where what scores the responses fails, the agent is saved as it was after its last whole iteration,
+    and the interrupt or the error goes on its way.
     """
     config, folder = run.config.ppo, run.folder.seed(stage, round, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,10 +155,10 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
             agent.learn(
                 config.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
             )
-        except KeyboardInterrupt:
+            keep_views(run, agent, folder)
+        except (KeyboardInterrupt, ScoreError):
             watch.save_interrupted(agent)
             raise
-    keep_views(run, agent, folder)
     agent.save_pretrained(folder / "model", merge=True)
     done = {"seed": seed, "tokens": agent.num_timesteps, "iterations": log.iteration, "stopped": how_stopped(stop)}
     write_json(folder / METRICS_FILE, done | what_it_said(monitor))

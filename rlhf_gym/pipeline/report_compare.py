@@ -30,7 +30,7 @@ def check_runs(runs: Sequence[ReportRun]) -> None:
         ValueError: they are too many, or of different tasks, or nothing has been trained or evaluated in any.
     """
     if not 2 <= len(runs) <= AT_MOST:
-        raise ValueError(f"expected 2 to {AT_MOST} runs to compare, got {len(runs)}")
+        raise ValueError(f"expected at most {AT_MOST} runs on one page, got {len(runs)}")
     tasks: dict[str, str] = {}
     for run in runs:
         tasks.setdefault(_task_said(run), run.name)

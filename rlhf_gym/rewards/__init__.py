@@ -12,7 +12,7 @@ from rlhf_gym.rewards.programmatic import (
     regex_reward,
     sum_rewards,
 )
-from rlhf_gym.rewards.scoring import EpisodeScorer, check_scores, episode_scorer, score_with_members
+from rlhf_gym.rewards.scoring import EpisodeScorer, ScoreError, check_scores, episode_scorer, score_with_members
 from rlhf_gym.rewards.shared_trunk import SharedTrunkEnsemble
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "RewardFunction",
     "RewardModel",
     "RewardNormalizer",
+    "ScoreError",
     "SharedTrunkEnsemble",
     "Trunk",
     "aggregate_scores",

@@ -99,21 +99,25 @@ def score_with_members(
     return scorer(input_ids, prompt_lengths, lengths), None
 
 
+class ScoreError(ValueError):
+    """What a reward or a verifier returned are no scores; the message says whose, and what came."""
+
+
 def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
     """`scores` as float32 (count,), or an error that says what came instead.
 
     Raises:
-        ValueError: no numbers, another shape, or a score that is not finite.
+        ScoreError: no numbers, another shape, or a score that is not finite.
     """
     try:
         values = np.asarray(scores, dtype=np.float32)  # (B,)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"expected {source} to return {count} scores, got {scores!r:.80}: {error}") from error
+        raise ScoreError(f"expected {source} to return {count} scores, got {scores!r:.80}: {error}") from error
     if values.shape != (count,):
-        raise ValueError(f"expected {source} to return {count} scores of shape ({count},), got shape {values.shape}")
+        raise ScoreError(f"expected {source} to return {count} scores of shape ({count},), got shape {values.shape}")
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(f"expected finite scores from {source}, got {values[bad]} for episode {bad}")
+        raise ScoreError(f"expected finite scores from {source}, got {values[bad]} for episode {bad}")
     return values
 
 

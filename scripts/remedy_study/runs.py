@@ -50,7 +50,8 @@ class Ground:
         settings: dict[str, Any] = {"ppo": PPOConfig(total_tokens=self.tokens, kl_coef=0.0, n_episodes=64)}
         config = study_config(folder, seed, labels=self.labels, **(settings | changes))
         collect = replace(config.collect, mistake_rate=self.mistakes)
-        reward = replace(config.reward, members=self.members, force=True)
+        members = self.members if config.task.reward_model is None else 1  # else they are there already
+        reward = replace(config.reward, members=members, force=True)
         if self.small:
             config = replace(config, ppo=replace(config.ppo, n_episodes=16, num_envs=16))
             reward = replace(reward, reference_samples=32)
