@@ -82,6 +82,7 @@ class RLHFMonitor(BaseCallback):
         super().__init__(verbose)
         if every < 1 or n_episodes < 2:
             raise ValueError(f"expected every >= 1 and n_episodes >= 2, got {every} and {n_episodes}")
+        _check_given(patterns, held_out_texts, evaluations, folder)
         self.patterns = {name: _compiled(name, pattern) for name, pattern in (patterns or {}).items()}
         self.evaluations = dict(evaluations or {})
         self.stop_on = check_names(stop_on, patterns=self.patterns, evaluations=self.evaluations)
@@ -188,7 +189,9 @@ class RLHFMonitor(BaseCallback):
                 if math.isfinite(perplexity):  # as of all figures, what is no number is left out
                     found["held_out_perplexity"] = Figure(perplexity)
             for name, evaluate in self.evaluations.items():
-                found[f"evaluation/{name}"] = Figure(float(evaluate(self.model)))
+                value = _number(name, evaluate(self.model))
+                if math.isfinite(value):
+                    found[f"evaluation/{name}"] = Figure(value)
         return found
 
     def _record(self, figures: dict[str, Figure], seen: Watched | None) -> MonitorRecord:
@@ -245,3 +248,29 @@ def _compiled(name: str, pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ValueError(f"expected a regular expression as the pattern {name!r}, got {pattern!r}: {error}") from error
+
+
+def _check_given(patterns: object, held_out_texts: object, evaluations: object, folder: str | Path | None) -> None:
+    """What was given is of the kinds expected.
+
+    Raises:
+        TypeError, NotADirectoryError: saying what was expected, and what came.
+    """
+    for what, given in (("patterns", patterns), ("evaluations", evaluations)):
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"expected {what} by name, as in {{'name': …}}, got {type(given).__name__}")
+    for name, evaluate in (evaluations or {}).items():  # type: ignore[attr-defined]
+        if not callable(evaluate):
+            raise TypeError(f"expected evaluation {name!r} to be callable as (agent) -> float, got {evaluate!r:.80}")
+    if isinstance(held_out_texts, str):
+        raise TypeError(f"expected a sequence of held_out_texts, got one text: {held_out_texts!r:.80}")
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise NotADirectoryError(f"expected a folder for what is seen, got the file {folder}")
+
+
+def _number(name: str, value: object) -> float:
+    """What a user's evaluation returned."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"expected evaluation {name!r} to return a number, got {value!r:.80}") from error

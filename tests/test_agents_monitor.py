@@ -434,3 +434,26 @@ def test_every_name_is_defined_once():
     seen = Watched(episodes, np.array([1.0, 2.0]), rows, rows, np.ones((2, 2)), 0.5)
     for name in [*measure(seen, ["", ""], {}), "held_out_perplexity", "kl_tokens"]:
         assert len(re.findall(rf"^\| .*`monitor/{name}`.* \| ", page, flags=re.MULTILINE)) == 1, name
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"held_out_texts": "one text"}, TypeError, "a sequence of held_out_texts, got one text"),
+        ({"patterns": ["sorry"]}, TypeError, "expected patterns by name"),
+        ({"evaluations": {"skill": 3.0}}, TypeError, "evaluation 'skill' to be callable"),
+        ({"folder": __file__}, NotADirectoryError, "got the file"),
+    ],
+)
+def test_what_is_given_is_checked_at_once(settings, error, message):
+    with pytest.raises(error, match=message):
+        RLHFMonitor(**settings)
+
+
+def test_an_evaluation_that_says_nothing_is_named_and_one_that_is_no_number_is_left_out():
+    agent = word_agent()
+    with pytest.raises(TypeError, match="evaluation 'skill' to return a number, got None"):
+        agent.learn(8, callback=silent(evaluations={"skill": lambda agent: None}))
+    monitor = silent(evaluations={"skill": lambda agent: math.nan})
+    agent.learn(8, callback=monitor)
+    assert monitor.records and "evaluation/skill" not in monitor.records[0].figures
