@@ -253,7 +253,8 @@ def say_count(healthy: list[Row], provoked: list[Row]) -> None:
     if healthy:
         judged, tokens = sum(len(row.known) for row in healthy), sum(row.tokens for row in healthy)
         false = [f"{row.name}: {alarm.name}" for row in healthy for alarm in row.alarms]
-        print(f"\n{len(false)} alarms in {len(healthy)} healthy runs ({tokens:,} tokens, {judged} rules watched)")
+        count = f"{len(false)} alarm{'s' * (len(false) != 1)}"
+        print(f"\n{count} in {len(healthy)} healthy runs ({tokens:,} tokens, {judged} rules watched)")
         print("".join(f"  {line}\n" for line in false), end="")
     wanted = [(row, name) for row in provoked for name in row.meant]
     missed = [f"{row.name}: {name}" for row, name in wanted if name not in {a.name for a in row.alarms}]

@@ -35,7 +35,7 @@ def test_rows_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "5.0k" in capsys.readouterr().out
     alarms.say_count([good, bad], [bad])
     said = capsys.readouterr().out
-    assert "1 alarms in 2 healthy runs (20,000 tokens, 2 rules watched)\n  bad: missing_eos" in said
+    assert "1 alarm in 2 healthy runs (20,000 tokens, 2 rules watched)\n  bad: missing_eos" in said
     assert "1 of 2 alarms that a run was to set off were set off by it\n  silent: bad: drift" in said
 
 
