@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from rlhf_gym.agents.arguments import unwrap_env
 from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.policy import LMActorCriticPolicy
+from rlhf_gym.agents.rollout import evaluated
 from rlhf_gym.envs import Episode, EpisodeRewards, EpisodeView, SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.prompts import check_prompts
-from rlhf_gym.envs.token_reward import stack_rows
 from rlhf_gym.envs.view import credit
 from rlhf_gym.lm.generation import check_room, generate
 from rlhf_gym.lm.tokens import decode, encode_prompts, encode_responses, token_texts
@@ -76,7 +76,7 @@ def inspect_episodes(
         critic = agent.uses_critic if isinstance(agent, TokenAlgorithm) else True
     gamma = (1.0 if learner is None else learner.gamma) if gamma is None else gamma
     gae_lambda = (0.95 if learner is None else learner.gae_lambda) if gae_lambda is None else gae_lambda
-    said = _evaluate(policy, episodes)
+    said = evaluated(policy, episodes)
     earned = _score(engine, episodes, said.log_probs)
     views = []
     for row, episode in enumerate(episodes):
@@ -140,33 +140,6 @@ def make_episodes(
         )
         for number, (prompt, row) in enumerate(zip(prompt_rows, rows, strict=True))
     ]
-
-
-class _Said(NamedTuple):
-    """What a policy says of episodes, (T_e,) each."""
-
-    log_probs: list[np.ndarray]
-    values: list[np.ndarray]
-    entropy: list[np.ndarray]
-
-
-@torch.no_grad()
-def _evaluate(policy: LMActorCriticPolicy, episodes: Sequence[Episode], *, batch_size: int = 64) -> _Said:
-    said = _Said([], [], [])
-    for start in range(0, len(episodes), batch_size):
-        chunk = episodes[start : start + batch_size]
-        ids, lengths = stack_rows(chunk)
-        prompts = torch.tensor([e.prompt_length for e in chunk])
-        found = policy.evaluate_episodes(
-            torch.from_numpy(ids).to(policy.device),
-            prompts.to(policy.device),
-            torch.from_numpy(lengths).to(policy.device),
-            with_entropy=False,
-        )
-        for part, table in zip(said, (found.log_probs, found.values, found.entropy), strict=True):
-            rows = table.float().cpu().numpy()
-            part += [row[: e.response_length].copy() for row, e in zip(rows, chunk, strict=True)]
-    return said
 
 
 def _score(env: TokenVectorEnv, episodes: Sequence[Episode], log_probs: list[np.ndarray]) -> EpisodeRewards:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -88,7 +89,8 @@ def collect_episodes(
 
     lower = policy.lower_states(torch.from_numpy(stack_rows(episodes)[0]))
     if policy.bf16:  # acting rounds differently from training: what is trained on is what training would say
-        episode_log_probs, trained_values = evaluated(policy, episodes, lower)
+        trained = evaluated(policy, episodes, lower)
+        episode_log_probs = trained.log_probs
     else:
         episode_log_probs = cut(torch.stack(log_probs).cpu().numpy())
     if env.reward_timing == "deferred":
@@ -103,7 +105,7 @@ def collect_episodes(
     if not agent.uses_critic:
         episode_values = None
     elif policy.bf16:
-        episode_values = trained_values
+        episode_values = trained.values
     elif stepwise_values:
         episode_values = cut(torch.stack(values).cpu().numpy())
     else:
@@ -111,13 +113,23 @@ def collect_episodes(
     return Rollout(episodes, episode_log_probs, episode_values, earned, lower)
 
 
+class Evaluated(NamedTuple):
+    """What a policy says of whole episodes, (T_e,) each."""
+
+    log_probs: list[np.ndarray]
+    """log π of the actions."""
+    values: list[np.ndarray]
+    """V(s_t)."""
+    entropy: list[np.ndarray]
+    """H(π(·|s_t)), in nats."""
+
+
 @torch.no_grad()
 def evaluated(
-    policy: LMActorCriticPolicy, episodes: list[Episode], lower: LowerStates | None, *, batch_size: int = 64
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """log π and V of whole episodes from the forward that training uses: (T_e,) each."""
-    log_probs: list[np.ndarray] = []
-    values: list[np.ndarray] = []
+    policy: LMActorCriticPolicy, episodes: Sequence[Episode], lower: LowerStates | None = None, *, batch_size: int = 64
+) -> Evaluated:
+    """Whole episodes by the forward that training uses; `lower` saves the frozen layers."""
+    result = Evaluated([], [], [])
     for start in range(0, len(episodes), batch_size):
         chunk = episodes[start : start + batch_size]
         ids, lengths = stack_rows(chunk)
@@ -130,9 +142,10 @@ def evaluated(
             with_entropy=False,
             lower_states=states,
         )
-        for part, table in ((log_probs, found.log_probs), (values, found.values)):
-            part += [row[: e.response_length] for row, e in zip(table.cpu().numpy(), chunk, strict=True)]
-    return log_probs, values
+        for part, table in zip(result, (found.log_probs, found.values, found.entropy), strict=True):
+            rows = table.float().cpu().numpy()  # (B, T)
+            part += [row[: e.response_length] for row, e in zip(rows, chunk, strict=True)]
+    return result
 
 
 @torch.no_grad()

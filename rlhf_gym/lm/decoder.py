@@ -285,6 +285,7 @@ class Decoder:
         self._checked_length = width
         try:
             error = incremental_error(self.parts, width)
+        # An architecture that cannot take such a cache says so in any of these ways; the reason is passed on below.
         except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as problem:
             reason = f"its cache cannot be kept by slot ({problem})"
         else:
