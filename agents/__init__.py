@@ -3,7 +3,6 @@
 assert __name__ == "rlhf_gym.agents", f"import this package as rlhf_gym.agents, not as {__name__}"
 
 from rlhf_gym.agents.a2c import TokenA2C
-from rlhf_gym.agents.alarms import Alarm, AlarmThresholds
 from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.best_of_n import BestOfN
 from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
@@ -11,10 +10,7 @@ from rlhf_gym.agents.callbacks import AttachPolicy
 from rlhf_gym.agents.dpo import DPO
 from rlhf_gym.agents.features import LMFeaturesExtractor
 from rlhf_gym.agents.grpo import TokenGRPO
-from rlhf_gym.agents.inspection import inspect_episodes
 from rlhf_gym.agents.kl_control import AdaptiveKL, ConstraintKL, FixedKL, KLController
-from rlhf_gym.agents.measures import REFUSAL
-from rlhf_gym.agents.monitor import RLHFMonitor
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.ppo import TokenPPO
 from rlhf_gym.agents.pretraining_mix import PretrainingMix
@@ -24,10 +20,7 @@ from rlhf_gym.agents.stop_on_kl import StopOnKL
 
 __all__ = [
     "DPO",
-    "REFUSAL",
     "AdaptiveKL",
-    "Alarm",
-    "AlarmThresholds",
     "AttachPolicy",
     "BestOfN",
     "ConstraintKL",
@@ -38,7 +31,6 @@ __all__ = [
     "LMActorCriticPolicy",
     "LMFeaturesExtractor",
     "PretrainingMix",
-    "RLHFMonitor",
     "StopOnKL",
     "TokenA2C",
     "TokenAlgorithm",
@@ -46,5 +38,4 @@ __all__ = [
     "TokenPPO",
     "TokenRLOO",
     "TokenReinforce",
-    "inspect_episodes",
 ]

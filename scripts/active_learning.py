@@ -32,13 +32,14 @@ import torch
 
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.lm.loading import load_causal_lm
-from rlhf_gym.pipeline import RunConfig, prepare
+from rlhf_gym.pipeline import prepare
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.pipeline.selection import label_actively
 from rlhf_gym.preferences import BradleyTerryAnnotator, Candidate, CandidatePair, Preference, choose_pairs
 from rlhf_gym.preferences.active import Acquisition, acquisition_scores, choose_batch
 from rlhf_gym.preferences.choice_models import bradley_terry
 from rlhf_gym.rewards import RewardModel
+from rlhf_gym.runs import RunConfig
 from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.training import RewardModelingConfig, evaluate_reward_model, train_reward_model
 

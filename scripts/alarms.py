@@ -25,18 +25,19 @@ import numpy as np
 import torch
 from studies import quiet_run, read_trajectory, study_config
 
-from rlhf_gym.agents import Alarm, LMActorCriticPolicy, RLHFMonitor, TokenPPO
-from rlhf_gym.agents.alarm_words import WORDS
-from rlhf_gym.agents.alarms import Alarms
-from rlhf_gym.agents.monitor import RECORDS
-from rlhf_gym.agents.records import read_records
+from rlhf_gym.agents import LMActorCriticPolicy, TokenPPO
 from rlhf_gym.envs.reviews import reviews_vector_env
 from rlhf_gym.lm.generation import generate
 from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
-from rlhf_gym.pipeline import PPOConfig, RewardConfig, RunConfig, RunFolder
-from rlhf_gym.pipeline.folder import StageName
+from rlhf_gym.monitoring import Alarm, RLHFMonitor
+from rlhf_gym.monitoring.alarm_words import WORDS
+from rlhf_gym.monitoring.alarms import Alarms
+from rlhf_gym.monitoring.monitor import RECORDS
+from rlhf_gym.monitoring.records import read_records
 from rlhf_gym.pipeline.ppo import iterations
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
+from rlhf_gym.runs import PPOConfig, RewardConfig, RunConfig, RunFolder
+from rlhf_gym.runs.folder import StageName
 from rlhf_gym.tasks import reviews_task
 from rlhf_gym.training.folder import write_json
 

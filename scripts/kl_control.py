@@ -32,7 +32,7 @@ from studies import kept, mean_and_error
 import rlhf_gym  # noqa: F401  (registers the environments)
 from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, KLController, TokenPPO
 from rlhf_gym.lm import quiet_transformers
-from rlhf_gym.pipeline import PPOConfig
+from rlhf_gym.runs import PPOConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = PPOConfig().kl_coef

@@ -26,10 +26,10 @@ import numpy as np
 from studies import kept, mean_and_error, quiet_run, task_from_sft
 
 from rlhf_gym.lm import load_causal_lm
-from rlhf_gym.pipeline import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig, RunFolder
 from rlhf_gym.pipeline.comparison import EqualDifference, difference_at_equal
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
 from rlhf_gym.rewards import load_reward
+from rlhf_gym.runs import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig, RunFolder
 from rlhf_gym.tasks import Task
 from rlhf_gym.training import RewardModelingConfig
 

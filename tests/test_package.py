@@ -22,6 +22,9 @@ FLOORS = (
     "agents",
     "training",
     "labeling",
+    "monitoring",
+    "runs",
+    "report",
     "pipeline",
     "cli",
 )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from rlhf_gym.pipeline import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig
 from rlhf_gym.preferences import Demonstration
+from rlhf_gym.runs import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig
 from rlhf_gym.tasks import Task
 from rlhf_gym.training import RewardModelingConfig, SFTConfig
 from tests.tiny import WORDS, tiny_gpt2, tiny_tokenizer

@@ -14,12 +14,13 @@ from rich.markup import escape
 from tyro.conf import arg
 
 from rlhf_gym.cli.app import COMMANDS, fail
-from rlhf_gym.pipeline import Interrupted, RunConfig, RunFolder, TaskConfig, default_config, execute, prepare
-from rlhf_gym.pipeline.folder import BusyFolderError, StageName
+from rlhf_gym.pipeline import Interrupted, execute, prepare
 from rlhf_gym.pipeline.reward import UnfitRewardError
 from rlhf_gym.pipeline.stages import check_inputs
 from rlhf_gym.pipeline.web_labeler import LabellingError
 from rlhf_gym.rewards import ScoreError
+from rlhf_gym.runs import RunConfig, RunFolder, TaskConfig, default_config
+from rlhf_gym.runs.folder import BusyFolderError, StageName
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from tyro.conf import Positional, arg
 
 from rlhf_gym.cli.app import COMMANDS, fail
 from rlhf_gym.cli.commands import go, parse
-from rlhf_gym.pipeline import RunFolder
 from rlhf_gym.pipeline.human_evaluation import (
     compare_batch,
     comparison_items,
@@ -27,6 +26,7 @@ from rlhf_gym.preferences import Candidate, choose_pairs
 from rlhf_gym.preferences.files import read_candidates
 from rlhf_gym.preferences.store import STORE_FILE, LabelStore
 from rlhf_gym.preferences.store_records import Item, ItemKind, comparisons
+from rlhf_gym.runs import RunFolder
 
 
 @dataclass(frozen=True)

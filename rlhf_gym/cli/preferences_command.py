@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 from tyro.conf import Positional
 
 from rlhf_gym.cli.app import fail
-from rlhf_gym.pipeline import RunFolder
 from rlhf_gym.pipeline.web_labeler import say_summary
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, write_preferences
 from rlhf_gym.preferences.agreement import score_agreement
@@ -21,6 +20,7 @@ from rlhf_gym.preferences.files import read_hub_preferences
 from rlhf_gym.preferences.store import STORE_FILE, LabelStore
 from rlhf_gym.preferences.store_export import Ties, add_preferences, labelled_preferences, write_log
 from rlhf_gym.rewards import load_reward
+from rlhf_gym.runs import RunFolder
 
 HUB = "hub:"
 

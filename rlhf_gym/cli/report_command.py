@@ -13,8 +13,9 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from rlhf_gym.cli.app import COMMANDS, fail
-from rlhf_gym.pipeline import RunFolder, write_report
 from rlhf_gym.pipeline.terminal import say_table
+from rlhf_gym.report import write_report
+from rlhf_gym.runs import RunFolder
 
 
 @dataclass(frozen=True)

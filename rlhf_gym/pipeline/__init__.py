@@ -1,7 +1,10 @@
 """The circle: pretrain → SFT → collect preferences → reward model → PPO → evaluate → report, into a run folder."""
 
-from rlhf_gym.pipeline.agent_config import PPOConfig
-from rlhf_gym.pipeline.config import (
+from rlhf_gym.pipeline.preparation import Run, prepare
+from rlhf_gym.pipeline.stages import Interrupted, execute, run
+from rlhf_gym.report.page import write_report
+from rlhf_gym.runs.agent_config import PPOConfig
+from rlhf_gym.runs.config import (
     CollectConfig,
     EvaluateConfig,
     RewardConfig,
@@ -9,11 +12,8 @@ from rlhf_gym.pipeline.config import (
     TaskConfig,
     default_config,
 )
-from rlhf_gym.pipeline.folder import RunFolder
-from rlhf_gym.pipeline.monitor_config import MonitorConfig
-from rlhf_gym.pipeline.preparation import Run, prepare
-from rlhf_gym.pipeline.report import write_report
-from rlhf_gym.pipeline.stages import Interrupted, execute, run
+from rlhf_gym.runs.folder import RunFolder
+from rlhf_gym.runs.monitor_config import MonitorConfig
 
 __all__ = [
     "CollectConfig",

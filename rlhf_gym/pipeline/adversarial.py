@@ -15,7 +15,6 @@ from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.collect import HELDOUT, PREFERENCES, all_preferences
-from rlhf_gym.pipeline.folder import METRICS_FILE
 from rlhf_gym.pipeline.preparation import Run, context_length
 from rlhf_gym.pipeline.reward import adversarial_folder, judge, normalise_all, train_reward
 from rlhf_gym.pipeline.samples import draw
@@ -32,6 +31,7 @@ from rlhf_gym.preferences.adversarial import (
     shuffle,
 )
 from rlhf_gym.rewards import LearnedReward, check_scores
+from rlhf_gym.runs.folder import METRICS_FILE
 from rlhf_gym.training import accuracy_by_name, score_pairs
 from rlhf_gym.training.folder import write_json
 

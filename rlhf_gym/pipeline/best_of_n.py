@@ -9,10 +9,10 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from rlhf_gym.functional import OveroptimizationFit, best_of_n_estimate, best_of_n_kl, fit_best_of_n
-from rlhf_gym.pipeline.folder import RunFolder, read_json
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
 from rlhf_gym.rewards import LearnedReward
+from rlhf_gym.runs.folder import RunFolder, read_json
 from rlhf_gym.training.folder import write_json
 
 FILE = "best_of_n.json"

@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from rlhf_gym.pipeline.folder import RunFolder
 from rlhf_gym.preferences.records import Candidate
 from rlhf_gym.preferences.store_records import Item, Judgement
+from rlhf_gym.runs.folder import RunFolder
 
 # --- the maths --------------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_gym.agents import TokenAlgorithm, inspect_episodes
-from rlhf_gym.agents.inspection import make_episodes
+from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.envs import EpisodeView
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.lm.tokens import decode
+from rlhf_gym.monitoring import inspect_episodes
+from rlhf_gym.monitoring.inspection import make_episodes
 from rlhf_gym.pipeline.evaluate import heldout_prompts
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import draw, read_jsonl, write_jsonl

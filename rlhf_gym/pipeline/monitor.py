@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.agents import RLHFMonitor
-from rlhf_gym.pipeline.folder import StageName
+from rlhf_gym.monitoring import RLHFMonitor
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.preferences import Demonstration, read_texts
+from rlhf_gym.runs.folder import StageName
 
 
 def make_monitor(run: Run, stage: StageName, folder: Path) -> RLHFMonitor:

@@ -28,9 +28,7 @@ from rlhf_gym.agents import (
 )
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import LoRA, Shared, load_causal_lm
-from rlhf_gym.pipeline.agent_config import PPOConfig
 from rlhf_gym.pipeline.collect import all_preferences
-from rlhf_gym.pipeline.folder import METRICS_FILE, StageName, read_json
 from rlhf_gym.pipeline.inspection import keep_views
 from rlhf_gym.pipeline.monitor import alarm_line, make_monitor, what_it_said
 from rlhf_gym.pipeline.preparation import Run
@@ -39,6 +37,8 @@ from rlhf_gym.pipeline.restraints import how_stopped, pretraining_mix, stop_line
 from rlhf_gym.pipeline.samples import read_jsonl
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import ScoreError
+from rlhf_gym.runs.agent_config import PPOConfig
+from rlhf_gym.runs.folder import METRICS_FILE, StageName, read_json
 from rlhf_gym.training.folder import write_json
 
 ITERATIONS, CHECKPOINT = "metrics.jsonl", "checkpoint.zip"

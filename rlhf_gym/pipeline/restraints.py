@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_gym.agents import PretrainingMix, StopOnKL
-from rlhf_gym.pipeline.agent_config import PPOConfig
-from rlhf_gym.pipeline.folder import StageName
 from rlhf_gym.preferences import read_texts
+from rlhf_gym.runs.agent_config import PPOConfig
+from rlhf_gym.runs.folder import StageName
 from rlhf_gym.tasks import Task
 from rlhf_gym.training.data import demonstration_rows
 

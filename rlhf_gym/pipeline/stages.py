@@ -13,14 +13,14 @@ from rich.console import Console
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.pipeline import terminal
 from rlhf_gym.pipeline.collect import collect_line, collect_stage
-from rlhf_gym.pipeline.config import RunConfig
 from rlhf_gym.pipeline.evaluate import evaluate_line, evaluate_stage
-from rlhf_gym.pipeline.folder import StageName
 from rlhf_gym.pipeline.ppo import ppo_line, ppo_stage, unleashed_stage
 from rlhf_gym.pipeline.preparation import Run, prepare, use_threads
-from rlhf_gym.pipeline.report import write_report
 from rlhf_gym.pipeline.reward import reward_line, reward_stage
 from rlhf_gym.pipeline.supervised import pretrain_line, pretrain_stage, sft_line, sft_stage
+from rlhf_gym.report.page import write_report
+from rlhf_gym.runs.config import RunConfig
+from rlhf_gym.runs.folder import StageName
 from rlhf_gym.tasks import Task
 
 
@@ -54,7 +54,8 @@ def run(
 ) -> Path:
     """Go through the stages into `config.run_dir`, or on from where an earlier call stopped.
 
-        from rlhf_gym.pipeline import RunConfig, run
+        from rlhf_gym.runs import RunConfig
+        from rlhf_gym.pipeline import run
 
         run(RunConfig(run_dir=Path("runs/mine"), seeds=1))
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_gym.pipeline.folder import IN_ROUNDS
 from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.runs.folder import IN_ROUNDS
 
 __all__ = ["IN_ROUNDS", "agent_label", "duration", "is_bound", "row_label", "say_header", "say_stage", "say_table"]
 

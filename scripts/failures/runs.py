@@ -13,7 +13,7 @@ from rich.console import Console
 from studies import quiet_run, study_config, task_from_sft
 
 from failures.measures import Arm
-from rlhf_gym.pipeline import RunConfig, RunFolder, TaskConfig, prepare
+from rlhf_gym.pipeline import prepare
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.candidates import draw_candidates
 from rlhf_gym.pipeline.collect import HELDOUT, PREFERENCES
@@ -26,6 +26,7 @@ from rlhf_gym.preferences import (
     write_preferences,
 )
 from rlhf_gym.preferences.adversarial import edited, insert
+from rlhf_gym.runs import RunConfig, RunFolder, TaskConfig
 
 CERTAIN = ("really", "very", "perfect", "flawless")
 """What certainty sounds like in the language of reviews; `CONFIDENT_WORDS` are not in it."""

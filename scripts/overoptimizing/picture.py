@@ -12,7 +12,7 @@ from overoptimizing.outcome import Outcome, Way, points
 from overoptimizing.sweep import Factor
 from overoptimizing.table import TITLES, level_name
 from rlhf_gym.functional import OveroptimizationFit
-from rlhf_gym.pipeline.charts import smooth
+from rlhf_gym.report.charts import smooth
 
 INK, SOFT, HAIR = "#1c1d20", "#5f646c", "#e5e4df"
 COLOURS = ("#d8a13a", "#c65d3b", "#8a3a72", "#2c3f8f", "#0f766e")

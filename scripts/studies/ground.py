@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from rlhf_gym.pipeline import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig, RunFolder, run
+from rlhf_gym.pipeline import run
+from rlhf_gym.runs import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig, RunFolder
 from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.training import RewardModelingConfig
 from rlhf_gym.training.folder import write_json

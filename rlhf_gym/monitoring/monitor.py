@@ -1,0 +1,276 @@
+"""`RLHFMonitor`: what a practitioner watches while a policy learns, and the alarms, as a Stable-Baselines3 callback."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from rlhf_gym.agents.base import TokenAlgorithm
+from rlhf_gym.agents.kl_control import AdaptiveKL, ConstraintKL
+from rlhf_gym.agents.policy import LMActorCriticPolicy
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.lm.tokens import decode
+from rlhf_gym.monitoring.alarms import Alarm, Alarms, AlarmThresholds, check_names
+from rlhf_gym.monitoring.held_out import HeldOutTexts
+from rlhf_gym.monitoring.measures import Figure, Watched, kl_tokens, measure
+from rlhf_gym.monitoring.records import KLToken, MonitorRecord, append_line, read_records, write_lines
+from rlhf_gym.monitoring.watched import Finished, engines_of, member_scores, rollout_of
+from rlhf_gym.preferences import Demonstration
+from rlhf_gym.rewards import RewardEnsemble, SharedTrunkEnsemble
+
+RECORDS, ALARMS = "monitor.jsonl", "alarms.jsonl"
+SHOWN_TOKENS = 10
+"""Tokens that a record keeps of those that carry the KL."""
+NOT_SCALAR = ("tensorboard", "csv", "json")
+"""Outputs of SB3's logger that cannot hold a text."""
+
+
+class RLHFMonitor(BaseCallback):
+    """Measures every rollout, writes `monitor/…` and `alarm/…` to the agent's logger, and says when something is wrong.
+
+        agent.learn(48_000, callback=RLHFMonitor(patterns={"refusal": REFUSAL}, held_out_texts=texts))
+
+    Works with the token agents, and with stock SB3 agents over an `SB3VecEnv` or a `DummyVecEnv` of token environments,
+    whose episodes it collects as they end (attach the policy, or there is no KL to watch). It draws no random numbers
+    and changes no weights: training with it is training without it, unless `stop_on` ends it.
+
+    What it measures: docs/metrics.md; the alarms and how to read them: docs/monitoring.md.
+
+    Args:
+        patterns: regular expressions by name; the share of responses in which each is found is `monitor/pattern/NAME`.
+        held_out_texts: texts, or demonstrations, whose perplexity under the policy is `monitor/held_out_perplexity`.
+        evaluations: functions of the agent by name, higher is better, as `monitor/evaluation/NAME`. They may generate,
+            in environments of their own.
+        every: rollouts between two looks at held-out texts and evaluations; the first rollout is looked at.
+        ensemble: reward models whose disagreement is watched where the environment's own reward is no ensemble. They
+            read the policy's tokens, or texts, as an environment's reward would.
+        n_episodes: stock agents: episodes that make a record; the token agents make one of every rollout.
+        thresholds: when alarms fire.
+        stop_on: names of alarms that end the training, before the next rollout. A later `learn` with
+            `reset_num_timesteps=False` ends at once while such an alarm still sounds: set `stop_on = ()` to go on.
+        folder: where `monitor.jsonl` (a line a rollout) and `alarms.jsonl` are kept. A run that is loaded and goes on
+            (`learn(…, reset_num_timesteps=False)`) finds what it was measured by at first there.
+        console: where alarms are printed; the terminal's standard output by default.
+        verbose: 0 prints no alarms, 1 does.
+    """
+
+    def __init__(
+        self,
+        *,
+        patterns: Mapping[str, str] | None = None,
+        held_out_texts: Sequence[str] | Sequence[Demonstration] = (),
+        evaluations: Mapping[str, Callable[[BaseAlgorithm], float]] | None = None,
+        every: int = 5,
+        ensemble: RewardEnsemble | SharedTrunkEnsemble | None = None,
+        n_episodes: int = 64,
+        thresholds: AlarmThresholds | None = None,
+        stop_on: Sequence[str] = (),
+        folder: str | Path | None = None,
+        console: Console | None = None,
+        verbose: int = 1,
+    ) -> None:
+        super().__init__(verbose)
+        if every < 1 or n_episodes < 2:
+            raise ValueError(f"expected every >= 1 and n_episodes >= 2, got {every} and {n_episodes}")
+        _check_given(patterns, held_out_texts, evaluations, folder)
+        self.patterns = {name: _compiled(name, pattern) for name, pattern in (patterns or {}).items()}
+        self.evaluations = dict(evaluations or {})
+        self.stop_on = check_names(stop_on, patterns=self.patterns, evaluations=self.evaluations)
+        self.every, self.ensemble, self.n_episodes = every, ensemble, n_episodes
+        self.thresholds = thresholds or AlarmThresholds()
+        self.folder = None if folder is None else Path(folder)
+        self.console = console or Console()
+        self._texts = held_out_texts
+        self._held_out: HeldOutTexts | None = None
+        self._written: list[dict[str, Any]] | None = None  # what alarms.jsonl holds
+        self._engines: list[TokenVectorEnv] = []
+        self._finished = Finished()
+        self._follow([])
+
+    # -- what it knows ----------------------------------------------------------------------------------------------
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """All that have fired, the first one first."""
+        return self._alarms.fired
+
+    @property
+    def ended_by(self) -> str | None:
+        """The alarm of `stop_on` that ends the training; None while none sounds. One that is over ends nothing."""
+        sounding = (alarm.name for alarm in self.alarms if alarm.until is None)
+        return next((name for name in sounding if name in self.stop_on), None)
+
+    def _follow(self, records: Sequence[MonitorRecord]) -> None:
+        """Begin from these records; alarms are a function of them."""
+        self.records: list[MonitorRecord] = []
+        self._alarms = Alarms(self.thresholds)
+        for record in records:
+            self.records.append(record)
+            self._alarms.update(record)
+
+    # -- SB3's hooks ------------------------------------------------------------------------------------------------
+
+    def _on_training_start(self) -> None:
+        self._engines, self._finished = engines_of(self.training_env), Finished()
+        self._held_out = self._read_texts() if len(self._texts) else None
+        known = self.records
+        if self.folder is not None and not known:
+            known = read_records(self.folder / RECORDS)
+        self._follow([record for record in known if record.tokens <= self.num_timesteps])
+        if self.folder is not None:
+            write_lines(self.folder / RECORDS, [record.to_json() for record in self.records])
+            self._write_alarms()
+        if self.ended_by is not None and self.verbose:
+            self.console.print(
+                f"{self.ended_by} still sounds, and is in stop_on: training ends at once", markup=False, soft_wrap=True
+            )
+
+    def _on_step(self) -> bool:
+        if not isinstance(self.model, TokenAlgorithm):
+            self._finished.add(self._engines)
+        return self.ended_by is None
+
+    def _on_rollout_end(self) -> None:
+        started = time.perf_counter()
+        seen = self._take()
+        ready = isinstance(self.model, TokenAlgorithm) or seen is not None
+        figures = {} if seen is None else self._measure(seen)
+        if ready and len(self.records) % self.every == 0:
+            figures |= self._look_at_anchors()
+        if not figures:
+            return
+        record = self._record(figures, seen)
+        self.records.append(record)
+        news = self._alarms.update(record)
+        self._log(record)
+        if self.folder is not None:
+            append_line(self.folder / RECORDS, record.to_json())
+            self._write_alarms()
+        for alarm in news if self.verbose else ():
+            self.console.print(Text.assemble(("alarm  ", "bold red"), alarm.text))
+        self.logger.record("time/monitor_seconds", time.perf_counter() - started)
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _take(self) -> Watched | None:
+        """The rollout's episodes; None where there are none, or not yet enough of them."""
+        if isinstance(self.model, TokenAlgorithm):
+            return rollout_of(self.model)
+        self._finished.add_rollout(self.model)
+        if len(self._finished) < self.n_episodes:
+            return None
+        finished, self._finished = self._finished, Finished()
+        return finished.watched(self._engines[0])
+
+    def _measure(self, seen: Watched) -> dict[str, Figure]:
+        engine = self._engines[0]
+        if self.ensemble is not None and seen.member_scores is None:
+            seen = seen._replace(member_scores=member_scores(self.ensemble, engine, seen.episodes))
+        texts = decode(engine.tokenizer, [e.response_ids.tolist() for e in seen.episodes]) if self.patterns else []
+        return measure(seen, texts, self.patterns)
+
+    def _look_at_anchors(self) -> dict[str, Figure]:
+        """Perplexity on held-out texts, and the user's own evaluations; whatever they draw, training draws the same."""
+        found = {}
+        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+            if self._held_out is not None:
+                assert isinstance(self.model.policy, LMActorCriticPolicy)
+                perplexity = self._held_out.perplexity(self.model.policy.parts)
+                if math.isfinite(perplexity):  # as of all figures, what is no number is left out
+                    found["held_out_perplexity"] = Figure(perplexity)
+            for name, evaluate in self.evaluations.items():
+                value = _number(name, evaluate(self.model))
+                if math.isfinite(value):
+                    found[f"evaluation/{name}"] = Figure(value)
+        return found
+
+    def _record(self, figures: dict[str, Figure], seen: Watched | None) -> MonitorRecord:
+        engine, top = self._engines[0], () if seen is None else kl_tokens(seen)[:SHOWN_TOKENS]
+        texts = engine.tokenizer.convert_ids_to_tokens([part.token for part in top])
+        count = 1 if seen is None else len(seen.episodes)
+        return MonitorRecord(
+            len(self.records) + 1,
+            self.num_timesteps,
+            {name: figure.value for name, figure in figures.items()},
+            {name: figure.error for name, figure in figures.items() if figure.error},
+            kl_coef=engine.kl_coef,
+            kl_target=self._kl_target(),
+            kl_tokens=tuple(
+                KLToken(text, part.occurrences, part.total / count, part.share)
+                for text, part in zip(texts, top, strict=True)
+            ),
+        )
+
+    def _kl_target(self) -> float | None:
+        """The KL that a controller steers to; None where that is the KL to a π_ref that follows the policy."""
+        if not isinstance(self.model, TokenAlgorithm) or self.model.moving_reference is not None:
+            return None
+        controller = self.model.kl_controller
+        if isinstance(controller, AdaptiveKL):
+            return controller.target
+        return controller.limit if isinstance(controller, ConstraintKL) else None
+
+    def _log(self, record: MonitorRecord) -> None:
+        for name, value in record.figures.items():
+            self.logger.record(f"monitor/{name}", value)
+        for name, active in self._alarms.states.items():
+            self.logger.record(f"alarm/{name}", float(active))
+        if record.kl_tokens:
+            said = " ".join(f"{token.text} {token.share:.0%}" for token in record.kl_tokens[:5])
+            self.logger.record("monitor/kl_tokens", said, exclude=NOT_SCALAR)
+
+    def _write_alarms(self) -> None:
+        assert self.folder is not None
+        lines = [alarm.to_json() for alarm in self.alarms]
+        if lines != self._written:
+            write_lines(self.folder / ALARMS, lines)
+            self._written = lines
+
+    def _read_texts(self) -> HeldOutTexts:
+        policy = self.model.policy
+        if not isinstance(policy, LMActorCriticPolicy):
+            raise TypeError(f"expected a LMActorCriticPolicy to read held_out_texts, got a {type(policy).__name__}")
+        return HeldOutTexts(self._texts, self._engines[0].tokenizer, policy.parts.context_length)
+
+
+def _compiled(name: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression as the pattern {name!r}, got {pattern!r}: {error}") from error
+
+
+def _check_given(patterns: object, held_out_texts: object, evaluations: object, folder: str | Path | None) -> None:
+    """What was given is of the kinds expected.
+
+    Raises:
+        TypeError, NotADirectoryError: saying what was expected, and what came.
+    """
+    for what, given in (("patterns", patterns), ("evaluations", evaluations)):
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"expected {what} by name, as in {{'name': …}}, got {type(given).__name__}")
+    for name, evaluate in (evaluations or {}).items():  # type: ignore[attr-defined]
+        if not callable(evaluate):
+            raise TypeError(f"expected evaluation {name!r} to be callable as (agent) -> float, got {evaluate!r:.80}")
+    if isinstance(held_out_texts, str):
+        raise TypeError(f"expected a sequence of held_out_texts, got one text: {held_out_texts!r:.80}")
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise NotADirectoryError(f"expected a folder for what is seen, got the file {folder}")
+
+
+def _number(name: str, value: object) -> float:
+    """What a user's evaluation returned."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"expected evaluation {name!r} to return a number, got {value!r:.80}") from error

@@ -1,0 +1,5 @@
+"""The report: one offline page made from a run folder, or from several."""
+
+from rlhf_gym.report.page import write_report
+
+__all__ = ["write_report"]

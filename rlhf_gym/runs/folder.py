@@ -1,0 +1,314 @@
+"""The run folder: where everything lies, which stages are complete, and whether this is the run it was made for.
+
+config.json                 the configuration, and a digest of each file of the user's it read
+pretrain/, sft/             model/ and metrics.json
+round-1/collect/            candidates.jsonl, preferences.jsonl, heldout_preferences.jsonl
+round-1/reward/             model/
+round-1/ppo/seed-0/         model/, metrics.jsonl and monitor.jsonl (a line an iteration), alarms.jsonl, views.jsonl,
+                            checkpoint.zip while it runs
+round-1/unleashed/seed-0/   the same without KL penalty
+evaluate/                   metrics.json, samples/*.jsonl
+report.html
+
+A stage's metrics.json is written last: where it stands, the stage is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import types
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from filelock import FileLock, Timeout
+
+from rlhf_gym import __version__
+from rlhf_gym.runs.config import RunConfig, is_source_name
+from rlhf_gym.training.folder import write_json
+
+StageName = Literal["pretrain", "sft", "collect", "reward", "ppo", "unleashed", "evaluate", "report"]
+STAGES: tuple[StageName, ...] = typing.get_args(StageName)
+IN_ROUNDS = ("collect", "reward", "ppo", "unleashed")
+CONFIG_FILE, METRICS_FILE, REPORT_FILE, LOCK_FILE = "config.json", "metrics.json", "report.html", ".lock"
+
+FREE = ("run_dir", "device", "threads", "reward.force")
+"""Settings that change nothing about the outcome: another value is no other run."""
+FIRST_STAGE: dict[str, StageName] = {
+    "pretraining": "pretrain", "pretrain": "pretrain", "sft": "sft", "collect": "collect", "reward": "reward",
+    "ppo": "ppo", "reference": "ppo", "seeds": "ppo", "unleashed": "unleashed", "evaluate": "evaluate",
+    "monitor": "ppo",
+}  # fmt: skip
+"""The first stage that a setting matters to; "pretrain" for those not named."""
+
+T = TypeVar("T")
+
+
+class BusyFolderError(RuntimeError):
+    """Another process is at work in a run folder."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places of a run."""
+
+    root: Path
+    """The folder itself."""
+
+    def stage(self, name: StageName, round: int = 1) -> Path:
+        """A stage's folder; round counts from 1 and matters to the stages that come again in every round."""
+        return self.root / f"round-{round}" / name if name in IN_ROUNDS else self.root / name
+
+    def seed(self, name: StageName, round: int, seed: int) -> Path:
+        """One PPO run's folder."""
+        return self.stage(name, round) / f"seed-{seed}"
+
+    @property
+    def report(self) -> Path:
+        """The page one looks at."""
+        return self.root / REPORT_FILE
+
+    def metrics(self, name: StageName, round: int = 1) -> dict[str, Any] | None:
+        """What a complete stage left; None where it is not complete."""
+        return read_json(self.stage(name, round) / METRICS_FILE)
+
+    def complete(self, name: StageName, round: int, metrics: dict[str, Any]) -> None:
+        """Mark a stage as complete."""
+        folder = self.stage(name, round)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / METRICS_FILE, metrics)
+
+    def config(self) -> RunConfig | None:
+        """The configuration the folder was made with; None for a new folder.
+
+        Raises:
+            ValueError: there is one that this version cannot read.
+        """
+        saved = read_json(self.root / CONFIG_FILE)
+        if saved is None:
+            return None
+        try:
+            return from_json(RunConfig, saved["config"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"expected the configuration of a run in {self.root / CONFIG_FILE}, got one that rlhf_gym "
+                f"{__version__} cannot read ({error}); it was written by {saved.get('rlhf_gym', 'something else')}"
+            ) from error
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Keep other processes out.
+
+        Raises:
+            BusyFolderError: one is in here already.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise BusyFolderError(f"expected {self.root} to be free, but another process is at work in it") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def open(self, config: RunConfig, *, redo: StageName | None = None) -> None:
+        """Make the folder that of this run.
+
+        Raises:
+            ValueError: it is another run's; the differences are named.
+            NotADirectoryError: it is a file.
+        """
+        check_folder(self, config, redo=redo)
+        before = self.config()
+        self.root.mkdir(parents=True, exist_ok=True)
+        if redo is not None:
+            self._remove_from(redo)
+        elif before is not None and before.rounds != config.rounds:
+            self._remove_from("evaluate")
+        saved = {"rlhf_gym": __version__, "config": to_json(config), "files": digests(config)}
+        write_json(self.root / CONFIG_FILE, saved)
+
+    def _remove_from(self, first: StageName) -> None:
+        """Remove what this stage and all later ones left; the marks of completeness first."""
+        late = STAGES[STAGES.index(first) :]
+        rounds = sorted(self.root.glob("round-*"))
+        gone = [self.stage(name) for name in late if name not in IN_ROUNDS]
+        for folder in rounds:
+            if folder.name != "round-1" and first not in ("unleashed", "evaluate", "report"):
+                gone.append(folder)
+            else:
+                gone += [folder / name for name in late if name in IN_ROUNDS]
+        for folder in gone:
+            (folder / METRICS_FILE).unlink(missing_ok=True)
+        for folder in gone:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.report.unlink(missing_ok=True)
+
+
+def check_folder(folder: RunFolder, config: RunConfig, *, redo: StageName | None = None) -> None:
+    """Refuse a folder that is not this run's. Changes nothing.
+
+    Settings of `redo` and of later stages may differ, and `rounds` may have grown.
+
+    Raises:
+        ValueError: the folder holds something else, or another run; the differences are named.
+        NotADirectoryError: it is a file.
+    """
+    root = folder.root
+    if root.exists() and not root.is_dir():
+        raise NotADirectoryError(f"expected a folder for the run, got the file {root}")
+    before = folder.config()
+    if before is None:
+        others = sorted(p.name for p in root.iterdir() if p.name != LOCK_FILE) if root.is_dir() else []
+        if others:
+            raise ValueError(
+                f"expected a new folder, an empty one or that of an earlier run, got {root} with {others[0]} in it "
+                f"and no {CONFIG_FILE}"
+            )
+        return
+    differing = list(differences(before, config, redo=redo))
+    if differing:
+        lines = "\n".join(f"  {name}: {old} there, {new} now" for name, old, new in differing)
+        hint = _redo_hint([name for name, _, _ in differing])
+        raise ValueError(
+            f"expected the configuration that {root} was made with, got another one:\n{lines}\nChoose another "
+            f"--run-dir, or leave the settings as they were.{hint}"
+        )
+    saved = read_json(root / CONFIG_FILE)
+    assert saved is not None
+    for path, digest in digests(config).items():
+        if saved["files"].get(path, digest) != digest:
+            raise ValueError(f"expected {path} as it was when {root} was made, got other contents: choose another "
+                             "--run-dir")  # fmt: skip
+
+
+def _redo_hint(names: list[str]) -> str:
+    first = min((FIRST_STAGE.get(name.split(".")[0], "pretrain") for name in names), key=STAGES.index)
+    whole = any(name.split(".")[0] not in FIRST_STAGE for name in names)
+    if whole:
+        return ""
+    return f" --redo {first} begins again from there: what {first} and the stages after it left is removed."
+
+
+def differences(
+    before: RunConfig, now: RunConfig, *, redo: StageName | None = None
+) -> Iterator[tuple[str, object, object]]:
+    """Settings of another value, as (name, before, now), those aside that may change."""
+    old, new = flatten(to_json(before)), flatten(to_json(now))
+    for name in sorted(old.keys() | new.keys()):
+        top = name.split(".")[0]
+        if top in FREE or name in FREE or old.get(name) == new.get(name):
+            continue
+        if top == "rounds" and now.rounds > before.rounds:
+            continue
+        if redo is not None and top in FIRST_STAGE and STAGES.index(FIRST_STAGE[top]) >= STAGES.index(redo):
+            continue
+        yield name, old.get(name), new.get(name)
+
+
+def digests(config: RunConfig) -> dict[str, str]:
+    """SHA-256 of each file of the user's that the run reads."""
+    task = config.task
+    own = (task.corpus, task.prompts, task.demonstrations, task.preferences)
+    files = (*own, config.ppo.ptx_texts, config.monitor.held_out)
+    return {str(path): _digest(path) for path in files if path is not None}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The same, its paths absolute, so that the folder can be gone on with from anywhere."""
+    task = config.task
+    changes: dict[str, Any] = {
+        name: path.expanduser().resolve()
+        for name in ("corpus", "prompts", "demonstrations", "preferences")
+        if (path := vars(task)[name]) is not None
+    }
+    for name in ("model", "reward_model"):
+        if vars(task)[name] is not None:
+            changes[name] = _absolute_source(vars(task)[name])
+    named = tuple(s if is_source_name(s) else _absolute_source(s) for s in config.collect.sources)
+    collect = replace(config.collect, sources=named)
+    if collect.reward_model is not None:
+        collect = replace(collect, reward_model=_absolute_source(collect.reward_model))
+    ppo = config.ppo
+    if ppo.ptx_texts is not None:
+        ppo = replace(ppo, ptx_texts=ppo.ptx_texts.expanduser().resolve())
+    monitor = config.monitor
+    if monitor.held_out is not None:
+        monitor = replace(monitor, held_out=monitor.held_out.expanduser().resolve())
+    return replace(config, task=replace(task, **changes), collect=collect, ppo=ppo, monitor=monitor)
+
+
+def _absolute_source(source: str) -> str:
+    """A folder's absolute path; a name that is none as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file; None where there is none.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"expected JSON in {path}, but: {error}") from error
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A record of records as JSON can hold it."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_json(kind: type[T], data: dict[str, Any]) -> T:
+    """The record `to_json` came from.
+
+    Raises:
+        TypeError: a field that `kind` does not have.
+    """
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise TypeError(f"unknown settings {', '.join(unknown)}")
+    return kind(**{name: _revive(hints[name], value) for name, value in data.items()})
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    if isinstance(value, dict):
+        return from_json(kinds[0], value)
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and Path in kinds:
+        return Path(value)
+    return value
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,156 @@
+"""`scripts/compare_agents.py` on a tiny budget: its figures against enumeration, and going on after an interrupt."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sb3_contrib")
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+AGENTS, SEEDS = ("TokenPPO", "BestOf4"), (0, 1)
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import compare_agents
+
+        yield compare_agents
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def compared(script, tmp_path_factory):
+    """The command line of a comparison, after it has run."""
+    folder = tmp_path_factory.mktemp("compared")
+    arguments = ["--environments", "tabular", "--tokens", "1536", "--agents", *AGENTS]
+    arguments += ["--seeds", *map(str, SEEDS), "--results", str(folder / "runs.jsonl")]
+    arguments += ["--output", str(folder / "picture.png"), "--markdown", str(folder / "table.md")]
+    script.main(arguments)
+    return folder, arguments
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+
+
+def by_definition(task, model):
+    """J* − J and the total variation from π*, from the definitions, token by token."""
+    prior, own = [], []
+    for response in itertools.product(range(4), repeat=3):
+        for table, found in ((task.reference, prior), (model, own)):
+            with torch.no_grad():
+                steps = table(input_ids=torch.tensor([[0, *response]])).logits[0].double().log_softmax(-1)
+            found.append(sum(float(steps[t, token]) for t, token in enumerate(response)))
+    prior, own = np.array(prior), np.array(own)
+    weights = np.exp(prior) * np.exp(task.rewards / 0.5)
+    objective = (np.exp(own) * (task.rewards - 0.5 * (own - prior))).sum()
+    return 0.5 * np.log(weights.sum()) - objective, 0.5 * np.abs(np.exp(own) - weights / weights.sum()).sum()
+
+
+def test_its_figures_are_those_of_enumeration(script, compared):
+    folder, _ = compared
+    found = {(r["agent"], r["seed"]): r for r in records(folder)}
+    assert set(found) == set(itertools.product(AGENTS, SEEDS))
+    gaps, variations = [], []
+    for seed in SEEDS:
+        place = script.make_place("tabular", seed)
+        learned = script.ENTRANTS["TokenPPO"].learn(script.Run(place, 1536, seed, lambda _: None))
+        gap, variation = by_definition(place.task, learned.policy.model)
+        record = found["TokenPPO", seed]
+        assert record["figures"]["gap"] == pytest.approx(gap, abs=1e-5)
+        assert record["figures"]["variation"] == pytest.approx(variation, abs=1e-5)
+        assert record["tokens"] == 1536
+        start, *_, end = record["curve"]
+        assert start[0] == 0
+        assert start[1]["gap"] == pytest.approx(by_definition(place.task, place.reference)[0], abs=1e-5)
+        assert end == [1536, {"gap": record["figures"]["gap"], "variation": record["figures"]["variation"]}]
+        assert end[1]["gap"] < 0.5 * start[1]["gap"]
+        gaps.append(gap)
+        variations.append(variation)
+        order = np.argsort(place.task.rewards)  # best of 4: the order statistic
+        below = np.cumsum(np.exp(place.task.log_probs(place.reference))[order]) ** 4
+        best = np.diff(below, prepend=0)
+        kl = (best * (np.log(best) - place.task.log_probs(place.reference)[order])).sum()
+        expected = place.task.best - (best * place.task.rewards[order]).sum() + 0.5 * kl
+        assert found["BestOf4", seed]["figures"]["gap"] == pytest.approx(expected, abs=1e-5)
+        assert found["BestOf4", seed]["figures"]["kl"] == pytest.approx(kl, abs=1e-5)
+    table = (folder / "table.md").read_text()
+    (row,) = re.findall(r"\| `TokenPPO` \| π\* \| (\S+) \((\S+)\) \| (\S+) \((\S+)\) \|", table)
+    expected = [np.median(gaps), max(gaps), np.median(variations), max(variations)]
+    assert [float(cell) for cell in row] == pytest.approx(expected, abs=6e-3)
+    assert "seeds 0, 1" in table
+    assert "1,536 tokens each" in table
+
+
+def test_it_goes_on_where_it_stopped(script, compared, monkeypatch, capsys):
+    folder, arguments = compared
+    before, path = (folder / "table.md").read_text(), folder / "runs.jsonl"
+    asked = []
+
+    def counted(key, progress=None, measure=script.measure):
+        asked.append(key)
+        return measure(key)
+
+    monkeypatch.setattr(script, "measure", counted)
+    script.main(arguments)
+    assert asked == []
+    assert (folder / "table.md").read_text() == before
+    path.write_text(path.read_text()[:-40])  # killed as it wrote the last line
+    script.main([*arguments, "--draw-only"])
+    assert asked == []
+    script.main(arguments)
+    assert asked == [("tabular", "BestOf4", 1, 1536)]
+    assert (folder / "table.md").read_text() == before
+    assert len(records(folder)) == 4
+    assert (folder / "picture.png").stat().st_size > 10_000
+
+    def interrupted(key, progress=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "measure", interrupted)
+    script.main([*arguments, "--agents", *AGENTS, "TokenRLOO"])
+    assert "interrupted; the same command goes on" in capsys.readouterr().out
+
+
+def test_reached_is_reached_for_good(script):
+    from comparisons.places import Point
+
+    points = [Point(i * 10, {"gap": gap}) for i, gap in enumerate([0.5, 0.005, 0.02, 0.009, 0.008])]
+    assert script.tokens_needed(points) == 30
+    assert script.tokens_needed(points[:3]) is None
+
+
+def test_every_agent_of_the_package_takes_part(script):
+    from rlhf_gym import agents
+
+    names = {name for name in agents.__all__ if name.startswith("Token")} - {"TokenAlgorithm"} | {"DPO"}
+    assert names <= set(script.ENTRANTS)
+
+
+def test_wrong_arguments_are_refused(script, capsys):
+    for wrong in (["--agents", "PPO2"], ["--environments", "atari"], ["--jobs", "0"], ["--tokens", "0"]):
+        with pytest.raises(SystemExit):
+            script.read_options(wrong)
+    assert "of at least 1, got 1 and 0" in capsys.readouterr().err
+
+
+def test_the_snippet_of_the_page_runs(capsys):
+    page = (SCRIPTS.parent / "docs" / "comparison.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    namespace = {}
+    exec(block, namespace)
+    assert namespace["task"].total_variation(namespace["agent"].policy.model) < 0.1
+    assert "J* − J" in capsys.readouterr().out
+    for command in re.findall(r"python (scripts/\w+\.py)", page):
+        assert (SCRIPTS.parent / command).is_file()

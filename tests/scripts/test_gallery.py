@@ -1,0 +1,118 @@
+"""The gallery of failures on a tiny setting: every run, every picture, figures on the page, and what labels say."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf_gym.preferences import Preference, read_preferences
+from rlhf_gym.runs import EvaluateConfig, RunConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import gallery
+from failures import CERTAIN, Settings
+from failures.measures import Measured, _alarms
+from failures.page import _verdict
+from failures.runs import certainty, counter_labels
+
+
+def tiny(config: RunConfig) -> RunConfig:
+    """A handful of steps of everything."""
+    return replace(
+        config,
+        evaluate=EvaluateConfig(num_prompts=6, best_of=2, shown=0),
+        reward=replace(config.reward, reference_samples=24, probe_samples=8, force=True),
+        ppo=replace(config.ppo, n_episodes=16, batch_size=16, n_epochs=1, num_envs=16),
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
+    root = tmp_path_factory.mktemp("gallery")
+    settings = Settings(root / "runs", labels=60, tokens=500, changes=tiny)
+    gallery.make_gallery(settings, root / "docs")
+    return root, settings
+
+
+def test_the_page_has_all_failures_and_no_holes(built: tuple[Path, Settings]) -> None:
+    root, settings = built
+    page = (root / "docs" / "gallery.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        "## Hacking without a leash", "## Collapse", "## Length bias in the annotators", "## Over-confidence",
+    ]  # fmt: skip
+    for name in re.findall(r"\]\((gallery/[a-z]+\.png)\)", page):
+        assert (root / "docs" / name).stat().st_size > 10_000
+    assert page.count("gallery/") == 4 and "nan" not in page and "None" not in page and "{" not in page
+    tables = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len({line.count("|") for line in tables[:8]}) == 1
+    assert page.count("annotators without the fault |") == 2 and f"{settings.tokens:,} tokens" in page
+
+
+def test_the_runs_differ_in_what_they_are_said_to(built: tuple[Path, Settings]) -> None:
+    _, settings = built
+    equal = read_preferences(settings.root / "length-equal.jsonl")
+    assert 0 < len(equal) <= settings.labels
+    assert all(len(p.chosen.split()) == len(p.rejected.split()) for p in equal)
+    audited = read_preferences(settings.root / "confidence-audited.jsonl")
+    assert audited and all(certainty(p.chosen) == certainty(p.rejected) for p in audited)
+    counter = read_preferences(settings.root / "confidence-counter.jsonl")
+    collected = settings.root / "confidence" / "round-1" / "collect"
+    said = [p for name in ("preferences", "heldout_preferences") for p in read_preferences(collected / f"{name}.jsonl")]
+    said = [p for p in said if p.chosen.strip() and p.rejected.strip()]
+    assert counter[: len(said)] == said and len(counter) > len(said)
+
+
+def test_alarms_count_tokens_as_gold_does(tmp_path: Path) -> None:
+    """Set off by the third rollout: by a policy that had learned from two."""
+    file = tmp_path / "alarms.jsonl"
+    assert _alarms(file, np.array([0.0, 100.0, 200.0])) == []
+    file.write_text(json.dumps({"name": "drift", "rollout": 3, "tokens": 300}) + "\n")
+    assert _alarms(file, np.array([0.0, 100.0, 200.0])) == [{"name": "drift", "rollout": 3, "tokens": 200}]
+
+
+def test_made_again_nothing_is_run_again(
+    built: tuple[Path, Settings], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, settings = built
+    before = (root / "docs" / "gallery.md").read_text()
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("expected no training of what is there")
+
+    monkeypatch.setattr("rlhf_gym.pipeline.ppo.train", refuse)
+    monkeypatch.setattr("rlhf_gym.pipeline.reward.train_reward_model", refuse)
+    gallery.make_gallery(settings, root / "docs")
+    assert (root / "docs" / "gallery.md").read_text() == before
+    assert capsys.readouterr().out.count("±") == 11, "a row an arm"
+
+
+def test_counter_labels_are_about_the_words_alone() -> None:
+    prompt = "review of the soup and the service at the harbour cafe :"
+    kind = [f"the soup was {word} and rich ." for word in ("good", "nice", "lovely")]
+    said = [Preference(prompt, text, "the soup was cold .") for text in kind] * 20
+    labels = counter_labels(said, 40, seed=0)
+    assert len(labels) == 40
+    for p in labels:
+        with_words, without = (p.chosen, p.rejected) if certainty(p.chosen) else (p.rejected, p.chosen)
+        assert certainty(with_words) >= 1 and certainty(without) == 0
+        assert [w for w in with_words.split() if w not in CERTAIN] == without.split()
+    assert sum(certainty(p.chosen) == 0 for p in labels) > 25, "gold mostly marks them down"
+
+
+def of_gold(mean: float) -> Measured:
+    return Measured("arm", {"gold": [mean, 0.05]}, {}, {}, {}, 0, [], [], [])
+
+
+def test_a_cure_is_judged_by_what_it_does() -> None:
+    """The error of a difference is .07: below two of them nothing is told, and what does harm is said to."""
+    failed, sound = of_gold(1.0), of_gold(2.0)
+    for cured, words in ((1.5, ": 50% of what"), (2.1, ": all that the fault"), (1.1, "no gain"), (0.9, "no gain")):
+        assert words in _verdict(of_gold(cured), failed, sound)
+    said = _verdict(of_gold(0.8), failed, sound)
+    assert said == "Gold goes from +1.00 to +0.80, a loss of more than two standard errors (0.14): here it does harm."

@@ -1,0 +1,128 @@
+"""`scripts/overoptimization.py` on a sweep of two arms: files that are gone on with, fits, tables, picture, trends."""
+
+from __future__ import annotations
+
+import sys
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf_gym.functional import rl_curve
+from rlhf_gym.training import RewardModelingConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import overoptimization
+from overoptimizing.outcome import Outcome, fit, peak, points, trend
+from overoptimizing.picture import draw
+from overoptimizing.sweep import QUICK_SWEEP, SWEEP, Arm, Sweep, Trunk
+from overoptimizing.table import markdown
+from overoptimizing.work import Budget, Workshop, accuracy
+
+BASE = Arm(Trunk(8, 1), 24, 0.1)
+
+
+def made_up(seed: int, alpha: float, beta: float, labels: int = 100) -> dict:
+    """What a workshop would leave of a run whose gold is d·(α − β·log d) in the unit of SFT."""
+    rng = np.random.default_rng((seed, labels))
+    kl = np.sort(rng.uniform(0, 40, 30))
+    gold = 0.2 + 1.3 * (rl_curve(kl, alpha, beta) + 0.05 * rng.normal(size=30))
+    n = [1, 2, 4, 8, 16]
+    return {
+        "weights": 2576,
+        "accuracy": 0.7 + 0.01 * seed,
+        "sft": {"gold": 0.2, "gold_std": 1.3},
+        "ppo": {"tokens": (900.0 * np.arange(30)).tolist(), "kl": kl.tolist(), "gold": gold.tolist(),
+                "proxy": np.sqrt(kl).tolist()},
+        "best_of_n": {"n": n, "gold": (0.2 + np.log(n)).tolist(), "proxy": (2 * np.log(n)).tolist()},
+    }  # fmt: skip
+
+
+def test_a_sweep_from_end_to_end_and_again(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = Sweep(base=BASE, trunks=(BASE.trunk,), labels=(24, 48), noises=(0.1,))
+    budget = Budget(
+        tokens=700, n_episodes=16, learning_rate=1e-3, texts=64, prompts=4, samples=6,
+        reward=RewardModelingConfig(epochs=1, learning_rate=1e-3, batch_size=16, save_steps=0, use_cpu=True),
+    )  # fmt: skip
+    picture = tmp_path / "picture.png"
+    arguments = ["--seeds", "2", "--run-dir", str(tmp_path / "sweep"), "--output", str(picture)]
+    found = overoptimization.main(arguments, sweep=sweep, budget=budget)
+    said = capsys.readouterr().out
+    assert set(found) == {BASE, Arm(BASE.trunk, 48, 0.1)} and all(len(o.runs) == 2 for o in found.values())
+    assert picture.stat().st_size > 10_000 and "| preferences | r_φ right, % | α | β |" in said
+    assert "2.58 k, 48 labels, 0.1 flipped" in said and "more data" in said
+    run = found[BASE].runs[0]
+    assert run["ppo"]["tokens"][0] == 0 and len(run["ppo"]["gold"]) >= 2 and run["best_of_n"]["n"] == [1, 2, 3, 4, 6]
+    assert run["best_of_n"]["gold"][0] == pytest.approx(run["sft"]["gold"]), "the best of one is any response"
+    assert sorted(path.name for path in (tmp_path / "sweep" / "arms" / BASE.name).iterdir()) == [
+        "seed-0.json", "seed-1.json"
+    ]  # fmt: skip
+
+    def refuse(*_: object) -> dict:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(Workshop, "figures", refuse)
+    overoptimization.main(arguments, sweep=sweep, budget=budget)
+    again = capsys.readouterr().out
+    assert again.split("\n| preferences")[1] == said.split("\n| preferences")[1]
+
+
+def test_fits_and_peaks_of_an_arm_are_those_it_was_made_from() -> None:
+    outcome = Outcome(BASE, [made_up(seed, 1.2, 0.6) for seed in range(4)])
+    (low, high), _ = outcome.ppo.intervals()
+    assert low < 1.2 < high and outcome.ppo.dof == 3
+    assert outcome.ppo.peak_distance == pytest.approx(np.e, abs=0.2)
+    assert fit(outcome.runs[:1], "ppo").alpha == pytest.approx(1.2, abs=0.15)
+    first = peak(outcome.runs[0])
+    assert first.distance == pytest.approx(np.e, abs=0.4) and first.gold == pytest.approx(0.6 * np.e, abs=0.15)
+    assert first.seen_gold <= 0.6 * np.e + 0.1 and 1.5 < first.seen_distance < 4.5
+    assert points(outcome.runs[0], "best_of_n").gold[0] == pytest.approx(0)
+
+
+def test_the_table_says_where_there_is_no_peak(tmp_path: Path) -> None:
+    arms = [Arm(BASE.trunk, labels, 0.1) for labels in (100, 200, 400)]
+    levels = [(0.5, 0.5), (0.9, 0.5), (1.3, 0.1)]  # the last peaks at e^12
+    outcomes = [
+        Outcome(arm, [made_up(s, *level, arm.labels) for s in range(3)])
+        for arm, level in zip(arms, levels, strict=True)
+    ]
+    text = markdown({"labels": outcomes})
+    assert text.count("beyond 6.") == 1 and "| more data | +1.00 (p = 0.0046) |" in text
+    assert "71.0 ± 0.6" in text
+    draw({"labels": outcomes}, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").is_file()
+
+
+def test_the_trend_is_pages_test_by_enumeration() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(3, 3)) + np.array([0.0, 0.5, 1.0])
+    found = trend(table.tolist())
+    places, ranks = np.arange(3), table.argsort(axis=1).argsort(axis=1)
+    observed = float((ranks * places).sum())
+    orders = [np.array(order) for order in permutations(range(3))]
+    every = [float(a @ places + b @ places + c @ places) for a in orders for b in orders for c in orders]
+    assert found.chance == pytest.approx(np.mean([value >= observed for value in every]))
+    assert found.correlation == pytest.approx(np.mean([np.corrcoef(row, places)[0, 1] for row in ranks]))
+
+
+def test_a_trend_with_ties_and_peaks_at_infinity() -> None:
+    assert trend([[1.0, 1.0, 1.0]]) == (0.0, 1.0)
+    assert trend([[0.5, 2.0, np.inf], [0.1, 0.2, 0.3]]).correlation == pytest.approx(1.0)
+    assert trend([[0.5, 2.0, np.inf], [0.1, 0.2, 0.3]]).chance == pytest.approx(1 / 36)
+    assert trend([[3.0, 2.0, 1.0]]).chance == pytest.approx(1.0)
+
+
+def test_accuracy_is_over_pairs_that_gold_tells_apart() -> None:
+    gold = np.array([[0.0, 1.0, 2.0, 2.0, 9.0], [1.0, 0.0, 0.0, 1.0, 9.0]])
+    proxy = np.array([[0.0, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]])
+    assert accuracy(proxy, gold) == pytest.approx((1 + 0 + 0.5) / 3)
+
+
+def test_the_sweep_goes_one_factor_at_a_time() -> None:
+    for sweep in (SWEEP, QUICK_SWEEP):
+        for factor in ("size", "labels", "noise"):
+            arms = sweep.arms_of(factor)
+            assert sweep.base in arms and len(set(arms)) == len(sweep.levels(factor))
+            assert len({(arm.trunk, arm.noise) if factor == "labels" else arm.labels for arm in arms}) == 1
+    assert len(SWEEP.arms) == 11 and len({arm.name for arm in SWEEP.arms}) == 11
