@@ -24,13 +24,13 @@ from rlhf_gym.pipeline import Run, prepare
 from rlhf_gym.pipeline.adversarial import AdversarialConfig, adversarial
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.collect import HELDOUT, all_preferences
-from rlhf_gym.pipeline.ppo import iterations
 from rlhf_gym.pipeline.reward import adversarial_folder, judge, normalise, reference_samples, train_member
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, read_preferences
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunConfig, RunFolder, TaskConfig
 from rlhf_gym.runs.folder import StageName
+from rlhf_gym.runs.records import iterations
 from rlhf_gym.tasks import Task
 from rlhf_gym.training import score_pairs
 

@@ -34,10 +34,10 @@ from rlhf_gym.monitoring.alarm_words import WORDS
 from rlhf_gym.monitoring.alarms import Alarms
 from rlhf_gym.monitoring.monitor import RECORDS
 from rlhf_gym.monitoring.records import read_records
-from rlhf_gym.pipeline.ppo import iterations
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
 from rlhf_gym.runs import PPOConfig, RewardConfig, RunConfig, RunFolder
 from rlhf_gym.runs.folder import StageName
+from rlhf_gym.runs.records import iterations
 from rlhf_gym.tasks import reviews_task
 from rlhf_gym.training.folder import write_json
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_gym.cli.app import COMMANDS, fail
+from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.lm import quiet_transformers
-from rlhf_gym.pipeline.comparison import share_interval
 from rlhf_gym.pipeline.preparation import resolve_device
 from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
 from rlhf_gym.preferences.files import read_candidates

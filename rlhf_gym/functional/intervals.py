@@ -1,8 +1,9 @@
-"""Confidence intervals: Student's t, and the ratio of two estimates."""
+"""Confidence intervals: Student's t, the ratio of two estimates, and a share (Wilson's)."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -87,3 +88,26 @@ def fieller_interval(numerator: float, denominator: float, covariance: ArrayLike
     # Two rays are left, and the estimate lies on one: on the upper one for a > 0, where b → 0 sends ρ to +inf.
     roots = sorted(((half - math.sqrt(inside)) / square, (half + math.sqrt(inside)) / square))
     return (roots[1], math.inf) if numerator / denominator >= roots[1] else (-math.inf, roots[0])
+
+
+class Rate(NamedTuple):
+    """A share with its 95 % interval."""
+
+    rate: float
+    """The share."""
+    low: float
+    """The interval's lower end."""
+    high: float
+    """The interval's upper end."""
+
+
+def share_interval(share: float, n: int) -> Rate:
+    """A share of n with Wilson's 95 % interval; which does not shrink to a point at 0 or 1.
+
+    (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n), z = 1.96.
+    """
+    p, z2 = share, 1.96**2
+    middle = p + z2 / (2 * n)
+    spread = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
+    scale = 1 + z2 / n
+    return Rate(p, max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))

@@ -2,7 +2,7 @@
 
 from rlhf_gym.pipeline.preparation import Run, prepare
 from rlhf_gym.pipeline.stages import Interrupted, execute, run
-from rlhf_gym.report.page import write_report
+from rlhf_gym.report import write_report
 from rlhf_gym.runs.agent_config import PPOConfig
 from rlhf_gym.runs.config import (
     CollectConfig,

@@ -12,7 +12,6 @@ import numpy as np
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.candidates import draw_candidates
 from rlhf_gym.pipeline.preparation import Run
-from rlhf_gym.pipeline.samples import write_jsonl
 from rlhf_gym.pipeline.selection import label_actively
 from rlhf_gym.preferences import (
     Candidate,
@@ -23,6 +22,7 @@ from rlhf_gym.preferences import (
     split_by_prompt,
     write_preferences,
 )
+from rlhf_gym.runs.records import write_jsonl
 
 Record = TypeVar("Record", Candidate, Preference)
 
@@ -56,18 +56,6 @@ def collect_stage(run: Run, round: int) -> dict[str, Any]:
         "repeated": len(candidates) - len({(c.prompt, c.response) for c in candidates}),
         "annotators": sorted({p.annotator for p in preferences} - {""}),
     }
-
-
-def collect_line(metrics: dict[str, Any]) -> str:
-    """The stage in one line."""
-    total = metrics["pairs"] + metrics["heldout_pairs"]
-    names = metrics["annotators"]
-    who = f", compared by: {', '.join(names) if len(names) < 5 else f'{len(names)} annotators'}" if names else ""
-    repeated = metrics.get("repeated", 0)
-    mistaken = f", {metrics['mistaken']:.0%} of them by mistake" if metrics["mistaken"] else ""
-    left_out = f"; {repeated:,} of {metrics['candidates']:,} responses were repeats" if repeated else ""
-    held_out = f"{metrics['heldout_pairs']:,} held out"
-    return f"{total:,} pairs about {metrics['prompts']:,} prompts{who}{mistaken}; {held_out}{left_out}"
 
 
 def all_preferences(run: Run, round: int) -> tuple[list[Preference], list[Preference]]:

@@ -16,17 +16,9 @@ from rlhf_gym.lm.tokens import token_texts
 from rlhf_gym.pipeline.best_of_n import measure_best_of_n
 from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
 from rlhf_gym.pipeline.preparation import Run
-from rlhf_gym.pipeline.samples import (
-    Samples,
-    distinct_2,
-    draw,
-    gold_scores,
-    log_probs,
-    proxy_scores,
-    write_jsonl,
-)
-from rlhf_gym.pipeline.terminal import agent_label
+from rlhf_gym.pipeline.samples import Samples, distinct_2, draw, gold_scores, log_probs, proxy_scores
 from rlhf_gym.rewards import LearnedReward
+from rlhf_gym.runs.records import write_jsonl
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +84,6 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
         "policies": entries,
         "summary": _summary(entries),
     }
-
-
-def evaluate_line(metrics: dict[str, Any]) -> str:
-    """The stage in one line."""
-    last = [s for s in metrics["summary"] if s["kind"] == "ppo"][-1]
-    judge = "gold" if metrics["judge"] == "gold" else "r_φ (there is no gold)"
-    return (
-        f"{agent_label(metrics)} wins {last['wins_sft'][0]:.0%} against SFT, {last['wins_best_of'][0]:.0%} against "
-        f"its best of {metrics['best_of']}, says {judge}, on {metrics['prompts']} held-out prompts"
-    )
 
 
 def heldout_prompts(run: Run) -> list[str]:

@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from rlhf_gym.agents import TokenAlgorithm
-from rlhf_gym.envs import EpisodeView
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.monitoring import inspect_episodes
 from rlhf_gym.monitoring.inspection import make_episodes
 from rlhf_gym.pipeline.evaluate import heldout_prompts
 from rlhf_gym.pipeline.preparation import Run
-from rlhf_gym.pipeline.samples import draw, read_jsonl, write_jsonl
-
-VIEWS = "views.jsonl"
-
-
-class JudgedView(NamedTuple):
-    """A response taken apart, and how good it is."""
-
-    view: EpisodeView
-    """Its tokens."""
-    gold: float | None
-    """Its gold reward, where there is one."""
-
-
-class SampleViews(NamedTuple):
-    """A prompt, and what was and is said to it."""
-
-    prompt: str
-    """The prompt."""
-    before: JudgedView
-    """The SFT policy's response, as the trained policy and its critic see it."""
-    after: JudgedView
-    """The trained policy's own."""
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> SampleViews:
-        """From a line of JSONL."""
-        sides = []
-        for name in ("before", "after"):
-            side = dict(record[name])
-            gold = side.pop("gold")
-            sides.append(JudgedView(EpisodeView.from_dict(side), gold))
-        return cls(record["prompt"], *sides)
+from rlhf_gym.pipeline.samples import draw
+from rlhf_gym.runs.records import VIEWS, write_jsonl
 
 
 def keep_views(run: Run, agent: TokenAlgorithm, folder: Path) -> None:
@@ -70,12 +38,6 @@ def keep_views(run: Run, agent: TokenAlgorithm, folder: Path) -> None:
         for record, view, score in zip(records, views, gold, strict=True):
             record[side] = view.to_dict(digits=4) | {"gold": score}
     write_jsonl(folder / VIEWS, records)
-
-
-def read_views(folder: Path) -> list[SampleViews]:
-    """What `keep_views` left in a seed's folder; empty where there is nothing."""
-    path = folder / VIEWS
-    return [SampleViews.from_record(record) for record in read_jsonl(path)] if path.is_file() else []
 
 
 def _gold(run: Run, prompts: list[str], responses: list[str]) -> list[float | None]:

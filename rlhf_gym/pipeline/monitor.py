@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,30 +41,3 @@ def what_it_said(monitor: RLHFMonitor) -> dict[str, Any]:
     """For a seed's metrics: its alarms in brief, and the one that ended it, if one did."""
     alarms = [{"name": alarm.name, "tokens": alarm.tokens} for alarm in monitor.alarms]
     return {"alarms": alarms, "ended_by": monitor.ended_by}
-
-
-def alarm_line(seeds: Sequence[dict[str, Any] | None]) -> str:
-    """What the stage's line says: "; alarms: kl_high after 7k tokens (2 of 3 seeds)", "; no alarm", or nothing of runs
-    that were not watched.
-
-    Args:
-        seeds: each one's metrics.
-    """
-    watched = [seed for seed in seeds if seed is not None and "alarms" in seed]
-    if not watched:
-        return ""
-    firsts: dict[str, list[int]] = {}
-    for seed in watched:
-        for name in dict.fromkeys(alarm["name"] for alarm in seed["alarms"]):
-            tokens = next(alarm["tokens"] for alarm in seed["alarms"] if alarm["name"] == name)
-            firsts.setdefault(name, []).append(tokens)
-    if not firsts:
-        return "; no alarm"
-    named = sorted(firsts.items(), key=lambda item: min(item[1]))
-    count = len(watched)
-    said = [
-        f"{name} after {min(tokens) / 1000:.0f}k tokens" + ("" if count == 1 else f" ({len(tokens)} of {count} seeds)")
-        for name, tokens in named
-    ]
-    ended = sorted({seed["ended_by"] for seed in watched if seed["ended_by"]})
-    return f"; alarms: {', '.join(said)}" + (f"; ended by {', '.join(ended)}" if ended else "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,18 +29,19 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import LoRA, Shared, load_causal_lm
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.inspection import keep_views
-from rlhf_gym.pipeline.monitor import alarm_line, make_monitor, what_it_said
+from rlhf_gym.pipeline.monitor import make_monitor, what_it_said
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
-from rlhf_gym.pipeline.restraints import how_stopped, pretraining_mix, stop_line, stop_on_kl
-from rlhf_gym.pipeline.samples import read_jsonl
+from rlhf_gym.pipeline.restraints import how_stopped, pretraining_mix, stop_on_kl
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import ScoreError
 from rlhf_gym.runs.agent_config import PPOConfig
 from rlhf_gym.runs.folder import METRICS_FILE, StageName, read_json
+from rlhf_gym.runs.records import ITERATIONS, iterations
+from rlhf_gym.runs.summaries import alarm_line
 from rlhf_gym.training.folder import write_json
 
-ITERATIONS, CHECKPOINT = "metrics.jsonl", "checkpoint.zip"
+CHECKPOINT = "checkpoint.zip"
 AGENTS: dict[str, type[TokenAlgorithm]] = {
     "ppo": TokenPPO, "a2c": TokenA2C, "reinforce": TokenReinforce, "rloo": TokenRLOO, "grpo": TokenGRPO, "dpo": DPO,
 }  # fmt: skip
@@ -59,30 +59,6 @@ def ppo_stage(run: Run, round: int) -> dict[str, Any]:
 def unleashed_stage(run: Run, round: int) -> dict[str, Any]:
     """The same without a KL penalty, for as many tokens: what the leash is for."""
     return _all_seeds(run, "unleashed", round)
-
-
-def ppo_line(metrics: dict[str, Any]) -> str:
-    """The stage in one line: medians over the seeds, of the first iterations and of the last ones."""
-    first, last = metrics["first"], metrics["last"]
-    seeds = "1 seed" if len(metrics["seeds"]) == 1 else f"{len(metrics['seeds'])} seeds"
-    agent = metrics.get("agent", "PPO")
-    if agent != "PPO":
-        seeds = f"{agent}, {seeds}"
-    if "train/accuracy" in last:
-        share = f"agrees with {first['train/accuracy']:.0%} → {last['train/accuracy']:.0%} of fresh pairs"
-        return f"{seeds}: loss {first['train/loss']:.3f} → {last['train/loss']:.3f}, {share}{metrics.get('alarms', '')}"
-    if "rlhf/score" not in last:
-        return f"{agent}: nothing to learn, it chooses among responses of the SFT policy"
-    gold = f", gold {first['rlhf/gold']:+.2f} → {last['rlhf/gold']:+.2f}" if "rlhf/gold" in last else ""
-    kl = last.get("rlhf/kl_initial", last["rlhf/kl"])
-    score = f"{first['rlhf/score']:+.2f} → {last['rlhf/score']:+.2f}"
-    return f"{seeds}: score {score}{gold}, KL {kl:.1f} nats{stop_line(metrics)}{metrics.get('alarms', '')}"
-
-
-def iterations(folder: Path) -> list[dict[str, Any]]:
-    """What was logged of one PPO run, a record an iteration."""
-    path = folder / ITERATIONS
-    return list(read_jsonl(path)) if path.is_file() else []
 
 
 def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:

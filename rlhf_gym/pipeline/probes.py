@@ -52,15 +52,6 @@ def reward_probes(
     return {"probes": found.to_dict()}
 
 
-def probes_line(metrics: dict[str, Any]) -> str:
-    """What is most suspicious, if anything is, for the stage's line."""
-    found = metrics.get("probes", {}).get("suspicions", [])
-    if not found:
-        return ""
-    more = f", and {len(found) - 1} more in the report" if len(found) > 1 else ""
-    return f"; look before you optimise: {found[0]}{more}"
-
-
 def _reading_texts(run: Run, reward: LearnedReward) -> LearnedReward:
     """The same reward; where it came without a tokenizer it shares the run's, or the run would not have begun."""
     if isinstance(reward, RewardEnsemble):

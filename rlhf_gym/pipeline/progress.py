@@ -15,8 +15,8 @@ from stable_baselines3.common.logger import KVWriter
 
 from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.lm.tokens import decode
-from rlhf_gym.pipeline.samples import read_jsonl, write_jsonl
 from rlhf_gym.rewards import RewardFunction, check_scores
+from rlhf_gym.runs.records import read_jsonl, write_jsonl
 
 
 class IterationLog(KVWriter):

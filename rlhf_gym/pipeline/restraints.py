@@ -50,24 +50,3 @@ def how_stopped(stop: StopOnKL | None) -> dict[str, Any] | None:
     if stop is None or stop.stopped_at is None:
         return None
     return {"stopped_at": stop.stopped_at, "kept_kl": stop.kept_kl}
-
-
-def stop_line(metrics: dict[str, Any]) -> str:
-    """What the stage's line says of seeds that were stopped: ", stopped …", or nothing.
-
-    Args:
-        metrics: the stage's, with `stop_kl`, its patience and of each seed what `how_stopped` said as `stopped`.
-    """
-    stops = metrics.get("stopped", [])
-    count = sum(stop is not None for stop in stops)
-    if not count:
-        return ""
-    which = "" if len(stops) == 1 else f" in {count} of {len(stops)} seeds"
-    beyond = sum(stop is not None and stop["kept_kl"] is None for stop in stops)  # from their first rollout
-    kept = "the last policy within it is kept"
-    if beyond == count:
-        waited = metrics.get("stop_kl_patience", 1) > 1  # and learned meanwhile
-        kept = f"beyond it from the start, {'with none to go back to' if waited else 'nothing was learned'}"
-    elif beyond:
-        kept += f"; {beyond} began beyond it"
-    return f"; stopped{which} as KL passed {metrics['stop_kl']:g}, {kept}"

@@ -14,9 +14,9 @@ import torch
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.collect import PREFERENCES, all_preferences
 from rlhf_gym.pipeline.preparation import NORMALIZERS, Run
-from rlhf_gym.pipeline.probes import probes_line, reward_probes
+from rlhf_gym.pipeline.probes import reward_probes
 from rlhf_gym.pipeline.samples import Samples, draw, proxy_scores
-from rlhf_gym.pipeline.staleness import staleness, staleness_line
+from rlhf_gym.pipeline.staleness import staleness
 from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
 from rlhf_gym.rewards import (
     LearnedReward,
@@ -84,22 +84,6 @@ def examine(run: Run, pairs: ScoredPairs) -> dict[str, Any]:
     if complaints and not run.config.reward.force:
         raise UnfitRewardError(f"{'; '.join(complaints)}. To go on all the same: --reward.force")
     return metrics | {"complaints": complaints}
-
-
-def reward_line(metrics: dict[str, Any]) -> str:
-    """The stage in one line."""
-    if "source" in metrics:
-        accuracy = f"; accuracy {metrics['accuracy']:.1%} on {metrics['n']:,} pairs" if "accuracy" in metrics else ""
-        return f"{metrics['source']}, normalised on the SFT policy's responses{accuracy}{probes_line(metrics)}"
-    parts = [] if metrics["clean_accuracy"] in (0, metrics["accuracy"]) else [f"{metrics['clean_accuracy']:.1%} clean"]
-    if metrics.get("length_controlled") is not None:
-        parts.append(f"{metrics['length_controlled']:.1%} length-controlled")
-    aside = f" ({', '.join(parts)})" if parts else ""
-    how = f"{metrics['members']} models on " if metrics["members"] > 1 else ""
-    calibration = f", calibration error {metrics['ece']:.3f}," if "ece" in metrics else ""
-    complaints = "".join(f"; going on although {c.split(': ')[0]}" for c in metrics.get("complaints", []))
-    line = f"{how}{metrics['pairs']:,} pairs; accuracy {metrics['accuracy']:.1%}{aside}{calibration}"
-    return f"{line} on {metrics['n']:,} held out{staleness_line(metrics)}{complaints}{probes_line(metrics)}"
 
 
 def reference_samples(run: Run) -> Samples:

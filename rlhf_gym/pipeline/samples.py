@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -109,19 +105,3 @@ def distinct_2(responses: Sequence[str]) -> float:
     It falls with the number of responses: compare sets of one size.
     """
     return distinct_n([response.split() for response in responses], 2)
-
-
-def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    os.replace(partial, path)
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """What `write_jsonl` wrote; a last line that was cut off is left out."""
-    with path.open(newline="\n") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)

@@ -12,15 +12,24 @@ from rich.console import Console
 
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.pipeline import terminal
-from rlhf_gym.pipeline.collect import collect_line, collect_stage
-from rlhf_gym.pipeline.evaluate import evaluate_line, evaluate_stage
-from rlhf_gym.pipeline.ppo import ppo_line, ppo_stage, unleashed_stage
+from rlhf_gym.pipeline.collect import collect_stage
+from rlhf_gym.pipeline.evaluate import evaluate_stage
+from rlhf_gym.pipeline.ppo import ppo_stage, unleashed_stage
 from rlhf_gym.pipeline.preparation import Run, prepare, use_threads
-from rlhf_gym.pipeline.reward import reward_line, reward_stage
-from rlhf_gym.pipeline.supervised import pretrain_line, pretrain_stage, sft_line, sft_stage
-from rlhf_gym.report.page import write_report
+from rlhf_gym.pipeline.reward import reward_stage
+from rlhf_gym.pipeline.supervised import pretrain_stage, sft_stage
+from rlhf_gym.report import write_report
 from rlhf_gym.runs.config import RunConfig
-from rlhf_gym.runs.folder import StageName
+from rlhf_gym.runs.folder import IN_ROUNDS, StageName
+from rlhf_gym.runs.summaries import (
+    collect_line,
+    duration,
+    evaluate_line,
+    ppo_line,
+    pretrain_line,
+    reward_line,
+    sft_line,
+)
 from rlhf_gym.tasks import Task
 
 
@@ -96,7 +105,7 @@ def _execute(run: Run, only: StageName | None) -> None:
         if not named and only != "report":
             terminal.say_stage(run.console, only, "", "there is none in this run")
     for stage in stages:
-        _go_through(run, stage, stage.name if not many or stage.name not in terminal.IN_ROUNDS
+        _go_through(run, stage, stage.name if not many or stage.name not in IN_ROUNDS
                     else f"{stage.name} {stage.round}")  # fmt: skip
     if only in (None, "evaluate", "report"):
         _report(run)
@@ -162,7 +171,7 @@ def _go_through(run: Run, stage: Stage, label: str) -> None:
         raise Interrupted(label) from error
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     run.folder.complete(stage.name, stage.round, metrics)
-    terminal.say_stage(run.console, label, terminal.duration(metrics["seconds"]), stage.line(run_metrics(run, stage)))
+    terminal.say_stage(run.console, label, duration(metrics["seconds"]), stage.line(run_metrics(run, stage)))
 
 
 def run_metrics(run: Run, stage: Stage) -> dict[str, Any]:
@@ -175,7 +184,7 @@ def run_metrics(run: Run, stage: Stage) -> dict[str, Any]:
 def _report(run: Run) -> None:
     started = time.perf_counter()
     path = write_report(run.folder)
-    terminal.say_stage(run.console, "report", terminal.duration(time.perf_counter() - started), str(path))
+    terminal.say_stage(run.console, "report", duration(time.perf_counter() - started), str(path))
     metrics = run.folder.metrics("evaluate")
     if metrics is not None:
         terminal.say_table(run.console, metrics)

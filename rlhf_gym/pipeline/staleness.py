@@ -45,16 +45,6 @@ def heldout_by_round(run: Run, round: int) -> list[list[Preference]]:
     return [[p for p in read_preferences(folder / HELDOUT) if p.prompt not in trained] for folder in folders]
 
 
-def staleness_line(metrics: dict[str, Any]) -> str:
-    """What retraining did about the latest policy's responses, as the end of the stage's line."""
-    found = metrics.get("staleness")
-    if not found:
-        return ""
-    before, now = found["accuracy"][-2][-1], found["accuracy"][-1][-1]
-    at_best = "" if found["gold"] is None else f" (gold: {found['gold'][-1]:.1%})"
-    return f"; about the latest policy's {found['pairs'][-1]:,}: {before:.1%} before, {now:.1%} now{at_best}"
-
-
 def _gold_accuracy(run: Run, preferences: list[Preference]) -> float:
     assert run.task.gold is not None
     prompts = [p.prompt for p in preferences]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -34,12 +33,6 @@ def pretrain_stage(run: Run) -> dict[str, Any]:
     return asdict(metrics) | {"texts": len(texts), "parameters": model.num_parameters()}
 
 
-def pretrain_line(metrics: dict[str, Any]) -> str:
-    """The stage in one line."""
-    size, n = count(metrics["parameters"]), metrics["texts"]
-    return f"{size} parameters on {n:,} texts; held-out perplexity {metrics['perplexity']:.2f}"
-
-
 def sft_stage(run: Run) -> dict[str, Any]:
     """The pretrained model fine-tuned on demonstrations: the policy that everything is compared with."""
     task = run.task
@@ -54,22 +47,6 @@ def sft_stage(run: Run) -> dict[str, Any]:
     )
     floor = {} if run.perplexity_floor is None else {"perplexity_floor": run.perplexity_floor}
     return asdict(metrics) | floor | {"demonstrations": len(task.demonstrations), "parameters": model.num_parameters()}
-
-
-def sft_line(metrics: dict[str, Any]) -> str:
-    """The stage in one line."""
-    floor = metrics.get("perplexity_floor")
-    least = "" if floor is None else f" (the language itself: {floor:.3f})"
-    return f"{metrics['demonstrations']:,} demonstrations; held-out perplexity {metrics['perplexity']:.3f}{least}"
-
-
-def count(number: int) -> str:
-    """A number of parameters, shortened: 124 M."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            digits = max(0, 2 - int(math.log10(number / size)))
-            return f"{number / size:.{digits}f} {unit}"
-    return str(number)
 
 
 def _on_device(config: SFTConfig, run: Run) -> SFTConfig:

@@ -9,9 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_gym.pipeline.preparation import Run
-from rlhf_gym.runs.folder import IN_ROUNDS
-
-__all__ = ["IN_ROUNDS", "agent_label", "duration", "is_bound", "row_label", "say_header", "say_stage", "say_table"]
+from rlhf_gym.runs.summaries import agent_label, is_bound, row_label
 
 WIDTH = 11
 
@@ -45,31 +43,6 @@ def say_stage(console: Console, name: str, took: str, line: str) -> None:
     console.print(table)
 
 
-def duration(seconds: float) -> str:
-    """Minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
-
-
-def agent_label(metrics: dict[str, Any]) -> str:
-    """What the agent is called that an evaluation is about."""
-    return metrics.get("agent", "PPO")
-
-
-def kind_label(kind: str, round: int, *, best_of: int, rounds: int, agent: str) -> str:
-    """What a row of the final table is called."""
-    if kind == "best_of":
-        return f"SFT, best of {best_of}"
-    names = {"sft": "SFT", "ppo": agent, "unleashed": f"{agent} without KL"}
-    return names[kind] + (f", round {round}" if kind == "ppo" and rounds > 1 else "")
-
-
-def row_label(metrics: dict[str, Any], row: dict[str, Any]) -> str:
-    """What a row of this evaluation is called."""
-    settings = {"best_of": metrics["best_of"], "rounds": metrics["rounds"], "agent": agent_label(metrics)}
-    return kind_label(row["kind"], row["round"], **settings)
-
-
 def say_table(console: Console, metrics: dict[str, Any]) -> None:
     """Who wins, and at what price."""
     gold = metrics["judge"] == "gold"
@@ -100,11 +73,6 @@ def say_table(console: Console, metrics: dict[str, Any]) -> None:
     legend = "; σ: SFT's standard deviation of gold; H: entropy a token; distinct: pairs of words" if gold else ""
     note = f"judged by {judge} on {metrics['prompts']} held-out prompts, ties half{middle}{legend}"
     console.print(note, style="dim", highlight=False)
-
-
-def is_bound(row: dict[str, Any]) -> bool:
-    """Whether a row's KL is known from n alone, at most."""
-    return row.get("kl_is_bound", row["kind"] == "best_of")
 
 
 def _cells(row: dict[str, Any], *, gold: bool) -> list[str]:

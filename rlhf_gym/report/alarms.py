@@ -11,11 +11,11 @@ from typing import Any
 from urllib.parse import quote
 
 from rlhf_gym.monitoring.monitor import ALARMS
-from rlhf_gym.pipeline.samples import read_jsonl
 from rlhf_gym.report.compare import anchor, kind_of
 from rlhf_gym.report.making import stage_facts
 from rlhf_gym.report.parts import typeset
 from rlhf_gym.report.run import ReportRun
+from rlhf_gym.runs.records import read_jsonl
 
 
 def read_alarms(run: ReportRun) -> list[dict[str, Any]]:

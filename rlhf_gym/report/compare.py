@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.pipeline.terminal import agent_label, is_bound
 from rlhf_gym.report.charts import Chart, Line, smooth
 from rlhf_gym.report.figures import TOKENS, column
 from rlhf_gym.report.parts import DASH, PROXY, figure, share_bar, signed, typeset
@@ -18,6 +17,7 @@ from rlhf_gym.report.run import ReportRun
 from rlhf_gym.report.samples import prompts_said, read_pairs
 from rlhf_gym.report.tokens import Side, card, shared_scales, switch
 from rlhf_gym.runs.folder import FREE, flatten, to_json
+from rlhf_gym.runs.summaries import agent_label, is_bound
 
 AT_MOST = 8
 """Runs on one page: as many as there are colours to tell apart."""

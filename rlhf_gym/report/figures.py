@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhf_gym.functional import OveroptimizationFit, fit_rl
-from rlhf_gym.pipeline.best_of_n import BestOfN
-from rlhf_gym.pipeline.ppo import iterations
 from rlhf_gym.report.charts import Band, Chart, Level, Line, Mark, smooth
 from rlhf_gym.runs.folder import RunFolder
+from rlhf_gym.runs.records import BestOfN, iterations
 
 Log = list[dict[str, Any]]
 TOKENS = "response tokens in training"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rlhf_gym.pipeline.best_of_n import BestOfN, read_best_of_n
-from rlhf_gym.pipeline.terminal import agent_label
 from rlhf_gym.report.charts import Chart, Level
 from rlhf_gym.report.figures import GoodhartFit, goodhart_chart, goodhart_facts, training_chart
 from rlhf_gym.report.parts import PROXY, figure, legend, signed, typeset
 from rlhf_gym.report.run import ReportRun
+from rlhf_gym.runs.records import BestOfN, read_best_of_n
+from rlhf_gym.runs.summaries import agent_label
 
 KINDS = {"ppo": "With the penalty", "unleashed": "Without", "best_of": "Best of n"}
 

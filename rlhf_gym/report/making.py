@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from html import escape
 
-from rlhf_gym.pipeline.collect import collect_line
-from rlhf_gym.pipeline.evaluate import evaluate_line
-from rlhf_gym.pipeline.ppo import ppo_line
-from rlhf_gym.pipeline.reward import reward_line
-from rlhf_gym.pipeline.supervised import pretrain_line, sft_line
-from rlhf_gym.pipeline.terminal import duration
 from rlhf_gym.report.parts import typeset
 from rlhf_gym.report.run import ReportRun
 from rlhf_gym.runs.folder import CONFIG_FILE, StageName, read_json
+from rlhf_gym.runs.summaries import (
+    collect_line,
+    duration,
+    evaluate_line,
+    ppo_line,
+    pretrain_line,
+    reward_line,
+    sft_line,
+)
 
 LINES = {
     "pretrain": pretrain_line, "sft": sft_line, "collect": collect_line, "reward": reward_line, "ppo": ppo_line,

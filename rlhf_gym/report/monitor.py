@@ -12,12 +12,12 @@ import numpy as np
 
 from rlhf_gym.monitoring.monitor import RECORDS
 from rlhf_gym.monitoring.records import KLToken, MonitorRecord, read_records
-from rlhf_gym.pipeline.terminal import agent_label
 from rlhf_gym.report.alarms import read_alarms
 from rlhf_gym.report.charts import Chart, Mark
 from rlhf_gym.report.figures import NAMES, Histories, training_chart
 from rlhf_gym.report.parts import DASH, figure, legend, typeset
 from rlhf_gym.report.run import ReportRun
+from rlhf_gym.runs.summaries import agent_label
 
 SURPRISE = "monitor/ref_surprise"
 """log of `monitor/ref_perplexity`: what is drawn, since perplexities of a hacked reward leave the page."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from rlhf_gym.pipeline.comparison import share_interval
+from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.report.parts import DASH, PROXY, signed, typeset
 from rlhf_gym.training.reward_edits import EDITS
 

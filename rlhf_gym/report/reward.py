@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from rlhf_gym.pipeline.comparison import share_interval
+from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.report.charts import Chart, Line
 from rlhf_gym.report.parts import PROXY, typeset
 from rlhf_gym.report.probes import probes_part

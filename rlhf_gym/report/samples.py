@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from html import escape
 
-from rlhf_gym.pipeline.terminal import agent_label, row_label
 from rlhf_gym.report.parts import typeset
 from rlhf_gym.report.run import ReportRun
 from rlhf_gym.report.tokens import (
@@ -16,6 +15,7 @@ from rlhf_gym.report.tokens import (
     shared_scales,
     switch,
 )
+from rlhf_gym.runs.summaries import agent_label, row_label
 
 
 def samples_section(run: ReportRun) -> str:

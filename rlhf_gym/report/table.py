@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from rlhf_gym.pipeline.terminal import agent_label, is_bound, row_label
 from rlhf_gym.report.parts import DASH, PROXY, share_bar, signed, typeset
 from rlhf_gym.report.run import ReportRun
+from rlhf_gym.runs.summaries import agent_label, is_bound, row_label
 
 
 def head_section(run: ReportRun) -> str:

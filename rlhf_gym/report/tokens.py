@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from rlhf_gym.envs import EpisodeView
 from rlhf_gym.envs.view import scales, signed
-from rlhf_gym.pipeline.inspection import read_views
-from rlhf_gym.pipeline.samples import read_jsonl
 from rlhf_gym.report.parts import typeset
 from rlhf_gym.runs.folder import RunFolder
+from rlhf_gym.runs.records import read_jsonl, read_views
 
 SHADES = {
     "KL": ("log π − log π_ref of each token: what the policy has come to prefer, what it avoids", "less likely",

@@ -6,10 +6,10 @@ from html import escape
 
 import numpy as np
 
-from rlhf_gym.pipeline.terminal import agent_label
 from rlhf_gym.report.figures import Histories, training_chart
 from rlhf_gym.report.parts import figure, legend
 from rlhf_gym.report.run import ReportRun
+from rlhf_gym.runs.summaries import agent_label
 
 
 def training_section(run: ReportRun) -> str:

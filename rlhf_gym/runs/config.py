@@ -12,11 +12,11 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
-from rlhf_gym.runs.agent_config import PPOConfig, at_least
-from rlhf_gym.runs.monitor_config import MonitorConfig
 from rlhf_gym.preferences import CONFIDENT_WORDS, PairingStrategy
 from rlhf_gym.preferences.active import Acquisition
 from rlhf_gym.rewards import Aggregate, Trunk
+from rlhf_gym.runs.agent_config import PPOConfig, at_least
+from rlhf_gym.runs.monitor_config import MonitorConfig
 from rlhf_gym.training import RewardModelingConfig, SFTConfig
 
 Reference = Literal["sft", "pretrained", "previous"]

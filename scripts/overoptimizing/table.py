@@ -11,7 +11,7 @@ from studies import mean_and_error
 from overoptimizing.outcome import Outcome, points, trend
 from overoptimizing.sweep import Factor
 from rlhf_gym.functional import OveroptimizationFit
-from rlhf_gym.pipeline.supervised import count
+from rlhf_gym.runs.summaries import count
 
 TITLES: dict[Factor, str] = {
     "size": "size of r_φ, weights", "labels": "preferences", "noise": "share of flipped labels"

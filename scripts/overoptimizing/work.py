@@ -20,12 +20,12 @@ from overoptimizing.sweep import Arm, Trunk
 from rlhf_gym.functional import best_of_n_estimate
 from rlhf_gym.lm import load_causal_lm, quiet_transformers
 from rlhf_gym.pipeline import run
-from rlhf_gym.pipeline.best_of_n import doublings
 from rlhf_gym.pipeline.preparation import NORMALIZERS
-from rlhf_gym.pipeline.samples import Samples, draw, gold_scores, proxy_scores, read_jsonl, write_jsonl
+from rlhf_gym.pipeline.samples import Samples, draw, gold_scores, proxy_scores
 from rlhf_gym.preferences import BradleyTerryAnnotator, Candidate, CandidatePair
 from rlhf_gym.rewards import RewardModel, RewardNormalizer
 from rlhf_gym.runs import PPOConfig, RewardConfig, RunFolder, TaskConfig
+from rlhf_gym.runs.records import doublings, read_jsonl, write_jsonl
 from rlhf_gym.tasks import reviews_task
 from rlhf_gym.training import RewardModelingConfig, SFTConfig, pretrain, train_reward_model
 from rlhf_gym.training.folder import is_finished

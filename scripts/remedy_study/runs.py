@@ -15,11 +15,12 @@ from studies import Trajectory, kept, quiet_run, study_config, task_from_sft
 from remedy_study.arms import NONE, Arm, Source
 from rlhf_gym.lm import Shared, load_causal_lm, quiet_transformers
 from rlhf_gym.pipeline import prepare, run
-from rlhf_gym.pipeline.ppo import iterations, train
+from rlhf_gym.pipeline.ppo import train
 from rlhf_gym.pipeline.reward import normalise_all, train_reward, training_preferences
 from rlhf_gym.pipeline.samples import draw, gold_scores, log_probs
 from rlhf_gym.rewards import LearnedReward, RewardModel, load_reward
 from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder, TaskConfig
+from rlhf_gym.runs.records import iterations
 from rlhf_gym.tasks import Task
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_gym.pipeline.ppo import iterations
 from rlhf_gym.report.charts import smooth
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.folder import StageName
+from rlhf_gym.runs.records import iterations
 
 WINDOW = 5
 """Iterations that are averaged where single ones are too noisy to read."""

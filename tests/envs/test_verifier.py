@@ -13,10 +13,10 @@ import pytest
 from rlhf_gym.envs import AddVerifier, ClipScore, Episode, TokenVectorEnv
 from rlhf_gym.lm import Shared
 from rlhf_gym.pipeline import prepare, run
-from rlhf_gym.pipeline.ppo import iterations
 from rlhf_gym.pipeline.preparation import _check_verifier
 from rlhf_gym.rewards import import_reward_function
 from rlhf_gym.runs import RunFolder
+from rlhf_gym.runs.records import iterations
 from tests.tiny import tiny_reward_model, tiny_tokenizer
 from tests.tiny_runs import quiet, save_model, tiny_config, tiny_task
 from tests.toy import word_policy, word_settings

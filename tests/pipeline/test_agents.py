@@ -18,9 +18,9 @@ from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import prepare, run
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.ppo import AGENTS, make_agent, make_env, preferences
-from rlhf_gym.pipeline.samples import read_jsonl
 from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder
 from rlhf_gym.runs.agent_config import AgentName
+from rlhf_gym.runs.records import read_jsonl
 from tests.run_folders import read_page
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 

@@ -8,7 +8,7 @@ import pytest
 from rlhf_gym.lm.tokens import token_texts
 from rlhf_gym.pipeline.comparison import difference_at_equal, mean_with_error, median_index, win_rate
 from rlhf_gym.pipeline.samples import distinct_2
-from rlhf_gym.pipeline.supervised import count
+from rlhf_gym.runs.summaries import count
 from tests.tiny import tiny_tokenizer
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.pipeline import run
-from rlhf_gym.pipeline.inspection import read_views
 from rlhf_gym.report.run import read_run
 from rlhf_gym.report.samples import read_pairs
 from rlhf_gym.runs import RunFolder
+from rlhf_gym.runs.records import read_views
 from tests.tiny_runs import count_good, quiet, save_model, tiny_config, tiny_task
 
 

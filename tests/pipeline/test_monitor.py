@@ -10,9 +10,9 @@ import pytest
 
 from rlhf_gym.monitoring import REFUSAL, AlarmThresholds
 from rlhf_gym.pipeline import run
-from rlhf_gym.pipeline.monitor import alarm_line
 from rlhf_gym.runs import MonitorConfig, PPOConfig, RunFolder
 from rlhf_gym.runs.folder import from_json, to_json
+from rlhf_gym.runs.summaries import alarm_line
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 
 SOUNDS = AlarmThresholds(kl_high=1e-9, baseline=1, window=1, noise=0.0)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rlhf_gym.monitoring.alarms import alarms_of
 from rlhf_gym.monitoring.records import KLToken, MonitorRecord, write_lines
-from rlhf_gym.pipeline.samples import read_jsonl, write_jsonl
 from rlhf_gym.report import write_report
 from rlhf_gym.report.monitor import monitor_section
 from rlhf_gym.report.run import read_run
 from rlhf_gym.runs import RunFolder
+from rlhf_gym.runs.records import read_jsonl, write_jsonl
 from tests.report.test_report import EVIL, Page
 from tests.run_folders import made_up_run, read_page
 

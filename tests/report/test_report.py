@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from rlhf_gym.functional import best_of_n_curve, fit_best_of_n
-from rlhf_gym.pipeline.best_of_n import read_best_of_n
 from rlhf_gym.report import write_report
 from rlhf_gym.report.charts import Axis, Band, Chart, Line, round_ticks, smooth, tick_label
 from rlhf_gym.report.figures import GoodhartFit, Histories, goodhart_chart, goodhart_facts
 from rlhf_gym.report.goodhart import peak_words
 from rlhf_gym.report.parts import typeset
 from rlhf_gym.runs import RunConfig, RunFolder
+from rlhf_gym.runs.records import read_best_of_n
 from tests.run_folders import made_up_run, read_page, settings_of
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' "
