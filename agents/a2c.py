@@ -36,6 +36,7 @@ class TokenA2C(TokenAlgorithm, A2C):
         arguments: what every agent takes: see `TokenArguments`.
     """
 
+    label: ClassVar[str] = "A2C"
     saved_arguments: ClassVar[tuple[str, ...]] = (*SAVED, "gamma", "gae_lambda", "normalize_advantage", "vf_coef")
 
     def __init__(

@@ -13,14 +13,13 @@ from rlhf_gym.agents.pretraining_mix import PretrainingMix
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 
 KLLoss = Literal["full", "k2", "k3"]
+LearnsFrom = Literal["rewards", "preferences", "nothing"]
 
 LEARNER = ("n_episodes", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm", "seed", "verbose",
            "tensorboard_log")  # fmt: skip
 """What every learner's file holds of its constructor's arguments, the learning rate aside."""
 SAVED = (*LEARNER, "ent_coef", "target_kl", "kl_loss", "kl_controller", "ema_reference")
 """The same of a policy-gradient agent."""
-DEFAULT_GROUP = 4
-"""Responses to a prompt, where an agent that compares them makes its environment from an id."""
 
 
 class LearnerArguments(TypedDict, total=False):
@@ -103,7 +102,9 @@ def check_no_critic(agent: str, policy_kwargs: dict[str, Any]) -> None:
         raise ValueError(f"expected no critic in the policy_kwargs of {agent}, which has none, got {critic!r}")
 
 
-def check_groups(agent: str, env: TokenVectorEnv, *, n_episodes: int, samples_per_prompt: int | None) -> None:
+def check_groups(
+    agent: str, env: TokenVectorEnv, *, n_episodes: int, samples_per_prompt: int | None, default: int
+) -> None:
     """The environment plays every prompt k times in a row, and a rollout holds whole groups of k.
 
     Args:
@@ -111,6 +112,7 @@ def check_groups(agent: str, env: TokenVectorEnv, *, n_episodes: int, samples_pe
         env: whose `samples_per_prompt` is k.
         n_episodes: episodes a rollout.
         samples_per_prompt: what the agent was told; None to take the environment's.
+        default: the k that the message proposes.
 
     Raises:
         ValueError: k < 2, k is not what the agent was told, or n_episodes is no multiple of it.
@@ -119,7 +121,7 @@ def check_groups(agent: str, env: TokenVectorEnv, *, n_episodes: int, samples_pe
     if k < 2:
         raise ValueError(
             f"expected an environment with samples_per_prompt >= 2, got {k}: {agent} compares the responses to one "
-            f"prompt; make it with samples_per_prompt={samples_per_prompt or DEFAULT_GROUP}"
+            f"prompt; make it with samples_per_prompt={samples_per_prompt or default}"
         )
     if samples_per_prompt is not None and samples_per_prompt != k:
         raise ValueError(f"expected an environment with samples_per_prompt={samples_per_prompt}, got {k}")

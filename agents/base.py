@@ -23,9 +23,9 @@ from torch import Tensor
 
 from rlhf_gym.agents import saving
 from rlhf_gym.agents.arguments import (
-    DEFAULT_GROUP,
     SAVED,
     KLLoss,
+    LearnsFrom,
     check_counts,
     check_groups,
     check_kl_loss,
@@ -60,9 +60,18 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     policy: LMActorCriticPolicy
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LMPolicy": LMActorCriticPolicy}
+    label: ClassVar[str]
+    """What tables and reports call the agent."""
+    learns_from: ClassVar[LearnsFrom] = "rewards"
+    """What the agent learns from."""
+    plays_rollouts: ClassVar[bool] = True
+    """Whether the policy that learns writes the responses that it learns from."""
     uses_critic: ClassVar[bool] = True
+    """Whether a value head is trained beside the policy."""
     compares_groups: ClassVar[bool] = False
-    """Whether it needs k > 1 responses to each prompt."""
+    """Whether the agent needs k > 1 responses to each prompt."""
+    default_group: ClassVar[int] = 1
+    """Responses to each prompt, where nobody says how many."""
     saved_arguments: ClassVar[tuple[str, ...]] = SAVED
     """Constructor arguments that its file holds, the learning rate aside."""
 
@@ -103,7 +112,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if not self.uses_critic:
             check_no_critic(type(self).__name__, policy_kwargs or {})
         if isinstance(env, str):
-            k = (samples_per_prompt or DEFAULT_GROUP) if self.compares_groups else None
+            k = (samples_per_prompt or self.default_group) if self.compares_groups else None
             env = make_env(env, n_envs=n_envs, samples_per_prompt=k)
         self.n_episodes, self.batch_size, self.n_epochs = n_episodes, batch_size or n_episodes, n_epochs
         self.micro_batch_size, self.samples_per_prompt = micro_batch_size, samples_per_prompt
@@ -163,7 +172,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """The environment is one this agent can learn in."""
         if self.compares_groups:
             check_groups(
-                type(self).__name__, env, n_episodes=self.n_episodes, samples_per_prompt=self.samples_per_prompt
+                type(self).__name__,
+                env,
+                n_episodes=self.n_episodes,
+                samples_per_prompt=self.samples_per_prompt,
+                default=self.default_group,
             )
 
     def _setup_model(self) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 
-from rlhf_gym.agents.arguments import make_env, unwrap_env
+from rlhf_gym.agents.arguments import LearnsFrom, make_env, unwrap_env
 from rlhf_gym.agents.reference import check_reference, draw_from_reference
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.best_of_n import best_of_n_kl
@@ -63,6 +63,14 @@ class BestOfN:
         n_envs: slots, where `env` is an id.
         seed: of the draws; they go on from call to call.
     """
+
+    label: ClassVar[str] = "best of n"
+    learns_from: ClassVar[LearnsFrom] = "nothing"
+    plays_rollouts: ClassVar[bool] = False
+    uses_critic: ClassVar[bool] = False
+    compares_groups: ClassVar[bool] = False
+    default_group: ClassVar[int] = 16
+    """n, where nobody says how many."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlhf_gym.agents.arguments import LEARNER, LearnerArguments, check_words
+from rlhf_gym.agents.arguments import LEARNER, LearnerArguments, LearnsFrom, check_words
 from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
 from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize
@@ -83,6 +83,9 @@ class DPO(TokenAlgorithm):
         arguments: what every learner takes: see `LearnerArguments`; `micro_batch_size` counts responses, too.
     """
 
+    label: ClassVar[str] = "DPO"
+    learns_from: ClassVar[LearnsFrom] = "preferences"
+    plays_rollouts: ClassVar[bool] = False
     uses_critic: ClassVar[bool] = False
     saved_arguments: ClassVar[tuple[str, ...]] = (*LEARNER, "beta", "loss", "label_smoothing")
 

@@ -54,8 +54,10 @@ class TokenGRPO(TokenAlgorithm):
         arguments: what every agent takes: see `TokenArguments`.
     """
 
+    label: ClassVar[str] = "GRPO"
     uses_critic: ClassVar[bool] = False
     compares_groups: ClassVar[bool] = True
+    default_group: ClassVar[int] = 4
     saved_arguments: ClassVar[tuple[str, ...]] = (
         *SAVED, "clip_range", "scale_by_std", "aggregation", "samples_per_prompt",
     )  # fmt: skip

@@ -36,6 +36,7 @@ class TokenPPO(TokenAlgorithm, PPO):
         arguments: what every agent takes: see `TokenArguments`.
     """
 
+    label: ClassVar[str] = "PPO"
     saved_arguments: ClassVar[tuple[str, ...]] = (
         *SAVED, "gamma", "gae_lambda", "normalize_advantage", "vf_coef", "clip_range", "clip_range_vf",
     )  # fmt: skip

@@ -43,6 +43,7 @@ class TokenReinforce(TokenAlgorithm):
         arguments: what every agent takes: see `TokenArguments`.
     """
 
+    label: ClassVar[str] = "REINFORCE"
     uses_critic: ClassVar[bool] = False
     saved_arguments: ClassVar[tuple[str, ...]] = (*SAVED, "baseline", "normalize_advantage")
 

@@ -36,8 +36,10 @@ class TokenRLOO(TokenAlgorithm):
         arguments: what every agent takes: see `TokenArguments`.
     """
 
+    label: ClassVar[str] = "RLOO"
     uses_critic: ClassVar[bool] = False
     compares_groups: ClassVar[bool] = True
+    default_group: ClassVar[int] = 4
     saved_arguments: ClassVar[tuple[str, ...]] = (*SAVED, "samples_per_prompt")
 
     def __init__(
