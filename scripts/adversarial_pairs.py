@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from studies import kept, quiet_run, spread, study_config, task_from_sft
+from study import kept, quiet_run, spread, study_config, task_from_sft
 
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import Run, prepare
@@ -49,7 +49,7 @@ def main() -> None:
     print(f"\n{a.labels} labels, then {a.pairs} more; {a.seeds} seeds, mean ± standard error")
     print(f"{'':44}" + "".join(f"{arm:>20}" for arm in ARMS))
     for name in found[0]["before"]:
-        cells = [spread([f[arm][name] for f in found], percent=name.startswith("r_φ")) for arm in ARMS]
+        cells = [spread([f[arm][name] for f in found], form=".1%" if name.startswith("r_φ") else ".2f") for arm in ARMS]
         print(f"{name:44}" + "".join(f"{cell:>20}" for cell in cells))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from studies import quiet_run, read_trajectory, study_config
+from study import quiet_run, read_trajectory, study_config
 
 from rlhf_gym.agents import LMActorCriticPolicy, TokenPPO
 from rlhf_gym.envs.reviews import reviews_vector_env

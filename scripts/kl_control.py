@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
-from studies import kept, mean_and_error
+from study import kept, mean_and_error
 
 import rlhf_gym  # noqa: F401  (registers the environments)
 from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, KLController, TokenPPO

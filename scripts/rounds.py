@@ -23,7 +23,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from studies import kept, mean_and_error, quiet_run, task_from_sft
+from study import kept, mean_and_error, quiet_run, task_from_sft
 
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline.comparison import EqualDifference, difference_at_equal

@@ -1,6 +1,7 @@
 """The circle: pretrain → SFT → collect preferences → reward model → PPO → evaluate → report, into a run folder."""
 
 from rlhf_gym.pipeline.preparation import Run, prepare
+from rlhf_gym.pipeline.samples import Samples, draw, gold_scores, log_probs, proxy_scores
 from rlhf_gym.pipeline.stages import Interrupted, execute, run
 from rlhf_gym.report import write_report
 from rlhf_gym.runs.agent_config import PPOConfig
@@ -25,10 +26,15 @@ __all__ = [
     "Run",
     "RunConfig",
     "RunFolder",
+    "Samples",
     "TaskConfig",
     "default_config",
+    "draw",
     "execute",
+    "gold_scores",
+    "log_probs",
     "prepare",
+    "proxy_scores",
     "run",
     "write_report",
 ]

@@ -9,8 +9,10 @@ from rlhf_gym.runs.config import (
     TaskConfig,
     default_config,
 )
-from rlhf_gym.runs.folder import RunFolder
+from rlhf_gym.runs.folder import RunFolder, StageName
 from rlhf_gym.runs.monitor_config import MonitorConfig
+from rlhf_gym.runs.records import doublings, iterations, read_jsonl
+from rlhf_gym.runs.summaries import count
 
 __all__ = [
     "CollectConfig",
@@ -20,6 +22,11 @@ __all__ = [
     "RewardConfig",
     "RunConfig",
     "RunFolder",
+    "StageName",
     "TaskConfig",
+    "count",
     "default_config",
+    "doublings",
+    "iterations",
+    "read_jsonl",
 ]

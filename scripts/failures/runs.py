@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from studies import quiet_run, study_config, task_from_sft
+from study import quiet_run, study_config, task_from_sft
 
 from failures.measures import Arm
 from rlhf_gym.pipeline import prepare

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from studies import Trajectory, kept, quiet_run, study_config, task_from_sft
+from study import Trajectory, kept, quiet_run, study_config, task_from_sft
 
 from remedy_study.arms import NONE, Arm, Source
 from rlhf_gym.lm import Shared, load_causal_lm, quiet_transformers

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from studies import mean_and_error
+from study import mean_and_error
 
 from remedy_study.arms import NONE, Arm
 from remedy_study.runs import trajectory

