@@ -333,7 +333,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def token_weights(self, batch: EpisodeBatch, size: MinibatchSize) -> Tensor:
         """How much each episode's tokens count in the loss, (B, 1): all alike, unless a subclass says otherwise."""
-        return batch.log_probs.new_ones(len(batch.lengths), 1)
+        return batch.log_probs.new_ones(len(batch.mask), 1)
 
     def _policy_loss(
         self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize, *, clip_range: float = math.inf

@@ -109,7 +109,7 @@ class BestOfN:
         episodes = [drawn.episodes[i * self.n + int(j)] for i, j in enumerate(chosen)]
         tokenizer = self.engine.tokenizer
         return BestResponses(
-            decode(tokenizer, [e.input_ids[: e.prompt_length].tolist() for e in episodes]),
+            decode(tokenizer, [e.prompt_ids.tolist() for e in episodes]),
             decode(tokenizer, [e.response_ids.tolist() for e in episodes]),
             scores[np.arange(len(scores)), chosen],
             scores,

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_gym.envs.episode import Episode
-from rlhf_gym.envs.token_reward import stack_rows
+from rlhf_gym.envs.episode import Episode, stack_rows
 from rlhf_gym.functional.returns import gae
 from rlhf_gym.functional.whitening import masked_whiten
 
@@ -19,13 +18,11 @@ class EpisodeBatch(NamedTuple):
     """Some episodes, right-padded to the longest among them."""
 
     input_ids: Tensor
-    """Prompt and response, (B, L) int64."""
-    prompt_lengths: Tensor
-    """(B,) int64."""
-    lengths: Tensor
-    """Tokens of prompt and response, (B,) int64."""
+    """All tokens, (B, L) int64."""
+    action_mask: Tensor
+    """True where the token is an action, (B, L) bool."""
     mask: Tensor
-    """Real actions, (B, T) bool."""
+    """Real places of the rows packed by action below, (B, T) bool."""
     log_probs: Tensor
     """log π_old(a_t|s_t), (B, T)."""
     values: Tensor
@@ -60,14 +57,12 @@ class EpisodeBuffer:
         if not episodes:
             raise ValueError("expected at least one episode, got none")
         self.episodes = list(episodes)
-        ids, lengths = stack_rows(self.episodes)
-        self.input_ids, self.lengths = torch.from_numpy(ids), torch.from_numpy(lengths)  # (E, L), (E,)
-        self.prompt_lengths = torch.tensor([e.prompt_length for e in self.episodes])  # (E,)
-        self.response_lengths = self.lengths - self.prompt_lengths  # (E,)
+        self.input_ids, self.action_mask, self.lengths = stack_rows(self.episodes)  # (E, L), (E, L), (E,)
+        self.response_lengths = self.action_mask.sum(dim=1)  # (E,)
         width = int(self.response_lengths.max())
         self.mask = torch.arange(width) < self.response_lengths[:, None]  # (E, T)
         self.log_probs = pad(log_probs, width)
-        self.values = pad(values, width) if values is not None else torch.zeros(len(ids), width)
+        self.values = pad(values, width) if values is not None else torch.zeros(len(self.episodes), width)
         self.lower_states = lower_states
         self.rewards = torch.zeros_like(self.log_probs)
         self.ref_log_probs = torch.zeros_like(self.log_probs)
@@ -114,8 +109,7 @@ class EpisodeBuffer:
 
         return EpisodeBatch(
             input_ids=take(self.input_ids, length),
-            prompt_lengths=self.prompt_lengths[index].to(device),
-            lengths=self.lengths[index].to(device),
+            action_mask=take(self.action_mask, length),
             mask=take(self.mask, width),
             log_probs=take(self.log_probs, width),
             values=take(self.values, width),

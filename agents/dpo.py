@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Unpack, get_args
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -20,10 +19,11 @@ from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
 from rlhf_gym.agents.reference import check_reference, draw_from_reference
 from rlhf_gym.agents.walk import walk
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
+from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.functional.losses import dpo_loss
 from rlhf_gym.functional.whitening import zero_masked
 from rlhf_gym.lm.generation import token_log_probs
-from rlhf_gym.lm.tokens import encode_prompts, encode_responses, pad_rows
+from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 
 DPOKind = Literal["sigmoid", "ipo"]
 
@@ -277,7 +277,7 @@ def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pair
                 )
             if max(row) >= env.vocab_size:
                 raise ValueError(f"expected token ids below {env.vocab_size}, got {max(row)} in preference {i}")
-            episodes.append(Episode(len(episodes), 0, np.array(row, dtype=np.int64), len(prompt), "stop"))
+            episodes.append(Episode.of_response(prompt, side[i], "stop", number=len(episodes)))
     return Pairs(episodes, [])
 
 
@@ -288,9 +288,7 @@ def with_reference(pairs: Pairs, env: TokenVectorEnv, *, chunk: int = 1024) -> P
     found: list[np.ndarray] = []
     for start in range(0, len(pairs.episodes), chunk):
         part = pairs.episodes[start : start + chunk]
-        ids, _ = pad_rows([e.input_ids.tolist() for e in part])  # (B, L)
-        first = torch.tensor([e.prompt_length for e in part])
-        lengths = torch.tensor([len(e.input_ids) for e in part])
-        table = token_log_probs(reference, torch.from_numpy(ids), lengths, first=first).numpy()  # (B, L)
-        found += [row[e.prompt_length : len(e.input_ids)] for row, e in zip(table, part, strict=True)]
+        rows = stack_rows(part)
+        table = token_log_probs(reference, rows.input_ids, rows.lengths, mask=rows.action_mask)  # (B, L)
+        found += at_actions(table, part)
     return Pairs(pairs.episodes, found)

@@ -19,9 +19,9 @@ def group_returns(buffer: EpisodeBuffer, samples_per_prompt: int) -> Tensor:
     k = samples_per_prompt
     for start in range(0, len(buffer), k):
         group = buffer.episodes[start : start + k]
-        first = group[0].input_ids[: group[0].prompt_length]
+        first = group[0].prompt_ids
         for episode in group[1:]:
-            prompt = episode.input_ids[: episode.prompt_length]
+            prompt = episode.prompt_ids
             if not np.array_equal(first, prompt):
                 raise ValueError(
                     f"expected episodes {group[0].number} … {group[0].number + k - 1} to answer one prompt, got "

@@ -104,7 +104,7 @@ class TokenGRPO(TokenAlgorithm):
         """(B, 1): 1, or the minibatch's mean length over the episode's own, so that all episodes count alike."""
         if self.aggregation == "token":
             return super().token_weights(batch, size)
-        return (size.tokens / size.episodes) / (batch.lengths - batch.prompt_lengths)[:, None]
+        return (size.tokens / size.episodes) / batch.mask.sum(dim=1, keepdim=True)
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> MinibatchLoss:
         """−L^CLIP."""

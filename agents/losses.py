@@ -46,7 +46,6 @@ def token_kl(
         return estimate(evaluation.log_probs[batch.mask], batch.ref_log_probs[batch.mask])
     with torch.no_grad():
         hidden = reference.hidden_states(batch.input_ids.to(reference.device))  # (B, L, H)
-        column = torch.arange(batch.input_ids.shape[1] - 1, device=batch.lengths.device)
-        acts = (column >= batch.prompt_lengths[:, None] - 1) & (column < batch.lengths[:, None] - 1)  # (B, L - 1)
-        ref_states = hidden[:, :-1][acts.to(hidden.device)]  # (n, H')
+        acted_from = batch.action_mask[:, 1:].to(hidden.device)  # (B, L - 1)
+        ref_states = hidden[:, :-1][acted_from]  # (n, H')
     return policy.vocabulary_kl(evaluation.states, reference, ref_states)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs import Episode
-from rlhf_gym.envs.token_reward import TokenReward, stack_rows
+from rlhf_gym.envs.episode import at_actions, stack_rows
+from rlhf_gym.envs.token_reward import TokenReward
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.lora import merged
 from rlhf_gym.lm.parts import LMParts
@@ -82,13 +83,9 @@ class MovingReference:
             log_probs: log π of each one's actions, (T_e,) each.
         """
         assert self._initial is not None, "begins with learn()"
-        ids, lengths = stack_rows(episodes)  # (E, L), (E,)
-        first = torch.tensor([episode.prompt_length for episode in episodes])
-        scored = token_log_probs(self._initial, torch.from_numpy(ids), torch.from_numpy(lengths), first=first)  # (E, L)
-        self.start_log_probs = [
-            row[episode.prompt_length : len(episode.input_ids)]
-            for row, episode in zip(scored.cpu().numpy(), episodes, strict=True)
-        ]
+        rows = stack_rows(episodes)
+        scored = token_log_probs(self._initial, rows.input_ids, rows.lengths, mask=rows.action_mask)  # (E, L)
+        self.start_log_probs = at_actions(scored, episodes)
         own = np.array([values.sum(dtype=np.float64) for values in log_probs])  # (E,)
         return float((own - scored.double().sum(dim=1).cpu().numpy()).mean())
 

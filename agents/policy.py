@@ -302,8 +302,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     def evaluate_episodes(
         self,
         input_ids: Tensor,
-        prompt_lengths: Tensor,
-        lengths: Tensor,
+        action_mask: Tensor,
         *,
         with_entropy: bool = True,
         lower_states: Tensor | None = None,
@@ -311,7 +310,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         """Log-probabilities, values and entropies of whole episodes in one forward, differentiable.
 
         Args:
-            input_ids: (B, L) right-padded; prompt_lengths, lengths: (B,).
+            input_ids: (B, L) right-padded.
+            action_mask: True where the token is an action, (B, L) bool.
             with_entropy: also let gradients through the entropy; else it is computed without.
             lower_states: what the frozen lower layers give for these rows, (B, L, H), from `lower_states`.
         """
@@ -321,22 +321,16 @@ class LMActorCriticPolicy(ActorCriticPolicy):
                 hidden = self.parts.hidden_states(acted_from)  # (B, L - 1, H)
             else:
                 hidden = self.split.upper(lower_states[:, :-1])  # (B, L - 1, H)
-        column = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
-        acts = (column >= prompt_lengths[:, None] - 1) & (column < lengths[:, None] - 1)  # (B, L - 1) states acted from
+        acts = action_mask[:, 1:]  # (B, L - 1): whether the next token is an action
         states = hidden[acts]  # (n, H)
         log_probs, entropies = self._taken(states, input_ids[:, 1:][acts], with_entropy=with_entropy)  # (n,) each
         if self.value_trunk is not None:
             with self.autocast():
                 hidden = self._value_parts.hidden_states(acted_from)  # (B, L - 1, H')
         values = self.value_head(hidden[acts])  # (n,)
-
-        width = int((lengths - prompt_lengths).max())
-        place = torch.arange(width, device=input_ids.device) < (lengths - prompt_lengths)[:, None]  # (B, T)
-
-        def spread(flat: Tensor) -> Tensor:
-            return flat.new_zeros(place.shape).masked_scatter(place, flat)
-
-        return EpisodeEvaluation(spread(log_probs), spread(values), spread(entropies), states)
+        return EpisodeEvaluation(
+            _by_row(log_probs, action_mask), _by_row(values, action_mask), _by_row(entropies, action_mask), states
+        )
 
     @torch.no_grad()
     def lower_states(self, input_ids: Tensor, *, batch_size: int = 64) -> LowerStates | None:
@@ -347,16 +341,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             chunks = [self.split.lower(rows.to(self.device)) for rows in input_ids.split(batch_size)]
         return LowerStates(self.split, torch.cat(chunks))
 
-    def episode_values(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        """V(s_t) of whole episodes, right-padded with 0: (B, L), (B,), (B,) → (B, T)."""
+    def episode_values(self, input_ids: Tensor, action_mask: Tensor) -> Tensor:
+        """V(s_t) of whole episodes, right-padded with 0: (B, L), (B, L) → (B, T)."""
         with self.autocast():
-            hidden = self._value_parts.hidden_states(input_ids)  # (B, L, H')
-        width = int((lengths - prompt_lengths).max())
-        place = torch.arange(width, device=input_ids.device)  # (T,)
-        state = (prompt_lengths[:, None] - 1 + place).clamp(max=input_ids.shape[1] - 1)  # (B, T)
-        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
-        values = self.value_head(hidden[rows, state])  # (B, T)
-        return values.masked_fill(place >= (lengths - prompt_lengths)[:, None], 0)
+            hidden = self._value_parts.hidden_states(input_ids[:, :-1])  # (B, L - 1, H')
+        return _by_row(self.value_head(hidden[action_mask[:, 1:]]), action_mask)  # (B, T)
 
     def vocabulary_kl(self, states: Tensor, reference: LMParts, ref_states: Tensor) -> Tensor:
         """KL(π‖π_ref) over the whole vocabulary, (n,), differentiable, from last hidden states (n, H) and (n, H')."""
@@ -401,3 +390,10 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     def _distribution(self, logits: Tensor) -> CategoricalDistribution:
         return CategoricalDistribution(logits.shape[-1]).proba_distribution(action_logits=logits)
+
+
+def _by_row(flat: Tensor, action_mask: Tensor) -> Tensor:
+    """What is known of each action, (n,) row by row, as right-padded rows (B, T)."""
+    counts = action_mask.sum(dim=1, keepdim=True)  # (B, 1)
+    places = torch.arange(int(counts.max()), device=flat.device) < counts  # (B, T)
+    return flat.new_zeros(places.shape).masked_scatter(places, flat)

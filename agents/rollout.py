@@ -12,8 +12,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.buffer import EpisodeBuffer
 from rlhf_gym.agents.policy import LMActorCriticPolicy
-from rlhf_gym.envs.episode import Episode, EpisodeRewards
-from rlhf_gym.envs.token_reward import stack_rows
+from rlhf_gym.envs.episode import Episode, EpisodeRewards, stack_rows
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.lm.split import LowerStates
 
@@ -87,7 +86,7 @@ def collect_episodes(
         """Each episode's own stretch of a (steps, N) table: it stayed in one slot, a step a token."""
         return [table[last + 1 - e.response_length : last + 1, e.slot] for last, e, _ in ended]
 
-    lower = policy.lower_states(torch.from_numpy(stack_rows(episodes)[0]))
+    lower = policy.lower_states(stack_rows(episodes).input_ids)
     if policy.bf16:  # acting rounds differently from training: what is trained on is what training would say
         trained = evaluated(policy, episodes, lower)
         episode_log_probs = trained.log_probs
@@ -132,13 +131,11 @@ def evaluated(
     result = Evaluated([], [], [])
     for start in range(0, len(episodes), batch_size):
         chunk = episodes[start : start + batch_size]
-        ids, lengths = stack_rows(chunk)
-        prompts = torch.tensor([e.prompt_length for e in chunk])
+        ids, action_mask, _ = stack_rows(chunk)
         states = None if lower is None else lower.states[start : start + batch_size, : ids.shape[1]]
         found = policy.evaluate_episodes(
-            torch.from_numpy(ids).to(policy.device),
-            prompts.to(policy.device),
-            torch.from_numpy(lengths).to(policy.device),
+            ids.to(policy.device),
+            action_mask.to(policy.device),
             with_entropy=False,
             lower_states=states,
         )
@@ -154,13 +151,8 @@ def values_of(policy: LMActorCriticPolicy, episodes: list[Episode], *, batch_siz
     result: list[np.ndarray] = []
     for start in range(0, len(episodes), batch_size):
         chunk = episodes[start : start + batch_size]
-        ids, lengths = stack_rows(chunk)
-        prompts = torch.tensor([e.prompt_length for e in chunk])
-        table = policy.episode_values(
-            torch.from_numpy(ids).to(policy.device),
-            prompts.to(policy.device),
-            torch.from_numpy(lengths).to(policy.device),
-        )
+        ids, action_mask, _ = stack_rows(chunk)
+        table = policy.episode_values(ids.to(policy.device), action_mask.to(policy.device))
         result += [row[: e.response_length] for row, e in zip(table.cpu().numpy(), chunk, strict=True)]
     return result
 

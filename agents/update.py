@@ -63,8 +63,7 @@ def minibatch_gradient(agent: TokenAlgorithm, rows: np.ndarray) -> dict[str, flo
         batch = buffer.batch(part, agent.device)
         evaluation = policy.evaluate_episodes(
             batch.input_ids,
-            batch.prompt_lengths,
-            batch.lengths,
+            batch.action_mask,
             with_entropy=agent.ent_coef != 0,
             lower_states=batch.lower_states,
         )

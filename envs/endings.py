@@ -39,6 +39,6 @@ def ending_info(
     info["response_length"] = episode.response_length
     info["finish_reason"] = episode.finish_reason
     if tokenizer is not None:
-        prompt_ids = episode.input_ids[: episode.prompt_length]
-        info["prompt"], info["response"] = decode(tokenizer, [prompt_ids.tolist(), episode.response_ids.tolist()])
+        texts = decode(tokenizer, [episode.prompt_ids.tolist(), episode.response_ids.tolist()])
+        info["prompt"], info["response"] = texts
     return info

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from rlhf_gym.lm.tokens import ActionRows
 
 Observation = dict[str, np.ndarray]
 """`input_ids` (N, L) int64 and `attention_mask` (N, L) int8, left-aligned and right-padded."""
@@ -22,21 +25,52 @@ class Episode:
     slot: int
     """The slot it was played in."""
     input_ids: np.ndarray
-    """Prompt, then response with its stop token, shape (P + T,) int64."""
-    prompt_length: int
-    """P."""
+    """All tokens in their order: the prompt, then the response with its stop token, shape (L,) int64."""
+    action_mask: np.ndarray
+    """True where the token is an action of the policy, shape (L,) bool. The state of an action is all before it."""
     finish_reason: str
     """`"stop"` at a stop token, `"length"` at `max_new_tokens`."""
+
+    def __post_init__(self) -> None:
+        if self.action_mask.shape != self.input_ids.shape or self.action_mask.dtype != np.bool_:
+            raise ValueError(
+                f"expected an action_mask of bool and of input_ids' shape {self.input_ids.shape}, got "
+                f"{self.action_mask.dtype} of shape {self.action_mask.shape}"
+            )
+        if not self.action_mask.any() or self.action_mask[0]:
+            raise ValueError(
+                "expected at least one action, and at least one token before the first, got action_mask "
+                f"{self.action_mask.astype(int).tolist()}"
+            )
+
+    @classmethod
+    def of_response(
+        cls,
+        prompt_ids: Sequence[int] | np.ndarray,
+        response_ids: Sequence[int] | np.ndarray,
+        finish_reason: str,
+        *,
+        number: int = 0,
+        slot: int = 0,
+    ) -> Episode:
+        """The episode of a prompt and one response to it, every token of which is an action."""
+        input_ids = np.array([*prompt_ids, *response_ids], dtype=np.int64)
+        return cls(number, slot, input_ids, np.arange(len(input_ids)) >= len(prompt_ids), finish_reason)
 
     @property
     def response_length(self) -> int:
         """T, the number of actions."""
-        return len(self.input_ids) - self.prompt_length
+        return int(self.action_mask.sum())
 
     @property
     def response_ids(self) -> np.ndarray:
         """The actions, shape (T,)."""
-        return self.input_ids[self.prompt_length :]
+        return self.input_ids[self.action_mask]
+
+    @property
+    def prompt_ids(self) -> np.ndarray:
+        """The tokens before the first action, shape (P,)."""
+        return self.input_ids[: int(self.action_mask.argmax())]
 
 
 class EpisodeScores(NamedTuple):
@@ -89,3 +123,21 @@ class ActionLogProb(Protocol):
     def action_log_prob(self, observation: Observation, action: np.ndarray) -> np.ndarray | Tensor:
         """log π(a|s) of each slot's action, shape (N,); what it says of parked slots (empty mask) is not read."""
         ...
+
+
+def stack_rows(episodes: Sequence[Episode]) -> ActionRows:
+    """Episodes as right-padded rows."""
+    lengths = torch.tensor([len(episode.input_ids) for episode in episodes])  # (E,)
+    shape = (len(episodes), int(lengths.max()))
+    input_ids = torch.zeros(shape, dtype=torch.int64)  # (E, L)
+    action_mask = torch.zeros(shape, dtype=torch.bool)  # (E, L)
+    for row, episode in enumerate(episodes):
+        input_ids[row, : lengths[row]] = torch.from_numpy(episode.input_ids)
+        action_mask[row, : lengths[row]] = torch.from_numpy(episode.action_mask)
+    return ActionRows(input_ids, action_mask, lengths)
+
+
+def at_actions(table: Tensor, episodes: Sequence[Episode]) -> list[np.ndarray]:
+    """What a table (E, L) over all tokens says of each episode's actions, (T_e,) each."""
+    rows = table.cpu().numpy()  # (E, L)
+    return [row[: len(e.input_ids)][e.action_mask] for row, e in zip(rows, episodes, strict=True)]

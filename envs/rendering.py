@@ -33,10 +33,11 @@ def slot_view(
 
     Returns and advantages are known at its end; deferred rewards are not known to the environment at all.
     """
-    prompt, end = int(slots.prompt_lengths[slot]), int(slots.lengths[slot])
-    tokens = slots.ids[slot, prompt:end].tolist()
+    acted = slots.action_mask[slot]  # (L,)
+    tokens = slots.ids[slot, acted].tolist()
+    prompt = int(acted.argmax()) if tokens else int(slots.lengths[slot])
     text = str(tokenizer.decode(slots.ids[slot, :prompt].tolist()))
-    taken = slice(0, end - prompt)
+    taken = slice(0, len(tokens))
     known: dict[str, Any] = {}
     if not deferred:
         known["rewards"] = slots.rewards[slot, taken].copy()
@@ -44,7 +45,7 @@ def slot_view(
             known["log_probs"] = slots.log_probs[slot, taken].copy()
             known["ref_log_probs"] = known["log_probs"] - slots.log_ratios[slot, taken]
     critic, values = getattr(policy, "predict_values", None), None
-    if critic is not None and end > prompt:
+    if critic is not None and tokens:
         states = {key: torch.from_numpy(value) for key, value in slots.states(slot).items()}
         with torch.no_grad():
             values = critic(states).cpu().numpy().reshape(-1)  # (T,)

@@ -23,38 +23,37 @@ class Slots:
         self.pad_token_id = pad_token_id
         self.ids = np.full((num_slots, width), pad_token_id, dtype=np.int64)  # (N, L)
         self.lengths = np.zeros(num_slots, dtype=np.int64)  # (N,); 0 where parked
-        self.prompt_lengths = np.zeros(num_slots, dtype=np.int64)  # (N,)
+        self.action_mask = np.zeros((num_slots, width), dtype=bool)  # (N, L)
+        self.response_lengths = np.zeros(num_slots, dtype=np.int64)  # (N,), actions taken
         self.numbers = np.zeros(num_slots, dtype=np.int64)  # (N,) of the episode in the slot
         self.log_ratios = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
         self.log_probs = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
         self.rewards = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
         self._columns = np.arange(width)
 
-    @property
-    def response_lengths(self) -> np.ndarray:
-        """Actions taken in each slot, (N,)."""
-        return self.lengths - self.prompt_lengths
-
     def park(self, slot: int) -> None:
         """Empty a slot."""
         self.ids[slot] = self.pad_token_id
-        self.lengths[slot] = self.prompt_lengths[slot] = 0
+        self.action_mask[slot] = False
+        self.lengths[slot] = self.response_lengths[slot] = 0
         self.log_ratios[slot] = self.log_probs[slot] = self.rewards[slot] = 0
 
     def begin(self, slot: int, prompt: Sequence[int], number: int) -> None:
         """Start an episode in a slot."""
         self.park(slot)
         self.ids[slot, : len(prompt)] = prompt
-        self.lengths[slot] = self.prompt_lengths[slot] = len(prompt)
+        self.lengths[slot] = len(prompt)
         self.numbers[slot] = number
 
     def append(self, acting: np.ndarray, actions: np.ndarray, log_ratios: np.ndarray, log_probs: np.ndarray) -> None:
         """Write an action, its log-ratio and its log π, (N,) each, in the slots that act, (N,) bool."""
         rows = np.flatnonzero(acting)
         self.ids[rows, self.lengths[rows]] = actions[rows]
+        self.action_mask[rows, self.lengths[rows]] = True
         self.log_ratios[rows, self.response_lengths[rows]] = log_ratios[rows]
         self.log_probs[rows, self.response_lengths[rows]] = log_probs[rows]
         self.lengths[rows] += 1
+        self.response_lengths[rows] += 1
 
     def earn(self, acting: np.ndarray, rewards: np.ndarray) -> None:
         """Note the reward (N,) of the action just appended, in the slots that acted, (N,) bool."""
@@ -67,7 +66,7 @@ class Slots:
             number=int(self.numbers[slot]),
             slot=int(slot),
             input_ids=self.ids[slot, : self.lengths[slot]].copy(),
-            prompt_length=int(self.prompt_lengths[slot]),
+            action_mask=self.action_mask[slot, : self.lengths[slot]].copy(),
             finish_reason=finish_reason,
         )
 
@@ -79,6 +78,6 @@ class Slots:
 
     def states(self, slot: int) -> Observation:
         """The states the actions of a slot's response were taken from, one a row: (T, L)."""
-        lengths = np.arange(self.prompt_lengths[slot], self.lengths[slot])  # (T,)
+        lengths = np.flatnonzero(self.action_mask[slot])  # (T,): a state holds what stands before its action
         ids = np.repeat(self.ids[slot][None], len(lengths), axis=0)  # (T, L)
         return {"input_ids": ids, "attention_mask": (self._columns < lengths[:, None]).astype(np.int8)}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_gym.envs.episode import Episode, EpisodeRewards, EpisodeScores
+from rlhf_gym.envs.episode import Episode, EpisodeRewards, EpisodeScores, at_actions, stack_rows
 from rlhf_gym.envs.shaping import ScoreTerm, Shaping
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import token_log_probs
@@ -107,9 +107,7 @@ class TokenReward:
         """Score of each episode, shaped and as r_φ gave it."""
         if not episodes:
             return EpisodeScores(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float32))
-        ids, lengths = stack_rows(episodes)
-        prompts = torch.tensor([e.prompt_length for e in episodes])
-        scored, members = score_with_members(self.scorer, torch.from_numpy(ids), prompts, torch.from_numpy(lengths))
+        scored, members = score_with_members(self.scorer, *stack_rows(episodes))
         raw = scored.cpu().numpy()  # (E,)
         shaped = self.shaping(episodes, raw) if self.shaping else raw  # (E,)
         unfinished = np.array([e.finish_reason == "length" for e in episodes])
@@ -133,17 +131,16 @@ class TokenReward:
         shape = (len(episodes), int(lengths.max(initial=0)))
         ref_log_probs = np.zeros(shape, dtype=np.float32)  # (E, T)
         if self.reference is not None and len(episodes):
-            ids, row_lengths = stack_rows(episodes)
-            first = torch.tensor([e.prompt_length for e in episodes])
+            rows = stack_rows(episodes)
             scored = token_log_probs(
                 self.reference,
-                torch.from_numpy(ids),
-                torch.from_numpy(row_lengths),
-                first=first,
+                rows.input_ids,
+                rows.lengths,
+                mask=rows.action_mask,
                 lower=None if lower is None else self._own_lower(lower),
-            ).numpy()  # (E, L)
-            for row, episode in enumerate(episodes):
-                ref_log_probs[row, : lengths[row]] = scored[row, episode.prompt_length : row_lengths[row]]
+            )  # (E, L)
+            for row, values in enumerate(at_actions(scored, episodes)):
+                ref_log_probs[row, : lengths[row]] = values
         log_ratios = -ref_log_probs  # (E, T)
         for row, values in enumerate(log_probs if log_probs is not None else ()):
             if len(values) < lengths[row]:
@@ -164,12 +161,3 @@ class TokenReward:
         if self._split is None or self._split.num_lower != lower.split.num_lower:
             self._split = Split(self.reference, lower.split.num_lower)
         return LowerStates(self._split, lower.states) if self._split.same_below(lower.split) else None
-
-
-def stack_rows(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded ids (E, L) and lengths (E,) of episodes."""
-    lengths = np.array([len(e.input_ids) for e in episodes])
-    ids = np.zeros((len(episodes), int(lengths.max())), dtype=np.int64)
-    for row, episode in enumerate(episodes):
-        ids[row, : lengths[row]] = episode.input_ids
-    return ids, lengths

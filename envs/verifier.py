@@ -41,7 +41,7 @@ class AddVerifier:
     def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
         if self.tokenizer is None:
             raise TypeError("expected AddVerifier in an environment's shaping=(…), or with a tokenizer of its own")
-        prompts = decode(self.tokenizer, [e.input_ids[: e.prompt_length].tolist() for e in episodes])
+        prompts = decode(self.tokenizer, [e.prompt_ids.tolist() for e in episodes])
         responses = decode(self.tokenizer, [e.response_ids.tolist() for e in episodes])
         said = check_scores(self.function(prompts, responses), len(episodes), source=f"the verifier {self.function!r}")
         return scores + self.coef * said.astype(np.float64)

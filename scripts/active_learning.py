@@ -124,24 +124,20 @@ def candidate_pairs(
     state: dict[Candidate, np.ndarray] = {}
     for i, temperature in enumerate(TEMPERATURES):
         samples = draw(policy, task, copies, seed=2 * seed + i, temperature=temperature)
-        ids, starts, lengths = samples.rows()  # (B, L), (B,), (B,)
+        ids, action_mask, _ = samples.rows()  # (B, L), (B, L), (B,)
         for rows in torch.arange(len(ids)).split(256):
-            features = summed_states(policy, ids[rows], starts[rows], lengths[rows])  # (b, D)
+            features = summed_states(policy, ids[rows], action_mask[rows])  # (b, D)
             for row, feature in zip(rows.tolist(), features, strict=True):
                 state.setdefault(Candidate(samples.prompts[row], samples.responses[row]), feature)
     return choose_pairs(list(state), "all", seed=seed), state
 
 
 @torch.no_grad()
-def summed_states(
-    policy: torch.nn.Module, ids: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor
-) -> np.ndarray:
-    """Embeddings and last states, each summed over the response: (b, L) → (b, 2H)."""
+def summed_states(policy: torch.nn.Module, ids: torch.Tensor, action_mask: torch.Tensor) -> np.ndarray:
+    """Embeddings and last states, each summed over the response: (b, L), (b, L) → (b, 2H)."""
     trunk = policy.base_model
     out = trunk(inputs_embeds=policy.get_input_embeddings()(ids), output_hidden_states=True).hidden_states
-    place = torch.arange(ids.shape[1])
-    mask = (place >= starts[:, None]) & (place < lengths[:, None])  # (b, L)
-    return torch.cat([(h * mask[..., None]).sum(dim=1) for h in (out[0], out[-1])], dim=1).double().numpy()
+    return torch.cat([(h * action_mask[..., None]).sum(dim=1) for h in (out[0], out[-1])], dim=1).double().numpy()
 
 
 def fit_linear(features: np.ndarray, wins: np.ndarray, weight: np.ndarray) -> np.ndarray:

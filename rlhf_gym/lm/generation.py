@@ -96,23 +96,19 @@ class _Slots:
         self.prompts = prompts
         self.ids = np.zeros((num_slots, width), dtype=np.int64)  # (N, L)
         self.lengths = np.zeros(num_slots, dtype=np.int64)
-        self.prompt_lengths = np.zeros(num_slots, dtype=np.int64)
+        self.response_lengths = np.zeros(num_slots, dtype=np.int64)
         self.log_probs = np.zeros((num_slots, width), dtype=np.float32)
         self.index = np.zeros(num_slots, dtype=np.int64)
         self.next = 0
         for slot in range(num_slots):
             self.refill(slot)
 
-    @property
-    def response_lengths(self) -> np.ndarray:
-        return self.lengths - self.prompt_lengths
-
     def refill(self, slot: int) -> None:
-        self.lengths[slot] = self.prompt_lengths[slot] = 0
+        self.lengths[slot] = self.response_lengths[slot] = 0
         if self.next < len(self.prompts):
             prompt = self.prompts[self.next]
             self.ids[slot, : len(prompt)] = prompt
-            self.lengths[slot] = self.prompt_lengths[slot] = len(prompt)
+            self.lengths[slot] = len(prompt)
             self.index[slot] = self.next
             self.next += 1
 
@@ -124,6 +120,7 @@ class _Slots:
         self.ids[rows, self.lengths[rows]] = tokens[rows]
         self.log_probs[rows, self.lengths[rows]] = log_probs[rows]
         self.lengths[rows] += 1
+        self.response_lengths[rows] += 1
         ended = []
         for slot in rows:
             if int(tokens[slot]) in stops:
@@ -133,10 +130,13 @@ class _Slots:
         return ended
 
     def take(self, slot: int, reason: str) -> Generation:
-        first, last = self.prompt_lengths[slot], self.lengths[slot]
-        row = self.ids[slot]
+        last = self.lengths[slot]
+        drawn = slice(last - self.response_lengths[slot], last)
         result = Generation(
-            row[:first].tolist(), row[first:last].tolist(), reason, self.log_probs[slot, first:last].copy()
+            self.prompts[self.index[slot]],
+            self.ids[slot, drawn].tolist(),
+            reason,
+            self.log_probs[slot, drawn].copy(),
         )
         self.refill(slot)
         return result
@@ -164,7 +164,7 @@ def token_log_probs(
     input_ids: Tensor,
     lengths: Tensor,
     *,
-    first: Tensor | None = None,
+    mask: Tensor | None = None,
     params: SamplingParams | None = None,
     batch_size: int | None = None,
     lower: LowerStates | None = None,
@@ -174,26 +174,27 @@ def token_log_probs(
     Args:
         input_ids: left-aligned rows (B, L) int64.
         lengths: real tokens of each row (B,).
-        first: first position to score in each row (B,), by default 1; logits are computed only where needed.
+        mask: tokens to score, (B, L) bool, such as an episode's actions; by default every token that has one before
+            it. Logits are computed only where needed.
         params: temperature (masks are not for whole sequences); the model's own distribution by default.
         batch_size: rows in one forward; what suits the device by default.
         lower: what the model's lower layers give for these rows; only the upper ones are then run.
 
     Returns:
-        (B, L) fp32 on the CPU; 0 before `first` and at padding.
+        (B, L) fp32 on the CPU; 0 at all other places.
     """
     parts = model if isinstance(model, LMParts) else LMParts(model)
     temperature = 1.0 if params is None else params.temperature
     out = torch.zeros(input_ids.shape, dtype=torch.float32)  # (B, L)
-    start = torch.ones_like(lengths) if first is None else first
+    if mask is None:
+        mask = torch.arange(input_ids.shape[1]) < lengths[:, None]  # (B, L)
     order = torch.argsort(lengths)  # batches of like length waste least
     for rows in order.split(batch_size or rows_at_once(parts.device)):
         width = int(lengths[rows].max())
         if width < 2:  # one token: nothing came before it
             continue
         ids = input_ids[rows, :width].to(parts.device)  # (b, l)
-        column = torch.arange(1, width)
-        wanted = (column >= start[rows, None]) & (column < lengths[rows, None])  # (b, l - 1)
+        wanted = mask[rows, 1:width]  # (b, l - 1)
         if lower is None:
             states = parts.hidden_states(ids[:, :-1])  # (b, l - 1, H)
         else:

@@ -7,11 +7,23 @@ tokenizer whose pad token is its end-of-sequence token (GPT-2, Llama) needs no c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ActionRows(NamedTuple):
+    """Right-padded rows that say which of their tokens are actions of a policy."""
+
+    input_ids: Tensor
+    """All tokens, (B, L) int64."""
+    action_mask: Tensor
+    """True where the token is an action, (B, L) bool; False at padding."""
+    lengths: Tensor
+    """Tokens of each row, (B,) int64."""
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
@@ -84,6 +96,14 @@ def pad_rows(
         ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
     return ids, mask
+
+
+def pad_responses(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> ActionRows:
+    """Each prompt and the response to it as one row; the response's tokens are the actions."""
+    ids, mask = pad_rows([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)])  # (B, L)
+    starts = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
+    real = torch.from_numpy(mask) != 0  # (B, L)
+    return ActionRows(torch.from_numpy(ids), real & (torch.arange(ids.shape[1]) >= starts[:, None]), real.sum(dim=1))
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

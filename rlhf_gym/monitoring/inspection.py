@@ -85,7 +85,7 @@ def inspect_episodes(
         values = said.values[row] if critic else None
         views.append(
             EpisodeView(
-                prompt=decode(engine.tokenizer, [episode.input_ids[: episode.prompt_length].tolist()])[0],
+                prompt=decode(engine.tokenizer, [episode.prompt_ids.tolist()])[0],
                 tokens=tuple(token_texts(engine.tokenizer, episode.response_ids.tolist())),
                 log_probs=said.log_probs[row],
                 ref_log_probs=None if engine.token_reward.reference is None else earned.ref_log_probs[row, taken],
@@ -131,13 +131,7 @@ def make_episodes(
     for number, row in enumerate(rows):
         _check_response(row, number, stops, env)
     return [
-        Episode(
-            number=number,
-            slot=0,
-            input_ids=np.array([*prompt, *row], dtype=np.int64),
-            prompt_length=len(prompt),
-            finish_reason="stop" if row[-1] in stops else "length",
-        )
+        Episode.of_response(prompt, row, "stop" if row[-1] in stops else "length", number=number)
         for number, (prompt, row) in enumerate(zip(prompt_rows, rows, strict=True))
     ]
 

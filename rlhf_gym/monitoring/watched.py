@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import explained_variance as stock_explained_variance
@@ -15,7 +14,7 @@ from torch import Tensor
 from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.logs import explained_variance
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenEnv, TokenVectorEnv
-from rlhf_gym.envs.token_reward import stack_rows
+from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.monitoring.measures import Watched
 from rlhf_gym.rewards import RewardEnsemble, SharedTrunkEnsemble, episode_scorer, score_with_members
@@ -116,10 +115,9 @@ class Finished:
         reference = engine.token_reward.reference
         if reference is None:
             return None
-        ids, lengths = stack_rows(self._episodes)
-        first = torch.tensor([e.prompt_length for e in self._episodes])
-        table = token_log_probs(reference, torch.from_numpy(ids), torch.from_numpy(lengths), first=first).numpy()
-        return [row[e.prompt_length : len(e.input_ids)] for row, e in zip(table, self._episodes, strict=True)]
+        rows = stack_rows(self._episodes)
+        table = token_log_probs(reference, rows.input_ids, rows.lengths, mask=rows.action_mask)  # (E, L)
+        return at_actions(table, self._episodes)
 
 
 def cut(table: Tensor, lengths: Sequence[int]) -> list[np.ndarray]:
@@ -132,8 +130,6 @@ def member_scores(
 ) -> np.ndarray:
     """What each member of an ensemble says of an environment's episodes, (members, E)."""
     scorer = episode_scorer(ensemble, engine.tokenizer, vocab_size=engine.vocab_size, stop_ids=engine.stop_token_ids)
-    ids, lengths = stack_rows(episodes)
-    prompts = torch.tensor([e.prompt_length for e in episodes])
-    _, each = score_with_members(scorer, torch.from_numpy(ids), prompts, torch.from_numpy(lengths))
+    _, each = score_with_members(scorer, *stack_rows(episodes))
     assert each is not None
     return each.cpu().numpy()

@@ -115,7 +115,7 @@ class Watch(BaseCallback):
             assert isinstance(agent, TokenAlgorithm) and agent.buffer is not None
             episodes = agent.buffer.episodes
             tokenizer = agent.engine.tokenizer
-            prompts = decode(tokenizer, [e.input_ids[: e.prompt_length].tolist() for e in episodes])
+            prompts = decode(tokenizer, [e.prompt_ids.tolist() for e in episodes])
             responses = decode(tokenizer, [e.response_ids.tolist() for e in episodes])
             scores = check_scores(self.gold(prompts, responses), len(episodes), source="the gold reward")
             self.logger.record("rlhf/gold", float(scores.mean()))

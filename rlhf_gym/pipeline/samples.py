@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_gym.functional import distinct_n
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.sampling import SamplingParams
-from rlhf_gym.lm.tokens import decode, encode_prompts, pad_rows, stop_token_ids
+from rlhf_gym.lm.tokens import ActionRows, decode, encode_prompts, pad_responses, stop_token_ids
 from rlhf_gym.rewards import LearnedReward, RewardFunction, check_scores, episode_scorer
 from rlhf_gym.tasks import Task
 
@@ -49,11 +49,9 @@ class Samples:
         """Whether each came to its end by itself, (B,)."""
         return np.array([g.finish_reason == "stop" for g in self.generations])
 
-    def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Token ids (B, L), prompt lengths (B,) and lengths (B,)."""
-        rows = [[*g.prompt_ids, *g.response_ids] for g in self.generations]
-        starts = torch.tensor([len(g.prompt_ids) for g in self.generations])
-        return torch.from_numpy(pad_rows(rows)[0]), starts, torch.tensor([len(row) for row in rows])
+    def rows(self) -> ActionRows:
+        """Prompts and responses as padded rows of tokens."""
+        return pad_responses([g.prompt_ids for g in self.generations], [g.response_ids for g in self.generations])
 
 
 def draw(
@@ -81,8 +79,9 @@ def draw(
 
 def proxy_scores(reward: LearnedReward, tokenizer: PreTrainedTokenizerBase, samples: Samples) -> np.ndarray:
     """r_φ of each response, normalised, (B,)."""
-    ids, starts, lengths = samples.rows()
-    scores = episode_scorer(reward, tokenizer)(ids.to(reward.device), starts, lengths)
+    rows = samples.rows()
+    scorer = episode_scorer(reward, tokenizer)
+    scores = scorer(rows.input_ids.to(reward.device), rows.action_mask, rows.lengths)  # (B,)
     return scores.cpu().numpy().astype(np.float64)
 
 
@@ -94,9 +93,9 @@ def gold_scores(gold: RewardFunction, samples: Samples) -> np.ndarray:
 
 def log_probs(model: PreTrainedModel, samples: Samples) -> list[np.ndarray]:
     """log π of each response's tokens under the model's own distribution, (T_b,) each."""
-    ids, starts, lengths = samples.rows()
-    table = token_log_probs(model, ids, lengths, first=starts).numpy()  # (B, L)
-    return [row[a:b] for row, a, b in zip(table, starts.tolist(), lengths.tolist(), strict=True)]
+    rows = samples.rows()
+    table = token_log_probs(model, rows.input_ids, rows.lengths, mask=rows.action_mask)  # (B, L)
+    return [row[acted].numpy() for row, acted in zip(table, rows.action_mask, strict=True)]
 
 
 def distinct_2(responses: Sequence[str]) -> float:

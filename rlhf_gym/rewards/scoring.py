@@ -24,8 +24,8 @@ Route = Literal["tokens", "text", "members"]
 class EpisodeScorer(Protocol):
     """Scores (B,) float32 of episodes given as right-padded rows (B, L): prompt, then response.
 
-    `prompt_lengths` and `lengths` (B,) count the tokens of the prompt and of the whole row. The scores stand on
-    `input_ids`' device.
+    `action_mask` (B, L) is True where the token is an action; `lengths` (B,) counts the tokens of the whole row. The
+    scores stand on `input_ids`' device.
     """
 
     @property
@@ -33,7 +33,7 @@ class EpisodeScorer(Protocol):
         """What is read: "tokens" as they were sampled, "text" after decoding, "members" each by its own route."""
         ...
 
-    def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor: ...
+    def __call__(self, input_ids: Tensor, action_mask: Tensor, lengths: Tensor) -> Tensor: ...
 
 
 def episode_scorer(
@@ -84,19 +84,19 @@ def episode_scorer(
 
 
 def score_with_members(
-    scorer: EpisodeScorer, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor
+    scorer: EpisodeScorer, input_ids: Tensor, action_mask: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Scores (B,), and each member's (members, B) where an ensemble scores; None where it is no ensemble."""
     if isinstance(scorer, _MemberRoutes):
-        members = scorer.each(input_ids, prompt_lengths, lengths)  # (members, B)
+        members = scorer.each(input_ids, action_mask, lengths)  # (members, B)
         return scorer.ensemble.combine(members), members
     if isinstance(scorer, _TokenRoute | _TextRoute) and isinstance(scorer.reward, SharedTrunkEnsemble):
-        rows = scorer.rows(input_ids, prompt_lengths, lengths)
+        rows = scorer.rows(input_ids, action_mask, lengths)
         members = scorer.reward.member_scores(*rows, batch_size=scorer.batch_size)  # (members, B)
         scores = scorer.reward.combine(members)
         check_scores(scores.cpu().numpy(), len(input_ids), source="the ensemble")
         return scores.to(input_ids.device), members
-    return scorer(input_ids, prompt_lengths, lengths), None
+    return scorer(input_ids, action_mask, lengths), None
 
 
 class ScoreError(ValueError):
@@ -135,10 +135,11 @@ def _shares_tokens(
     return reward.reads == "last_token" and reward.tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
-def _split(input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompt and response ids of each row, without the padding."""
+def _split(input_ids: Tensor, action_mask: Tensor, lengths: Tensor) -> tuple[list[list[int]], list[list[int]]]:
+    """What stands before the first action of each row, and the rest without the padding."""
     rows = input_ids.tolist()
-    cuts = list(zip(prompt_lengths.tolist(), lengths.tolist(), strict=True))
+    starts = action_mask.int().argmax(dim=1).tolist()  # (B,)
+    cuts = list(zip(starts, lengths.tolist(), strict=True))
     prompts = [row[:start] for row, (start, _) in zip(rows, cuts, strict=True)]
     responses = [row[start:end] for row, (start, end) in zip(rows, cuts, strict=True)]
     return prompts, responses
@@ -150,13 +151,13 @@ class _TokenRoute:
     batch_size: int
     route: Route = "tokens"
 
-    def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        rows = self.rows(input_ids, prompt_lengths, lengths)
+    def __call__(self, input_ids: Tensor, action_mask: Tensor, lengths: Tensor) -> Tensor:
+        rows = self.rows(input_ids, action_mask, lengths)
         scores = self.reward.score_tokens(*rows, batch_size=self.batch_size)  # (B,)
         check_scores(scores.cpu().numpy(), len(input_ids), source="the reward model")
         return scores
 
-    def rows(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, input_ids: Tensor, action_mask: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What the reward model reads, (B, L), and its mask, (B, L)."""
         places = torch.arange(input_ids.shape[1], device=input_ids.device)  # (L,)
         return input_ids, places < lengths.to(input_ids.device)[:, None]
@@ -170,15 +171,15 @@ class _TextRoute:
     batch_size: int
     route: Route = "text"
 
-    def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        rows = self.rows(input_ids, prompt_lengths, lengths)
+    def __call__(self, input_ids: Tensor, action_mask: Tensor, lengths: Tensor) -> Tensor:
+        rows = self.rows(input_ids, action_mask, lengths)
         scores = self.reward.score_tokens(*rows, batch_size=self.batch_size)  # (B,)
         check_scores(scores.numpy(), len(input_ids), source="the reward model")
         return scores.to(input_ids.device)
 
-    def rows(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, input_ids: Tensor, action_mask: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What the reward model reads, (B, L'), and its mask, (B, L')."""
-        prompts, responses = _split(input_ids, prompt_lengths, lengths)
+        prompts, responses = _split(input_ids, action_mask, lengths)
         closed = [bool(response) and response[-1] in self.stop_ids for response in responses]
         texts = decode(self.tokenizer, prompts), decode(self.tokenizer, responses)
         ids, mask = pad_rows(self.reward.encode(*texts, closed=closed))  # (B, L')
@@ -191,8 +192,8 @@ class _FunctionRoute:
     tokenizer: PreTrainedTokenizerBase
     route: Route = "text"
 
-    def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        prompts, responses = _split(input_ids, prompt_lengths, lengths)
+    def __call__(self, input_ids: Tensor, action_mask: Tensor, lengths: Tensor) -> Tensor:
+        prompts, responses = _split(input_ids, action_mask, lengths)
         scores = self.function(decode(self.tokenizer, prompts), decode(self.tokenizer, responses))
         values = check_scores(scores, len(input_ids), source=f"the reward function {self.function!r}")  # (B,)
         return torch.from_numpy(values).to(input_ids.device)
@@ -204,9 +205,9 @@ class _MemberRoutes:
     members: tuple[EpisodeScorer, ...]
     route: Route = "members"
 
-    def __call__(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        return self.ensemble.combine(self.each(input_ids, prompt_lengths, lengths))
+    def __call__(self, input_ids: Tensor, action_mask: Tensor, lengths: Tensor) -> Tensor:
+        return self.ensemble.combine(self.each(input_ids, action_mask, lengths))
 
-    def each(self, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
+    def each(self, input_ids: Tensor, action_mask: Tensor, lengths: Tensor) -> Tensor:
         """Each member's scores, (members, B)."""
-        return torch.stack([member(input_ids, prompt_lengths, lengths) for member in self.members])
+        return torch.stack([member(input_ids, action_mask, lengths) for member in self.members])

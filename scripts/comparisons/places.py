@@ -208,7 +208,7 @@ class Reviews:
 
 def _generation(episode: Episode) -> Generation:
     return Generation(
-        episode.input_ids[: episode.prompt_length].tolist(),
+        episode.prompt_ids.tolist(),
         episode.response_ids.tolist(),
         episode.finish_reason,
         np.zeros(episode.response_length, np.float32),

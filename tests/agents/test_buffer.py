@@ -13,7 +13,7 @@ LENGTHS = [(2, 3), (1, 1), (4, 5), (3, 2), (1, 5), (2, 1), (2, 4)]
 def episodes():
     rng = np.random.default_rng(0)
     return [
-        Episode(i, i % 3, rng.integers(3, 20, size=p + t), p, "length" if t == 5 else "stop")
+        Episode(i, i % 3, rng.integers(3, 20, size=p + t), np.arange(p + t) >= p, "length" if t == 5 else "stop")
         for i, (p, t) in enumerate(LENGTHS)
     ]
 
@@ -61,8 +61,7 @@ def test_batches_are_cut_to_their_longest():
     batch = make_buffer().batch(np.array([1, 5, 0]))
     assert batch.input_ids.shape == (3, 5)
     assert batch.mask.shape == batch.log_probs.shape == batch.returns.shape == (3, 3)
-    assert batch.lengths.tolist() == [2, 3, 5]
-    assert batch.prompt_lengths.tolist() == [1, 2, 2]
+    assert batch.action_mask.int().tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 1]]
 
 
 def test_advantages_are_those_of_each_episode_alone_and_whitened_over_real_tokens():

@@ -83,7 +83,7 @@ def returns_buffer(returns, lengths=None, prompts=None):
     lengths = lengths or [2] * len(returns)
     prompts = prompts or [[3]] * len(returns)
     rows = zip(prompts, lengths, strict=True)
-    episodes = [Episode(i, 0, np.array([*p, *[4] * n]), len(p), "stop") for i, (p, n) in enumerate(rows)]
+    episodes = [Episode.of_response(p, [4] * n, "stop", number=i) for i, (p, n) in enumerate(rows)]
     buffer = EpisodeBuffer(episodes, [np.zeros(n, np.float32) for n in lengths], None)
     rewards = np.zeros(tuple(buffer.mask.shape), np.float32)
     rewards[np.arange(len(returns)), np.array(lengths) - 1] = returns
@@ -154,7 +154,7 @@ def test_before_the_first_update_the_ratio_is_one(name):
     assert len(set(buffer.response_lengths.tolist())) > 1
     agent.policy.set_training_mode(True)
     with torch.no_grad():
-        evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.prompt_lengths, buffer.lengths)
+        evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.action_mask)
     assert float((evaluation.log_probs - buffer.log_probs)[buffer.mask].abs().max()) < 1e-4
     assert minibatch_gradient(agent, np.arange(16))["train/approx_kl"] < 1e-8
 
@@ -241,7 +241,7 @@ def test_grpos_two_ways_to_take_the_mean(aggregation):
     """Over all tokens, or over each response's and then over responses; micro-batch by micro-batch."""
     agent = make_agent("grpo", aggregation=aggregation)
     buffer = collect(agent)
-    evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.prompt_lengths, buffer.lengths)
+    evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.action_mask)
     ratio = torch.where(buffer.mask, (evaluation.log_probs - buffer.log_probs).exp(), 0)
     objective = (ratio * buffer.advantages).detach()  # nothing is clipped at ratio 1
     expected = (
@@ -252,7 +252,7 @@ def test_grpos_two_ways_to_take_the_mean(aggregation):
     size, total = MinibatchSize(buffer.num_tokens, 16), 0.0
     for rows in np.array_split(np.arange(16), 3):
         batch = buffer.batch(rows)
-        part = agent.policy.evaluate_episodes(batch.input_ids, batch.prompt_lengths, batch.lengths)
+        part = agent.policy.evaluate_episodes(batch.input_ids, batch.action_mask)
         total += agent.minibatch_loss(batch, part, size).loss.detach()
     assert total == pytest.approx(-float(expected), abs=1e-6)
     other = objective.sum() / buffer.num_tokens - (objective.sum(dim=1) / buffer.response_lengths).mean()
@@ -294,7 +294,7 @@ def test_groups_are_checked_before_any_work(name, tmp_path):
 def test_the_groups_of_a_rollout_share_their_prompts():
     agent = make_agent("rloo", word_env(5))  # 5 slots: a group's episodes are played at different times
     buffer = collect(agent)
-    prompts = [tuple(e.input_ids[: e.prompt_length]) for e in buffer.episodes]
+    prompts = [tuple(e.prompt_ids) for e in buffer.episodes]
     assert all(len(set(prompts[i : i + 4])) == 1 for i in range(0, 16, 4))
     assert len(set(prompts)) == 4
     buffer.episodes[5], buffer.episodes[12] = buffer.episodes[12], buffer.episodes[5]

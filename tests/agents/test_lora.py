@@ -91,7 +91,7 @@ def log_ratio_at_start(agent):
     buffer = agent.buffer
     batch = buffer.batch(np.arange(len(buffer)), agent.device)
     with torch.no_grad():
-        again = agent.policy.evaluate_episodes(batch.input_ids, batch.prompt_lengths, batch.lengths)
+        again = agent.policy.evaluate_episodes(batch.input_ids, batch.action_mask)
     ratios = [x - buffer.ref_log_probs for x in (buffer.log_probs, again.log_probs)]
     return max(float(ratio[batch.mask].abs().max()) for ratio in ratios)
 

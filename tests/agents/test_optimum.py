@@ -147,7 +147,7 @@ def solved(seed=0, *, temperature=1.0):
     with torch.no_grad():
         agent.policy.value_head.linear.weight.copy_(torch.from_numpy(np.concatenate(tables))[None])
     rows = np.concatenate([np.zeros((64, 1), np.int64), toy.strings.numpy()], axis=1)
-    episodes = [Episode(i, i, row, 1, "length") for i, row in enumerate(rows)]
+    episodes = [Episode.of_response(row[:1], row[1:], "length", number=i, slot=i) for i, row in enumerate(rows)]
     with torch.no_grad():
         lengths = torch.full((64,), 4)
         evaluation = agent.policy.evaluate_episodes(torch.from_numpy(rows), torch.ones_like(lengths), lengths)
@@ -161,7 +161,7 @@ def solved(seed=0, *, temperature=1.0):
 def gradient_size(agent):
     """Largest entry of the unwhitened policy gradient and of the whole update's gradient."""
     buffer, policy = agent.buffer, agent.policy
-    evaluation = policy.evaluate_episodes(buffer.input_ids, buffer.prompt_lengths, buffer.lengths)
+    evaluation = policy.evaluate_episodes(buffer.input_ids, buffer.action_mask)
     loss = policy_gradient_loss(evaluation.log_probs, buffer.advantages, buffer.mask)
     (gradient,) = torch.autograd.grad(loss, policy.model.table.weight)
     minibatch_gradient(agent, np.arange(64))

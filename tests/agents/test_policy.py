@@ -44,7 +44,7 @@ def collected(model="gpt2", sampling=None, *, critic="shared", n_episodes=24, **
 
 def evaluated(agent, buffer=None):
     buffer = buffer or agent.buffer
-    return agent.policy.evaluate_episodes(buffer.input_ids, buffer.prompt_lengths, buffer.lengths)
+    return agent.policy.evaluate_episodes(buffer.input_ids, buffer.action_mask)
 
 
 def steps_of(agent):
@@ -53,7 +53,7 @@ def steps_of(agent):
     width = agent.observation_space["input_ids"].shape[0]
     for row, episode in enumerate(agent.buffer.episodes):
         for t, action in enumerate(episode.response_ids):
-            n = episode.prompt_length + t
+            n = len(episode.prompt_ids) + t
             states.append(np.pad(episode.input_ids[:n], (0, width - n)))
             masks.append(np.arange(width) < n)
             actions.append(action)
@@ -202,7 +202,7 @@ def test_nothing_depends_on_extra_padding_or_on_what_stands_in_it():
     ids = torch.nn.functional.pad(agent.buffer.input_ids, (0, 9), value=7)
     places = torch.arange(ids.shape[1]) >= agent.buffer.lengths[:, None]
     ids = torch.where(places, 11, ids)
-    padded = agent.policy.evaluate_episodes(ids, agent.buffer.prompt_lengths, agent.buffer.lengths)
+    padded = agent.policy.evaluate_episodes(ids, torch.nn.functional.pad(agent.buffer.action_mask, (0, 9)))
     for one, other in zip(plain, padded, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 

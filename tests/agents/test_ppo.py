@@ -95,7 +95,7 @@ def test_both_timings_give_the_same_rollout(critic):
         buffer = collect(agent)
         rollouts.append(buffer)
         with torch.no_grad():
-            evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.prompt_lengths, buffer.lengths)
+            evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.action_mask)
         torch.testing.assert_close(buffer.values, evaluation.values, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(buffer.log_probs, evaluation.log_probs, atol=1e-5, rtol=1e-5)
     for name in ("input_ids", "log_probs", "values", "rewards", "ref_log_probs", "advantages", "returns"):
@@ -200,7 +200,7 @@ def test_the_kl_in_the_loss_is_the_mean_over_tokens(kl_loss):
     with torch.no_grad():
         for row, episode in enumerate(buffer.episodes):
             ids = torch.from_numpy(episode.input_ids)[None]
-            acts = slice(episode.prompt_length - 1, -1)
+            acts = np.append(episode.action_mask[1:], False)
             own, ref = agent.policy.model(ids).logits[0, acts], reference(ids).logits[0, acts]
             if kl_loss == "full":
                 total += float(full_kl(own, ref).sum())
@@ -247,7 +247,7 @@ def test_what_is_logged_of_a_rollout_are_means_over_its_episodes_and_tokens():
     assert line["rlhf/return"] == pytest.approx(line["rlhf/score"] - 0.1 * line["rlhf/kl"], abs=1e-5)
     assert line["rlhf/return"] == pytest.approx(line["rollout/ep_rew_mean"], abs=1e-5)
     with torch.no_grad():
-        evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.prompt_lengths, buffer.lengths)
+        evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.action_mask)
     assert line["rlhf/entropy"] == pytest.approx(float(evaluation.entropy[buffer.mask].mean()), rel=0.05)
     assert 0 <= line["rlhf/entropy"] <= np.log(29)
     assert line["train/explained_variance"] == pytest.approx(0.0, abs=1e-5)  # values were 0

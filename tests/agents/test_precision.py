@@ -84,7 +84,7 @@ def test_in_bf16_the_ratio_is_one_before_the_first_update_and_learning_works(dev
     learner.collect_rollouts(learner.env, callback)
     batch = learner.buffer.batch(np.arange(8), learner.device)
     with torch.no_grad():
-        again = learner.policy.evaluate_episodes(batch.input_ids, batch.prompt_lengths, batch.lengths)
+        again = learner.policy.evaluate_episodes(batch.input_ids, batch.action_mask)
     assert float((again.log_probs - batch.log_probs)[batch.mask].abs().max()) < 1e-4
     before = {name: value.clone() for name, value in learner.policy.state_dict().items()}
     learner.learn(80)

@@ -297,13 +297,10 @@ def test_kl_is_to_the_moving_reference_and_kl_initial_to_the_first(timing, polic
 
         def _on_rollout_end(self):
             buffer, moving = self.model.buffer, self.model.moving_reference
-            ids, mask = pad_rows([e.input_ids.tolist() for e in buffer.episodes])
-            lengths = torch.from_numpy(mask).long().sum(1)
-            first = torch.tensor([e.prompt_length for e in buffer.episodes])
             own = (buffer.log_probs * buffer.mask).sum()
             for model, found in ((moving._parts.model, self.model.mean_kl), (initial, self.model.mean_kl_initial)):
-                table = token_log_probs(model, torch.from_numpy(ids), lengths, first=first)
-                assert found == pytest.approx(float(own - table.sum()) / len(ids), abs=1e-4)
+                table = token_log_probs(model, buffer.input_ids, buffer.lengths, mask=buffer.action_mask)
+                assert found == pytest.approx(float(own - table.sum()) / len(buffer), abs=1e-4)
             checked.append(1)
 
     initial = env.token_reward.reference.model

@@ -333,7 +333,7 @@ def test_an_environment_with_other_prompts_begins_anew_and_says_so(tmp_path):
     with pytest.warns(UserWarning, match="expected an environment with 4 prompts, got 2: their order begins anew"):
         loaded = TokenPPO.load(tmp_path / "agent", word_env(prompts=[[3], [4, 5]]), device="cpu")
     go_on(loaded)
-    assert {e.prompt_length for e in loaded.buffer.episodes} == {1, 2}
+    assert {len(e.prompt_ids) for e in loaded.buffer.episodes} == {1, 2}
 
 
 class OtherPPO(TokenPPO):

@@ -45,7 +45,7 @@ def collect(agent):
 
 
 def prompt_of(episode):
-    return episode.input_ids[: episode.prompt_length].tolist()
+    return episode.prompt_ids.tolist()
 
 
 # -- DPO -----------------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_pairs_are_made_of_the_references_responses(timing):
         row = torch.from_numpy(episode.input_ids)
         with torch.no_grad():
             table = reference(row[None]).logits[0].log_softmax(-1)
-        expected = table[:-1].gather(1, row[1:, None])[episode.prompt_length - 1 :, 0]
+        expected = table[:-1].gather(1, row[1:, None])[episode.action_mask[1:], 0]
         np.testing.assert_allclose(log_probs, expected.numpy(), atol=1e-5)
     assert env.pending_episodes == []
 
@@ -118,7 +118,7 @@ def test_the_gradient_is_the_papers(loss):
     metrics = minibatch_gradient(agent, both(np.arange(8)))
     found = [p.grad.clone() for p in agent.policy.model.parameters()]
     agent.policy.optimizer.zero_grad()
-    evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.prompt_lengths, buffer.lengths)
+    evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.action_mask)
     own, ref = evaluation.log_probs.sum(1), buffer.ref_log_probs.sum(1)
     h = ((own - ref)[::2] - (own - ref)[1::2]).detach()
     slope = -0.3 * torch.sigmoid(-0.3 * h) if loss == "sigmoid" else 2 * (h - 1 / 0.6)
@@ -203,8 +203,8 @@ def population_gradient(toy, model, **overrides):
     agent = DPO("LMPolicy", env, policy_kwargs={"model": Shared(model), "use_cache": False}, device="cpu", **overrides)
     count = len(toy.strings)
     rows = torch.cat([torch.zeros(count, 1, dtype=torch.int64), toy.strings], dim=1)
-    lengths = torch.full((count,), rows.shape[1])
-    own = agent.policy.evaluate_episodes(rows, torch.ones_like(lengths), lengths).log_probs.sum(1).double()
+    acted = (torch.arange(rows.shape[1]) >= 1).expand_as(rows)
+    own = agent.policy.evaluate_episodes(rows, acted).log_probs.sum(1).double()
     ref = torch.from_numpy(toy.log_probs(toy.reference))
     h = (own - ref)[:, None] - (own - ref)[None, :]  # (64, 64)
     rewards = torch.from_numpy(toy.rewards)

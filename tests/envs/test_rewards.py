@@ -48,13 +48,13 @@ def scores_of(episodes, tokenizer=None):
     def text(ids):
         return tokenizer.decode(ids, skip_special_tokens=True)
 
-    return np.array([word_reward([text(e.input_ids[: e.prompt_length])], [text(e.response_ids)])[0] for e in episodes])
+    return np.array([word_reward([text(e.prompt_ids)], [text(e.response_ids)])[0] for e in episodes])
 
 
 def full_log_probs(model, episode):
     """log p of each action, from one forward over the whole episode alone."""
     ids = torch.from_numpy(episode.input_ids)[None]
-    return token_log_probs(model, ids, torch.tensor([ids.shape[1]]))[0, episode.prompt_length :].numpy()
+    return token_log_probs(model, ids, torch.tensor([ids.shape[1]]))[0, episode.action_mask].numpy()
 
 
 # -- the sum, in three routes --------------------------------------------------------------------------------------
@@ -326,9 +326,9 @@ def test_what_is_scored_and_trained_on_is_exactly_what_was_sampled():
     class Spy:
         route = original.route
 
-        def __call__(self, input_ids, prompt_lengths, lengths):
+        def __call__(self, input_ids, action_mask, lengths):
             seen.extend(row[:n].tolist() for row, n in zip(input_ids, lengths.tolist(), strict=True))
-            return original(input_ids, prompt_lengths, lengths)
+            return original(input_ids, action_mask, lengths)
 
     env.token_reward.scorer = Spy()
     assert env.token_reward.scorer.route == "tokens"

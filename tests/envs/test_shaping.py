@@ -32,7 +32,7 @@ ALL = (LengthPenalty(0.1, after=2), RepetitionPenalty(0.5, ngram=2), NormalizeSc
 
 def episodes_of(*responses):
     """Episodes with these response tokens, numbered in this order."""
-    return [Episode(n, 0, np.array([9, 9, *tokens]), 2, "length") for n, tokens in enumerate(responses)]
+    return [Episode.of_response([9, 9], tokens, "length", number=n) for n, tokens in enumerate(responses)]
 
 
 def shape(term, *responses, scores=None):
@@ -69,7 +69,7 @@ def test_normalize_score():
     numbers, seen = iter(range(100)), []
     for scores in rollouts:
         shaping.begin(endless=False)
-        episodes = [Episode(next(numbers), 0, np.array([9, 1]), 1, "stop") for _ in scores]
+        episodes = [Episode.of_response([9], [1], "stop", number=next(numbers)) for _ in scores]
         mean, std = (np.mean(seen), np.std(seen)) if seen else (0.0, 1.0)
         np.testing.assert_allclose(shaping(episodes, scores), (scores - mean) / std, rtol=1e-6)
         seen += scores.tolist()

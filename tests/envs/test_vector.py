@@ -105,7 +105,7 @@ def test_given_prompts_are_played_each_once_in_their_order():
         env.step(np.array([1, 1]))
         ended += env.last_step.episodes
     ended.sort(key=lambda e: e.number)
-    assert [e.input_ids[: e.prompt_length].tolist() for e in ended] == wanted
+    assert [e.prompt_ids.tolist() for e in ended] == wanted
     observation, _ = env.reset(options={"prompts": ["good film", "the plot was fun"]})
     tokenizer = tiny.tiny_tokenizer()
     assert rows(observation) == tokenizer(["good film", "the plot was fun"]).input_ids
@@ -136,7 +136,7 @@ def test_samples_per_prompt_come_in_a_row_and_every_prompt_once_a_pass():
     while not env.parked.all():
         env.step(np.full(4, 1))
         seen += env.last_step.episodes
-    prompts = [tuple(e.input_ids[: e.prompt_length]) for e in sorted(seen, key=lambda e: e.number)]
+    prompts = [tuple(e.prompt_ids) for e in sorted(seen, key=lambda e: e.number)]
     assert all(prompts[i] == prompts[i + 1] for i in range(0, 16, 2))
     for half in (prompts[:8], prompts[8:]):
         assert sorted(half) == sorted([tuple(p) for p in PROMPTS] * 2)

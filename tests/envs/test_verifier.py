@@ -63,7 +63,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_it_reads_texts_and_adds_its_word_by_hand() -> None:
-    episodes = [Episode(0, 0, np.array([18, 11, 3, 9, 1]), 2, "stop"), Episode(1, 1, np.array([18, 1]), 1, "stop")]
+    episodes = [Episode.of_response([18, 11], [3, 9, 1], "stop"), Episode.of_response([18], [1], "stop", number=1)]
     seen = []
 
     def spy(prompts: list[str], responses: list[str]) -> np.ndarray:
@@ -104,7 +104,7 @@ def test_r_phi_goes_on_reading_tokens_and_its_own_score_is_kept(timing: str, mon
 
 
 def test_errors_say_what_was_expected(module: str) -> None:
-    episode = [Episode(0, 0, np.array([3, 4]), 1, "stop")]
+    episode = [Episode.of_response([3], [4], "stop")]
     for name, message in (
         ("wrong_shape", r"the verifier .* to return 1 scores of shape \(1,\), got shape \(1, 1\)"),
         ("no_number", "finite scores from the verifier .*, got nan"),

@@ -116,13 +116,16 @@ def test_prompts_that_do_not_fit_say_so():
         generate(model, [[]], max_new_tokens=8, stop_token_ids=(1,))
 
 
-def test_token_log_probs_scores_only_real_tokens_after_first():
+def test_token_log_probs_scores_only_the_tokens_of_its_mask():
     model = tiny.tiny_gpt2()
     ids = torch.randint(3, 20, (3, 8))
     lengths = torch.tensor([8, 5, 6])
+    real = torch.arange(8) < lengths[:, None]
     all_of_them = token_log_probs(model, ids, lengths)
-    from_third = token_log_probs(model, ids, lengths, first=torch.tensor([3, 3, 3]), batch_size=2)
+    from_third = token_log_probs(model, ids, lengths, mask=real & (torch.arange(8) >= 3), batch_size=2)
     assert (all_of_them[:, 0] == 0).all()
     assert (all_of_them[1, 5:] == 0).all()
     assert (from_third[:, :3] == 0).all()
     torch.testing.assert_close(from_third[:, 3:], all_of_them[:, 3:], atol=1e-5, rtol=1e-5)
+    holes = torch.tensor([[0, 1, 0, 0, 1, 0, 1, 0], [0, 0, 0, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 1, 0, 0]]) != 0
+    torch.testing.assert_close(token_log_probs(model, ids, lengths, mask=holes), all_of_them * holes)

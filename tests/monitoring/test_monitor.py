@@ -35,7 +35,7 @@ from tests.toy import word_settings
 
 
 def episode(number, prompt, response, reason="stop"):
-    return Episode(number, 0, np.array([*prompt, *response]), len(prompt), reason)
+    return Episode.of_response(prompt, response, reason, number=number)
 
 
 def word_env(**overrides):
@@ -151,8 +151,8 @@ def test_a_token_agents_rollout_is_what_was_logged(timing):
     record, buffer, earned = monitor.records[-1], agent.buffer, agent.earned
     logged = agent.logger.name_to_value or {}
     assert not logged  # all of it was written
-    ids, lengths, prompts = buffer.input_ids, buffer.lengths, buffer.prompt_lengths
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    ids = buffer.input_ids
+    mask = torch.arange(ids.shape[1]) < buffer.lengths[:, None]
     members = reward.value.member_scores(ids, mask.long()).numpy()  # (3, E)
     np.testing.assert_allclose(earned.member_scores, members, atol=1e-5)
     assert record.figures["disagreement"] == pytest.approx(members.std(axis=0).mean(), abs=1e-5)
@@ -161,7 +161,7 @@ def test_a_token_agents_rollout_is_what_was_logged(timing):
     ratios = buffer.log_probs - buffer.ref_log_probs
     top = record.kl_tokens[0]
     token = agent.engine.tokenizer.convert_tokens_to_ids(top.text)
-    responses = ids[:, :][torch.stack([torch.arange(ids.shape[1]) >= p for p in prompts]) & mask]
+    responses = ids[buffer.action_mask]
     assert top.count == int((responses == token).sum())
     assert top.nats * len(buffer) == pytest.approx(float(ratios[buffer.mask][responses == token].sum()), abs=1e-4)
     assert sum(t.share for t in record.kl_tokens) <= 2 and record.tokens == agent.num_timesteps
@@ -175,7 +175,7 @@ def test_a_reference_that_follows_hides_no_drift_from_the_monitor():
     record, buffer = monitor.records[-1], agent.buffer
     rows = [
         token_log_probs(agent.engine.token_reward.reference, torch.from_numpy(e.input_ids)[None],
-                        torch.tensor([len(e.input_ids)]))[0, e.prompt_length :]
+                        torch.tensor([len(e.input_ids)]))[0, e.action_mask]
         for e in buffer.episodes
     ]  # fmt: skip
     nats = -sum(float(row.sum()) for row in rows) / int(buffer.response_lengths.sum())
@@ -254,10 +254,10 @@ def test_stock_episodes_have_their_own_figures(folder):
     for seen in kept:
         for e, score, own, ref in zip(seen.episodes, seen.scores, seen.log_probs, seen.ref_log_probs, strict=True):
             row, n = torch.from_numpy(e.input_ids)[None], torch.tensor([len(e.input_ids)])
-            np.testing.assert_allclose(own, token_log_probs(model, row, n)[0, e.prompt_length :], atol=1e-4)
-            reference = token_log_probs(env.token_reward.reference, row, n)[0, e.prompt_length :]
+            np.testing.assert_allclose(own, token_log_probs(model, row, n)[0, e.action_mask], atol=1e-4)
+            reference = token_log_probs(env.token_reward.reference, row, n)[0, e.action_mask]
             np.testing.assert_allclose(ref, reference, atol=1e-5)
-            prompt, response = decode(env.tokenizer, [e.input_ids[: e.prompt_length], e.response_ids])
+            prompt, response = decode(env.tokenizer, [e.prompt_ids, e.response_ids])
             assert score == pytest.approx(word_settings()["reward"]([prompt], [response])[0], abs=1e-5)
 
 

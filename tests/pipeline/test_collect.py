@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from rlhf_gym.lm.generation import generate, token_log_probs
+from rlhf_gym.lm.tokens import pad_responses
 from rlhf_gym.pipeline import prepare
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.candidates import draw_candidates, round_policies, take_turns, writers_of
@@ -149,10 +149,8 @@ def test_wide_beams_find_the_likeliest_of_all_responses() -> None:
     responses += [list(r) for r in product(others, repeat=3)]
     assert len(responses) == 85
     for prompt, generation in zip(prompts, found, strict=True):
-        rows = [[*prompt, *r] for r in responses]
-        ids = torch.tensor([row + [0] * (len(prompt) + 3 - len(row)) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        table = token_log_probs(model, ids, lengths, first=torch.full((85,), len(prompt)))  # (85, L)
+        ids, action_mask, lengths = pad_responses([prompt] * 85, responses)
+        table = token_log_probs(model, ids, lengths, mask=action_mask)  # (85, L)
         best = int(table.sum(dim=1).argmax())
         assert generation.response_ids == responses[best] and generation.prompt_ids == prompt
         assert generation.log_probs.sum() == pytest.approx(table[best].sum().item(), abs=1e-5)

@@ -27,7 +27,8 @@ OTHER_WORDS = tuple(reversed(WORDS))
 
 def episodes(pad: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     ids, mask = pad_rows([p + r for p, r in zip(PROMPTS, RESPONSES, strict=True)], pad_token_id=pad, length=12)
-    return torch.from_numpy(ids), torch.tensor([len(p) for p in PROMPTS]), torch.from_numpy(mask).sum(dim=1)
+    acted = (np.arange(12) >= np.array([len(p) for p in PROMPTS])[:, None]) & (mask != 0)  # (3, 12)
+    return torch.from_numpy(ids), torch.from_numpy(acted), torch.from_numpy(mask).sum(dim=1)
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])
@@ -58,9 +59,8 @@ def test_another_vocabulary_reads_the_text_in_its_own_tokens() -> None:
         of(["the", "film", "is", "not", "bad"]),  # cut: no EOS. The EOS in the prompt is no text.
         [*of(["very"]), EOS],
     ]
-    ids, prompt_lengths, lengths = episodes()
     expected = torch.cat([reward.score_tokens(torch.tensor([r]), torch.ones(1, len(r))) for r in rows])
-    torch.testing.assert_close(score(ids, prompt_lengths, lengths), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(score(*episodes()), expected, rtol=0, atol=1e-5)
 
 
 def test_other_stop_tokens_close_a_text_too() -> None:
