@@ -219,8 +219,9 @@ def test_stepping_is_recomputation(make, monkeypatch):
 def test_dropout_of_the_adapter_stays_off():
     policy = word_policy(environment(Shared(tiny_gpt2(seed=1))), lora={**PRETRAINED, "lora_dropout": 0.5})
     policy.set_training_mode(True)
-    ids, prompts, lengths = torch.arange(3, 13)[None], torch.tensor([4]), torch.tensor([10])
-    one, other = (policy.evaluate_episodes(ids, prompts, lengths).log_probs for _ in range(2))
+    ids = torch.arange(3, 13)[None]
+    action_mask = torch.arange(10)[None] >= 4
+    one, other = (policy.evaluate_episodes(ids, action_mask).log_probs for _ in range(2))
     assert torch.equal(one, other)
 
 
