@@ -63,7 +63,7 @@ def test_given_texts_and_ids_are_one(caplog: pytest.LogCaptureFixture) -> None:
     assert [view.tokens for view in by_text] == [("poor ", "fun ", "<eos> "), ("dull ", "<eos> ")]
     assert [str(a) for a in by_text] == [str(b) for b in by_ids]
     rows = torch.tensor([[*ids[0], *said[0]]])
-    expected = policy.evaluate_episodes(rows, torch.tensor([2]), torch.tensor([5]))
+    expected = policy.evaluate_episodes(rows, torch.arange(5)[None] >= 2)
     assert by_text[0].log_probs == pytest.approx(expected.log_probs[0].tolist(), abs=1e-5)
     assert by_text[0].values == pytest.approx(expected.values[0].tolist(), abs=1e-5)
     assert by_text[0].gae_lambda == 0.95 and by_text[0].finish_reason == "stop"
