@@ -1,7 +1,8 @@
-"""From rewards and values to advantages. Rows are episodes, right-padded; what comes after the end counts 0.
+"""From rewards and values to advantages. Rows are episodes; a mask says at which of their places the agent acted.
 
-Every episode here ends for good at its last real step (the horizon is part of the MDP), so nothing is bootstrapped
-beyond it. Each row comes out as it would alone, whatever its batch-mates and its padding.
+Time counts actions: nothing is discounted or bootstrapped across places where the agent did not act, be they padding
+or another's tokens. An episode ends for good at its last action, so nothing is bootstrapped beyond it. Each row comes
+out as it would alone, whatever stands beside it in the batch.
 """
 
 from __future__ import annotations
@@ -13,29 +14,18 @@ from rlhf_gym.functional._checks import check_in_range, check_rank, check_same_s
 from rlhf_gym.functional.whitening import zero_masked
 
 
-def _check_right_padded(mask: Tensor) -> None:
-    real = mask != 0  # (B, T)
-    resumes = (real[:, 1:] & ~real[:, :-1]).any(dim=1)  # (B,)
-    if resumes.any():
-        row = int(resumes.nonzero()[0])
-        raise ValueError(
-            f"expected a right-padded mask, real places first, got row {row}: {real[row].int().tolist()}. "
-            "Cut the response out of its sequence first."
-        )
-
-
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation: advantages Â_t and returns (the critic's targets) Â_t + V_t.
 
-    δ_t = r_t + γ·V_{t+1} − V_t,  Â_t = δ_t + γλ·Â_{t+1},  with V and Â after the last real step 0.
+    δ_t = r_t + γ·V_{t+1} − V_t,  Â_t = δ_t + γλ·Â_{t+1},  where t + 1 is the next action; after the last, V = Â = 0.
 
     Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation",
     arXiv 1506.02438, equation 16. λ=0 is the TD error, λ=1 the return minus the value.
 
     Args:
-        rewards: r_t, shape (B, T).
+        rewards: r_t of each action, shape (B, T); rewards at masked places are not read.
         values: V(s_t) of the state acted from, shape (B, T).
-        mask: real steps, shape (B, T), right-padded.
+        mask: places where the agent acted, shape (B, T); they need not stand side by side.
         gamma: γ, in [0, 1]; 1 in RLHF, where it lets the KL terms and the score add up to the objective.
         gae_lambda: λ, in [0, 1].
 
@@ -43,33 +33,35 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lamb
         advantages and returns, each (B, T), 0 in masked places.
 
     Raises:
-        ValueError: shapes differ or are not (B, T), the mask has a hole, γ or λ is out of range.
+        ValueError: shapes differ or are not (B, T), γ or λ is out of range.
     """
     check_rank("(B, T)", rewards=rewards)
     check_same_shape(rewards=rewards, values=values, mask=mask)
     check_in_range("gamma", gamma, 0, 1)
     check_in_range("gae_lambda", gae_lambda, 0, 1)
-    _check_right_padded(mask)
-    rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)  # (B, T)
+    rewards = zero_masked(rewards, mask)  # (B, T)
+    values = zero_masked(values, mask)  # (B, T)
+    acted = mask != 0  # (B, T)
     next_value = values.new_zeros(values.shape[0])  # (B,)
-    advantage = rewards.new_zeros(rewards.shape[0])  # (B,)
-    columns = []
+    next_advantage = rewards.new_zeros(rewards.shape[0])  # (B,)
+    advantages = torch.zeros_like(rewards)  # (B, T)
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]  # (B,)
-        advantage = delta + gamma * gae_lambda * advantage
-        next_value = values[:, t]
-        columns.append(advantage)
-    advantages = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(rewards)  # (B, T)
+        advantage = delta + gamma * gae_lambda * next_advantage  # (B,)
+        next_advantage = torch.where(acted[:, t], advantage, next_advantage)
+        next_value = torch.where(acted[:, t], values[:, t], next_value)
+        advantages[:, t] = advantage
+    advantages = zero_masked(advantages, mask)
     return advantages, advantages + values
 
 
 def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
-    """G_t = r_t + γ·G_{t+1}, 0 after the last real step.
+    """G_t = r_t + γ·G_{t+1}, where t + 1 is the next action; 0 after the last.
 
-    Shapes: rewards and mask (B, T), right-padded; the result (B, T), 0 in masked places.
+    Shapes: rewards and mask (B, T), the mask as in `gae`; the result (B, T), 0 in masked places.
 
     Raises:
-        ValueError: shapes differ or are not (B, T), the mask has a hole, γ is out of [0, 1].
+        ValueError: shapes differ or are not (B, T), γ is out of [0, 1].
     """
     return gae(rewards, torch.zeros_like(rewards), mask, gamma=gamma, gae_lambda=1.0)[0]
 

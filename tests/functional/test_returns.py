@@ -66,10 +66,38 @@ def test_discounted_returns_by_hand() -> None:
     assert got.tolist() == [[3.0, 4.0, 4.0], [2.0, 2.0, 0.0]]
 
 
-def test_a_mask_with_a_hole_is_refused() -> None:
-    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
-    with pytest.raises(ValueError, match=r"right-padded mask.*got row 1: \[0, 1, 1\]"):
-        gae(REWARDS.repeat(2, 1), VALUES.repeat(2, 1), mask, gamma=1.0, gae_lambda=1.0)
+@pytest.mark.parametrize(
+    ("gamma", "expected"),
+    [(1.0, (0.43675, 0.565, 0.7)), (0.9, (0.2605675, 0.4685, 0.7))],
+)
+def test_gae_counts_actions_and_not_places(gamma: float, expected: tuple[float, ...]) -> None:
+    """Actions at the places 0, 1 and 4. With γ = .9: Â_4 = .7, Â_1 = −.13 + .855·.7, Â_0 = −.14 + .855·Â_1."""
+    nan = float("nan")
+    rewards = torch.tensor([[0.0, 0.0, nan, 5.0, 1.0]], dtype=torch.float64)
+    values = torch.tensor([[0.5, 0.4, 7.0, nan, 0.3]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 0, 0, 1]])
+    advantages, returns = gae(rewards, values, mask, gamma=gamma, gae_lambda=0.95)
+    assert advantages[0, [0, 1, 4]].tolist() == pytest.approx(expected, abs=1e-12)
+    assert advantages[0, [2, 3]].tolist() == returns[0, [2, 3]].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.8), (0.5, 0.0), (0.99, 1.0)])
+def test_gae_with_holes_is_gae_of_the_actions_alone(gamma: float, gae_lambda: float) -> None:
+    """Random masks, bit for bit: each row's actions, cut out and put side by side, have the same advantages."""
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.rand(64, 12, generator=generator) < 0.5  # (B, T)
+    rewards, values = torch.randn(2, 64, 12, dtype=torch.float64, generator=generator)  # (B, T) each
+    advantages, returns = gae(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
+    totals = discounted_returns(rewards, mask, gamma=gamma)
+    assert mask.sum(dim=1).unique().numel() > 4
+    for row in range(64):
+        own = mask[row]
+        packed = torch.ones(1, int(own.sum()))
+        expected = gae(rewards[row, own][None], values[row, own][None], packed, gamma=gamma, gae_lambda=gae_lambda)
+        assert torch.equal(advantages[row, own], expected[0][0])
+        assert torch.equal(returns[row, own], expected[1][0])
+        assert torch.equal(totals[row, own], discounted_returns(rewards[row, own][None], packed, gamma=gamma)[0])
+    assert (advantages[~mask] == 0).all() and (returns[~mask] == 0).all() and (totals[~mask] == 0).all()
 
 
 @pytest.mark.parametrize(
