@@ -1,97 +1,366 @@
 """python scripts/remedies.py: what helps against reward hacking, by how much, all remedies side by side in one table.
 
-On the embedded task, from its shipped SFT policy. Each seed has 1,000 preferences, a fifth of them turned round, one
-reward model, four of them as an ensemble, and four heads on one trunk, all trained on these same preferences and kept.
-PPO learns for 16,000 tokens under each remedy, without a KL penalty but where that is the remedy. Gold judges the
-responses of every iteration, and on the way out the policy on prompts nothing was trained on.
+On the embedded task, from its shipped SFT policy. Each seed has 1,000 preferences, a fifth of them flipped, one reward
+model, four of them as an ensemble, and four heads on one trunk, all trained on these same preferences and kept. PPO
+learns for 16,000 tokens under each remedy, without a KL penalty unless that is the remedy. Gold judges the responses of
+every iteration, and in the end the policy on prompts nothing was trained on.
 
-Prints the table, writes it into docs/remedies.md (between its marks) and draws docs/remedies.png. Every run's figures
-are a file; an interrupted study goes on. λ of the ensembles was chosen on other seeds, by `--calibrate`. About five
-minutes a seed on one core. It leaves out any tuning of the other remedies: each has one setting, or a few beside one
-another.
+Prints the table, writes it into docs/remedies.md (between its marks) and draws docs/images/remedies.png. Every run's
+figures are a file; an interrupted study goes on. λ of the ensembles was chosen on other seeds, by `--calibrate`. About
+five minutes a seed on one core. It leaves out any tuning of the other remedies: each has one setting, or a few.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from remedy_study.arms import ARMS, BY_NAME, CALIBRATION, NONE, Arm
-from remedy_study.picture import picture
-from remedy_study.runs import Ground, arm_figures, disagreement
-from remedy_study.table import Figures, as_markdown, as_text, rows
+from scipy import stats
+from study import (
+    COLOURS,
+    DOCS,
+    INK,
+    Trajectory,
+    kept,
+    markdown_table,
+    mean_and_error,
+    picture,
+    quiet_prepare,
+    quiet_run,
+    study_config,
+    task_from_sft,
+    text_table,
+    trajectory_of,
+)
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+from rlhf_gym.lm import Shared, load_causal_lm, quiet_transformers
+from rlhf_gym.pipeline import draw, gold_scores, log_probs, train
+from rlhf_gym.rewards import Aggregate, RewardEnsemble, SharedTrunkEnsemble, load_reward
+from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder, TaskConfig, iterations
+from rlhf_gym.tasks import Task
+
+Source = Literal["single", "separate", "shared"]
+Figures = dict[int, dict[str, Any]]  # of one arm, by seed
 CALIBRATION_SEEDS = (100, 101)
 BEGIN, END = "<!-- table: scripts/remedies.py -->", "<!-- end of table -->"
+LEVELS = (5.0, 15.0, 30.0)  # nats from the SFT policy at which arms are compared
+FAR = LEVELS[1:]  # those at which the difference to no remedy is taken, seed by seed: beyond the peak
 
 
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/remedies"), help="gone on with if it is there")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--arms", nargs="+", choices=list(BY_NAME), default=list(BY_NAME), metavar="ARM",
-                        help=", ".join(BY_NAME))  # fmt: skip
-    parser.add_argument("--calibrate", action="store_true", help="choose λ of the ensembles, on seeds of their own")
-    parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it runs; writes no docs")
-    parser.add_argument("--only-seeds", type=int, nargs="+", help="run these alone, and say nothing")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of remedies.md and remedies.png")
-    a = parser.parse_args()
-    if a.seeds < 1:
-        parser.error(f"expected --seeds >= 1, got {a.seeds}")
-    torch.set_num_threads(1)
-    ground = Ground(a.run_dir)
-    if a.quick:
-        ground = Ground(a.run_dir / "quick", labels=60, members=2, tokens=600, small=True)
-    if a.calibrate:
-        calibrate(ground, CALIBRATION_SEEDS[:1] if a.quick else CALIBRATION_SEEDS)
-        return
-    arms = [arm for arm in ARMS if arm == NONE or arm.name in a.arms]
-    found = study(ground, arms, a.only_seeds or range(a.seeds))
-    if a.only_seeds:
-        return
-    lines = rows(found)
-    print(f"\n{as_text(lines)}\n* 0 lies outside the 95 % interval (Student's t over the seeds); n/m: seeds won")
-    say_disagreement(ground, list(found[NONE]))
-    if not a.quick:
-        write_docs(as_markdown(lines), a.docs / "remedies.md")
-        picture(found, a.docs / "remedies.png")
-        print(f"wrote {a.docs / 'remedies.md'} and {a.docs / 'remedies.png'}")
+# -- the remedies ------------------------------------------------------------------------------------------------------
+
+TARGET = 6.0
+"""Nats that every remedy with a KL of its own is given: about where gold is highest without any remedy."""
+SEPARATE_WEIGHT, SHARED_WEIGHT = 20.0, 100.0
+"""λ of "uwo", chosen from `WEIGHTS` on the calibration seeds, which the table does not use."""
+WEIGHTS = (1.0, 5.0, 20.0, 50.0, 100.0)
 
 
-def study(ground: Ground, arms: Sequence[Arm], seeds: Sequence[int]) -> dict[Arm, Figures]:
-    """All runs, or those that are missing, seed by seed."""
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """A remedy, which is one row of the table."""
+
+    name: str
+    """Its name in files and on the command line."""
+    label: str
+    """Its name in the table."""
+    family: str
+    """The panel of the picture that it is in."""
+    ppo: dict[str, Any] = field(default_factory=dict)
+    """Fields of `PPOConfig` that differ from those without a remedy, which have β = 0."""
+    reward: Source = "single"
+    """The reward model or the ensemble that it learns against."""
+    aggregate: Aggregate = "mean"
+    """How an ensemble's members become one score."""
+    uncertainty_weight: float = 0.0
+    """λ of "uwo"."""
+    fresh: bool = False
+    """Half the labels are spent on the policy's own responses."""
+
+
+def stutters(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """The verifier of the study: −1 for a response in which some word stands twice in a row, else 0.
+
+    It knows nothing of what the review is about or of how kind it is, and is easily got around.
+    """
+    words = [response.split() for response in responses]
+    return [-1.0 if any(a == b for a, b in pairwise(w)) else 0.0 for w in words]
+
+
+def ensemble(name: str, label: str, reward: Source, aggregate: Aggregate, weight: float = 0.0) -> Arm:
+    """An arm that learns against an ensemble, without a KL penalty."""
+    family = "ensembles, separate trunks" if reward == "separate" else "ensembles, one trunk"
+    return Arm(name, label, family, reward=reward, aggregate=aggregate, uncertainty_weight=weight)
+
+
+def kl_arm(name: str, label: str, **ppo: Any) -> Arm:
+    """An arm that holds the policy near the SFT policy by KL."""
+    return Arm(name, label, "KL to SFT", ppo)
+
+
+def score_arm(name: str, label: str, **ppo: Any) -> Arm:
+    """An arm that changes the score."""
+    return Arm(name, label, "what is done to the score", ppo)
+
+
+def agent_arm(name: str, label: str, **ppo: Any) -> Arm:
+    """An arm that changes the agent."""
+    return Arm(name, label, "the agent and its data", ppo)
+
+
+NONE = Arm("none", "no remedy (β = 0)", "")
+ARMS = (
+    NONE,
+    kl_arm("beta-0.03", "β = 0.03", kl_coef=0.03),
+    kl_arm("beta-0.1", "β = 0.1", kl_coef=0.1),
+    kl_arm("beta-0.3", "β = 0.3", kl_coef=0.3),
+    kl_arm("adaptive", f"β adaptive, target {TARGET:g}", kl_coef=0.1, kl_control="adaptive", kl_target=TARGET),
+    kl_arm("constraint", f"KL ≤ {TARGET:g}, dual ascent", kl_coef=0.1, kl_control="constraint", kl_target=TARGET),
+    kl_arm("stop", f"early stop at KL {TARGET:g}", stop_kl=TARGET),
+    ensemble("separate-mean", "4 separate, mean", "separate", "mean"),
+    ensemble("separate-min", "4 separate, minimum", "separate", "min"),
+    ensemble("separate-uwo-1", "4 separate, mean − 1·var", "separate", "uwo", 1.0),
+    ensemble("separate-uwo", f"4 separate, mean − {SEPARATE_WEIGHT:g}·var", "separate", "uwo", SEPARATE_WEIGHT),
+    ensemble("shared-mean", "4 heads on one trunk, mean", "shared", "mean"),
+    ensemble("shared-min", "4 heads on one trunk, minimum", "shared", "min"),
+    ensemble("shared-uwo-1", "4 heads on one trunk, mean − 1·var", "shared", "uwo", 1.0),
+    ensemble("shared-uwo", f"4 heads on one trunk, mean − {SHARED_WEIGHT:g}·var", "shared", "uwo", SHARED_WEIGHT),
+    score_arm("clip", "scores clipped to ± 1.5", clip_score=(-1.5, 1.5)),
+    score_arm("whiten", "scores whitened, running", normalize_score=True),
+    score_arm("length", "0.1 a token past 8", length_penalty=0.1, length_penalty_after=8),
+    score_arm("verifier", "verifier: no word twice in a row", verifier="remedies:stutters", verifier_coef=2.0),
+    agent_arm("ptx", "ptx, γ = 1", ptx_coef=1.0),
+    agent_arm("entropy", "entropy bonus 0.05", ent_coef=0.05),
+    agent_arm("ema", "β = 0.1 to an EMA reference", kl_coef=0.1, ema_reference=0.1),
+    replace(agent_arm("fresh", "half of the labels fresh, β = 0"), fresh=True),
+)
+BY_NAME = {arm.name: arm for arm in ARMS}
+CALIBRATION = tuple(
+    ensemble(f"{reward}-uwo-{weight:g}", f"{reward}, mean − {weight:g}·var", reward, "uwo", weight)
+    for reward in ("separate", "shared")
+    for weight in WEIGHTS
+)
+
+
+# -- the runs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all arms have in common."""
+
+    root: Path
+    """The folder of everything."""
+    labels: int = 1_000
+    """Preferences of a seed, a tenth of them held out."""
+    members: int = 4
+    """Members of an ensemble, each of which learns from a bootstrap draw of its own."""
+    tokens: int = 16_000
+    """Response tokens that PPO learns from."""
+    small: bool = False
+    """Everything is tiny, to see that it runs."""
+
+    def folder(self, seed: int) -> Path:
+        """The folder of a seed."""
+        return self.root / f"seed-{seed}"
+
+    def task(self) -> Task:
+        """The embedded task."""
+        task = task_from_sft()
+        return replace(task, heldout_prompts=task.heldout_prompts[:16]) if self.small else task
+
+    def config(self, folder: Path, seed: int, **changes: Any) -> RunConfig:
+        """A run without a remedy."""
+        ppo = PPOConfig(total_tokens=self.tokens, kl_coef=0.0, n_episodes=64)
+        config = study_config(folder, seed, labels=self.labels, **{"ppo": ppo, "unleashed": False, **changes})
+        if self.small:
+            config = replace(config, ppo=replace(config.ppo, n_episodes=16, num_envs=16))
+        reward = replace(config.reward, force=True, reference_samples=32 if self.small else 1000)
+        return replace(config, collect=replace(config.collect, mistake_rate=0.2), reward=reward)
+
+    def reward_model(self, seed: int, source: Source) -> Path:
+        """The folder of a seed's reward model; all sources are trained on the same preferences."""
+        config = self.config(self.folder(seed) / "rewards" / source, seed)
+        if source != "single":
+            training = replace(config.reward.training, bootstrap=True)
+            reward = replace(config.reward, members=self.members, trunk=source, training=training)
+            config = replace(config, reward=reward)
+        return quiet_run(config, self.task(), "collect", "reward").stage("reward") / "model"
+
+    def figures(self, arm: Arm, seed: int) -> dict[str, Any]:
+        """What PPO under a remedy came to; made unless it is there.
+
+        "trajectory": tokens, KL to SFT, gold and score of each iteration's responses. "final": KL and gold of the
+        policy that came out, on prompts nothing was trained on. "base": gold of the SFT policy on the same.
+        """
+        return kept(self.folder(seed) / f"{arm.name}.json", lambda: self._figures(arm, seed))
+
+    def _figures(self, arm: Arm, seed: int) -> dict[str, Any]:
+        folders = self._two_rounds(arm, seed) if arm.fresh else [self._one_run(arm, seed)]
+        log: list[dict[str, Any]] = []
+        for folder in folders:
+            before = log[-1]["tokens"] if log else 0
+            log += [record | {"tokens": record["tokens"] + before} for record in iterations(folder)]
+        base = kept(self.folder(seed) / "sft.json", lambda: self._heldout(self.task().sft, seed))
+        columns = [values.tolist() for values in vars(trajectory_of(log)).values()]
+        return {"trajectory": columns, "final": self._heldout(folders[-1] / "model", seed), "base": base}
+
+    def _one_run(self, arm: Arm, seed: int) -> Path:
+        """PPO against the seed's reward model; its folder."""
+        source = self.reward_model(seed, arm.reward)
+        config = self.config(self.folder(seed) / arm.name, seed, task=TaskConfig(reward_model=str(source)))
+        run = quiet_prepare(replace(config, ppo=replace(config.ppo, **arm.ppo)), self.task())
+        reward = load_reward(source)
+        if isinstance(reward, RewardEnsemble | SharedTrunkEnsemble):
+            reward.aggregate = arm.aggregate
+            reward.uncertainty_weight = arm.uncertainty_weight
+        with quiet_transformers():
+            train(run, "ppo", 1, seed, reward=Shared(reward), label=arm.name)
+        return run.folder.seed("ppo", 1, seed)
+
+    def _two_rounds(self, arm: Arm, seed: int) -> list[Path]:
+        """Half the labels about SFT's responses, half about the policy's after half the tokens; the rounds' folders."""
+        half = replace(self, labels=self.labels // 2, tokens=self.tokens // 2)
+        config = half.config(self.folder(seed) / arm.name, seed, rounds=2)
+        folder = quiet_run(replace(config, ppo=replace(config.ppo, **arm.ppo)), self.task())
+        return [folder.seed("ppo", round, seed) for round in (1, 2)]
+
+    def _heldout(self, policy: Any, seed: int) -> dict[str, float]:
+        """Mean gold, KL to SFT and length of one response to each held-out prompt."""
+        task = self.task()
+        model = load_causal_lm(policy)
+        samples = draw(model, task, task.heldout_prompts, seed=seed + 7)
+        own = log_probs(model, samples)
+        before = log_probs(load_causal_lm(task.sft), samples)
+        kl = float(np.mean([a.sum() - b.sum() for a, b in zip(own, before, strict=True)]))
+        return {
+            "gold": float(gold_scores(task.gold, samples).mean()),
+            "kl": kl,
+            "length": float(samples.lengths.mean()),
+        }
+
+    def disagreement(self, seed: int) -> dict[str, dict[str, list[float]]]:
+        """Each ensemble's mean score and mean variance of members, of SFT's responses and of those without a remedy.
+
+        The run without a remedy must be there.
+        """
+        return kept(self.folder(seed) / "disagreement.json", lambda: self._disagreement(seed))
+
+    def _disagreement(self, seed: int) -> dict[str, dict[str, list[float]]]:
+        task = task_from_sft()
+        hacked = RunFolder(self.folder(seed) / NONE.name).seed("ppo", 1, seed) / "model"
+        found: dict[str, dict[str, list[float]]] = {"separate": {}, "shared": {}}
+        for name, by_policy in found.items():
+            reward = load_reward(self.reward_model(seed, name))  # type: ignore[arg-type]
+            for policy, source in (("sft", task.sft), ("none", hacked)):
+                samples = draw(load_causal_lm(source), task, task.heldout_prompts, seed=seed + 7)
+                ids, _, lengths = samples.rows()  # (B, L), (B,), (B,)
+                scores = reward.member_scores(ids, torch.arange(ids.shape[1]) < lengths[:, None])  # (members, B)
+                by_policy[policy] = [float(scores.mean()), float(scores.var(dim=0, correction=0).mean())]
+        return found
+
+
+def trajectory(figures: dict[str, Any]) -> Trajectory:
+    """The trajectory in the figures of an arm and seed."""
+    return Trajectory(*np.array(figures["trajectory"], dtype=np.float64))
+
+
+def all_figures(study: Study, arms: Sequence[Arm], seeds: Sequence[int]) -> dict[Arm, Figures]:
+    """The figures of all runs, made where they are missing, seed by seed."""
     found: dict[Arm, Figures] = {arm: {} for arm in arms}
     for seed in seeds:
         for arm in arms:
             started = time.perf_counter()
-            found[arm][seed] = figures = arm_figures(ground, arm, seed)
-            end = figures["final"]
-            print(f"seed {seed}, {arm.name}: gold {end['gold']:+.2f}, KL {end['kl']:.1f}, "
-                  f"{time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
+            found[arm][seed] = study.figures(arm, seed)
+            end = found[arm][seed]["final"]
+            seconds = time.perf_counter() - started
+            print(f"seed {seed}, {arm.name}: gold {end['gold']:+.2f}, KL {end['kl']:.1f}, {seconds:.0f} s", flush=True)
     return found
 
 
-def say_disagreement(ground: Ground, seeds: Sequence[int]) -> None:
-    """How far members are apart where the labels were, and where PPO without a remedy went."""
-    each = [disagreement(ground, seed) for seed in seeds]
-    print("\nmembers' mean score and variance, in SFT's unit    of SFT's responses    of those without a remedy")
-    for name in ("separate", "shared"):
-        sides = [np.mean([found[name][policy] for found in each], axis=0) for policy in ("sft", "none")]
-        print(f"{name:48s}" + "".join(f"{mean:+12.2f} {variance:9.2f}" for mean, variance in sides))
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+HEADER = (
+    "remedy",
+    *(f"gold at {level:g} nats" for level in LEVELS),
+    "best on the way",
+    "at nats",
+    "gold at the end",
+    "nats",
+    *(f"less none at {level:g}" for level in FAR),
+    "less none at the end",
+)
 
 
-def calibrate(ground: Ground, seeds: Sequence[int]) -> None:
-    """Gold at the end for each λ, by the calibration seeds; the best is what `arms.py` has."""
-    found = study(ground, [NONE, *CALIBRATION], seeds)
-    for arm, figures in found.items():
-        golds = [f["final"]["gold"] for f in figures.values()]
-        print(f"{arm.label:30s} {np.mean(golds):+.2f}   {' '.join(f'{g:+.2f}' for g in golds)}")
+def rows(found: dict[Arm, Figures]) -> list[tuple[str, ...]]:
+    """A row for each arm that has figures: no remedy first, then the best at the end first.
+
+    Raises:
+        ValueError: there are none of no remedy to compare with.
+    """
+    if not found.get(NONE):
+        raise ValueError(f"expected figures of {NONE.label!r} to compare with, got {[arm.name for arm in found]}")
+    arms = [arm for arm, figures in found.items() if figures and arm is not NONE]
+    arms.sort(key=lambda arm: -float(np.mean(list(final(found[arm], "gold").values()))))
+    return [row(arm, found[arm], found[NONE]) for arm in (NONE, *arms)]
+
+
+def row(arm: Arm, figures: Figures, base: Figures) -> tuple[str, ...]:
+    """One arm's cells, beside the figures without a remedy."""
+    n = len(figures)
+    at = {level: gold_at(figures, level) for level in LEVELS}
+    best = [trajectory(f).best() for f in figures.values()]
+    compared = [difference(at[level], gold_at(base, level)) for level in FAR]
+    compared.append(difference(final(figures, "gold"), final(base, "gold")))
+    return (
+        arm.label,
+        *(cell(list(values.values()), n) for values in at.values()),
+        cell([point.gold for point in best], n),
+        f"{np.mean([point.kl for point in best]):.0f}",
+        cell(list(final(figures, "gold").values()), n),
+        f"{np.mean(list(final(figures, 'kl').values())):.0f}",
+        *([""] * len(compared) if arm is NONE else compared),
+    )
+
+
+def gold_at(figures: Figures, level: float) -> dict[int, float]:
+    """Gold where the smoothed KL first reached a level, by seed, of the seeds that came so far."""
+    found = {seed: trajectory(f).at(level).gold for seed, f in figures.items()}
+    return {seed: gold for seed, gold in found.items() if not math.isnan(gold)}
+
+
+def final(figures: Figures, name: str) -> dict[int, float]:
+    """A figure of the policy that came out, by seed."""
+    return {seed: f["final"][name] for seed, f in figures.items()}
+
+
+def cell(values: Sequence[float], seeds: int) -> str:
+    """Mean ± standard error; how many came so far where not all did; a dash where none did."""
+    if not values:
+        return "–"
+    mean, error = mean_and_error(values)
+    some = "" if len(values) == seeds else f" ({len(values)})"
+    return (f"{mean:+.2f}" if math.isnan(error) else f"{mean:+.2f} ± {error:.2f}") + some
+
+
+def difference(values: dict[int, float], base: dict[int, float]) -> str:
+    """Mean difference seed by seed ± its error, and seeds won; a star where 0 is outside Student's 95 % interval."""
+    differences = [values[seed] - base[seed] for seed in values if seed in base]
+    if not differences:
+        return "–"
+    n = len(differences)
+    mean, error = mean_and_error(differences)
+    star = "*" if n > 1 and abs(mean) > stats.t.ppf(0.975, n - 1) * error else ""
+    text = f"{mean:+.2f}" if math.isnan(error) else f"{mean:+.2f} ± {error:.2f}"
+    return f"{text}{star}, {sum(d > 0 for d in differences)}/{n}"
 
 
 def write_docs(table: str, path: Path) -> None:
@@ -104,8 +373,98 @@ def write_docs(table: str, path: Path) -> None:
     if BEGIN not in page or END not in page:
         raise ValueError(f"expected {BEGIN} and {END} in {path}, got a page without")
     head, rest = page.split(BEGIN, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}")
+
+
+# -- the picture -------------------------------------------------------------------------------------------------------
+
+
+def draw_figure(found: dict[Arm, Figures], path: Path) -> None:
+    """Gold over √KL, a panel a family, no remedy in grey in each: means over the seeds that came so far."""
+    families = list(dict.fromkeys(arm.family for arm, figures in found.items() if arm.family and figures))
+    columns = min(3, len(families))
+    count = -(-len(families) // columns)
+    farthest = max(np.sqrt(max(trajectory(f).smoothed().kl)) for f in found[NONE].values())
+    with picture(path, count, columns, (4.7 * columns, 3.9 * count), sharex=True, sharey=True) as axes:
+        for axis, family in zip(axes.flat, families, strict=False):
+            draw_line(axis, NONE.label, found[NONE], "#9aa0a8", farthest, width=2.4)
+            arms = [arm for arm, figures in found.items() if arm.family == family and figures]
+            for arm, colour in zip(arms, COLOURS, strict=False):
+                draw_line(axis, arm.label, found[arm], colour, farthest, width=1.6)
+            axis.set(title=family, xlabel="√KL from the SFT policy, √nats", ylabel="gold")
+            axis.label_outer()
+            axis.legend(fontsize=8, loc="lower left")
+        for axis in axes.flat[len(families) :]:
+            axis.set_visible(False)
+        title = f"means of {len(found[NONE])} seeds, bands ± a standard error; a dot where runs end"
+        axes[0, 0].figure.suptitle(title, fontsize=11, color=INK)
+
+
+def draw_line(axis: Any, label: str, figures: Figures, colour: str, farthest: float, *, width: float) -> None:
+    """One arm's mean and band as far as more than half of its seeds came, and a dot at its average end."""
+    paths = [trajectory(f) for f in figures.values()]
+    begin = max(float(np.sqrt(max(path.smoothed().kl[0], 0))) for path in paths)
+    grid = np.linspace(begin, farthest, 120)
+    golds = np.array([[path.at(float(x) ** 2).gold for x in grid] for path in paths])  # (seeds, grid)
+    there = (~np.isnan(golds)).sum(axis=0)  # (grid,)
+    enough = there * 2 > len(golds)  # a mean of the few that went farther would be of other seeds
+    mean = np.nanmean(golds[:, enough], axis=0)
+    error = np.sqrt(np.nanvar(golds[:, enough], axis=0) / np.maximum(there[enough] - 1, 1))
+    axis.plot(grid[enough], mean, color=colour, lw=width, label=label)
+    axis.fill_between(grid[enough], mean - error, mean + error, color=colour, alpha=0.14, lw=0)
+    ends = [path.last() for path in paths]
+    place = np.mean([np.sqrt(end.kl) for end in ends]), np.mean([end.gold for end in ends])
+    axis.plot(*place, "o", color=colour, ms=5, mec="white")
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/remedies"), help="gone on with if it is there")
+    parser.add_argument("--seeds", type=int, default=5)
+    names = list(BY_NAME)
+    parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM", help=", ".join(names))
+    parser.add_argument("--calibrate", action="store_true", help="choose λ of the ensembles, on seeds of their own")
+    parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it runs; writes no docs")
+    parser.add_argument("--only-seeds", type=int, nargs="+", help="run these alone, and print no table")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of remedies.md and images/remedies.png")
+    a = parser.parse_args()
+    if a.seeds < 1:
+        parser.error(f"expected --seeds >= 1, got {a.seeds}")
+    torch.set_num_threads(1)
+    study = Study(a.run_dir / "quick", labels=60, members=2, tokens=600, small=True) if a.quick else Study(a.run_dir)
+    if a.calibrate:
+        calibrate(study, CALIBRATION_SEEDS[:1] if a.quick else CALIBRATION_SEEDS)
+        return
+    arms = [arm for arm in ARMS if arm is NONE or arm.name in a.arms]
+    found = all_figures(study, arms, a.only_seeds or range(a.seeds))
+    if a.only_seeds:
+        return
+    lines = rows(found)
+    print(f"\n{text_table(HEADER, lines)}\n* 0 lies outside the 95 % interval (Student's t over the seeds)")
+    print("n/m: seeds won")
+    print_disagreement([study.disagreement(seed) for seed in found[NONE]])
+    if not a.quick:
+        write_docs(markdown_table(HEADER, lines), a.docs / "remedies.md")
+        draw_figure(found, a.docs / "images" / "remedies.png")
+
+
+def calibrate(study: Study, seeds: Sequence[int]) -> None:
+    """Print gold at the end for each λ; the best are `SEPARATE_WEIGHT` and `SHARED_WEIGHT`."""
+    for arm, figures in all_figures(study, [NONE, *CALIBRATION], seeds).items():
+        golds = list(final(figures, "gold").values())
+        print(f"{arm.label:30s} {np.mean(golds):+.2f}   {' '.join(f'{g:+.2f}' for g in golds)}")
+
+
+def print_disagreement(each: Sequence[dict[str, dict[str, list[float]]]]) -> None:
+    """Print how far members are apart where the labels were, and where PPO without a remedy went."""
+    print("\nmembers' mean score and variance, in SFT's unit    of SFT's responses    of those without a remedy")
+    for name in ("separate", "shared"):
+        sides = [np.mean([found[name][policy] for found in each], axis=0) for policy in ("sft", "none")]
+        print(f"{name:48s}" + "".join(f"{mean:+12.2f} {variance:9.2f}" for mean, variance in sides))
 
 
 if __name__ == "__main__":

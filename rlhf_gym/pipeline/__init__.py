@@ -1,5 +1,6 @@
 """The circle: pretrain → SFT → collect preferences → reward model → PPO → evaluate → report, into a run folder."""
 
+from rlhf_gym.pipeline.ppo import train
 from rlhf_gym.pipeline.preparation import Run, prepare
 from rlhf_gym.pipeline.samples import Samples, draw, gold_scores, log_probs, proxy_scores
 from rlhf_gym.pipeline.stages import Interrupted, execute, run
@@ -36,5 +37,6 @@ __all__ = [
     "prepare",
     "proxy_scores",
     "run",
+    "train",
     "write_report",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import remedies
-from remedy_study.arms import ARMS, BY_NAME, NONE, stutters
-from remedy_study.runs import Ground, trajectory
-from remedy_study.table import as_markdown, as_text, paired, rows
+from remedies import ARMS, BY_NAME, NONE, Study, difference, rows, stutters, trajectory
 
 from rlhf_gym.runs import PPOConfig
 
@@ -26,25 +23,20 @@ def figures(golds: list[float], end: float, kl: float = 40.0) -> dict[str, Any]:
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    found = paired({0: 1.0, 1: 2.0, 2: math.nan, 3: 5.0}, {0: 0.5, 1: 1.0, 2: 0.0, 4: 9.0})
-    assert (found.mean, found.wins, found.n) == (0.75, 2, 2)
-    assert found.error == pytest.approx(0.25)
-    assert not found.clear, "two seeds: t = 12.7 standard errors are asked for, 3 are there"
-    assert paired({s: 1 + 0.1 * s for s in range(5)}, dict.fromkeys(range(5), 0.0)).clear
-    none = paired({0: math.nan}, {0: 1.0})
-    assert math.isnan(none.mean) and none.n == 0 and not none.clear
+    found = difference({0: 1.0, 1: 2.0, 3: 5.0}, {0: 0.5, 1: 1.0, 2: 0.0, 4: 9.0})
+    assert found == "+0.75 ± 0.25, 2/2", "two seeds: t = 12.7 standard errors are asked for a star, 3 are there"
+    assert difference({s: 1 + 0.1 * s for s in range(5)}, dict.fromkeys(range(5), 0.0)) == "+1.20 ± 0.07*, 5/5"
+    assert difference({0: 2.0}, {0: 1.0}) == "+1.00, 1/1" and difference({}, {0: 1.0}) == "–"
 
 
 def test_the_table_says_what_was_reached() -> None:
-    better = BY_NAME["separate-min"]
+    better, worse = BY_NAME["separate-min"], BY_NAME["entropy"]
     base = {0: figures([0.0] * 9, -2.0), 1: figures([0.0] * 9, -1.0)}
-    found = rows({NONE: base, better: {0: figures([1.0] * 9, 0.5), 1: figures([0.5, 0.5, 0.5], 0.0, kl=8.0)}})
-    assert [len(values) for values in found[1].at] == [2, 1, 1], "the second ends before 15 nats, as smoothed"
-    assert [(pair.mean, pair.n) for pair in found[1].far] == [(1.0, 1), (1.0, 1)], "at 15 and at 30 nats"
-    assert (found[1].at_end.mean, found[1].at_end.wins, found[1].at_end.n) == (1.75, 2, 2)
-    text, markdown = as_text(found), as_markdown(found)
-    assert "+1.75 ± 0.75, 2/2" in text and "+1.00 (1)" in text
-    assert markdown.splitlines()[2].startswith(f"| {NONE.label} |") and markdown.count("\n") == 3
+    good = {0: figures([1.0] * 9, 0.5), 1: figures([0.5, 0.5, 0.5], 0.0, kl=8.0)}  # its second ends before 15 nats
+    found = rows({NONE: base, worse: {0: figures([0.0] * 9, -3.0)}, better: good})
+    assert [line[0] for line in found] == [NONE.label, better.label, worse.label], "the best at the end first"
+    assert found[1][1:4] == ("+0.75 ± 0.25", "+1.00 (1)", "+1.00 (1)")
+    assert found[1][8:] == ("+1.00, 1/1", "+1.00, 1/1", "+1.75 ± 0.75, 2/2") and found[0][8:] == ("", "", "")
     with pytest.raises(ValueError, match="no remedy"):
         rows({better: base})
 
@@ -68,8 +60,8 @@ def test_the_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     remedies.main()
     assert files == {p.name: p.stat().st_mtime_ns for p in (root / "quick" / "seed-0").glob("*.json")}, "nothing anew"
     assert not (tmp_path / "remedies.md").exists(), "a quick run writes no docs"
-    ground = Ground(root / "quick", labels=60, members=2, tokens=600, small=True)
-    found = {arm: {0: remedies.arm_figures(ground, arm, 0)} for arm in (NONE, BY_NAME["fresh"])}
+    study = Study(root / "quick", labels=60, members=2, tokens=600, small=True)
+    found = {arm: {0: study.figures(arm, 0)} for arm in (NONE, BY_NAME["fresh"])}
     ways = [trajectory(f[0]) for f in found.values()]
     assert all(way.tokens[0] == 0 and abs(way.kl[0]) < 1e-3 for way in ways)
     assert (ways[1].tokens[1:] > ways[1].tokens[:-1]).all(), "the second round's tokens come after the first's"
@@ -79,5 +71,5 @@ def test_the_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "other.md").write_text("# no marks\n")
     with pytest.raises(ValueError, match="table: scripts/remedies"):
         remedies.write_docs("", tmp_path / "other.md")
-    remedies.picture(found, tmp_path / "picture.png")
+    remedies.draw_figure(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
