@@ -1,4 +1,4 @@
-"""The supervised stages, on `transformers.Trainer`: pretraining, fine-tuning on demonstrations, reward modelling."""
+"""The supervised stages: pretraining, fine-tuning on demonstrations, reward modelling."""
 
 from rlhf_gym.training.config import RewardModelingConfig, SFTConfig
 from rlhf_gym.training.folder import is_finished

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses, pad_rows
@@ -111,6 +110,17 @@ class CausalBatch(NamedTuple):
     first: int
     """Index of the first column with a label."""
 
+    @property
+    def total_weight(self) -> float:
+        """Number of tokens that are predicted."""
+        return float((self.labels != IGNORED).sum())
+
+    def to(self, device: torch.device) -> CausalBatch:
+        """The same batch on a device."""
+        rows = (self.input_ids, self.attention_mask, self.labels)
+        ids, mask, labels = (x.to(device) for x in rows)
+        return CausalBatch(ids, mask, labels, self.first)
+
 
 def collate_rows(rows: Sequence[Row]) -> CausalBatch:
     """Pad rows to a batch. What stands in a padded place is never read."""
@@ -122,55 +132,3 @@ def collate_rows(rows: Sequence[Row]) -> CausalBatch:
     return CausalBatch(
         torch.from_numpy(ids), torch.from_numpy(mask).long(), torch.from_numpy(labels), int(starts.min())
     )
-
-
-class LengthGroupedBatches(Sampler[list[int]]):
-    """Batches of indices, shuffled, each of examples of like length, so that little is padding.
-
-    The order is a function of seed and epoch alone: a resumed run sees what it would have seen. Each epoch is shuffled,
-    cut into stretches of 50 batches, sorted by length within each, cut into batches, and the batches are shuffled (but
-    for a smaller one, which comes last). What is yielded are the batches' micro-batches, so their size changes nothing
-    but memory.
-    """
-
-    STRETCH = 50
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        micro_batch_size: int | None = None,
-        *,
-        seed: int,
-        epoch: Callable[[], int],
-    ) -> None:
-        """
-        Args:
-            lengths: of the examples.
-            batch_size: examples a batch; the last one may be smaller.
-            micro_batch_size: examples yielded at a time; by default the whole batch.
-            seed: for the order.
-            epoch: asked each time the batches are iterated over.
-        """
-        self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size if micro_batch_size is None else micro_batch_size
-        self.drop_last = False
-        self._whole = batch_size
-        self._seed = seed
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.lengths), self._whole)
-        return full * (self._whole // self.batch_size) + -(-rest // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        rng = np.random.default_rng((self._seed, self._epoch()))
-        order = rng.permutation(len(self.lengths))
-        step = self.STRETCH * self._whole
-        stretches = [order[i : i + step] for i in range(0, len(order), step)]
-        order = np.concatenate([s[np.argsort(-self.lengths[s], kind="stable")] for s in stretches])
-        full = len(order) // self._whole
-        for i in [*rng.permutation(full), full]:
-            batch = order[i * self._whole : (i + 1) * self._whole].tolist()
-            for j in range(0, len(batch), self.batch_size):
-                yield batch[j : j + self.batch_size]

@@ -1,7 +1,7 @@
 """The folder of one supervised stage, and how an interrupted one is told from a finished one.
 
 training.json    what is trained on what, written first: another run does not resume this one
-checkpoints/     while the stage runs; removed when it has finished
+checkpoint.safetensors    where to resume from, while the stage runs; removed when it has finished
 config.json, *.safetensors, tokenizer files    the trained model, moved in whole at the end
 history.json     what was logged
 metrics.json     written last: the stage has finished
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 RUN_FILE, HISTORY_FILE, METRICS_FILE = "training.json", "history.json", "metrics.json"
-CHECKPOINTS, STAGING = "checkpoints", "unfinished"
+CHECKPOINT, STAGING = "checkpoint.safetensors", "unfinished"
 
 
 def is_finished(folder: str | Path) -> bool:
@@ -57,19 +57,6 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
     write_json(folder / RUN_FILE, run)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; those that were cut off while being written are removed."""
-    complete = []
-    for checkpoint in (folder / CHECKPOINTS).glob("checkpoint-*"):
-        try:
-            step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-        except (FileNotFoundError, ValueError):  # the state is what the Trainer writes last
-            shutil.rmtree(checkpoint)
-        else:
-            complete.append((step, checkpoint))
-    return max(complete)[1] if complete else None
-
-
 def close_folder(folder: Path, history: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
     """Move the model from `folder/unfinished` into `folder`, its config last; then write history and metrics."""
     staged = sorted((folder / STAGING).iterdir(), key=lambda path: path.name == "config.json")
@@ -78,7 +65,7 @@ def close_folder(folder: Path, history: list[dict[str, Any]], metrics: dict[str,
     (folder / STAGING).rmdir()
     write_json(folder / HISTORY_FILE, history)
     write_json(folder / METRICS_FILE, metrics)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -98,4 +85,3 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for path in folder.glob("*.safetensors*"):
         path.unlink()
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -20,6 +20,7 @@ from rlhf_gym.lm.lora import has_adapter
 from rlhf_gym.training.config import SFTConfig
 from rlhf_gym.training.data import (
     IGNORED,
+    CausalBatch,
     HasResponse,
     Row,
     check_rows,
@@ -29,7 +30,7 @@ from rlhf_gym.training.data import (
     text_rows,
 )
 from rlhf_gym.training.folder import STAGING, close_folder, is_finished, open_folder, read_metrics
-from rlhf_gym.training.stage import Stage, run_stage
+from rlhf_gym.training.stage import SupervisedStage, run_stage
 
 
 @dataclass(frozen=True)
@@ -117,23 +118,23 @@ def evaluate_sft(
         return _evaluate(model, rows, batch_size)
 
 
-def summed_loss(model: nn.Module, batch: dict[str, Any], *, slices_logits: bool) -> Tensor:
+def summed_loss(model: nn.Module, batch: CausalBatch, *, slices_logits: bool) -> Tensor:
     """−Σ log p(token) over the labelled tokens of a batch. Logits are computed from the first label on, if possible.
 
     Args:
         model: the language model, or what wraps it.
-        batch: `CausalBatch._asdict()`.
+        batch: the rows.
         slices_logits: whether the model's forward takes `logits_to_keep`.
     """
     logits, labels = _logits_and_labels(model, batch, slices_logits)
     return cross_entropy(logits, labels, reduction="sum")
 
 
-def _logits_and_labels(model: nn.Module, batch: dict[str, Any], slices_logits: bool) -> tuple[Tensor, Tensor]:
+def _logits_and_labels(model: nn.Module, batch: CausalBatch, slices_logits: bool) -> tuple[Tensor, Tensor]:
     """Logits (M, V) in fp32 at the M positions whose next token is predicted, and those tokens (M,)."""
-    labels = batch["labels"][:, batch["first"] :]  # (B, K)
+    labels = batch.labels[:, batch.first :]  # (B, K)
     keep: dict[str, Any] = {"logits_to_keep": labels.shape[1] + 1} if slices_logits else {}
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **keep).logits
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **keep).logits
     logits = logits[:, -labels.shape[1] - 1 : -1]  # (B, K, V)
     predicted = labels != IGNORED  # (B, K)
     return logits[predicted].float(), labels[predicted]
@@ -151,8 +152,7 @@ def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> S
     rows = sorted(rows, key=lambda row: len(row.ids))
     loss, correct, tokens = 0.0, 0, 0
     for i in range(0, len(rows), batch_size):
-        batch = collate_rows(rows[i : i + batch_size])._asdict()
-        batch = {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+        batch = collate_rows(rows[i : i + batch_size]).to(model.device)
         logits, labels = _logits_and_labels(model, batch, slices_logits)
         loss += float(cross_entropy(logits, labels, reduction="sum"))
         correct += int((logits.argmax(dim=-1) == labels).sum())
@@ -194,22 +194,19 @@ def _train(
             model.load_state_dict(load_causal_lm(folder, dtype=model.dtype).state_dict())
         model.eval()
         return SFTMetrics(**read_metrics(folder))
-    use_cache = model.config.use_cache
     micro_batch_size = config.micro_batch_size or config.batch_size
-    stage = Stage(
+    stage = SupervisedStage(
         name=name,
         model=model,
         examples=rows,
         lengths=[len(row.ids) for row in rows],
-        collate=lambda examples: collate_rows(examples)._asdict(),
-        weight=lambda batch: int((batch["labels"] != IGNORED).sum()),
+        collate=collate_rows,
         loss=partial(summed_loss, slices_logits=_slices_logits(model)),
         evaluate=lambda: _evaluate(model, heldout, 2 * micro_batch_size),
     )
-    result = run_stage(stage, config, folder)
-    model.config.use_cache = use_cache  # the Trainer turns it off
+    metrics, history = run_stage(stage, config, folder)
     with quiet_transformers():
         model.save_pretrained(folder / STAGING)
         tokenizer.save_pretrained(folder / STAGING)
-    close_folder(folder, result.history, asdict(result.metrics))
-    return result.metrics
+    close_folder(folder, history, asdict(metrics))
+    return metrics

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from rlhf_gym.training.config import RewardModelingConfig
 from rlhf_gym.training.data import check_rows, fingerprint
 from rlhf_gym.training.folder import STAGING, close_folder, is_finished, open_folder, read_metrics
 from rlhf_gym.training.reward_metrics import RewardMetrics, evaluate_reward_model
-from rlhf_gym.training.stage import Stage, run_stage
+from rlhf_gym.training.stage import SupervisedStage, run_stage
 
 
 class Pair(NamedTuple):
@@ -55,6 +55,15 @@ class PairBatch(NamedTuple):
     """(P, k) with a bootstrap, else (P, 1): in each head's loss, by how often it drew the pair."""
     margin: Tensor
     """(P,)."""
+
+    @property
+    def total_weight(self) -> float:
+        """The heads' mean of the pairs' weights, summed."""
+        return float(self.weight.mean(dim=1).sum())
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The same batch on a device."""
+        return PairBatch(*(x.to(device) for x in self))
 
 
 def train_reward_model(
@@ -113,13 +122,12 @@ def train_reward_model(
         return _load_finished(reward_model, folder)
     set_normalizers(reward_model, [RewardNormalizer()] * reward_model.num_heads)
     micro_batch_size = config.micro_batch_size or config.batch_size
-    stage = Stage(
+    stage = SupervisedStage(
         name="reward modelling",
         model=reward_model,
         examples=groups,
         lengths=[max(len(rows[i]) for pair in group for i in (pair.chosen, pair.rejected)) for group in groups],
         collate=partial(collate_pairs, rows),
-        weight=lambda batch: float(batch["weight"].mean(dim=1).sum()),
         loss=partial(_summed_loss, label_smoothing=config.label_smoothing, centering=config.centering),
         evaluate=lambda: evaluate_reward_model(
             reward_model if isinstance(reward_model, RewardModel) else mean_of_heads(reward_model),
@@ -127,15 +135,15 @@ def train_reward_model(
             batch_size=4 * micro_batch_size,
         ),
     )
-    result = run_stage(stage, config, folder)
+    metrics, history = run_stage(stage, config, folder)
     with quiet_transformers():
         reward_model.save_pretrained(folder / STAGING)
-    close_folder(folder, result.history, asdict(result.metrics))
-    return result.metrics
+    close_folder(folder, history, asdict(metrics))
+    return metrics
 
 
-def collate_pairs(rows: Sequence[list[int]], groups: Sequence[Sequence[Pair]]) -> dict[str, Any]:
-    """The batch of these groups' pairs, as `PairBatch._asdict()`."""
+def collate_pairs(rows: Sequence[list[int]], groups: Sequence[Sequence[Pair]]) -> PairBatch:
+    """The batch of these groups' pairs."""
     pairs = [pair for group in groups for pair in group]
     place = {row: i for i, row in enumerate(dict.fromkeys(i for pair in pairs for i in (pair.chosen, pair.rejected)))}
     ids, mask = pad_rows([rows[row] for row in place])  # (R, L)
@@ -146,7 +154,7 @@ def collate_pairs(rows: Sequence[list[int]], groups: Sequence[Sequence[Pair]]) -
         torch.tensor([place[pair.rejected] for pair in pairs]),
         torch.tensor([[pair.weight * drawn for drawn in pair.draws] for pair in pairs]),
         torch.tensor([pair.margin for pair in pairs]),
-    )._asdict()
+    )
 
 
 def bootstrapped(groups: Sequence[Sequence[Pair]], *, heads: int, seed: int) -> list[list[Pair]]:
@@ -173,18 +181,19 @@ def mean_of_heads(ensemble: SharedTrunkEnsemble) -> RewardFunction:
     return score
 
 
-def _summed_loss(model: nn.Module, batch: dict[str, Any], *, label_smoothing: float, centering: float) -> Tensor:
+def _summed_loss(model: nn.Module, batch: PairBatch, *, label_smoothing: float, centering: float) -> Tensor:
     """Σ over pairs of the heads' mean loss: (1/k)·Σ_j Σ_p w_pj·loss(r_j of pair p)."""
-    ids = batch["input_ids"]
-    scores = model(ids, batch["attention_mask"]).reshape(len(ids), -1)  # (R, k), k = 1 for a reward model
-    chosen, rejected = scores[batch["chosen"]], scores[batch["rejected"]]  # (P, k), (P, k)
+    scores = (
+        model(batch.input_ids, batch.attention_mask).reshape(len(batch.input_ids), -1).float()
+    )  # (R, k), k = 1 for a reward model
+    chosen, rejected = scores[batch.chosen], scores[batch.rejected]  # (P, k), (P, k)
     return bradley_terry_loss(
         chosen.flatten(),
         rejected.flatten(),
-        margin=batch["margin"][:, None].expand_as(chosen).flatten(),
+        margin=batch.margin[:, None].expand_as(chosen).flatten(),
         label_smoothing=label_smoothing,
         centering=centering,
-        weight=batch["weight"].expand_as(chosen).flatten(),
+        weight=batch.weight.expand_as(chosen).flatten(),
         denominator=float(scores.shape[1]),
     )
 

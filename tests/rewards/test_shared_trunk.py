@@ -168,8 +168,8 @@ def test_the_joint_loss_is_the_mean_of_each_heads_own(bootstrap: bool) -> None:
     def alone() -> torch.Tensor:
         losses = []
         for i, member in enumerate(ensemble):
-            weight = batch["weight"][:, i : i + 1] if bootstrap else batch["weight"]  # (P, 1)
-            losses.append(_summed_loss(member, batch | {"weight": weight}, label_smoothing=0.1, centering=0.01))
+            weight = batch.weight[:, i : i + 1] if bootstrap else batch.weight  # (P, 1)
+            losses.append(_summed_loss(member, batch._replace(weight=weight), label_smoothing=0.1, centering=0.01))
         return torch.stack(losses).mean()
 
     gradients = []

@@ -116,8 +116,8 @@ def test_a_ranking_weighs_one_and_runs_each_response_once() -> None:
     rows, groups = _checked_pairs(reward, preferences, False, "pair")
     assert [len(group) for group in groups] == [6, 1, 3]
     batch = collate_pairs(rows, groups)
-    assert batch["input_ids"].shape[0] == 4 + 2 + 3
-    assert float(batch["weight"].sum()) == pytest.approx(3)
+    assert batch.input_ids.shape[0] == 4 + 2 + 3
+    assert float(batch.weight.sum()) == pytest.approx(3)
 
     def scores(prompt: str, texts: list[str]) -> torch.Tensor:
         return torch.from_numpy(reward.score_texts([prompt] * len(texts), texts))
@@ -141,7 +141,7 @@ def test_pairs_of_a_prompt_are_kept_together_and_weigh_one() -> None:
     rows, groups = _checked_pairs(reward, preferences, False, "pair", by_prompt=True)
     assert [[pair.weight for pair in group] for group in groups] == [pytest.approx([1 / 3] * 3), [1.0]]
     batch = collate_pairs(rows, groups[:1])
-    assert batch["input_ids"].shape[0] == 3, "each response is run once"
+    assert batch.input_ids.shape[0] == 3, "each response is run once"
     scores = torch.from_numpy(reward.score_texts(["the film"] * 3, ["good", "so so", "bad"]))
     loss = _summed_loss(reward, batch, label_smoothing=0.0, centering=0.0)
     torch.testing.assert_close(loss.detach(), kwise_loss(scores, torch.tensor([1, 2, 3])))
@@ -244,7 +244,7 @@ def test_the_stage_trains_saves_and_is_loaded_again(tmp_path: Path, capfd: pytes
     assert RewardMetrics(**json.loads((tmp_path / "metrics.json").read_text())) == metrics
     history = json.loads((tmp_path / "history.json").read_text())
     assert sum("heldout_accuracy" in entry for entry in history) == 10
-    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "checkpoint.safetensors").exists()
 
     loaded = RewardModel.from_pretrained(tmp_path)
     texts = [p.prompt for p in PREFERENCES], [p.chosen for p in PREFERENCES]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from rlhf_gym.lm.loading import load_causal_lm, load_tokenizer
@@ -16,13 +17,13 @@ from rlhf_gym.preferences import Demonstration
 from rlhf_gym.training import SFTConfig, SFTMetrics, evaluate_sft, is_finished, pretrain, train_sft
 from rlhf_gym.training.data import (
     IGNORED,
-    LengthGroupedBatches,
     Row,
     collate_rows,
     demonstration_rows,
     text_rows,
 )
 from rlhf_gym.training.language_modeling import summed_loss
+from rlhf_gym.training.stage import epoch_batches, schedule_factor
 from tests.tiny import WORDS, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 EOS = 1
@@ -60,7 +61,7 @@ def test_the_loss_is_that_of_the_response_alone(make, slices_logits: bool) -> No
     rows = [Row([3, 4, 5, 6, EOS], 3), Row([13, 7, 8, EOS], 2), Row([9, 10, 11, 12, 14, 15, EOS], 4)]
     logits = []
     model.lm_head.register_forward_hook(lambda module, args, output: logits.append(output) or output.retain_grad())
-    loss = summed_loss(model, collate_rows(rows)._asdict(), slices_logits=slices_logits)
+    loss = summed_loss(model, collate_rows(rows), slices_logits=slices_logits)
     expected = torch.tensor(0.0)
     for row in rows:
         log_probs = model(torch.tensor([row.ids])).logits[0].log_softmax(-1)  # (L, V)
@@ -111,22 +112,24 @@ def test_pretraining_predicts_every_token_but_the_first(tmp_path: Path) -> None:
 
 def test_batches_cover_an_epoch_once_in_an_order_of_seed_and_epoch() -> None:
     lengths = [i % 13 + 1 for i in range(530)]
-    epoch = 0
-    batches = LengthGroupedBatches(lengths, 8, seed=1, epoch=lambda: epoch)
-    first = list(batches)
-    assert len(first) == len(batches) == 67
+    first = epoch_batches(lengths, 8, seed=1, epoch=0)
+    assert len(first) == 67
     assert sorted(i for batch in first for i in batch) == list(range(530))
     assert [len(batch) for batch in first] == [8] * 66 + [2]
-    assert list(batches) == first
-    epoch = 1
-    assert list(batches) != first
-    assert list(LengthGroupedBatches(lengths, 8, seed=2, epoch=lambda: 0)) != first
+    assert epoch_batches(lengths, 8, seed=1, epoch=0) == first
+    assert epoch_batches(lengths, 8, seed=1, epoch=1) != first
+    assert epoch_batches(lengths, 8, seed=2, epoch=0) != first
     padding = sum(max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) for b in first)
     assert padding < 0.1 * sum(lengths), "batches of like lengths need little padding"
 
-    micro = list(LengthGroupedBatches(lengths, 8, 4, seed=1, epoch=lambda: 0))
-    assert len(micro) == len(LengthGroupedBatches(lengths, 8, 4, seed=1, epoch=lambda: 0)) == 133
-    assert [i for batch in micro for i in batch] == [i for batch in first for i in batch]
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [("constant", [0, 0.5, 1, 1, 1]), ("linear", [0, 0.5, 1, 0.5, 0]), ("cosine", [0, 0.5, 1, 0.5, 0])],
+)
+def test_the_learning_rate_rises_and_falls(schedule: str, factors: list[float]) -> None:
+    config = replace(CONFIG, schedule=schedule, warmup_ratio=0.2)
+    assert [schedule_factor(config, step, 10) for step in (0, 1, 2, 6, 10)] == pytest.approx(factors)
 
 
 def test_micro_batches_train_as_the_whole_batch(tmp_path: Path) -> None:
@@ -184,25 +187,17 @@ def test_resumed_training_equals_uninterrupted_training(
             run(tmp_path / "cut")
     assert not is_finished(tmp_path / "cut")
     assert not (tmp_path / "cut" / "config.json").exists()
-    saved = stop_at // save_steps * save_steps
-    assert [p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()] == [f"checkpoint-{saved}"]
-    half_written = tmp_path / "cut" / "checkpoints" / "checkpoint-99"
-    half_written.mkdir()
-    (half_written / "model.safetensors").write_bytes(b"half")
+    with safe_open(tmp_path / "cut" / "checkpoint.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["state"])["step"] == stop_at // save_steps * save_steps
+    (tmp_path / "cut" / "checkpoint.safetensors.partial").write_bytes(b"half")
 
     torch.manual_seed(123)
     resumed = run(tmp_path / "cut")
     assert resumed[0] == expected[0]
     for name, tensor in expected[1].items():
         assert torch.equal(resumed[1][name], tensor), name
-    steps = [
-        [
-            (entry["step"], entry.get("learning_rate"))
-            for entry in json.loads((tmp_path / name / "history.json").read_text())
-        ]
-        for name in ("whole", "cut")
-    ]
-    assert steps[0] == steps[1]
+    whole, cut = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "cut"))
+    assert whole == cut
 
 
 def test_a_finished_run_is_loaded_and_another_run_is_refused(tmp_path: Path) -> None:
@@ -264,9 +259,8 @@ def test_the_folder_holds_model_tokenizer_metrics_and_history(
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 3, 6, 9]
     assert [(entry["epoch"], entry["step"]) for entry in history if "heldout_loss" in entry] == [(1.0, 5), (2.0, 10)]
     assert history[-1]["heldout_loss"] == metrics.loss
-    assert {"checkpoints", "unfinished"} & {path.name for path in tmp_path.iterdir()} == set()
+    assert {"checkpoint.safetensors", "unfinished"} & {path.name for path in tmp_path.iterdir()} == set()
     loaded = load_causal_lm(tmp_path)
-    assert loaded.config.use_cache, "the Trainer's setting must not stay in the config"
     ids = torch.tensor([[3, 4, 5]])
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
     assert load_tokenizer(tmp_path).get_vocab() == tiny_tokenizer().get_vocab()
