@@ -54,7 +54,7 @@ def collect_episodes(
     rewards: list[np.ndarray] = []  # (N,) a step
     log_ratios: list[np.ndarray] = []  # (N,) a step
     ended: list[tuple[int, Episode, float]] = []  # the step of the last action, the episode, its score
-    members: dict[int, np.ndarray] = {}  # (members,) by the episode's number, where an ensemble scores at once
+    members: dict[int, np.ndarray] = {}  # (k,) by the episode's number, where it is scored at once
     callback.update_locals({"self": agent, "env": env, "n_episodes": n_episodes})
     while not env.parked.all():
         step_actions, step_values, step_log_probs = policy.act(observation, with_values=stepwise_values)
@@ -97,7 +97,7 @@ def collect_episodes(
     else:
         step_scores = np.array([score for _, _, score in ended], dtype=np.float32)
         ratios = _pad(cut(np.stack(log_ratios)))
-        each = np.stack([members[e.number] for e in episodes], axis=1) if members else None  # (members, E)
+        each = np.stack([members[e.number] for e in episodes], axis=1) if members else None  # (k, E)
         earned = EpisodeRewards(
             _pad(cut(np.stack(rewards))), step_scores, ratios, _pad(episode_log_probs) - ratios, member_scores=each
         )

@@ -81,7 +81,7 @@ class EpisodeScores(NamedTuple):
     raw_scores: np.ndarray
     """As r_φ gave them, shape (E,)."""
     member_scores: np.ndarray | None = None
-    """Of each member where r_φ is an ensemble, shape (members, E)."""
+    """As each of r_φ's k members gave them, shape (k, E); None while deferred."""
 
 
 class EpisodeRewards(NamedTuple):
@@ -98,7 +98,7 @@ class EpisodeRewards(NamedTuple):
     raw_scores: np.ndarray | None = None
     """As r_φ gave them, before any shaping, shape (E,); None where rewards were taken step by step."""
     member_scores: np.ndarray | None = None
-    """Of each member where r_φ is an ensemble, shape (members, E)."""
+    """As each of r_φ's k members gave them, shape (k, E)."""
 
 
 class StepRecord(NamedTuple):
@@ -113,7 +113,7 @@ class StepRecord(NamedTuple):
     episode_log_ratios: Sequence[np.ndarray] = ()
     """The same of all actions of each ended episode, (T_e,) each; 0 while deferred."""
     member_scores: np.ndarray | None = None
-    """Of each member where r_φ is an ensemble and scores at once, shape (members, episodes)."""
+    """As each of r_φ's k members gave them, shape (k, episodes); None while deferred and where no episode ended."""
 
 
 @runtime_checkable

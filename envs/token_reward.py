@@ -23,7 +23,7 @@ from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import token_log_prob
 from rlhf_gym.lm.split import LowerStates, Split
-from rlhf_gym.rewards.scoring import EpisodeScorer, score_with_members
+from rlhf_gym.rewards import EpisodeScorer
 
 KLPlace = Literal["reward", "loss"]
 
@@ -107,12 +107,12 @@ class TokenReward:
         """Score of each episode, shaped and as r_φ gave it."""
         if not episodes:
             return EpisodeScores(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float32))
-        scored, members = score_with_members(self.scorer, *stack_rows(episodes))
-        raw = scored.cpu().numpy()  # (E,)
+        scored = self.scorer(*stack_rows(episodes))
+        raw = scored.scores.cpu().numpy()  # (E,)
         shaped = self.shaping(episodes, raw) if self.shaping else raw  # (E,)
         unfinished = np.array([e.finish_reason == "length" for e in episodes])
-        each = None if members is None else members.cpu().numpy()  # (members, E)
-        return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw, each)
+        members = scored.members.cpu().numpy()  # (k, E)
+        return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw, members)
 
     def __call__(
         self,

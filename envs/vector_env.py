@@ -32,7 +32,7 @@ from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import LowerStates
 from rlhf_gym.lm.tokens import pad_token_id
-from rlhf_gym.rewards import LearnedReward, RewardFunction, episode_scorer
+from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction
 
 RewardTiming = Literal["step", "deferred"]
 
@@ -138,7 +138,7 @@ class TokenVectorEnv(VectorEnv):
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
         self._context_length = parts.context_length if parts is not None else None
         self._check_prompts(own_prompts)
-        scorer = episode_scorer(
+        scorer = EpisodeScorer(
             resolve_reward(reward, device=device),
             self.tokenizer,
             vocab_size=self.vocab_size,

@@ -24,7 +24,7 @@ from rlhf_gym.pipeline import Run, prepare
 from rlhf_gym.pipeline.adversarial import AdversarialConfig, adversarial
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.collect import HELDOUT, all_preferences
-from rlhf_gym.pipeline.reward import adversarial_folder, judge, normalise, reference_samples, train_member
+from rlhf_gym.pipeline.reward import adversarial_folder, normalise, reference_samples, train_member
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, read_preferences
 from rlhf_gym.rewards import load_reward
@@ -110,10 +110,10 @@ def unleashed(config: RunConfig, task: Task, name: str, model: Path) -> RunFolde
 
 def accuracies(model: Path, normal: list[Preference], hostile: list[Preference]) -> dict[str, float]:
     """On held-out pairs of both sorts."""
-    scorer = judge(load_reward(model, "cpu"))
+    reward = load_reward(model, "cpu")
     return {
-        "r_φ right on normal held-out pairs": float(score_pairs(scorer, normal).right.mean()),
-        "r_φ right on adversarial held-out pairs": float(score_pairs(scorer, hostile).right.mean()),
+        "r_φ right on normal held-out pairs": float(score_pairs(reward, normal).right.mean()),
+        "r_φ right on adversarial held-out pairs": float(score_pairs(reward, hostile).right.mean()),
     }
 
 

@@ -43,7 +43,7 @@ from study import (
 
 from rlhf_gym.lm import Shared, load_causal_lm, quiet_transformers
 from rlhf_gym.pipeline import draw, gold_scores, log_probs, train
-from rlhf_gym.rewards import Aggregate, RewardEnsemble, SharedTrunkEnsemble, load_reward
+from rlhf_gym.rewards import Aggregate, load_reward
 from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder, TaskConfig, iterations
 from rlhf_gym.tasks import Task
 
@@ -219,9 +219,8 @@ class Study:
         config = self.config(self.folder(seed) / arm.name, seed, task=TaskConfig(reward_model=str(source)))
         run = quiet_prepare(replace(config, ppo=replace(config.ppo, **arm.ppo)), self.task())
         reward = load_reward(source)
-        if isinstance(reward, RewardEnsemble | SharedTrunkEnsemble):
-            reward.aggregate = arm.aggregate
-            reward.uncertainty_weight = arm.uncertainty_weight
+        reward.aggregate = arm.aggregate
+        reward.uncertainty_weight = arm.uncertainty_weight
         with quiet_transformers():
             train(run, "ppo", 1, seed, reward=Shared(reward), label=arm.name)
         return run.folder.seed("ppo", 1, seed)
@@ -263,7 +262,7 @@ class Study:
             for policy, source in (("sft", task.sft), ("none", hacked)):
                 samples = draw(load_causal_lm(source), task, task.heldout_prompts, seed=seed + 7)
                 ids, _, lengths = samples.rows()  # (B, L), (B,), (B,)
-                scores = reward.member_scores(ids, torch.arange(ids.shape[1]) < lengths[:, None])  # (members, B)
+                scores = reward.scores_of_tokens(ids, torch.arange(ids.shape[1]) < lengths[:, None]).members  # (k, B)
                 by_policy[policy] = [float(scores.mean()), float(scores.var(dim=0, correction=0).mean())]
         return found
 

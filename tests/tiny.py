@@ -222,4 +222,4 @@ def tiny_reward_model(
         model = tiny_llama(vocab_size, seed=seed, model_class=LlamaForSequenceClassification, **settings)
     else:
         raise ValueError(f"expected the architecture 'gpt2' or 'llama', got {architecture!r}")
-    return RewardModel(model, tokenizer, normalizer=normalizer or RewardNormalizer())
+    return RewardModel(model, tokenizer, normalizers=[normalizer or RewardNormalizer()])

@@ -42,7 +42,7 @@ class Watched(NamedTuple):
     ref_log_probs: Sequence[np.ndarray] | None
     """log π_ref of the same, the π_ref that learning began with; None without a reference."""
     member_scores: np.ndarray | None
-    """Each member's scores of them, (members, E); None where no ensemble watches."""
+    """The scores that each of k members gives them, (k, E); None where they were not asked."""
     explained_variance: float | None
     """Of the critic's values, by the returns; None without a critic."""
 
@@ -83,7 +83,7 @@ def measure(seen: Watched, responses: Sequence[str], patterns: Mapping[str, re.P
     if seen.log_probs is not None and seen.ref_log_probs is not None:
         kl = _sums(seen.log_probs) - _sums(seen.ref_log_probs)  # (E,)
         found["kl"], found["kl_per_token"] = mean(kl), ratio(kl, lengths)
-    if seen.member_scores is not None:
+    if seen.member_scores is not None and len(seen.member_scores) > 1:
         found["disagreement"] = mean(seen.member_scores.std(axis=0))
     if seen.explained_variance is not None:
         found["explained_variance"] = Figure(seen.explained_variance)

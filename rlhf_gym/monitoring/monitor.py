@@ -26,7 +26,7 @@ from rlhf_gym.monitoring.measures import Figure, Watched, kl_tokens, measure
 from rlhf_gym.monitoring.records import KLToken, MonitorRecord, append_line, read_records, write_lines
 from rlhf_gym.monitoring.watched import Finished, engines_of, member_scores, rollout_of
 from rlhf_gym.preferences import Demonstration
-from rlhf_gym.rewards import RewardEnsemble, SharedTrunkEnsemble
+from rlhf_gym.rewards import LearnedReward
 
 RECORDS, ALARMS = "monitor.jsonl", "alarms.jsonl"
 SHOWN_TOKENS = 10
@@ -71,7 +71,7 @@ class RLHFMonitor(BaseCallback):
         held_out_texts: Sequence[str] | Sequence[Demonstration] = (),
         evaluations: Mapping[str, Callable[[BaseAlgorithm], float]] | None = None,
         every: int = 5,
-        ensemble: RewardEnsemble | SharedTrunkEnsemble | None = None,
+        ensemble: LearnedReward | None = None,
         n_episodes: int = 64,
         thresholds: AlarmThresholds | None = None,
         stop_on: Sequence[str] = (),
@@ -174,7 +174,7 @@ class RLHFMonitor(BaseCallback):
 
     def _measure(self, seen: Watched) -> dict[str, Figure]:
         engine = self._engines[0]
-        if self.ensemble is not None and seen.member_scores is None:
+        if self.ensemble is not None and (seen.member_scores is None or len(seen.member_scores) == 1):
             seen = seen._replace(member_scores=member_scores(self.ensemble, engine, seen.episodes))
         texts = decode(engine.tokenizer, [e.response_ids.tolist() for e in seen.episodes]) if self.patterns else []
         return measure(seen, texts, self.patterns)

@@ -17,7 +17,7 @@ from rlhf_gym.envs import Episode, SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.monitoring.measures import Watched
-from rlhf_gym.rewards import RewardEnsemble, SharedTrunkEnsemble, episode_scorer, score_with_members
+from rlhf_gym.rewards import EpisodeScorer, LearnedReward
 
 
 def engines_of(env: VecEnv) -> list[TokenVectorEnv]:
@@ -125,11 +125,7 @@ def cut(table: Tensor, lengths: Sequence[int]) -> list[np.ndarray]:
     return [row[:n] for row, n in zip(table.numpy(), lengths, strict=True)]
 
 
-def member_scores(
-    ensemble: RewardEnsemble | SharedTrunkEnsemble, engine: TokenVectorEnv, episodes: Sequence[Episode]
-) -> np.ndarray:
-    """What each member of an ensemble says of an environment's episodes, (members, E)."""
-    scorer = episode_scorer(ensemble, engine.tokenizer, vocab_size=engine.vocab_size, stop_ids=engine.stop_token_ids)
-    _, each = score_with_members(scorer, *stack_rows(episodes))
-    assert each is not None
-    return each.cpu().numpy()
+def member_scores(reward: LearnedReward, engine: TokenVectorEnv, episodes: Sequence[Episode]) -> np.ndarray:
+    """The score that each of a reward's k members gives an environment's episodes, (k, E)."""
+    scorer = EpisodeScorer(reward, engine.tokenizer, vocab_size=engine.vocab_size, stop_ids=engine.stop_token_ids)
+    return scorer(*stack_rows(episodes)).members.cpu().numpy()

@@ -16,7 +16,7 @@ from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.collect import HELDOUT, PREFERENCES, all_preferences
 from rlhf_gym.pipeline.preparation import Run, context_length
-from rlhf_gym.pipeline.reward import adversarial_folder, judge, normalise_all, train_reward
+from rlhf_gym.pipeline.reward import adversarial_folder, normalise, reference_samples, train_reward
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, write_preferences
 from rlhf_gym.preferences.adversarial import (
@@ -178,7 +178,7 @@ def retrain(
     folder = adversarial_folder(run, config.round)
     _remove_members(folder)
     reward = train_reward(run, folder, train, heldout)
-    normalise_all(reward, run)
+    normalise(reward, run, reference_samples(run))
     _remove_members(folder)
     shutil.rmtree(folder / "model", ignore_errors=True)
     reward.save_pretrained(folder / "model")
@@ -197,12 +197,12 @@ def _measure(
     suspects: Sequence[Suspect],
 ) -> dict[str, Any]:
     """Accuracy on normal and on adversarial held-out pairs, and how often edits raise the score, labelled or not."""
-    scored = score_pairs(judge(reward), hostile)
+    scored = score_pairs(reward, hostile)
     gaps = _gaps(reward, [suspect.pair for suspect in suspects])
     kinds = np.array([suspect.kind for suspect in suspects])
     return {
         "pairs": {"normal": len(normal), "adversarial": len(hostile)},
-        "normal": float(score_pairs(judge(reward), normal).right.mean()),
+        "normal": float(score_pairs(reward, normal).right.mean()),
         "adversarial": float(scored.right.mean()),
         "by_kind": {share.name: [share.accuracy, share.n] for share in accuracy_by_name(scored, kind_of)},
         "raised": {str(kind): float((gaps[kinds == kind] > 0).mean()) for kind in np.unique(kinds)},

@@ -21,14 +21,12 @@ from rlhf_gym.pipeline.restraints import ptx_texts
 from rlhf_gym.pipeline.web_labeler import check_page
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, read_texts, split_by_prompt
 from rlhf_gym.rewards import (
+    EpisodeScorer,
     LearnedReward,
-    RewardModel,
     RewardNormalizer,
     check_scores,
-    episode_scorer,
     import_reward_function,
     load_reward,
-    set_normalizers,
 )
 from rlhf_gym.runs.config import RunConfig, TaskConfig, is_source_name
 from rlhf_gym.runs.folder import RunFolder, StageName, absolute, check_folder, read_json
@@ -97,7 +95,7 @@ class Run:
         reward = load_reward(source, device=self.device)
         saved = read_json(self.folder.stage("reward") / NORMALIZERS)
         if saved is not None:
-            set_normalizers(reward, [RewardNormalizer.from_dict(values) for values in saved])
+            reward.normalizers = [RewardNormalizer.from_dict(values) for values in saved]
         return reward
 
     def bar(self, label: str) -> str | None:
@@ -287,14 +285,13 @@ def _check_reward_model(run: Run) -> None:
     source, task = run.config.task.reward_model, run.task
     assert source is not None
     reward = run.load_reward(1)
-    episode_scorer(reward, task.tokenizer)
+    EpisodeScorer(reward, task.tokenizer)
     longest = task.max_prompt_length + task.max_new_tokens
-    for member in [reward] if isinstance(reward, RewardModel) else reward:
-        if member.max_length is not None and member.max_length < longest:
-            raise ValueError(
-                f"expected a reward model with room for {longest} tokens (the longest prompt and response), got a "
-                f"context of {member.max_length} in {source}"
-            )
+    if reward.max_length is not None and reward.max_length < longest:
+        raise ValueError(
+            f"expected a reward model with room for {longest} tokens (the longest prompt and response), got a "
+            f"context of {reward.max_length} in {source}"
+        )
 
 
 def context_length(run: Run) -> int | None:

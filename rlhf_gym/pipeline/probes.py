@@ -11,7 +11,7 @@ from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Preference
-from rlhf_gym.rewards import LearnedReward, RewardEnsemble, RewardModel, SharedTrunkEnsemble
+from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.training import probe_reward_model
 
 DRAW = 98
@@ -40,8 +40,9 @@ def reward_probes(
         return {}  # nothing to edit
     if len({p.prompt for p in train}) < 2:
         train = []  # too few for baselines: how strongly to hold their weights is tried on other prompts
+    reward.lend_tokenizer(run.task.tokenizer)  # one without a tokenizer has the run's: `prepare` has seen to that
     found = probe_reward_model(
-        _reading_texts(run, reward),
+        reward,
         train,
         heldout=heldout,
         prompts=samples.prompts,
@@ -50,24 +51,3 @@ def reward_probes(
         seed=run.config.seed,
     )
     return {"probes": found.to_dict()}
-
-
-def _reading_texts(run: Run, reward: LearnedReward) -> LearnedReward:
-    """The same reward; where it came without a tokenizer it shares the run's, or the run would not have begun."""
-    if isinstance(reward, RewardEnsemble):
-        members = [_with_tokenizer(run, member) for member in reward]
-        return RewardEnsemble(members, reward.aggregate, uncertainty_weight=reward.uncertainty_weight)
-    if isinstance(reward, RewardModel):
-        return _with_tokenizer(run, reward)
-    if reward.tokenizer is not None:
-        return reward
-    return SharedTrunkEnsemble(
-        reward.model, run.task.tokenizer, reward.aggregate,
-        uncertainty_weight=reward.uncertainty_weight, normalizers=reward.normalizers,
-    )  # fmt: skip
-
-
-def _with_tokenizer(run: Run, reward: RewardModel) -> RewardModel:
-    if reward.tokenizer is not None:
-        return reward
-    return RewardModel(reward.model, run.task.tokenizer, normalizer=reward.normalizer)

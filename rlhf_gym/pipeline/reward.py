@@ -15,19 +15,10 @@ from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.collect import PREFERENCES, all_preferences
 from rlhf_gym.pipeline.preparation import NORMALIZERS, Run
 from rlhf_gym.pipeline.probes import reward_probes
-from rlhf_gym.pipeline.samples import Samples, draw, proxy_scores
+from rlhf_gym.pipeline.samples import Samples, draw, score_samples
 from rlhf_gym.pipeline.staleness import staleness
 from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
-from rlhf_gym.rewards import (
-    LearnedReward,
-    RewardEnsemble,
-    RewardFunction,
-    RewardModel,
-    RewardNormalizer,
-    SharedTrunkEnsemble,
-    get_normalizers,
-    set_normalizers,
-)
+from rlhf_gym.rewards import LearnedReward, RewardEnsemble, RewardModel, RewardNormalizer
 from rlhf_gym.training import (
     RewardModelingConfig,
     ScoredPairs,
@@ -55,8 +46,8 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
         return _own_reward(run)
     train, heldout = training_preferences(run, round)
     reward = train_reward(run, folder, train, heldout)
-    metrics = examine(run, score_pairs(judge(reward), heldout))
-    normalise_all(reward, run)
+    metrics = examine(run, score_pairs(reward, heldout))
+    normalise(reward, run, reference_samples(run))
     metrics |= reward_probes(run, reward, train, heldout)
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -66,11 +57,6 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
     for path in folder.glob("member-*"):
         shutil.rmtree(path)
     return metrics | staleness(run, round) | {"pairs": len(train), "members": config.members}
-
-
-def judge(reward: LearnedReward) -> RewardModel | RewardFunction:
-    """What scores texts: a model is asked for its scores before normalisation, an ensemble for those it has."""
-    return reward if isinstance(reward, RewardModel) else reward.score_texts
 
 
 def examine(run: Run, pairs: ScoredPairs) -> dict[str, Any]:
@@ -101,29 +87,16 @@ def reference_samples(run: Run) -> Samples:
     )
 
 
-def normalise_all(reward: LearnedReward, run: Run) -> None:
-    """Put the reward model, or each member, into the SFT policy's unit.
+def normalise(reward: LearnedReward, run: Run, samples: Samples) -> None:
+    """Give each member of r_φ mean 0 and standard deviation 1 over these responses, read as PPO's episodes will be.
 
     Raises:
-        UnfitRewardError: one says the same to all its responses, or something that is no number.
+        UnfitRewardError: a member says the same to all of them, or something that is no number.
     """
-    samples = reference_samples(run)
-    members = [reward] if isinstance(reward, RewardModel) else list(reward)
-    for member in members:
-        normalise(member, run, samples)
-    set_normalizers(reward, [member.normalizer for member in members])
-
-
-def normalise(reward: RewardModel, run: Run, samples: Samples) -> None:
-    """Give r_φ mean 0 and standard deviation 1 over these responses, read as PPO's episodes will be.
-
-    Raises:
-        UnfitRewardError: it says the same to all of them, or something that is no number.
-    """
-    reward.normalizer = RewardNormalizer()
-    scores = proxy_scores(reward, run.task.tokenizer, samples)
+    reward.normalizers = [RewardNormalizer()] * len(reward)
+    members = score_samples(reward, run.task.tokenizer, samples).members.cpu().numpy()  # (k, B)
     try:
-        reward.normalizer = RewardNormalizer.fit(scores)
+        reward.normalizers = [RewardNormalizer.fit(scores) for scores in members]
     except ValueError as error:
         raise UnfitRewardError(
             f"{error}: this reward model says the same to all responses of the SFT policy. {ADVICE}"
@@ -133,14 +106,13 @@ def normalise(reward: RewardModel, run: Run, samples: Samples) -> None:
 def _own_reward(run: Run) -> dict[str, Any]:
     """A reward model that is there already: nothing is trained, its scores are put into the SFT policy's unit."""
     reward = run.load_reward(1)
-    normalise_all(reward, run)
-    normalizers = get_normalizers(reward)
-    write_json(run.folder.stage("reward") / NORMALIZERS, [normalizer.to_dict() for normalizer in normalizers])
-    metrics: dict[str, Any] = {"source": run.config.task.reward_model, "members": len(normalizers), "pairs": 0}
+    normalise(reward, run, reference_samples(run))
+    write_json(run.folder.stage("reward") / NORMALIZERS, [normalizer.to_dict() for normalizer in reward.normalizers])
+    metrics: dict[str, Any] = {"source": run.config.task.reward_model, "members": len(reward), "pairs": 0}
     train: list[Preference] = []
     heldout: list[Preference] = []
     if run.preferences is not None:
-        metrics |= examine(run, score_pairs(judge(reward), run.preferences))
+        metrics |= examine(run, score_pairs(reward, run.preferences))
         train, heldout = split_by_prompt(run.preferences, 0.5, seed=run.config.seed)
     return metrics | reward_probes(run, reward, train, heldout)
 
@@ -172,19 +144,17 @@ def train_reward(run: Run, folder: Path, train: Sequence[Preference], heldout: S
     return RewardEnsemble(members, config.aggregate, uncertainty_weight=config.uncertainty_weight)
 
 
-def train_shared(
-    run: Run, folder: Path, train: Sequence[Preference], heldout: Sequence[Preference]
-) -> SharedTrunkEnsemble:
+def train_shared(run: Run, folder: Path, train: Sequence[Preference], heldout: Sequence[Preference]) -> RewardModel:
     """Heads on one trunk, trained together.
 
     Raises:
         UnfitRewardError: the loss was no longer finite.
     """
     config = run.config.reward
-    ensemble = SharedTrunkEnsemble.from_language_model(
+    ensemble = RewardModel.from_language_model(
         load_causal_lm(run.sft, dtype=torch.float32),
         run.task.tokenizer,
-        members=config.members,
+        heads=config.members,
         aggregate=config.aggregate,
         uncertainty_weight=config.uncertainty_weight,
         seed=run.config.seed,
@@ -209,7 +179,7 @@ def train_member(
 
 
 def _train(
-    reward: RewardModel | SharedTrunkEnsemble,
+    reward: RewardModel,
     run: Run,
     folder: Path,
     config: RewardModelingConfig,

@@ -13,7 +13,7 @@ from rlhf_gym.functional import distinct_n
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.tokens import ActionRows, decode, encode_prompts, pad_responses, stop_token_ids
-from rlhf_gym.rewards import LearnedReward, RewardFunction, check_scores, episode_scorer
+from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction, Scores, check_scores
 from rlhf_gym.tasks import Task
 
 
@@ -79,10 +79,13 @@ def draw(
 
 def proxy_scores(reward: LearnedReward, tokenizer: PreTrainedTokenizerBase, samples: Samples) -> np.ndarray:
     """r_φ of each response, normalised, (B,)."""
+    return score_samples(reward, tokenizer, samples).scores.cpu().numpy().astype(np.float64)
+
+
+def score_samples(reward: LearnedReward, tokenizer: PreTrainedTokenizerBase, samples: Samples) -> Scores:
+    """The scores of r_φ and of its members."""
     rows = samples.rows()
-    scorer = episode_scorer(reward, tokenizer)
-    scores = scorer(rows.input_ids.to(reward.device), rows.action_mask, rows.lengths)  # (B,)
-    return scores.cpu().numpy().astype(np.float64)
+    return EpisodeScorer(reward, tokenizer)(rows.input_ids.to(reward.device), rows.action_mask, rows.lengths)
 
 
 def gold_scores(gold: RewardFunction, samples: Samples) -> np.ndarray:

@@ -10,7 +10,7 @@ from rlhf_gym.functional import rightness
 from rlhf_gym.pipeline.collect import HELDOUT, PREFERENCES
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.preferences import Preference, read_preferences
-from rlhf_gym.rewards import RewardModel, check_scores
+from rlhf_gym.rewards import check_scores
 from rlhf_gym.training import score_pairs
 
 
@@ -32,8 +32,7 @@ def staleness(run: Run, round: int) -> dict[str, Any]:
     table = []
     for i in range(1, round + 1):
         reward = run.load_reward(i)
-        judge = reward if isinstance(reward, RewardModel) else reward.score_texts
-        table.append([float(score_pairs(judge, column).right.mean()) for column in columns])
+        table.append([float(score_pairs(reward, column).right.mean()) for column in columns])
     gold = None if run.task.gold is None else [_gold_accuracy(run, column) for column in columns]
     return {"staleness": {"pairs": [len(column) for column in columns], "accuracy": table, "gold": gold}}
 

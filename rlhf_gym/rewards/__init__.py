@@ -1,41 +1,48 @@
 """Rewards: learned models, ensembles of them, functions of the text, and how an episode comes to its score."""
 
-from rlhf_gym.rewards.ensemble import Aggregate, RewardEnsemble, Trunk, aggregate_scores
-from rlhf_gym.rewards.loading import LearnedReward, get_normalizers, load_reward, set_normalizers
-from rlhf_gym.rewards.model import RewardModel
-from rlhf_gym.rewards.normalization import RewardNormalizer
+from rlhf_gym.rewards.ensemble import RewardEnsemble, load_reward
+from rlhf_gym.rewards.model import RewardModel, Trunk
 from rlhf_gym.rewards.programmatic import (
-    RewardFunction,
     import_reward_function,
     keyword_reward,
     length_reward,
     regex_reward,
     sum_rewards,
 )
-from rlhf_gym.rewards.scoring import EpisodeScorer, ScoreError, check_scores, episode_scorer, score_with_members
-from rlhf_gym.rewards.shared_trunk import SharedTrunkEnsemble
+from rlhf_gym.rewards.reward import (
+    Aggregate,
+    FunctionReward,
+    LearnedReward,
+    Reward,
+    RewardFunction,
+    RewardNormalizer,
+    ScoreError,
+    Scores,
+    aggregate_scores,
+    check_scores,
+)
+from rlhf_gym.rewards.scoring import EpisodeScorer, as_reward
 
 __all__ = [
     "Aggregate",
     "EpisodeScorer",
+    "FunctionReward",
     "LearnedReward",
+    "Reward",
     "RewardEnsemble",
     "RewardFunction",
     "RewardModel",
     "RewardNormalizer",
     "ScoreError",
-    "SharedTrunkEnsemble",
+    "Scores",
     "Trunk",
     "aggregate_scores",
+    "as_reward",
     "check_scores",
-    "episode_scorer",
-    "get_normalizers",
     "import_reward_function",
     "keyword_reward",
     "length_reward",
     "load_reward",
     "regex_reward",
-    "score_with_members",
-    "set_normalizers",
     "sum_rewards",
 ]

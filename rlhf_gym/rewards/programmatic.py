@@ -9,14 +9,12 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-RewardFunction = Callable[[list[str], list[str]], ArrayLike]
-"""Anything callable as `(prompts, responses) -> (B,)`, one finite score for each pair."""
+from rlhf_gym.rewards.reward import RewardFunction
 
 
 def length_reward(target: int | None = None, *, scale: float = 1.0) -> RewardFunction:

@@ -19,16 +19,7 @@ from rlhf_gym.preferences.adversarial import (
     shuffle,
     truncate,
 )
-from rlhf_gym.rewards import (
-    LearnedReward,
-    RewardEnsemble,
-    RewardFunction,
-    RewardModel,
-    SharedTrunkEnsemble,
-    check_scores,
-)
-
-Reward = LearnedReward | RewardFunction
+from rlhf_gym.rewards import Reward, RewardFunction, as_reward, check_scores
 
 
 class EditKind(NamedTuple):
@@ -105,7 +96,7 @@ class EditProbe:
 
 
 def probe_edits(
-    reward: Reward,
+    reward: Reward | RewardFunction,
     prompts: Sequence[str],
     responses: Sequence[str],
     *,
@@ -134,11 +125,12 @@ def probe_edits(
     """
     if not responses or len(prompts) != len(responses):
         raise ValueError(f"expected responses, one to each prompt, got {len(responses)} to {len(prompts)} prompts")
+    reward = as_reward(reward)
     plans = _plans(reward, prompts, responses, _insertions(responses, preferences) | dict(words or {}), seed)
     asked = [*zip(prompts, responses, strict=True)]
     asked += [(prompts[i], text) for _, places, texts in plans for i, text in zip(places, texts, strict=True)]
     scores = _in_deviations(reward, asked, len(responses))  # (asked,)
-    golds = None if gold is None else _in_deviations(gold, asked, len(responses))  # (asked,)
+    golds = None if gold is None else _in_deviations(as_reward(gold), asked, len(responses))  # (asked,)
     probes, begin = [], len(responses)
     for name, places, texts in plans:
         rows = slice(begin, begin + len(places))
@@ -152,16 +144,11 @@ def probe_edits(
     return probes
 
 
-def score_texts(reward: Reward, texts: Sequence[tuple[str, str]]) -> np.ndarray:
+def score_texts(reward: Reward | RewardFunction, texts: Sequence[tuple[str, str]]) -> np.ndarray:
     """Scores (B,) of (prompt, response) pairs, each distinct one asked for once; a model's before normalisation."""
     known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     prompts, responses = [prompt for prompt, _ in known], [response for _, response in known]
-    if isinstance(reward, RewardModel):
-        raw = reward.score_texts(prompts, responses, normalise=False)
-    elif isinstance(reward, RewardEnsemble | SharedTrunkEnsemble):
-        raw = reward.score_texts(prompts, responses)
-    else:
-        raw = np.asarray(reward(prompts, responses))
+    raw = as_reward(reward).preference_scores(prompts, responses)  # (distinct,)
     scores = check_scores(raw, len(known), source="the reward").astype(np.float64)  # (distinct,)
     return scores[[known[text] for text in texts]]
 
@@ -176,7 +163,7 @@ def _plans(
     for place, (name, edit) in enumerate(kinds.items()):
         rng = np.random.default_rng((seed, place))
         edited = [edit(response, rng, sorts.get(name, ())) for response in responses]
-        fit = _that_fit(reward, prompts, edited)  # (B,)
+        fit = reward.room_for(prompts, edited)  # (B,)
         changed = [i for i, text in enumerate(edited) if fit[i] and text.strip() and text != responses[i]]
         if changed:
             plans.append((name, changed, [edited[i] for i in changed]))
@@ -199,20 +186,6 @@ def _insertions(responses: Sequence[str], preferences: Sequence[Preference]) -> 
         "praise": favoured_words(preferences, WORDS),
         "confidence": [word for word in CONFIDENT_WORDS if word in used],
     }
-
-
-def _that_fit(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """Which rows the reward model has room for, (B,)."""
-    fit = np.ones(len(prompts), dtype=bool)
-    models: list[RewardModel | SharedTrunkEnsemble] = []
-    if isinstance(reward, RewardModel | SharedTrunkEnsemble):
-        models = [reward]
-    elif isinstance(reward, RewardEnsemble):
-        models = list(reward)
-    for model in models:
-        if model.max_length is not None:
-            fit &= np.array([len(row) <= model.max_length for row in model.encode(prompts, responses)], dtype=bool)
-    return fit
 
 
 def _probe(name: str, change: np.ndarray, gold: np.ndarray | None, example: EditedExample) -> EditProbe:

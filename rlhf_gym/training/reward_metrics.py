@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf_gym.functional import confidence, expected_calibration_error, rightness
 from rlhf_gym.preferences import Preference
-from rlhf_gym.rewards import RewardFunction, RewardModel, check_scores
+from rlhf_gym.rewards import Reward, RewardFunction, as_reward, check_scores
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class ScoredPairs:
 
 
 def score_pairs(
-    reward: RewardModel | RewardFunction, preferences: Sequence[Preference], *, batch_size: int = 64
+    reward: Reward | RewardFunction, preferences: Sequence[Preference], *, batch_size: int = 64
 ) -> ScoredPairs:
-    """Score each distinct response once. An ensemble is given as its `score_texts`.
+    """Score each distinct response once; of one reward model the scores before normalisation.
 
     Raises:
         ValueError: no preferences, or scores that are not finite.
@@ -70,10 +70,7 @@ def score_pairs(
         raise ValueError("expected at least one preference to evaluate on, got none")
     texts = {text: i for i, text in enumerate(dict.fromkeys((p.prompt, r) for p in preferences for r in _responses(p)))}
     prompts, responses = [prompt for prompt, _ in texts], [response for _, response in texts]
-    if isinstance(reward, RewardModel):
-        raw = reward.score_texts(prompts, responses, batch_size=batch_size, normalise=False)
-    else:
-        raw = np.asarray(reward(prompts, responses))
+    raw = as_reward(reward).preference_scores(prompts, responses, batch_size=batch_size)  # (texts,)
     scores = check_scores(raw, len(texts), source="the reward").astype(np.float64)  # (texts,)
     words = np.array([len(response.split()) for response in responses], dtype=np.float64)  # (texts,)
     chosen = np.array([texts[p.prompt, p.chosen] for p in preferences])  # (P,)
@@ -83,11 +80,11 @@ def score_pairs(
 
 
 def evaluate_reward_model(
-    reward: RewardModel | RewardFunction, preferences: Sequence[Preference], *, batch_size: int = 64
+    reward: Reward | RewardFunction, preferences: Sequence[Preference], *, batch_size: int = 64
 ) -> RewardMetrics:
     """Metrics of a reward model, or of any `(prompts, responses) -> scores`, read as Bradley–Terry scores.
 
-    Each distinct response is scored once. An ensemble is given as its `score_texts`.
+    Each distinct response is scored once; of one reward model the scores before normalisation.
 
     Raises:
         ValueError: no preferences, or scores that are not finite.

@@ -16,8 +16,7 @@ from rlhf_gym.functional.losses import bradley_terry_loss
 from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.preferences import Preference
-from rlhf_gym.rewards import RewardFunction, RewardModel, RewardNormalizer, SharedTrunkEnsemble
-from rlhf_gym.rewards.loading import get_normalizers, set_normalizers
+from rlhf_gym.rewards import RewardFunction, RewardModel, RewardNormalizer
 from rlhf_gym.training.config import RewardModelingConfig
 from rlhf_gym.training.data import check_rows, fingerprint
 from rlhf_gym.training.folder import STAGING, close_folder, is_finished, open_folder, read_metrics
@@ -67,7 +66,7 @@ class PairBatch(NamedTuple):
 
 
 def train_reward_model(
-    reward_model: RewardModel | SharedTrunkEnsemble,
+    reward_model: RewardModel,
     preferences: Sequence[Preference],
     *,
     heldout: Sequence[Preference],
@@ -88,7 +87,7 @@ def train_reward_model(
     The scores' unit changes, so the model's normalizer is set back to mean 0 and std 1: fit it anew afterwards.
 
     Args:
-        reward_model: with a tokenizer; see `from_language_model` of either class for where to begin.
+        reward_model: with a tokenizer; see `RewardModel.from_language_model` for where to begin.
         preferences: the comparisons.
         heldout: comparisons for the metrics, best of other prompts (`rlhf_gym.preferences.split_by_prompt`).
         config: `RewardModelingConfig()` by default.
@@ -108,7 +107,7 @@ def train_reward_model(
     rows, groups = _checked_pairs(reward_model, preferences, config.use_margin, "pair", by_prompt=config.by_prompt)
     heldout_rows, _ = _checked_pairs(reward_model, heldout, False, "held-out pair")
     if config.bootstrap:
-        groups = bootstrapped(groups, heads=reward_model.num_heads, seed=config.seed)
+        groups = bootstrapped(groups, heads=len(reward_model), seed=config.seed)
     folder = Path(output_dir)
     run = {
         "stage": "reward modelling",
@@ -120,7 +119,7 @@ def train_reward_model(
     open_folder(folder, run, resume=resume)
     if is_finished(folder):
         return _load_finished(reward_model, folder)
-    set_normalizers(reward_model, [RewardNormalizer()] * reward_model.num_heads)
+    reward_model.normalizers = [RewardNormalizer()] * len(reward_model)
     micro_batch_size = config.micro_batch_size or config.batch_size
     stage = SupervisedStage(
         name="reward modelling",
@@ -129,11 +128,7 @@ def train_reward_model(
         lengths=[max(len(rows[i]) for pair in group for i in (pair.chosen, pair.rejected)) for group in groups],
         collate=partial(collate_pairs, rows),
         loss=partial(_summed_loss, label_smoothing=config.label_smoothing, centering=config.centering),
-        evaluate=lambda: evaluate_reward_model(
-            reward_model if isinstance(reward_model, RewardModel) else mean_of_heads(reward_model),
-            heldout,
-            batch_size=4 * micro_batch_size,
-        ),
+        evaluate=lambda: evaluate_reward_model(mean_of_heads(reward_model, batch_size=4 * micro_batch_size), heldout),
     )
     metrics, history = run_stage(stage, config, folder)
     with quiet_transformers():
@@ -172,20 +167,19 @@ def bootstrapped(groups: Sequence[Sequence[Pair]], *, heads: int, seed: int) -> 
     ]
 
 
-def mean_of_heads(ensemble: SharedTrunkEnsemble) -> RewardFunction:
-    """Its members' mean before normalisation, whatever it aggregates by: the heads have no common origin yet."""
+def mean_of_heads(reward: RewardModel, *, batch_size: int) -> RewardFunction:
+    """The heads' mean before normalisation, whatever they are aggregated by: they have no common origin yet."""
 
     def score(prompts: list[str], responses: list[str]) -> np.ndarray:
-        return ensemble.head_scores(*ensemble.encode_rows(prompts, responses)).mean(dim=1).numpy()
+        found = reward.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=False)
+        return found.members.mean(dim=0).numpy()
 
     return score
 
 
 def _summed_loss(model: nn.Module, batch: PairBatch, *, label_smoothing: float, centering: float) -> Tensor:
     """Σ over pairs of the heads' mean loss: (1/k)·Σ_j Σ_p w_pj·loss(r_j of pair p)."""
-    scores = (
-        model(batch.input_ids, batch.attention_mask).reshape(len(batch.input_ids), -1).float()
-    )  # (R, k), k = 1 for a reward model
+    scores = model(batch.input_ids, batch.attention_mask).float()  # (R, k)
     chosen, rejected = scores[batch.chosen], scores[batch.rejected]  # (P, k), (P, k)
     return bradley_terry_loss(
         chosen.flatten(),
@@ -199,7 +193,7 @@ def _summed_loss(model: nn.Module, batch: PairBatch, *, label_smoothing: float, 
 
 
 def _checked_pairs(
-    reward_model: RewardModel | SharedTrunkEnsemble,
+    reward_model: RewardModel,
     preferences: Sequence[Preference],
     use_margin: bool,
     what: str,
@@ -240,10 +234,10 @@ def _weighing_one(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair._replace(weight=pair.weight / total) for pair in pairs]
 
 
-def _load_finished(reward_model: RewardModel | SharedTrunkEnsemble, folder: Path) -> RewardMetrics:
+def _load_finished(reward_model: RewardModel, folder: Path) -> RewardMetrics:
     with quiet_transformers():
-        finished = type(reward_model).from_pretrained(folder, dtype=reward_model.model.dtype)
+        finished = RewardModel.from_pretrained(folder, dtype=reward_model.model.dtype)
     reward_model.model.load_state_dict(finished.model.state_dict())
-    set_normalizers(reward_model, get_normalizers(finished))
+    reward_model.normalizers = finished.normalizers
     reward_model.eval()
     return RewardMetrics(**read_metrics(folder))

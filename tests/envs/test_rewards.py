@@ -324,14 +324,14 @@ def test_what_is_scored_and_trained_on_is_exactly_what_was_sampled():
     original = env.token_reward.scorer
 
     class Spy:
-        route = original.route
+        routes = original.routes
 
         def __call__(self, input_ids, action_mask, lengths):
             seen.extend(row[:n].tolist() for row, n in zip(input_ids, lengths.tolist(), strict=True))
             return original(input_ids, action_mask, lengths)
 
     env.token_reward.scorer = Spy()
-    assert env.token_reward.scorer.route == "tokens"
+    assert env.token_reward.scorer.routes == ("tokens",)
     observation, _ = env.reset(seed=0)
     sampled = [row[: mask.sum()].tolist() for row, mask in zip(*observation.values(), strict=True)]
     rng = np.random.default_rng(0)

@@ -269,7 +269,7 @@ def test_another_reward_vocabulary_needs_a_text_route():
         vector_env(reward=Shared(reward))
     other = tiny.tiny_reward_model(tiny.tiny_tokenizer([*tiny.WORDS[::-1], "more"]))
     env = vector_env(reward=Shared(other))
-    assert env.token_reward.scorer.route == "text"
+    assert env.token_reward.scorer.routes == ("text",)
     env.reset(seed=0)
     env.step(np.full(3, 1))
 

@@ -81,7 +81,7 @@ def test_r_phi_goes_on_reading_tokens_and_its_own_score_is_kept(timing: str, mon
     reward = tiny_reward_model()
     terms = (AddVerifier(words, 0.25), ClipScore(-0.5, 100.0))
     env = TokenVectorEnv(2, **word_settings(reward=Shared(reward), shaping=terms, reward_timing=timing))
-    assert env.token_reward.scorer.route == "tokens"
+    assert env.token_reward.scorer.routes == ("tokens",)
     monkeypatch.setattr(type(env.tokenizer), "__call__", None)  # nothing is encoded from here on
     env.attach(word_policy(env))
     env.reset(seed=1, options={"episodes": 6})

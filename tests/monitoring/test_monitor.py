@@ -29,7 +29,7 @@ from rlhf_gym.monitoring.held_out import HeldOutTexts
 from rlhf_gym.monitoring.measures import REFUSAL, Watched, kl_tokens, mean, measure, ratio, share
 from rlhf_gym.monitoring.records import read_records
 from rlhf_gym.preferences import Demonstration
-from rlhf_gym.rewards import RewardEnsemble, SharedTrunkEnsemble
+from rlhf_gym.rewards import RewardEnsemble, RewardModel
 from tests import tiny
 from tests.toy import word_settings
 
@@ -153,7 +153,7 @@ def test_a_token_agents_rollout_is_what_was_logged(timing):
     assert not logged  # all of it was written
     ids = buffer.input_ids
     mask = torch.arange(ids.shape[1]) < buffer.lengths[:, None]
-    members = reward.value.member_scores(ids, mask.long()).numpy()  # (3, E)
+    members = reward.value.scores_of_tokens(ids, mask.long()).members.numpy()  # (3, E)
     np.testing.assert_allclose(earned.member_scores, members, atol=1e-5)
     assert record.figures["disagreement"] == pytest.approx(members.std(axis=0).mean(), abs=1e-5)
     assert record.figures["score"] == pytest.approx(members.mean(), abs=1e-5)
@@ -189,13 +189,13 @@ def test_a_reference_that_follows_hides_no_drift_from_the_monitor():
 def test_an_ensemble_may_watch_another_reward(trunk):
     watching = ensemble()
     if trunk == "shared":
-        watching = SharedTrunkEnsemble.from_language_model(tiny.tiny_gpt2(), tiny.tiny_tokenizer(), members=3)
+        watching = RewardModel.from_language_model(tiny.tiny_gpt2(), tiny.tiny_tokenizer(), heads=3)
     monitor = silent(ensemble=watching)
     agent = word_agent()
     agent.learn(30, callback=monitor)
     ids = agent.buffer.input_ids
     mask = torch.arange(ids.shape[1]) < agent.buffer.lengths[:, None]
-    expected = watching.member_scores(ids, mask.long()).numpy().std(axis=0).mean()
+    expected = watching.scores_of_tokens(ids, mask.long()).members.numpy().std(axis=0).mean()
     assert monitor.records[-1].figures["disagreement"] == pytest.approx(expected, abs=1e-5)
 
 

@@ -78,7 +78,7 @@ def test_before_and_after_are_measured_on_the_same_pairs(finished: Run, metrics:
         assert side["adversarial"] == pytest.approx(sum(a * n for a, n in side["by_kind"].values()) / n)
         assert set(side["raised"]) == {*EDITS, "unleashed"}
     model = RewardModel.from_pretrained(adversarial_folder(finished, 1) / "model")
-    assert model.normalizer.std != 1.0
+    assert model.normalizers[0].std != 1.0
     console = quiet()
     say_adversarial(console, metrics)
     assert f"{metrics['pairs']} pairs that r_φ overrates" in said(console) and "  praise" in said(console)

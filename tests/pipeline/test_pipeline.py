@@ -44,7 +44,7 @@ def test_a_run_leaves_its_folder(finished: tuple[RunFolder, str]) -> None:
     for name in ("pretrain/model", "sft/model", "round-1/ppo/seed-0/model", "round-1/unleashed/seed-1/model"):
         assert load_causal_lm(root / name).config.n_embd == 16
         assert load_tokenizer(root / name).get_vocab() == tiny_task().tokenizer.get_vocab()
-    assert RewardModel.from_pretrained(root / "round-1/reward/model").normalizer.std != 1.0
+    assert RewardModel.from_pretrained(root / "round-1/reward/model").normalizers[0].std != 1.0
     assert folder.report.is_file()
     assert not list(root.rglob("*.partial")) and not list(root.rglob("checkpoint*"))
     lines = [line.split()[0] for line in output.splitlines() if line and not line.startswith((" ", "rlhf-gym"))]
@@ -325,8 +325,8 @@ def test_a_reward_model_that_is_there_is_put_into_the_unit_and_left_alone(
     prepared = prepare(config, task=tiny_task(pretrained), console=quiet())
     reward = prepared.load_reward(1)
     assert isinstance(reward, RewardModel)
-    assert reward.normalizer.to_dict() == read_json(folder.stage("reward") / "normalizers.json")[0]
-    assert reward.normalizer.to_dict() != json.loads(before)
+    assert reward.normalizers[0].to_dict() == read_json(folder.stage("reward") / "normalizers.json")[0]
+    assert reward.normalizers[0].to_dict() != json.loads(before)
 
 
 def test_an_ensemble_of_reward_models(tmp_path: Path, pretrained: Path) -> None:
@@ -334,8 +334,8 @@ def test_an_ensemble_of_reward_models(tmp_path: Path, pretrained: Path) -> None:
     config = replace(config, reward=replace(config.reward, members=2, aggregate="min"))
     folder = RunFolder(run(config, task=tiny_task(pretrained), console=quiet()))
     ensemble = RewardEnsemble.from_pretrained(folder.stage("reward", 1) / "model")
-    a, b = ensemble
-    assert ensemble.aggregate == "min" and a.normalizer != b.normalizer
+    a, b = ensemble.normalizers
+    assert ensemble.aggregate == "min" and a != b
     own = tiny_config(tmp_path / "own")
     own = replace(own, task=replace(own.task, reward_model=str(folder.stage("reward", 1) / "model")))
     found = prepare(own, task=tiny_task(pretrained), console=quiet()).load_reward(1)

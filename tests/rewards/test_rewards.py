@@ -208,13 +208,13 @@ def test_saving_keeps_tokenizer_and_normalizer(tmp_path) -> None:  # type: ignor
     reward = tiny_reward_model(normalizer=RewardNormalizer(mean=0.5, std=2.0))
     reward.save_pretrained(tmp_path)
     loaded = RewardModel.from_pretrained(tmp_path)
-    assert loaded.normalizer == reward.normalizer
+    assert loaded.normalizers == reward.normalizers
     assert loaded.tokenizer is not None
     assert loaded.tokenizer.get_vocab() == reward.tokenizer.get_vocab()
     texts = ["the film", "it"], ["is good", "was very dull"]
     np.testing.assert_allclose(loaded.score_texts(*texts), reward.score_texts(*texts), atol=1e-6)
     ids, mask = batch(ROWS)
-    torch.testing.assert_close(loaded.score_tokens(ids, mask), (loaded(ids, mask) - 0.5) / 2.0)
+    torch.testing.assert_close(loaded.score_tokens(ids, mask), (loaded(ids, mask)[:, 0] - 0.5) / 2.0)
 
 
 def test_a_checkpoint_without_a_trained_head_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -247,7 +247,7 @@ def test_a_model_is_normalised_on_reference_samples() -> None:
     words = np.array(["good", "bad", "film", "the", "not", "very"])
     prompts = ["the film"] * 200
     responses = [" ".join(rng.choice(words, size=rng.integers(1, 9))) for _ in prompts]
-    reward.fit_normalizer(prompts, responses)
+    reward.fit_normalizers(prompts, responses)
     scores = reward.score_texts(prompts, responses)
     assert scores.mean() == pytest.approx(0, abs=1e-4)
     assert scores.std() == pytest.approx(1, abs=1e-4)
@@ -291,7 +291,7 @@ def test_members_score_as_they_do_alone(tmp_path) -> None:  # type: ignore[no-un
         "uwo": alone.mean(dim=0) - 0.5 * ((alone - alone.mean(dim=0)) ** 2).mean(dim=0),
     }.items():
         ensemble = RewardEnsemble(members, aggregate, uncertainty_weight=0.5)  # type: ignore[arg-type]
-        torch.testing.assert_close(ensemble.member_scores(ids, mask), alone, rtol=0, atol=0)
+        torch.testing.assert_close(ensemble.scores_of_tokens(ids, mask).members, alone, rtol=0, atol=0)
         torch.testing.assert_close(ensemble.score_tokens(ids, mask), expected)
     ensemble.save_pretrained(tmp_path)
     loaded = RewardEnsemble.from_pretrained(tmp_path)

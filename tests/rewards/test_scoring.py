@@ -10,12 +10,10 @@ from transformers import GPT2ForSequenceClassification
 
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.rewards import (
+    EpisodeScorer,
     RewardEnsemble,
     RewardModel,
     RewardNormalizer,
-    SharedTrunkEnsemble,
-    episode_scorer,
-    score_with_members,
 )
 from tests.tiny import VOCAB_SIZE, WORDS, tiny_bert_classifier, tiny_gpt2, tiny_reward_model, tiny_tokenizer
 
@@ -35,12 +33,12 @@ def episodes(pad: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def test_the_same_vocabulary_reads_the_sampled_tokens(pad_is_eos: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer(pad_is_eos=pad_is_eos)
     reward = tiny_reward_model(tiny_tokenizer(pad_is_eos=pad_is_eos), normalizer=RewardNormalizer(0.3, 2.0))
-    score = episode_scorer(reward, tokenizer)
-    assert score.route == "tokens"
+    score = EpisodeScorer(reward, tokenizer)
+    assert score.routes == ("tokens",)
     monkeypatch.setattr(type(tokenizer), "__call__", None)  # nothing is encoded from here on
     monkeypatch.setattr(type(tokenizer), "batch_decode", None)
     monkeypatch.setattr(type(tokenizer), "decode", None)
-    scores = score(*episodes(pad=EOS if pad_is_eos else 0))
+    scores = score(*episodes(pad=EOS if pad_is_eos else 0)).scores
     assert scores.dtype == torch.float32
     for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         row = torch.tensor([prompt + response])
@@ -51,8 +49,8 @@ def test_the_same_vocabulary_reads_the_sampled_tokens(pad_is_eos: bool, monkeypa
 def test_another_vocabulary_reads_the_text_in_its_own_tokens() -> None:
     own = tiny_tokenizer(OTHER_WORDS)
     reward = tiny_reward_model(own)
-    score = episode_scorer(reward, tiny_tokenizer())
-    assert score.route == "text"
+    score = EpisodeScorer(reward, tiny_tokenizer())
+    assert score.routes == ("text",)
     of = own.convert_tokens_to_ids
     rows = [
         [*of(["the", "film", "is", "good"]), EOS],
@@ -60,7 +58,7 @@ def test_another_vocabulary_reads_the_text_in_its_own_tokens() -> None:
         [*of(["very"]), EOS],
     ]
     expected = torch.cat([reward.score_tokens(torch.tensor([r]), torch.ones(1, len(r))) for r in rows])
-    torch.testing.assert_close(score(*episodes()), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(score(*episodes()).scores, expected, rtol=0, atol=1e-5)
 
 
 def test_other_stop_tokens_close_a_text_too() -> None:
@@ -72,17 +70,17 @@ def test_other_stop_tokens_close_a_text_too() -> None:
             return super().encode(prompts, responses, closed=closed)
 
     reward = Spy(tiny_reward_model(tiny_tokenizer(OTHER_WORDS)).model, tiny_tokenizer(OTHER_WORDS))
-    episode_scorer(reward, tiny_tokenizer())(*episodes())
-    episode_scorer(reward, tiny_tokenizer(), stop_ids=(EOS, 4))(*episodes())
+    EpisodeScorer(reward, tiny_tokenizer())(*episodes())
+    EpisodeScorer(reward, tiny_tokenizer(), stop_ids=(EOS, 4))(*episodes())
     assert seen == [[True, False, True], [True, True, True]]
 
 
 def test_an_encoder_reads_the_text_in_its_template() -> None:
     reward = RewardModel(tiny_bert_classifier(), tiny_tokenizer())
-    score = episode_scorer(reward, tiny_tokenizer())
-    assert score.route == "text"
+    score = EpisodeScorer(reward, tiny_tokenizer())
+    assert score.routes == ("text",)
     expected = reward.score_texts(["the film", "the film is", "very"], ["is good", "not bad", ""])
-    np.testing.assert_allclose(score(*episodes()).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(score(*episodes()).scores.numpy(), expected, atol=1e-5)
 
 
 def test_a_function_gets_texts() -> None:
@@ -92,9 +90,10 @@ def test_a_function_gets_texts() -> None:
         calls.append((prompts, responses))
         return [len(r) for r in responses]
 
-    score = episode_scorer(reward, tiny_tokenizer())
-    assert score.route == "text"
-    scores = score(*episodes())
+    score = EpisodeScorer(reward, tiny_tokenizer())
+    assert score.routes == ("text",)
+    scores, members = score(*episodes())
+    torch.testing.assert_close(members, scores[None], rtol=0, atol=0)
     assert calls == [(["the film", "the film is", "very"], ["is good", "not bad", ""])]
     assert scores.dtype == torch.float32
     assert scores.tolist() == [7, 7, 0]
@@ -103,26 +102,23 @@ def test_a_function_gets_texts() -> None:
 def test_members_go_each_by_their_own_route() -> None:
     same, other = tiny_reward_model(), tiny_reward_model(tiny_tokenizer(OTHER_WORDS), seed=1)
     ensemble = RewardEnsemble([same, other], "min")
-    scorer = episode_scorer(ensemble, tiny_tokenizer())
-    assert scorer.route == "members"
-    alone = torch.stack([episode_scorer(m, tiny_tokenizer())(*episodes()) for m in (same, other)])
-    torch.testing.assert_close(scorer(*episodes()), alone.min(dim=0).values, rtol=0, atol=0)
-    scores, members = score_with_members(scorer, *episodes())
+    scorer = EpisodeScorer(ensemble, tiny_tokenizer())
+    assert scorer.routes == ("tokens", "text")
+    alone = torch.stack([EpisodeScorer(m, tiny_tokenizer())(*episodes()).scores for m in (same, other)])
+    scores, members = scorer(*episodes())
     torch.testing.assert_close(members, alone, rtol=0, atol=0)
     torch.testing.assert_close(scores, alone.min(dim=0).values, rtol=0, atol=0)
-    assert score_with_members(episode_scorer(same, tiny_tokenizer()), *episodes())[1] is None
 
 
 @pytest.mark.parametrize("words", [WORDS, OTHER_WORDS])
 def test_heads_on_one_trunk_keep_their_scores(words: tuple[str, ...]) -> None:
     tokenizer = tiny_tokenizer(words)
-    shared = SharedTrunkEnsemble.from_language_model(tiny_gpt2(len(tokenizer)), tokenizer, members=3, aggregate="min")
-    scorer = episode_scorer(shared, tiny_tokenizer())
-    assert scorer.route == ("tokens" if words == WORDS else "text")
-    scores, members = score_with_members(scorer, *episodes())
-    assert members is not None and members.shape == (3, 3)
+    shared = RewardModel.from_language_model(tiny_gpt2(len(tokenizer)), tokenizer, heads=3, aggregate="min")
+    scorer = EpisodeScorer(shared, tiny_tokenizer())
+    assert scorer.routes == ("tokens" if words == WORDS else "text",)
+    scores, members = scorer(*episodes())
+    assert members.shape == (3, 3)
     torch.testing.assert_close(scores, members.min(dim=0).values, rtol=0, atol=0)
-    torch.testing.assert_close(scores, scorer(*episodes()), rtol=0, atol=0)
 
 
 def without_tokenizer(vocab_size: int) -> RewardModel:
@@ -130,12 +126,12 @@ def without_tokenizer(vocab_size: int) -> RewardModel:
 
 
 def test_without_a_tokenizer_the_vocabulary_size_decides() -> None:
-    assert episode_scorer(without_tokenizer(VOCAB_SIZE), tiny_tokenizer()).route == "tokens"
-    assert episode_scorer(without_tokenizer(32), tiny_tokenizer(), vocab_size=32).route == "tokens"
+    assert EpisodeScorer(without_tokenizer(VOCAB_SIZE), tiny_tokenizer()).routes == ("tokens",)
+    assert EpisodeScorer(without_tokenizer(32), tiny_tokenizer(), vocab_size=32).routes == ("tokens",)
     with pytest.raises(ValueError, match=r"vocabulary of 29 tokens, .* got a vocabulary of 40 tokens and no tokenizer"):
-        episode_scorer(without_tokenizer(40), tiny_tokenizer())
+        EpisodeScorer(without_tokenizer(40), tiny_tokenizer())
     with pytest.raises(ValueError, match=r"vocabulary of 29 or 32 tokens, .* got a vocabulary of 40"):
-        episode_scorer(RewardEnsemble([without_tokenizer(40)]), tiny_tokenizer(), vocab_size=32)
+        EpisodeScorer(RewardEnsemble([without_tokenizer(40)]), tiny_tokenizer(), vocab_size=32)
 
 
 @pytest.mark.parametrize(
@@ -150,15 +146,15 @@ def test_without_a_tokenizer_the_vocabulary_size_decides() -> None:
 )
 def test_a_function_that_returns_something_else_is_told(returned: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        episode_scorer(lambda prompts, responses: returned, tiny_tokenizer())(*episodes())  # type: ignore[arg-type,return-value]
+        EpisodeScorer(lambda prompts, responses: returned, tiny_tokenizer())(*episodes())  # type: ignore[arg-type,return-value]
 
 
 def test_a_model_that_returns_nan_is_told() -> None:
     reward = tiny_reward_model()
-    score = episode_scorer(reward, tiny_tokenizer())
+    score = EpisodeScorer(reward, tiny_tokenizer())
     with torch.no_grad():
         reward.model.score.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="finite scores from the reward model, got nan for episode 0"):
         score(*episodes())
     with pytest.raises(TypeError, match="got str"):
-        episode_scorer("sentiment", tiny_tokenizer())  # type: ignore[arg-type]
+        EpisodeScorer("sentiment", tiny_tokenizer())  # type: ignore[arg-type]

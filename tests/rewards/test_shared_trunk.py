@@ -17,11 +17,10 @@ from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.pipeline import prepare, run
 from rlhf_gym.preferences import Preference, pairs_from_ranking
 from rlhf_gym.rewards import (
+    EpisodeScorer,
     RewardEnsemble,
     RewardModel,
     RewardNormalizer,
-    SharedTrunkEnsemble,
-    episode_scorer,
     load_reward,
 )
 from rlhf_gym.runs import RunFolder
@@ -42,10 +41,21 @@ CONFIG = RewardModelingConfig(epochs=2, learning_rate=1e-3, batch_size=2, save_s
 TEXTS = ["the film", "a film", "the plot"], ["is good", "not bad fun", ""]
 
 
-def new_ensemble(seed: int = 0) -> SharedTrunkEnsemble:
-    ensemble = SharedTrunkEnsemble.from_language_model(tiny_gpt2(), tiny_tokenizer(), members=MEMBERS, seed=seed)
-    ensemble.normalizers = [RewardNormalizer(0.1 * i, 0.5 + i) for i in range(MEMBERS)]
+NORMALIZERS = [RewardNormalizer(0.1 * i, 0.5 + i) for i in range(MEMBERS)]
+
+
+def new_ensemble(seed: int = 0) -> RewardModel:
+    ensemble = RewardModel.from_language_model(tiny_gpt2(), tiny_tokenizer(), heads=MEMBERS, seed=seed)
+    ensemble.normalizers = NORMALIZERS
     return ensemble
+
+
+def each_head_alone() -> list[RewardModel]:
+    """The members of `new_ensemble()`, each with a trunk of its own."""
+    heads = [RewardModel.from_language_model(tiny_gpt2(), tiny_tokenizer(), seed=i) for i in range(MEMBERS)]
+    for head, normalizer in zip(heads, NORMALIZERS, strict=True):
+        head.normalizers = [normalizer]
+    return heads
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,24 +65,16 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_heads_score_is_that_of_the_head_alone() -> None:
     ensemble, (ids, mask) = new_ensemble(), rows()
-    scores = ensemble.member_scores(ids, mask)  # (members, B)
+    scores = ensemble.scores_of_tokens(ids, mask).members  # (members, B)
     assert scores.shape == (MEMBERS, 3) and scores.std(dim=0).min() > 1e-2
-    before = torch.random.get_rng_state()
-    members = list(ensemble)
-    assert torch.equal(torch.random.get_rng_state(), before), "a run that asks for members goes on as without"
-    for i, member in enumerate(members):
-        assert isinstance(member, RewardModel) and member.normalizer == ensemble.normalizers[i]
-        torch.testing.assert_close(member.score_tokens(ids, mask), scores[i], rtol=0, atol=1e-6)
-        start = RewardModel.from_language_model(tiny_gpt2(), tiny_tokenizer(), seed=i)
-        torch.testing.assert_close(start.score_tokens(ids, mask), member.score_tokens(ids, mask, normalise=False))
-    with pytest.raises(IndexError, match=r"\[0, 3\), got 3"):
-        ensemble.member(3)
+    for i, head in enumerate(each_head_alone()):
+        torch.testing.assert_close(head.score_tokens(ids, mask), scores[i], rtol=0, atol=1e-6)
 
 
 def test_the_score_is_the_members_aggregate_and_needs_one_forward() -> None:
     ensemble, (ids, mask) = new_ensemble(), rows()
-    alone = torch.stack([member.score_tokens(ids, mask) for member in ensemble])  # (members, B)
-    separate = RewardEnsemble(list(ensemble))
+    alone = torch.stack([head.score_tokens(ids, mask) for head in each_head_alone()])  # (members, B)
+    separate = RewardEnsemble(each_head_alone())
     forwards = []
     ensemble.model.base_model.register_forward_hook(lambda *_: forwards.append(1))
     for aggregate, expected in {
@@ -91,18 +93,19 @@ def test_the_score_is_the_members_aggregate_and_needs_one_forward() -> None:
 
 def test_it_scores_the_sampled_tokens_of_episodes() -> None:
     ensemble, (ids, mask) = new_ensemble(), rows()
-    scorer = episode_scorer(ensemble, tiny_tokenizer())
-    assert scorer.route == "tokens"
+    scorer = EpisodeScorer(ensemble, tiny_tokenizer())
+    assert scorer.routes == ("tokens",)
     scores = scorer(ids, torch.tensor([2, 1, 3]), mask.sum(dim=1))
-    torch.testing.assert_close(scores, ensemble.score_tokens(ids, mask), rtol=0, atol=0)
-    other = SharedTrunkEnsemble(ensemble.model, tiny_tokenizer([*reversed(tiny_tokenizer().get_vocab())][:26]))
-    assert episode_scorer(other, tiny_tokenizer()).route == "text"
+    torch.testing.assert_close(scores, ensemble.scores_of_tokens(ids, mask), rtol=0, atol=0)
+    words = [*reversed(tiny_tokenizer().get_vocab())][:26]
+    other = RewardModel(ensemble.model, tiny_tokenizer(words), heads=MEMBERS)
+    assert EpisodeScorer(other, tiny_tokenizer()).routes == ("text",)
 
 
 def test_normalizers_put_every_head_into_one_unit() -> None:
     ensemble = new_ensemble()
     ensemble.fit_normalizers(*TEXTS)
-    scores = ensemble.member_scores(*ensemble.encode_rows(*TEXTS))  # (members, B)
+    scores = ensemble.scores_of_texts(*TEXTS).members  # (members, B)
     torch.testing.assert_close(scores.mean(dim=1), torch.zeros(MEMBERS), rtol=0, atol=1e-5)
     torch.testing.assert_close(scores.std(dim=1, correction=0), torch.ones(MEMBERS), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="3 normalizers, one a head, got 1"):
@@ -116,44 +119,43 @@ def test_a_folder_keeps_scores_and_is_a_transformers_classifier(tmp_path: Path) 
     ensemble, (ids, mask) = new_ensemble(), rows()
     ensemble.aggregate, ensemble.uncertainty_weight = "uwo", 0.7
     ensemble.save_pretrained(tmp_path)
-    for loaded in (SharedTrunkEnsemble.from_pretrained(tmp_path), load_reward(tmp_path)):
-        assert isinstance(loaded, SharedTrunkEnsemble)
+    for loaded in (RewardModel.from_pretrained(tmp_path), load_reward(tmp_path)):
         assert (len(loaded), loaded.aggregate, loaded.uncertainty_weight) == (MEMBERS, "uwo", 0.7)
         torch.testing.assert_close(loaded.score_tokens(ids, mask), ensemble.score_tokens(ids, mask), rtol=0, atol=0)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     with torch.no_grad():
         logits = plain(input_ids=ids, attention_mask=mask.long()).logits  # (B, k)
-    torch.testing.assert_close(logits, ensemble.head_scores(ids, mask))
+    torch.testing.assert_close(logits.T, ensemble.scores_of_tokens(ids, mask, normalise=False).members)
 
 
 def test_a_classifier_from_elsewhere_is_an_ensemble_of_its_heads(tmp_path: Path) -> None:
     model = tiny_gpt2(model_class=GPT2ForSequenceClassification, num_labels=4)
     model.save_pretrained(tmp_path)
-    ensemble, (ids, mask) = SharedTrunkEnsemble.from_pretrained(tmp_path), rows()
+    ensemble, (ids, mask) = RewardModel.from_pretrained(tmp_path, heads=4), rows()
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask.long()).logits  # (B, 4)
     torch.testing.assert_close(ensemble.score_tokens(ids, mask), logits.mean(dim=1))
-    with pytest.raises(ValueError, match=r"num_labels=1, got 4 in .*SharedTrunkEnsemble"):
+    with pytest.raises(ValueError, match=r"num_labels=1, got 4 in .*heads=4"):
         load_reward(tmp_path)
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 2 members on a shared trunk, got 1"):
-        SharedTrunkEnsemble.from_language_model(tiny_gpt2(), tiny_tokenizer(), members=1)
+    with pytest.raises(ValueError, match="at least one head, got 0"):
+        RewardModel.from_language_model(tiny_gpt2(), tiny_tokenizer(), heads=0)
     with pytest.raises(ValueError, match="got 'median'"):
-        SharedTrunkEnsemble(new_ensemble().model, aggregate="median")  # type: ignore[arg-type]
+        RewardModel(new_ensemble().model, heads=MEMBERS, aggregate="median")  # type: ignore[arg-type]
     new_ensemble().save_pretrained(tmp_path / "shared")
     with pytest.raises(ValueError, match=r"separate members in .*, got one on a shared trunk"):
         RewardEnsemble.from_pretrained(tmp_path / "shared")
-    RewardEnsemble(list(new_ensemble())).save_pretrained(tmp_path / "separate")
-    with pytest.raises(ValueError, match=r"on a shared trunk in .*, got separate members"):
-        SharedTrunkEnsemble.from_pretrained(tmp_path / "separate")
+    RewardEnsemble(each_head_alone()).save_pretrained(tmp_path / "separate")
+    with pytest.raises(ValueError, match=r"on one trunk in .*, got separate members"):
+        RewardModel.from_pretrained(tmp_path / "separate")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def batch_of(ensemble: SharedTrunkEnsemble, *, bootstrap: bool) -> dict:  # type: ignore[type-arg]
+def batch_of(ensemble: RewardModel, *, bootstrap: bool) -> dict:  # type: ignore[type-arg]
     tokens, groups = _checked_pairs(ensemble, PREFERENCES, False, "pair")
     if bootstrap:
         groups = bootstrapped(groups, heads=MEMBERS, seed=0)
@@ -167,9 +169,16 @@ def test_the_joint_loss_is_the_mean_of_each_heads_own(bootstrap: bool) -> None:
 
     def alone() -> torch.Tensor:
         losses = []
-        for i, member in enumerate(ensemble):
+        for i in range(MEMBERS):
             weight = batch.weight[:, i : i + 1] if bootstrap else batch.weight  # (P, 1)
-            losses.append(_summed_loss(member, batch._replace(weight=weight), label_smoothing=0.1, centering=0.01))
+            losses.append(
+                _summed_loss(
+                    lambda *row, i=i: ensemble(*row)[:, i : i + 1],
+                    batch._replace(weight=weight),
+                    label_smoothing=0.1,
+                    centering=0.01,
+                )
+            )
         return torch.stack(losses).mean()
 
     gradients = []
@@ -267,7 +276,6 @@ def test_a_run_trains_one_and_learns_from_it(tmp_path: Path) -> None:
     folder = RunFolder(run(config, task=tiny_task(pretrained), console=console))
     assert "2 models on" in said(console)
     ensemble = prepare(config, task=tiny_task(pretrained), console=quiet()).load_reward(1)
-    assert isinstance(ensemble, SharedTrunkEnsemble)
     assert (len(ensemble), ensemble.aggregate, ensemble.uncertainty_weight) == (2, "uwo", 0.5)
     assert len({n.mean for n in ensemble.normalizers}) == 2
     assert [path.name for path in sorted(folder.stage("reward", 1).iterdir())] == ["metrics.json", "model"]
@@ -276,7 +284,7 @@ def test_a_run_trains_one_and_learns_from_it(tmp_path: Path) -> None:
     own = replace(own, task=replace(own.task, reward_model=str(folder.stage("reward", 1) / "model")))
     run(own, task=tiny_task(pretrained), console=quiet())
     found = prepare(own, task=tiny_task(pretrained), console=quiet()).load_reward(1)
-    assert isinstance(found, SharedTrunkEnsemble) and found.normalizers != ensemble.normalizers
+    assert len(found) == 2 and found.normalizers != ensemble.normalizers
     for changes, message in (
         ({"trunk": "shared"}, "members >= 2 to share a trunk, got 1"),
         ({"trunk": "half"}, "trunk to be one of .*, got 'half'"),

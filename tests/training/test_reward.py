@@ -218,10 +218,10 @@ def test_the_normalizer_does_not_touch_the_metrics() -> None:
     normalised = tiny_reward_model(normalizer=RewardNormalizer(mean=3.0, std=0.1))
     assert evaluate_reward_model(plain, PREFERENCES) == evaluate_reward_model(normalised, PREFERENCES)
     ensemble = RewardEnsemble([plain])
-    assert evaluate_reward_model(ensemble.score_texts, PREFERENCES) == evaluate_reward_model(plain, PREFERENCES)
+    assert evaluate_reward_model(ensemble, PREFERENCES) == evaluate_reward_model(plain, PREFERENCES)
     with pytest.raises(ValueError, match="at least one preference"):
         evaluate_reward_model(plain, [])
-    with pytest.raises(ValueError, match="finite scores from the reward, got nan"):
+    with pytest.raises(ValueError, match=r"finite scores from the reward function .*, got nan"):
         evaluate_reward_model(lambda prompts, responses: [float("nan")] * len(responses), PREFERENCES)
 
 
@@ -230,14 +230,14 @@ def test_the_normalizer_does_not_touch_the_metrics() -> None:
 
 def test_the_stage_trains_saves_and_is_loaded_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     reward = new_model()
-    reward.normalizer = RewardNormalizer(mean=5.0, std=2.0)
+    reward.normalizers = [RewardNormalizer(mean=5.0, std=2.0)]
     before = evaluate_reward_model(reward, PREFERENCES)
     config = replace(CONFIG, epochs=10, save_steps=3)
     metrics = train_reward_model(reward, PREFERENCES, heldout=HELDOUT, config=config, output_dir=tmp_path)
     output, errors = capfd.readouterr()
     assert (output.strip(), errors.strip()) == ("", "")
     assert evaluate_reward_model(reward, PREFERENCES).nll < min(0.3, before.nll)
-    assert reward.normalizer == RewardNormalizer(), "the old unit means nothing any more"
+    assert reward.normalizers == (RewardNormalizer(),), "the old unit means nothing any more"
     assert not reward.training
     assert metrics == evaluate_reward_model(reward, HELDOUT)
     assert metrics.clean_accuracy == 1.0

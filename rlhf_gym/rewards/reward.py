@@ -1,0 +1,305 @@
+"""What every reward answers: texts, or tokens, to one score and the scores of its k >= 1 members."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+Aggregate = Literal["mean", "min", "uwo"]
+
+RewardFunction = Callable[[list[str], list[str]], ArrayLike]
+"""Anything callable as `(prompts, responses) -> (B,)`, one finite score for each pair."""
+
+Numbers = TypeVar("Numbers", np.ndarray, Tensor)
+
+
+class Scores(NamedTuple):
+    """What a reward says of B responses."""
+
+    scores: Tensor
+    """One score a response, (B,) float32."""
+    members: Tensor
+    """The score that each of the k members gives, (k, B) float32; k = 1 for a single reward model or a function."""
+
+
+class ScoreError(ValueError):
+    """A reward or a verifier returned something other than finite scores; the message says whose, and what came."""
+
+
+def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
+    """`scores` as float32 (count,), or an error that says what came instead.
+
+    Raises:
+        ScoreError: no numbers, another shape, or a score that is not finite.
+    """
+    try:
+        values = np.asarray(scores, dtype=np.float32)  # (B,)
+    except (TypeError, ValueError) as error:
+        raise ScoreError(f"expected {source} to return {count} scores, got {scores!r:.80}: {error}") from error
+    if values.shape != (count,):
+        raise ScoreError(f"expected {source} to return {count} scores of shape ({count},), got shape {values.shape}")
+    if not np.isfinite(values).all():
+        bad = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ScoreError(f"expected finite scores from {source}, got {values[bad]} for episode {bad}")
+    return values
+
+
+def check_aggregate(aggregate: str) -> None:
+    """Raise a ValueError unless `aggregate` names a way to make one score of several."""
+    if aggregate not in get_args(Aggregate):
+        raise ValueError(f"expected aggregate to be one of {get_args(Aggregate)}, got {aggregate!r}")
+
+
+def aggregate_scores(member_scores: Tensor, aggregate: Aggregate, uncertainty_weight: float = 0.1) -> Tensor:
+    """One score (B,) from the members' (k, B).
+
+    Coste et al. 2023 (arXiv:2310.02743), section 3: "mean"; "min", worst-case optimisation (WCO); "uwo",
+    uncertainty-weighted optimisation, mean − λ·(1/k) Σᵢ (rᵢ − mean)².
+    """
+    check_aggregate(aggregate)
+    if aggregate == "min":
+        return member_scores.amin(dim=0)
+    mean = member_scores.mean(dim=0)
+    if aggregate == "uwo":
+        return mean - uncertainty_weight * member_scores.var(dim=0, correction=0)
+    return mean
+
+
+@dataclass(frozen=True)
+class RewardNormalizer:
+    """score ↦ (score − mean) / std. Bradley–Terry leaves a reward's origin free; this fixes it, and the unit.
+
+    Ziegler et al. 2019 (arXiv:1909.08593), section 2.1; Huang et al. 2024 (arXiv:2403.17031). A `kl_coef` means the
+    same for two reward models only if their scores are in the same unit.
+    """
+
+    mean: float = 0.0
+    """Mean score of the reference samples."""
+    std: float = 1.0
+    """Standard deviation (of the population, dividing by n) of their scores."""
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.mean) and np.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"expected a finite mean and a finite std > 0, got mean={self.mean}, std={self.std}")
+
+    @classmethod
+    def fit(cls, scores: ArrayLike) -> RewardNormalizer:
+        """The normalizer of reference scores (n,).
+
+        Raises:
+            ValueError: fewer than two scores, one that is not finite, or scores that are all the same.
+        """
+        values = np.asarray(scores, dtype=np.float64)  # (n,)
+        if values.ndim != 1 or values.size < 2:
+            raise ValueError(f"expected at least 2 reference scores of shape (n,), got shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"expected finite reference scores, got {values[~np.isfinite(values)][0]}")
+        mean = float(values.mean())
+        std = float(values.std())
+        if std <= 1e-12 * max(1.0, abs(mean)):
+            raise ValueError(f"expected reference scores that differ, got {values.size} times {mean}")
+        return cls(mean=mean, std=std)
+
+    def apply(self, scores: Numbers) -> Numbers:
+        """Normalised scores, of the shape and kind that came in."""
+        return (scores - self.mean) / self.std
+
+    def to_dict(self) -> dict[str, float]:
+        """The mean and the std for JSON; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, float]) -> RewardNormalizer:
+        """The normalizer that `to_dict` wrote."""
+        return cls(mean=float(values["mean"]), std=float(values["std"]))
+
+
+class Reward(ABC):
+    """What scores responses to prompts: a learned reward r_φ, or a function of the texts (`FunctionReward`)."""
+
+    title: str
+    """What an error message calls it."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number k of members."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence[Reward]:
+        """The rewards that each read an episode in one way; their members, in this order, are the reward's."""
+
+    @abstractmethod
+    def combine(self, member_scores: Tensor) -> Tensor:
+        """One score (B,) from the members' (k, B)."""
+
+    @abstractmethod
+    def reads_tokens(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> bool:
+        """Whether the reward reads the tokens of a policy with this tokenizer, or else their text.
+
+        Raises:
+            ValueError: it can read neither.
+        """
+
+    @abstractmethod
+    def scores_of_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int | None = None, normalise: bool = True
+    ) -> Scores:
+        """Scores of right-padded rows (B, L) with their mask (B, L), without gradients."""
+
+    @abstractmethod
+    def scores_of_texts(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        *,
+        closed: Sequence[bool] | None = None,
+        batch_size: int | None = None,
+        normalise: bool = True,
+    ) -> Scores:
+        """Scores of responses to prompts, B of each, on the CPU.
+
+        Args:
+            prompts: B texts.
+            responses: B texts.
+            closed: for each response whether it came to its end, so that the EOS closes it; all by default.
+            batch_size: rows at a time.
+            normalise: False for raw scores.
+        """
+
+    @abstractmethod
+    def room_for(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Which of the B texts are short enough to be scored, (B,) bool."""
+
+    def preference_scores(
+        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Scores (B,) whose differences are log-odds of a preference: those before normalisation.
+
+        The members of an ensemble have no common origin before normalisation, so an ensemble's are normalised.
+        """
+        several = len(self) > 1
+        return self.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=several).scores.numpy()
+
+
+class FunctionReward(Reward):
+    """A `RewardFunction` as a reward with one member."""
+
+    def __init__(self, function: RewardFunction) -> None:
+        if not callable(function):
+            raise TypeError(
+                "expected a RewardModel, a RewardEnsemble or a callable (prompts, responses) -> (B,), "
+                f"got {type(function).__name__}"
+            )
+        self.function = function
+        self.title = f"the reward function {function!r}"
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def parts(self) -> Sequence[Reward]:
+        return (self,)
+
+    def combine(self, member_scores: Tensor) -> Tensor:
+        return member_scores[0]
+
+    def reads_tokens(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> bool:
+        return False
+
+    def scores_of_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int | None = None, normalise: bool = True
+    ) -> Scores:
+        raise TypeError("expected texts, got tokens: a reward function reads no tokens")
+
+    def scores_of_texts(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        *,
+        closed: Sequence[bool] | None = None,
+        batch_size: int | None = None,
+        normalise: bool = True,
+    ) -> Scores:
+        said = self.function(list(prompts), list(responses))
+        scores = torch.from_numpy(check_scores(said, len(prompts), source=self.title))  # (B,)
+        return Scores(scores, scores[None])
+
+    def room_for(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        return np.ones(len(prompts), dtype=bool)
+
+
+class LearnedReward(nn.Module, Reward):
+    """r_φ, learned from preferences: k >= 1 members, each with a normalizer, that are aggregated into one score.
+
+    Attributes:
+        aggregate: "mean", "min" (WCO) or "uwo" (mean − λ·variance).
+        uncertainty_weight: λ of "uwo"; .1 served Coste et al. with PPO.
+    """
+
+    title = "the reward model"
+
+    def __init__(self, aggregate: Aggregate, uncertainty_weight: float) -> None:
+        super().__init__()
+        check_aggregate(aggregate)
+        self.aggregate: Aggregate = aggregate
+        self.uncertainty_weight = uncertainty_weight
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    @abstractmethod
+    def max_length(self) -> int | None:
+        """The longest sequence it can score, in tokens; None where no config sets a limit."""
+
+    @property
+    @abstractmethod
+    def normalizers(self) -> Sequence[RewardNormalizer]:
+        """What is applied to each member's raw score; assigning another number of them than k is a ValueError."""
+
+    @normalizers.setter
+    @abstractmethod
+    def normalizers(self, normalizers: Sequence[RewardNormalizer]) -> None: ...
+
+    @abstractmethod
+    def lend_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read texts with this tokenizer wherever a trunk came without one."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write everything that `load_reward` needs to read the reward back."""
+
+    def combine(self, member_scores: Tensor) -> Tensor:
+        """The members' (k, B) aggregated into one score (B,)."""
+        return aggregate_scores(member_scores, self.aggregate, self.uncertainty_weight)
+
+    def score_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int | None = None, normalise: bool = True
+    ) -> Tensor:
+        """Scores (B,) of `scores_of_tokens`, without those of the members."""
+        return self.scores_of_tokens(input_ids, attention_mask, batch_size=batch_size, normalise=normalise).scores
+
+    def score_texts(
+        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int | None = None, normalise: bool = True
+    ) -> np.ndarray:
+        """Scores (B,) of `scores_of_texts`, without those of the members; a `RewardFunction`."""
+        return self.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=normalise).scores.numpy()
+
+    def fit_normalizers(
+        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int | None = None
+    ) -> None:
+        """Set the normalizers so that these responses (a reference policy's) score mean 0 and std 1 by each member."""
+        raw = self.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=False).members  # (k, B)
+        self.normalizers = [RewardNormalizer.fit(row) for row in raw.numpy()]
