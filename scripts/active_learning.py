@@ -29,6 +29,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import torch
+from scipy.special import expit
 
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.lm.loading import load_causal_lm
@@ -37,7 +38,6 @@ from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.pipeline.selection import label_actively
 from rlhf_gym.preferences import BradleyTerryAnnotator, Candidate, CandidatePair, Preference, choose_pairs
 from rlhf_gym.preferences.active import Acquisition, acquisition_scores, choose_batch
-from rlhf_gym.preferences.choice_models import bradley_terry
 from rlhf_gym.rewards import RewardModel
 from rlhf_gym.runs import RunConfig
 from rlhf_gym.tasks import Task, reviews_task
@@ -147,7 +147,7 @@ def fit_linear(features: np.ndarray, wins: np.ndarray, weight: np.ndarray) -> np
     """
     w = np.zeros(features.shape[1])
     for _ in range(12):
-        p = bradley_terry(features @ w)  # (n,)
+        p = expit(features @ w)  # (n,)
         gradient = features.T @ (weight * (p - wins)) + PRIOR * w
         hessian = (features * (weight * p * (1 - p))[:, None]).T @ features + PRIOR * np.eye(len(w))
         step = np.linalg.solve(hessian, gradient)
@@ -162,7 +162,6 @@ def curve(pool: Pool, way: Way, seed: int) -> tuple[np.ndarray, list[int]]:
     rng = np.random.default_rng((seed, 5))
     everything = rng.permutation(len(pool.pairs))
     asked, found = everything[:FIRST].tolist(), []
-    items = [(pair.first, pair.second) for pair in pool.pairs]
     prompts = [pair.first.prompt for pair in pool.pairs]
     while True:
         x, wins = pool.features[asked], pool.first_is_said[asked]
@@ -177,9 +176,7 @@ def curve(pool: Pool, way: Way, seed: int) -> tuple[np.ndarray, list[int]]:
         bootstraps = [rng.poisson(1.0, len(asked)).astype(float) for _ in range(MEMBERS)]
         deltas = np.stack([pool.features[left] @ fit_linear(x, wins, b) for b in bootstraps])  # (members, left)
         scores = acquisition_scores(deltas, way.acquisition, mistake_rate=MISTAKES)
-        chosen = choose_batch(
-            scores, [items[i] for i in left], [prompts[i] for i in left], BATCH, rng=rng, sharpness=way.sharpness
-        )
+        chosen = choose_batch(scores, [prompts[i] for i in left], BATCH, rng=rng, sharpness=way.sharpness)
         asked += left[chosen].tolist()
 
 

@@ -27,8 +27,7 @@ from typing import Any, NamedTuple
 
 from rlhf_gym.labeling import LabelServer, Session
 from rlhf_gym.preferences import Candidate, CandidatePair
-from rlhf_gym.preferences.store import LabelStore
-from rlhf_gym.preferences.store_records import comparisons
+from rlhf_gym.preferences.store import LabelStore, comparisons
 
 BATCH, TOKEN, GIVE_UP_SECONDS = "torture", "a-token-for-this-alone", 120.0
 

@@ -23,13 +23,13 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import torch
+from sklearn.metrics import cohen_kappa_score
 from transformers import PreTrainedModel
 
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.samples import distinct_2, draw
 from rlhf_gym.preferences import BradleyTerryAnnotator, Candidate, CandidatePair, Preference, choose_pairs
-from rlhf_gym.preferences.agreement import cohen_kappa
 from rlhf_gym.rewards import RewardModel
 from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.training import RewardModelingConfig, evaluate_reward_model, train_reward_model
@@ -85,7 +85,7 @@ def study(task: Task, seed: int, num_prompts: int) -> list[Row]:
                 float(np.mean([difference(pair) for pair in pairs])),
                 float(np.mean(np.abs(gaps(task, pairs)))),
                 float(np.mean([a == b for a, b in zip(*sides, strict=True)])),
-                cohen_kappa(*sides) or 0.0,
+                float(cohen_kappa_score(*sides)),
                 evaluate_reward_model(reward, own).accuracy,
                 evaluate_reward_model(reward, every).accuracy,
             )

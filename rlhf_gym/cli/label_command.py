@@ -24,8 +24,7 @@ from rlhf_gym.pipeline.human_evaluation import (
 from rlhf_gym.pipeline.web_labeler import PageSettings, check_page, say_summary, serve
 from rlhf_gym.preferences import Candidate, choose_pairs
 from rlhf_gym.preferences.files import read_candidates
-from rlhf_gym.preferences.store import STORE_FILE, LabelStore
-from rlhf_gym.preferences.store_records import Item, ItemKind, comparisons
+from rlhf_gym.preferences.store import STORE_FILE, Item, ItemKind, LabelStore, comparisons
 from rlhf_gym.runs import RunFolder
 
 

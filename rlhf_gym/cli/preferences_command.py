@@ -13,12 +13,12 @@ from transformers import AutoTokenizer
 from tyro.conf import Positional
 
 from rlhf_gym.cli.app import fail
+from rlhf_gym.functional import rightness
 from rlhf_gym.pipeline.web_labeler import say_summary
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, write_preferences
-from rlhf_gym.preferences.agreement import score_agreement
 from rlhf_gym.preferences.files import read_hub_preferences
+from rlhf_gym.preferences.labels import Ties, add_preferences, labelled_preferences, write_log
 from rlhf_gym.preferences.store import STORE_FILE, LabelStore
-from rlhf_gym.preferences.store_export import Ties, add_preferences, labelled_preferences, write_log
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunFolder
 
@@ -153,7 +153,7 @@ def _agreement(options: Agreement, console: Console) -> None:
     prompts = [p.prompt for p in found]
     chosen = reward.score_texts(prompts, [p.chosen for p in found])
     rejected = reward.score_texts(prompts, [p.rejected for p in found])
-    share = score_agreement(chosen, rejected)
+    share = rightness(chosen - rejected).mean()
     console.print(
         f"[bold]r_φ[/bold] ({models[-1].parts[-3]}) prefers what people preferred in {share:.1%} of {len(found):,} "
         "preferences", highlight=False

@@ -18,8 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
 from rlhf_gym.labeling.guard import Guard, Hosts
-from rlhf_gym.preferences.store import LEASE_SECONDS, ConflictError, LabelStore
-from rlhf_gym.preferences.store_records import MAX_NAME, MAX_REASON, MAX_SECONDS, Assignment, Judgement
+from rlhf_gym.preferences.store import (
+    LEASE_SECONDS,
+    MAX_NAME,
+    MAX_REASON,
+    MAX_SECONDS,
+    Assignment,
+    ConflictError,
+    Judgement,
+    LabelStore,
+)
 
 PAGES = {
     "/": ("page.html", "text/html; charset=utf-8"),

@@ -1,4 +1,4 @@
-"""Adversarial pairs: what a round's reward model overrates is looked for, labelled, and trained on."""
+"""Adversarial pairs: find responses that a round's reward model overrates, have them labelled, and train on them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rlhf_gym.pipeline.reward import adversarial_folder, normalise, reference_sa
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, write_preferences
 from rlhf_gym.preferences.adversarial import (
+    AdversarialPair,
     Edit,
-    Suspect,
     choose_overrated,
     common_words,
     edited,
@@ -30,33 +30,34 @@ from rlhf_gym.preferences.adversarial import (
     repeat,
     shuffle,
 )
-from rlhf_gym.rewards import LearnedReward, check_scores
+from rlhf_gym.preferences.pairing import score_differences
+from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.runs.folder import METRICS_FILE
 from rlhf_gym.training import accuracy_by_name, score_pairs
 from rlhf_gym.training.folder import write_json
 
 EDITS: dict[str, Edit] = {"repetition": repeat, "padding": insert, "praise": insert, "shuffle": shuffle}
-UNLEASHED = "unleashed"
-BATCH = 99
-"""The part of its round that these labels are, for annotators that number what they are asked."""
+WITHOUT_KL = "without_kl"
+"""The kind of responses that policies trained without a KL penalty wrote."""
+_FIRST_PART = 99  # numbers these labels among the parts of their round, each of which has its own random draws
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """How adversarial pairs are looked for."""
+    """How adversarial pairs are found."""
 
     round: int = 1
-    """The round whose reward model is put to the test."""
+    """The round whose reward model is tested."""
     pairs: int = 400
-    """Pairs to be labelled and trained on, and half as many to measure by."""
+    """Pairs that are labelled and trained on; half as many more are labelled to measure by."""
     num_prompts: int = 400
-    """Prompts that are searched for the former; half as many for the latter, of those no reward model trained on."""
+    """Prompts that are searched for training pairs; half as many held-out prompts are searched to measure by."""
     tries: int = 4
     """Edits of each kind that are tried on each normal response."""
     words: int = 12
-    """Words of praise: as many as annotators seem to pay for most; and of filler: as many of the most common."""
+    """How many words of praise (the words most typical of chosen responses) and of filler (the most common ones)."""
     seed: int = 0
-    """Of prompts, responses and edits."""
+    """Seed of prompts, responses and edits."""
 
     def __post_init__(self) -> None:
         for name in ("round", "pairs", "num_prompts", "tries", "words"):
@@ -65,16 +66,16 @@ class AdversarialConfig:
 
 
 def adversarial(run: Run, config: AdversarialConfig) -> dict[str, Any]:
-    """Find, label, retrain, measure; everything goes to `adversarial/round-K/` in the run's folder.
+    """Find, label, retrain and measure; everything goes to `adversarial/round-K/` in the run's folder.
 
-    From then on the pairs belong to the run: later rounds' reward models are trained on them too, and so is this
+    From then on the pairs belong to the run. The reward models of later rounds are trained on them too, and so is this
     round's if it is done again (`rlhf-gym run --redo reward`).
 
     Returns:
-        What came out, as it is in `metrics.json` there.
+        The metrics, as in `metrics.json` there.
 
     Raises:
-        ValueError: the round has no reward model of its own yet, or nothing it overrates was found.
+        ValueError: the round has no reward model of its own yet, or nothing that it overrates was found.
     """
     check_round(run, config.round)
     folder = adversarial_folder(run, config.round)
@@ -84,38 +85,29 @@ def adversarial(run: Run, config: AdversarialConfig) -> dict[str, Any]:
         "praise": favoured_words(train, config.words),
         "padding": common_words([p.chosen for p in train], config.words),
     }
-    sides = {}
-    for place, (name, count) in enumerate((("train", config.pairs), ("heldout", max(1, config.pairs // 2)))):
-        source = train if name == "train" else heldout
-        found = find_suspects(run, config, _prompts(source, config, name), words, before, part=place)
-        chosen = choose_overrated(found, count)
-        if not chosen:
-            raise ValueError(
-                f"expected responses that r_φ of round {config.round} overrates among {len(found):,}, got none: it "
-                "scores each edited response below the unedited one. Raise --tries or --num-prompts"
-            )
-        sides[name] = (found, chosen, label(run, config, chosen, part=place))
-    write_preferences(folder / PREFERENCES, sides["train"][2])
-    write_preferences(folder / HELDOUT, sides["heldout"][2])
-    after = retrain(run, config, [*train, *sides["train"][2]], heldout)
+    _, chosen, train_labels = _find_and_label(run, config, train, words, before, part=0)
+    found, _, heldout_labels = _find_and_label(run, config, heldout, words, before, part=1)
+    write_preferences(folder / PREFERENCES, train_labels)
+    write_preferences(folder / HELDOUT, heldout_labels)
+    after = _retrain(run, folder, [*train, *train_labels], heldout)
     metrics = {
         "round": config.round,
         "config": asdict(config),
         "words": words,
-        "pairs": len(sides["train"][2]),
-        "kinds": dict(Counter(suspect.kind for suspect in sides["train"][1])),
-        "before": _measure(before, heldout, sides["heldout"][2], sides["heldout"][0]),
-        "after": _measure(after, heldout, sides["heldout"][2], sides["heldout"][0]),
+        "pairs": len(train_labels),
+        "kinds": dict(Counter(pair.kind for pair in chosen)),
+        "before": _measure(before, heldout, heldout_labels, found),
+        "after": _measure(after, heldout, heldout_labels, found),
     }
     write_json(folder / METRICS_FILE, metrics)
     return metrics
 
 
 def check_round(run: Run, round: int) -> None:
-    """There is a reward model to put to the test, and preferences it was trained on.
+    """Check that the round has a reward model that the run trained.
 
     Raises:
-        ValueError: there is not.
+        ValueError: it has not.
     """
     if run.config.task.reward_model is not None:
         raise ValueError(
@@ -128,7 +120,33 @@ def check_round(run: Run, round: int) -> None:
         )
 
 
-def find_suspects(
+def _find_and_label(
+    run: Run,
+    config: AdversarialConfig,
+    preferences: Sequence[Preference],
+    words: dict[str, list[str]],
+    reward: LearnedReward,
+    *,
+    part: int,
+) -> tuple[list[AdversarialPair], list[AdversarialPair], list[Preference]]:
+    """(all pairs, overrated pairs, their labels) for prompts of these preferences: part 0 to train on, 1 to measure."""
+    distinct = list(dict.fromkeys(p.prompt for p in preferences))
+    order = np.random.default_rng((config.seed, config.round, 7)).permutation(len(distinct))
+    prompts = [distinct[int(i)] for i in order[: max(1, config.num_prompts // (1 + part))]]
+    found = find_pairs(run, config, prompts, words, reward, part=part)
+    chosen = choose_overrated(found, max(1, config.pairs // (1 + part)))
+    if not chosen:
+        raise ValueError(
+            f"expected responses that r_φ of round {config.round} overrates among {len(found):,}, got none: it "
+            "scores each edited response below the unedited one. Raise --tries or --num-prompts"
+        )
+    rng = np.random.default_rng((config.seed, config.round, part, 1))
+    turned = rng.random(len(chosen)) < 0.5
+    pairs = [CandidatePair(*c.pair[::-1]) if turn else c.pair for c, turn in zip(chosen, turned, strict=True)]
+    return found, chosen, annotate(run, config.round, pairs, part=_FIRST_PART + part)
+
+
+def find_pairs(
     run: Run,
     config: AdversarialConfig,
     prompts: Sequence[str],
@@ -136,16 +154,17 @@ def find_suspects(
     reward: LearnedReward,
     *,
     part: int,
-) -> list[Suspect]:
-    """Edits of normal responses, each beside what it was made of; and what policies without KL penalty write.
+) -> list[AdversarialPair]:
+    """Edits of normal responses, and responses of policies without KL penalty, each beside a normal response.
 
     Normal responses are the SFT policy's and, once there is one, those of this round's policy.
     """
     seed = config.seed + 10_000 * config.round + part
-    sources = [("the SFT policy", run.sft)]
+    normal = _responses(run, "the SFT policy", run.sft, prompts, seed)
     if run.folder.metrics("ppo", config.round) is not None:
-        sources.append((f"policy {run.seeds[0]} of round {config.round}", run.policy(config.round, run.seeds[0])))
-    normal = [c for i, (name, source) in enumerate(sources) for c in _responses(run, name, source, prompts, seed + i)]
+        policy = run.seeds[0]
+        name = f"policy {policy} of round {config.round}"
+        normal += _responses(run, name, run.policy(config.round, policy), prompts, seed + 1)
     rng = np.random.default_rng((config.seed, config.round, part))
     pairs = [
         (kind, CandidatePair(edited(base, kind, edit, rng, words.get(kind, ())), base))
@@ -156,52 +175,37 @@ def find_suspects(
     if run.folder.metrics("unleashed", 1) is not None:
         for i, policy in enumerate(run.seeds):
             model = run.folder.seed("unleashed", 1, policy) / "model"
-            free = _responses(run, f"unleashed policy {policy}", model, prompts, seed + 100 + i)
-            pairs += [(UNLEASHED, CandidatePair(c, base)) for c, base in zip(free, normal, strict=False)]
-    pairs = _that_fit(run, [(kind, pair) for kind, pair in pairs if pair.first.response != pair.second.response])
+            written = _responses(run, f"{WITHOUT_KL} policy {policy}", model, prompts, seed + 100 + i)
+            pairs += [(WITHOUT_KL, CandidatePair(c, base)) for c, base in zip(written, normal, strict=False)]
+    pairs = _readable(run, [(kind, pair) for kind, pair in pairs if pair.first.response != pair.second.response])
     gaps = _gaps(reward, [pair for _, pair in pairs])
-    return [Suspect(pair, kind, float(gap)) for (kind, pair), gap in zip(pairs, gaps, strict=True)]
+    return [AdversarialPair(pair, kind, float(gap)) for (kind, pair), gap in zip(pairs, gaps, strict=True)]
 
 
-def label(run: Run, config: AdversarialConfig, suspects: Sequence[Suspect], *, part: int) -> list[Preference]:
-    """Ask whoever labels this run, which of a pair stands first being drawn."""
-    rng = np.random.default_rng((config.seed, config.round, part, 1))
-    flips = rng.random(len(suspects)) < 0.5
-    pairs = [CandidatePair(*s.pair[::-1]) if flip else s.pair for s, flip in zip(suspects, flips, strict=True)]
-    return annotate(run, config.round, pairs, part=BATCH + part)
-
-
-def retrain(
-    run: Run, config: AdversarialConfig, train: Sequence[Preference], heldout: Sequence[Preference]
-) -> LearnedReward:
-    """r_φ on the preferences so far and the adversarial pairs, normalised as in its round, into `model/`."""
-    folder = adversarial_folder(run, config.round)
-    _remove_members(folder)
+def _retrain(run: Run, folder: Path, train: Sequence[Preference], heldout: Sequence[Preference]) -> LearnedReward:
+    """Train r_φ on these preferences, normalise it as in its round, and save it to `folder/model`."""
+    for path in folder.glob("member-*"):  # left by a run that was interrupted
+        shutil.rmtree(path)
     reward = train_reward(run, folder, train, heldout)
     normalise(reward, run, reference_samples(run))
-    _remove_members(folder)
-    shutil.rmtree(folder / "model", ignore_errors=True)
+    for path in (*folder.glob("member-*"), folder / "model"):
+        shutil.rmtree(path, ignore_errors=True)
     reward.save_pretrained(folder / "model")
     return reward
-
-
-def _remove_members(folder: Path) -> None:
-    for path in folder.glob("member-*"):
-        shutil.rmtree(path)
 
 
 def _measure(
     reward: LearnedReward,
     normal: Sequence[Preference],
-    hostile: Sequence[Preference],
-    suspects: Sequence[Suspect],
+    adversarial: Sequence[Preference],
+    found: Sequence[AdversarialPair],
 ) -> dict[str, Any]:
-    """Accuracy on normal and on adversarial held-out pairs, and how often edits raise the score, labelled or not."""
-    scored = score_pairs(reward, hostile)
-    gaps = _gaps(reward, [suspect.pair for suspect in suspects])
-    kinds = np.array([suspect.kind for suspect in suspects])
+    """Accuracy on normal and on adversarial held-out pairs, and how often each kind raises the score."""
+    scored = score_pairs(reward, adversarial)
+    gaps = _gaps(reward, [each.pair for each in found])
+    kinds = np.array([each.kind for each in found])
     return {
-        "pairs": {"normal": len(normal), "adversarial": len(hostile)},
+        "pairs": {"normal": len(normal), "adversarial": len(adversarial)},
         "normal": float(score_pairs(reward, normal).right.mean()),
         "adversarial": float(scored.right.mean()),
         "by_kind": {share.name: [share.accuracy, share.n] for share in accuracy_by_name(scored, kind_of)},
@@ -210,20 +214,12 @@ def _measure(
 
 
 def kind_of(preference: Preference) -> str:
-    """How the suspect of a pair came about, by its source."""
+    """How the overrated response of a pair came about, by its source."""
     for source in (preference.chosen_source, preference.rejected_source):
         kind = source.split(" ")[0]
-        if kind in EDITS or kind == UNLEASHED:
+        if kind in EDITS or kind == WITHOUT_KL:
             return kind
     return "other"
-
-
-def _prompts(preferences: Sequence[Preference], config: AdversarialConfig, name: str) -> list[str]:
-    """Prompts of these preferences, drawn: what was held out stays held out."""
-    distinct = list(dict.fromkeys(p.prompt for p in preferences))
-    count = config.num_prompts if name == "train" else max(1, config.num_prompts // 2)
-    order = np.random.default_rng((config.seed, config.round, 7)).permutation(len(distinct))[:count]
-    return [distinct[int(i)] for i in order]
 
 
 def _responses(run: Run, name: str, source: Any, prompts: Sequence[str], seed: int) -> list[Candidate]:
@@ -232,23 +228,18 @@ def _responses(run: Run, name: str, source: Any, prompts: Sequence[str], seed: i
     return [Candidate(p, r, source=name) for p, r in zip(samples.prompts, samples.responses, strict=True)]
 
 
-def _that_fit(run: Run, pairs: Sequence[tuple[str, CandidatePair]]) -> list[tuple[str, CandidatePair]]:
-    """Those whose first response a policy could have written, and a reward model can read with an end after it."""
+def _readable(run: Run, pairs: Sequence[tuple[str, CandidatePair]]) -> list[tuple[str, CandidatePair]]:
+    """The pairs whose first response a policy could have written, and a reward model can read with an EOS after it."""
     prompts = encode_prompts(run.task.tokenizer, [pair.first.prompt for _, pair in pairs])
     rows = encode_responses(run.task.tokenizer, [pair.first.response for _, pair in pairs], stop=False)
-    context = context_length(run) or sum(map(len, (*prompts, *rows))) + 1
+    context = context_length(run)
     return [
         pair
         for pair, prompt, row in zip(pairs, prompts, rows, strict=True)
-        if len(row) <= run.task.max_new_tokens and len(prompt) + len(row) < context
+        if len(row) <= run.task.max_new_tokens and (context is None or len(prompt) + len(row) < context)
     ]
 
 
 def _gaps(reward: LearnedReward, pairs: Sequence[CandidatePair]) -> np.ndarray:
     """r_φ of the first less r_φ of the second, normalised, (pairs,)."""
-    if not pairs:
-        return np.zeros(0)
-    texts = list(dict.fromkeys((c.prompt, c.response) for pair in pairs for c in pair))
-    raw = reward.score_texts([prompt for prompt, _ in texts], [response for _, response in texts])
-    scores = dict(zip(texts, check_scores(raw, len(texts), source="r_φ").astype(np.float64), strict=True))
-    return np.array([scores[a.prompt, a.response] - scores[b.prompt, b.response] for a, b in pairs])
+    return score_differences(reward.score_texts, pairs) if pairs else np.zeros(0)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.web_labeler import LabellingError, say_summary, serve
 from rlhf_gym.preferences import AnnotatorPanel, CandidatePair, Preference, simulated_annotators
-from rlhf_gym.preferences.store import STORE_FILE, LabelStore
-from rlhf_gym.preferences.store_export import labelled_preferences
-from rlhf_gym.preferences.store_records import comparisons
+from rlhf_gym.preferences.labels import labelled_preferences
+from rlhf_gym.preferences.store import STORE_FILE, LabelStore, comparisons
 
 
 def annotate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int = 0) -> list[Preference]:
@@ -68,7 +67,7 @@ def annotate_on_page(run: Run, round: int, pairs: Sequence[CandidatePair], *, pa
     try:
         with LabelStore(path) as store:
             items = comparisons(pairs, batch=batch, round=round, labels=run.config.collect.judges_per_pair)
-            store.add(items, seed=run.config.seed, alone=True)
+            store.add(items, seed=run.config.seed, exclusive=True)
             if store.pending(batch):
                 serve(store, batch, run.folder.root, run.console, title=run.task.name)
                 say_summary(store, batch, run.console)

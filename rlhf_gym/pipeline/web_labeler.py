@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.status import Status
 
 from rlhf_gym.preferences.agreement import agreement, opinions_of
+from rlhf_gym.preferences.labels import labelled_preferences
 from rlhf_gym.preferences.store import LEASE_SECONDS, LabelStore
-from rlhf_gym.preferences.store_export import labelled_preferences
 
 POLL_SECONDS = 0.25
 LAST_WORDS_SECONDS = 2.0

@@ -1,11 +1,10 @@
-"""Preferences: records, files, rankings to pairs, annotators, choosing which pairs to compare."""
+"""Preferences: records, files, pairs, annotators, the choice of pairs to compare, and the store of people's labels."""
 
 from rlhf_gym.preferences.annotators import (
     CONFIDENT_WORDS,
     Annotator,
     AnnotatorPanel,
     BradleyTerryAnnotator,
-    majority,
     simulated_annotators,
 )
 from rlhf_gym.preferences.checks import PreferenceReport, check_preferences, split_by_prompt
@@ -37,7 +36,6 @@ __all__ = [
     "chat_renderer",
     "check_preferences",
     "choose_pairs",
-    "majority",
     "pairs_from_ranking",
     "pairs_from_ratings",
     "read_demonstrations",

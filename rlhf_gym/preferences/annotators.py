@@ -1,4 +1,4 @@
-"""Who compares: the interface every annotator has, and simulated ones with known faults, alone or several together."""
+"""Annotators: the interface of whoever compares responses, and simulated people with known faults."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit
 
-from rlhf_gym.preferences.choice_models import draw_ranking, draw_ratings, rao_kupper
-from rlhf_gym.preferences.pairing import pairs_from_ranking
-from rlhf_gym.preferences.records import Candidate, CandidatePair, Preference
+from rlhf_gym.preferences.pairing import score_differences
+from rlhf_gym.preferences.records import CandidatePair, Preference
 from rlhf_gym.rewards import RewardFunction, check_scores, keyword_reward, length_reward, sum_rewards
 
 CONFIDENT_WORDS = ("absolutely", "always", "certainly", "clearly", "definitely", "never", "obviously", "undoubtedly")
-"""For an annotator who takes assertiveness for quality (Hosking et al. 2023, arXiv 2309.16349, on people who do)."""
+"""Words for annotators who take assertiveness for quality, as people do (Hosking et al. 2023, arXiv 2309.16349)."""
 
 
 class Annotator(Protocol):
@@ -25,17 +26,44 @@ class Annotator(Protocol):
         ...
 
 
+def rao_kupper(delta: ArrayLike, threshold: float, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """(P(y1 ≻ y2), P(tie)): responses that are less than η apart, noise included, are a tie (Rao & Kupper 1967).
+
+    P(y1 ≻ y2) = σ((Δ − η)/τ), P(y2 ≻ y1) = σ((−Δ − η)/τ), and the rest is P(tie). With η = 0 it is the model of
+    Bradley & Terry (1952). With τ = 0 the probabilities are 0 or 1, but ½ where Δ = η = 0.
+
+    Args:
+        delta: differences of scores Δ = s(y1) − s(y2), (n,).
+        threshold: η ≥ 0, in the unit of the scores.
+        temperature: τ ≥ 0.
+
+    Returns:
+        Two arrays (n,).
+    """
+    delta = np.asarray(delta, dtype=np.float64)  # (n,)
+    ahead = [delta - threshold, -delta - threshold]
+    if temperature > 0:
+        first, second = (expit(by / temperature) for by in ahead)
+    elif threshold > 0:
+        first, second = (1.0 * (by > 0) for by in ahead)
+    else:
+        first, second = (0.5 * (1 + np.sign(by)) for by in ahead)
+    return first, np.clip(1 - first - second, 0, 1)
+
+
 class BradleyTerryAnnotator:
     """Prefers y1 with P(y1 ≻ y2) = σ((s(y1) − s(y2))/temperature), then errs with `mistake_rate`; s = gold + bias.
 
-    The Bradley–Terry model, as people are simulated in AlpacaFarm (Dubois et al. 2023, arXiv 2305.14387) and in Gao et
-    al. 2022 (arXiv 2210.10760). The faults differ: the temperature blurs close calls; a mistake turns any call round
-    and is recorded as `clean=False`; a bias is no slip but a taste, the same every time, which a reward model learns
-    with the rest. With a `tie_threshold` η, responses that seem less than η apart are called a tie (Rao & Kupper 1967):
-    P(y1 ≻ y2) = σ((s(y1) − s(y2) − η)/temperature).
+    People are simulated by this model in AlpacaFarm (Dubois et al. 2023, arXiv 2305.14387) and in Gao et al. 2022
+    (arXiv 2210.10760). The faults differ in kind:
 
-    Two numbers are drawn for each pair, whatever the settings, so that with one seed the choices under another mistake
-    rate are the same ones, some of them flipped.
+    - The temperature makes close calls uncertain.
+    - A mistake reverses any call, and is recorded as `clean=False`.
+    - A bias is the same every time, so a reward model learns it.
+    - A `tie_threshold` calls responses that are less than η apart a tie, see `rao_kupper`.
+
+    Two numbers are drawn for each pair, whatever the settings. With one seed, another mistake rate therefore flips some
+    of the same choices.
     """
 
     def __init__(
@@ -53,12 +81,12 @@ class BradleyTerryAnnotator:
 
         Args:
             gold: (prompts, responses) -> scores (B,), higher is better.
-            temperature: 0 always prefers the higher score, and tosses a coin between equal ones.
-            mistake_rate: share of labels that are turned round, in [0, 1].
-            seed: of the draws; they go on from call to call.
+            temperature: τ; 0 always prefers the higher score, and tosses a coin between equal ones.
+            mistake_rate: share of labels that are reversed, in [0, 1].
+            seed: seed of the draws, which go on from call to call.
             name: recorded as the annotator of each preference.
             bias: (prompts, responses) -> what is added to gold, (B,): `length_reward(scale=.1)`,
-                `keyword_reward(CONFIDENT_WORDS)`, or anything else callable.
+                `keyword_reward(CONFIDENT_WORDS)`, or any other function.
             tie_threshold: η, in gold's unit.
 
         Raises:
@@ -79,10 +107,10 @@ class BradleyTerryAnnotator:
         self._rng = np.random.default_rng(seed)
 
     def probabilities(self, pairs: Sequence[CandidatePair]) -> np.ndarray:
-        """P(first ≻ second) of each pair before any mistake, shape (pairs,). Asks gold once, for each text once.
+        """P(first ≻ second) of each pair before any mistake, (pairs,). Gold scores each text once.
 
         Raises:
-            ValueError: the two of a pair answer different prompts, or gold returns something else than finite scores.
+            ValueError: the two of a pair answer different prompts, or gold's scores are not finite.
         """
         return rao_kupper(self._differences(pairs), self.tie_threshold, self.temperature)[0]
 
@@ -97,38 +125,12 @@ class BradleyTerryAnnotator:
         mistaken = slip < self.mistake_rate
         first_wins = (choice < first) ^ mistaken
         tied = (choice >= first) & (choice < first + tie)
-        preferences: list[Preference | None] = []
-        for pair, wins, mistake, undecided in zip(pairs, first_wins, mistaken, tied, strict=True):
-            chosen, rejected = pair if wins else pair[::-1]
-            said = Preference(
-                prompt=chosen.prompt,
-                chosen=chosen.response,
-                rejected=rejected.response,
-                annotator=self.name,
-                round=round,
-                clean=not mistake,
-                chosen_source=chosen.label,
-                rejected_source=rejected.label,
-            )
-            preferences.append(None if undecided else said)
-        return preferences
-
-    def rank(self, candidates: Sequence[Candidate], *, round: int = 0) -> list[Preference]:
-        """All pairs of a ranking of responses to one prompt, drawn from Plackett–Luce with this annotator's scores.
-
-        Nobody errs in a ranking as a whole: the mistake rate and ties are for pairs alone.
-        """
-        ranks = draw_ranking(self._scores([(c.prompt, c.response) for c in candidates]), self._rng, self.temperature)
-        source = {c.response: c.label for c in candidates}
-        pairs = pairs_from_ranking(candidates[0].prompt, [c.response for c in candidates], ranks, annotator=self.name)
-        return [
-            replace(p, round=round, chosen_source=source[p.chosen], rejected_source=source[p.rejected]) for p in pairs
-        ]
-
-    def rate(self, candidates: Sequence[Candidate], thresholds: Sequence[float]) -> list[int]:
-        """A rating 1 … C+1 of each response, the cumulative logit with C thresholds in gold's unit."""
-        scores = self._scores([(c.prompt, c.response) for c in candidates])
-        return draw_ratings(scores, thresholds, self._rng, self.temperature)
+        judged: list[Preference | None] = []
+        for i, pair in enumerate(pairs):
+            chosen, rejected = pair if first_wins[i] else pair[::-1]
+            said = Preference.between(chosen, rejected, self.name, round, clean=not mistaken[i])
+            judged.append(None if tied[i] else said)
+        return judged
 
     def _differences(self, pairs: Sequence[CandidatePair]) -> np.ndarray:
         """s(first) − s(second) of each pair, (pairs,)."""
@@ -137,36 +139,31 @@ class BradleyTerryAnnotator:
                 raise ValueError(
                     f"expected two responses to one prompt, got {first.prompt!r} and {second.prompt!r} in pair {index}"
                 )
-        texts = list(dict.fromkeys((c.prompt, c.response) for pair in pairs for c in pair))
-        if not texts:
-            return np.zeros(0)
-        score = dict(zip(texts, self._scores(texts).tolist(), strict=True))
-        return np.array([score[a.prompt, a.response] - score[b.prompt, b.response] for a, b in pairs])  # (pairs,)
+        return score_differences(self._scores, pairs) if pairs else np.zeros(0)
 
-    def _scores(self, texts: Sequence[tuple[str, str]]) -> np.ndarray:
+    def _scores(self, prompts: list[str], responses: list[str]) -> np.ndarray:
         """gold + bias of each text, (texts,)."""
-        prompts, responses = [prompt for prompt, _ in texts], [response for _, response in texts]
         source = f"the gold reward of annotator {self.name!r}"
-        scores = check_scores(self.gold(prompts, responses), len(texts), source=source).astype(np.float64)
-        if self.bias is not None:
-            source = f"the bias of annotator {self.name!r}"
-            scores = scores + check_scores(self.bias(prompts, responses), len(texts), source=source)
-        return scores
+        scores = check_scores(self.gold(prompts, responses), len(prompts), source=source).astype(np.float64)
+        if self.bias is None:
+            return scores
+        source = f"the bias of annotator {self.name!r}"
+        return scores + check_scores(self.bias(prompts, responses), len(prompts), source=source)
 
 
 class AnnotatorPanel:
-    """Several annotators, each pair judged by `judges` of them, drawn anew for each pair.
+    """Several annotators, of whom `judges` judge each pair, drawn anew for each pair.
 
-    All their answers are kept, contradictory ones too, each with weight 1/judges, so that pairs count alike: to the
-    Bradley–Terry loss that is the share of the votes as a soft label. `majority` makes one answer of them instead.
+    All their answers are kept, contradictory ones too, each with weight 1/judges, so that pairs count alike. To the
+    Bradley–Terry loss the share of the votes is then a soft label.
     """
 
     def __init__(self, annotators: Sequence[BradleyTerryAnnotator], judges: int = 1, seed: int = 0) -> None:
         """
         Args:
-            annotators: at least as many as `judges`, with names that differ.
+            annotators: at least as many as `judges`, with different names.
             judges: how many of them judge each pair.
-            seed: of who judges which; goes on from call to call.
+            seed: seed of who judges which pair; the draws go on from call to call.
         """
         if not 1 <= judges <= len(annotators):
             raise ValueError(f"expected 1 to {len(annotators)} judges, as many as annotators at most, got {judges}")
@@ -178,7 +175,7 @@ class AnnotatorPanel:
         self._rng = np.random.default_rng(seed)
 
     def label(self, pairs: Sequence[CandidatePair], *, round: int = 0) -> list[Preference]:
-        """`judges` preferences for each pair, in the pairs' order; where one calls it a tie, one less."""
+        """`judges` preferences for each pair, in the pairs' order; one less for each judge who calls it a tie."""
         order = self._rng.random((len(pairs), len(self.annotators))).argsort(axis=1)  # (pairs, annotators)
         asked = order[:, : self.judges]  # (pairs, judges)
         said: list[list[Preference]] = [[] for _ in pairs]
@@ -206,20 +203,20 @@ def simulated_annotators(
 ) -> list[BradleyTerryAnnotator]:
     """Annotators who differ: each one's temperature, mistake rate and biases are the given ones times e^{spread·z}.
 
-    z ~ N(0, 1), another for each annotator and each fault, fixed by `seed`: the same people come again in every round.
-    A mistake rate is at most ½.
+    z ~ N(0, 1) is another number for each annotator and each fault. It is fixed by `seed`, so that the same people come
+    again in every round. A mistake rate is at most ½.
 
     Args:
-        gold: what all of them would say without faults.
+        gold: the score that all of them would go by without faults.
         count: how many; one alone is called "simulated", several "simulated-1" and so on.
-        temperature: see `BradleyTerryAnnotator`; so for the mistake rate and the tie threshold.
-        mistake_rate: as above.
+        temperature: see `BradleyTerryAnnotator`, as for the mistake rate and the tie threshold.
+        mistake_rate: share of labels that are reversed.
         length_bias: how much better a response seems for each word.
         bias_words: words that make a response seem better, `CONFIDENT_WORDS` for instance.
-        word_bias: by how much, for each of them.
-        tie_threshold: as above.
-        spread: 0 for annotators who differ in nothing but their chance.
-        seed: who they are.
+        word_bias: how much better it seems for each of them.
+        tie_threshold: η, in gold's unit.
+        spread: 0 for annotators who differ in nothing but their draws.
+        seed: seed of who they are.
         chance: seed of their draws.
     """
     found = []
@@ -241,26 +238,4 @@ def simulated_annotators(
             tie_threshold=tie_threshold,
         )
         found.append(annotator)
-    return found
-
-
-def majority(preferences: Sequence[Preference]) -> list[Preference]:
-    """One preference for each pair of responses, as most of its judgements say; even votes decide nothing.
-
-    Weight 1, margin the share of the votes it won less the share it lost, the annotators' names joined; `clean` only
-    if a judgement that says the same was.
-    """
-    votes: dict[tuple[str, frozenset[str]], list[Preference]] = {}
-    for p in preferences:
-        votes.setdefault((p.prompt, frozenset((p.chosen, p.rejected))), []).append(p)
-    found = []
-    for said in votes.values():
-        for_first = sum(p.chosen == said[0].chosen for p in said)
-        if 2 * for_first == len(said):
-            continue
-        winners = [p for p in said if (p.chosen == said[0].chosen) == (2 * for_first > len(said))]
-        names = "+".join(sorted({p.annotator for p in said} - {""}))
-        margin = 2 * len(winners) / len(said) - 1
-        clean = any(p.clean for p in winners)
-        found.append(replace(winners[0], annotator=names, weight=1.0, margin=margin, clean=clean))
     return found

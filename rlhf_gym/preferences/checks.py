@@ -1,4 +1,4 @@
-"""What is odd about a set of preferences, and how to split one: both before anything is trained on it."""
+"""What is odd about a set of preferences, and how to split one into training and held-out records."""
 
 from __future__ import annotations
 
@@ -15,30 +15,24 @@ from rlhf_gym.preferences.records import Preference
 
 @dataclass(frozen=True)
 class PreferenceReport:
-    """What `check_preferences` found: indices into what it was given, ascending. A record may stand under several."""
+    """What `check_preferences` found, as ascending indices of records. A record may stand under several headings."""
 
     total: int
-    """Records looked at."""
+    """Records that were checked."""
     duplicates: tuple[int, ...]
-    """Same prompt, chosen and rejected as an earlier record."""
+    """Records with the same prompt, chosen and rejected text as an earlier one."""
     contradictory: tuple[int, ...]
-    """To the same prompt, somebody preferred a to b and somebody b to a: all records on either side."""
+    """Records that say a ≻ b where another one says b ≻ a to the same prompt."""
     identical: tuple[int, ...]
-    """Chosen and rejected are the same text."""
+    """Records whose chosen and rejected texts are the same."""
     empty: tuple[int, ...]
-    """Chosen or rejected is blank."""
+    """Records whose chosen or rejected text is blank."""
     too_long: tuple[int, ...]
-    """Prompt with chosen, or with rejected, is over the length given."""
-
-    @property
-    def flagged(self) -> tuple[int, ...]:
-        """Every index found under any heading, once, ascending."""
-        found = (self.duplicates, self.contradictory, self.identical, self.empty, self.too_long)
-        return tuple(sorted({index for indices in found for index in indices}))
+    """Records whose prompt with either response is longer than the given length."""
 
     @property
     def kinds(self) -> dict[str, tuple[int, ...]]:
-        """What each heading is called, and the indices under it."""
+        """The headings and the indices under each."""
         return {
             "duplicate": self.duplicates,
             "contradictory": self.contradictory,
@@ -46,6 +40,11 @@ class PreferenceReport:
             "with a blank response": self.empty,
             "too long": self.too_long,
         }
+
+    @property
+    def flagged(self) -> tuple[int, ...]:
+        """Every index found under any heading, once, ascending."""
+        return tuple(sorted({index for indices in self.kinds.values() for index in indices}))
 
     def __str__(self) -> str:
         found = ", ".join(f"{len(indices)} {name}" for name, indices in self.kinds.items() if indices)
@@ -60,46 +59,40 @@ def check_preferences(
 ) -> PreferenceReport:
     """Report duplicate, contradictory, identical, blank and over-long records. Nothing is dropped.
 
-    Duplicates and contradictions are not always faults (two annotators may agree, or not), so what to do about them is
-    the caller's: `[p for i, p in enumerate(preferences) if i not in report.flagged]` keeps the rest.
+    Duplicates and contradictions are not always faults, since annotators may agree or not. To drop everything that is
+    reported: `[p for i, p in enumerate(preferences) if i not in report.flagged]`.
 
     Args:
         preferences: the records.
-        tokenizer: with `max_length`, what counts tokens.
-        max_length: the most tokens that prompt, response and closing EOS may have; None to count none.
+        tokenizer: counts the tokens for `max_length`.
+        max_length: the most tokens of prompt, response and closing EOS together; None for no limit.
 
     Raises:
         ValueError: a length without a tokenizer.
     """
-    seen: set[tuple[str, str, str]] = set()
-    duplicates = []
+    too_long: tuple[int, ...] = ()
+    if max_length is not None:
+        if tokenizer is None:
+            raise ValueError(f"expected a tokenizer to count max_length={max_length} tokens with, got none")
+        prompts = encode_prompts(tokenizer, [p.prompt for p in preferences])
+        chosen = encode_responses(tokenizer, [p.chosen for p in preferences])
+        rejected = encode_responses(tokenizer, [p.rejected for p in preferences])
+        rows = enumerate(zip(prompts, chosen, rejected, strict=True))
+        too_long = tuple(i for i, (x, a, b) in rows if len(x) + max(len(a), len(b)) > max_length)
+    first: dict[tuple[str, str, str], int] = {}
     for index, p in enumerate(preferences):
-        key = (p.prompt, p.chosen, p.rejected)
-        if key in seen:
-            duplicates.append(index)
-        seen.add(key)
+        first.setdefault((p.prompt, p.chosen, p.rejected), index)
+    numbered = list(enumerate(preferences))
     return PreferenceReport(
         total=len(preferences),
-        duplicates=tuple(duplicates),
+        duplicates=tuple(i for i, p in numbered if first[p.prompt, p.chosen, p.rejected] < i),
         contradictory=tuple(
-            i for i, p in enumerate(preferences) if p.chosen != p.rejected and (p.prompt, p.rejected, p.chosen) in seen
+            i for i, p in numbered if p.chosen != p.rejected and (p.prompt, p.rejected, p.chosen) in first
         ),
-        identical=tuple(i for i, p in enumerate(preferences) if p.chosen == p.rejected),
-        empty=tuple(i for i, p in enumerate(preferences) if not p.chosen.strip() or not p.rejected.strip()),
-        too_long=() if max_length is None else _too_long(preferences, tokenizer, max_length),
+        identical=tuple(i for i, p in numbered if p.chosen == p.rejected),
+        empty=tuple(i for i, p in numbered if not p.chosen.strip() or not p.rejected.strip()),
+        too_long=too_long,
     )
-
-
-def _too_long(
-    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase | None, max_length: int
-) -> tuple[int, ...]:
-    if tokenizer is None:
-        raise ValueError(f"expected a tokenizer to count max_length={max_length} tokens with, got none")
-    prompts = encode_prompts(tokenizer, [p.prompt for p in preferences])
-    chosen = encode_responses(tokenizer, [p.chosen for p in preferences])
-    rejected = encode_responses(tokenizer, [p.rejected for p in preferences])
-    rows = enumerate(zip(prompts, chosen, rejected, strict=True))
-    return tuple(i for i, (x, a, b) in rows if len(x) + max(len(a), len(b)) > max_length)
 
 
 class HasPrompt(Protocol):
@@ -117,16 +110,16 @@ Record = TypeVar("Record", bound=HasPrompt)
 def split_by_prompt(
     records: Sequence[Record], heldout_fraction: float, seed: int = 0
 ) -> tuple[list[Record], list[Record]]:
-    """(train, heldout), all records of a prompt on one side: held-out accuracy is then about unseen prompts.
+    """(train, heldout), all records of a prompt on one side, so that held-out accuracy is about unseen prompts.
 
-    The distinct prompts are put in the order of their hashes and the first ⌊fraction·prompts + ½⌋ held out, at least
-    one and never all. So the split depends neither on the order of the records nor on how often a prompt occurs, and
-    hardly moves as later rounds bring new prompts.
+    The distinct prompts are sorted by their hashes, and the first ⌊fraction·prompts + ½⌋ are held out: at least one and
+    never all. The split depends neither on the order of the records nor on how often a prompt occurs, and it hardly
+    changes as later rounds bring new prompts.
 
     Args:
         records: anything with a `prompt`.
         heldout_fraction: share of the prompts, in [0, 1); 0 holds out nothing.
-        seed: another seed, another split.
+        seed: another seed gives another split.
 
     Raises:
         ValueError: the fraction is out of range, or there are fewer than two prompts to split.
@@ -135,13 +128,13 @@ def split_by_prompt(
         raise ValueError(f"expected heldout_fraction in [0, 1), got {heldout_fraction}")
     if heldout_fraction == 0:
         return list(records), []
-    prompts = sorted({r.prompt for r in records}, key=lambda prompt: _hash(prompt, seed))
+
+    def key(prompt: str) -> bytes:
+        return hashlib.sha256(f"{seed}\0{prompt}".encode(errors="surrogatepass")).digest()
+
+    prompts = sorted({record.prompt for record in records}, key=key)
     if len(prompts) < 2:
         raise ValueError(f"expected at least 2 prompts to hold some out, got {len(prompts)}")
     count = min(max(int(heldout_fraction * len(prompts) + 0.5), 1), len(prompts) - 1)
     heldout = set(prompts[:count])
     return [r for r in records if r.prompt not in heldout], [r for r in records if r.prompt in heldout]
-
-
-def _hash(prompt: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}\0{prompt}".encode(errors="surrogatepass")).digest()

@@ -1,7 +1,7 @@
-"""From chat messages and transcripts to a prompt and a response, the two texts everything else works on.
+"""Conversations and transcripts as a prompt and a response.
 
-A *renderer* turns the messages before an answer, and the answer, into those two texts. `as_transcript` is the default
-and needs no model; `chat_renderer(tokenizer)` uses a chat model's own template.
+A *renderer* turns the messages before an answer, and the answer, into these two texts. `as_transcript` is the default
+and needs no model. `chat_renderer(tokenizer)` uses a chat model's own template.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Message(NamedTuple):
     role: str
     """"system", "user" or "assistant"."""
     content: str
-    """What was said."""
+    """The text."""
 
 
 Renderer = Callable[[Sequence[Message], str], tuple[str, str]]
@@ -31,7 +31,7 @@ Renderer = Callable[[Sequence[Message], str], tuple[str, str]]
 
 
 def as_transcript(messages: Sequence[Message], answer: str) -> tuple[str, str]:
-    """In the style of Anthropic-HH (Bai et al. 2022, arXiv 2204.05862): "\\n\\nHuman: …\\n\\nAssistant:" and " …".
+    """Render as Anthropic-HH does (Bai et al. 2022, arXiv 2204.05862): "\\n\\nHuman: …\\n\\nAssistant:" and " …".
 
     Raises:
         ValueError: a role other than system, user and assistant.
@@ -43,10 +43,10 @@ def as_transcript(messages: Sequence[Message], answer: str) -> tuple[str, str]:
 
 
 def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    """Renders by the chat template of `tokenizer`; the prompt ends where the assistant begins to speak.
+    """A renderer by the chat template of `tokenizer`; the prompt ends where the assistant begins to speak.
 
-    Where the template writes a BOS that the tokenizer will add by itself when it encodes, it is left out of the text:
-    there would be two. The response is the bare answer; its end is the EOS that closes every response.
+    A BOS of the template is left out of the text where the tokenizer adds one when it encodes. The response is the bare
+    answer, which the EOS of every response closes.
 
     Raises:
         ValueError: the tokenizer has no chat template.
@@ -64,9 +64,9 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer:
 
 
 def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected of two whole transcripts: the prompt is what they share, up to the last "Assistant:".
+    """(prompt, chosen, rejected) of two transcripts; the prompt is what they share, up to the last shared "Assistant:".
 
-    What follows keeps its leading space, and any further turns.
+    The responses keep their leading space and any further turns.
 
     Raises:
         ValueError: they share no "\\n\\nAssistant:".

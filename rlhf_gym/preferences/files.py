@@ -1,6 +1,6 @@
-"""Reading and writing JSONL: one JSON object a line, in the shapes the field's data sets come in. `.gz` works as well.
+"""Reading and writing JSONL, one JSON object a line, in the shapes of the field's data sets. `.gz` works as well.
 
-Preferences, told apart by their fields, line by line:
+Preferences are told apart by their fields, line by line:
 
     {"prompt": "…", "chosen": "…", "rejected": "…"}                    plain; other fields of `Preference` may follow
     {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": "…"}        whole transcripts (Anthropic HH)
@@ -8,7 +8,7 @@ Preferences, told apart by their fields, line by line:
     {"prompt": "…", "responses": […], "ranking": [2, 1, 3]}            ranks, 1 the best -> all pairs
     {"prompt": "…", "responses": […], "ratings": [3.5, 5, 1]}          ratings, higher the better -> all pairs, margins
 
-Responses without a judgement are candidates: {"prompt": "…", "responses": […]} or {"prompt": "…", "response": "…"}.
+Responses that nobody has judged are candidates: {"prompt": "…", "responses": […]} or {"prompt": "…", "response": "…"}.
 
 Texts are taken as they stand, leading spaces included. Every error names file and line.
 """
@@ -20,7 +20,7 @@ import gzip
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,30 +29,21 @@ from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, Demonstration, Preference
 
 T = TypeVar("T")
+Row = TypeVar("Row")
 Json = dict[str, Any]
 
 _JSONL = {".jsonl", ".ndjson", ".json"}
-_OPTIONAL: dict[str, type] = {
-    "annotator": str,
-    "round": int,
-    "margin": float,
-    "weight": float,
-    "group": str,
-    "clean": bool,
-    "chosen_source": str,
-    "rejected_source": str,
-}
 
 
 def read_preferences(path: str | Path, *, render: Renderer = as_transcript) -> list[Preference]:
-    """The preferences of a JSONL file, in any of the shapes above, in the file's order.
+    """The preferences of a JSONL file in any of the shapes above, in the file's order.
 
     Args:
         path: the file.
         render: how conversations become texts; `chat_renderer(tokenizer)` for a chat model.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: it is a folder or empty, or a line is not UTF-8, not a JSON object, or not one of the shapes.
     """
     return _read(path, "preference", lambda line: _preferences(_object(line), render))
@@ -66,47 +57,39 @@ def read_demonstrations(path: str | Path, *, render: Renderer = as_transcript) -
     return _read(path, "demonstration", lambda line: [_demonstration(_object(line), render)])
 
 
-def read_prompts(path: str | Path, *, render: Renderer = as_transcript) -> list[str]:
-    """Prompts: the field "prompt" of each line of a `.jsonl` file (text or messages), or the lines of a text file.
-
-    Blank lines are passed over, repeated prompts kept. Arguments and errors as `read_preferences`.
-    """
-    suffixes = [suffix for suffix in Path(path).suffixes if suffix != ".gz"]
-    if suffixes and suffixes[-1] in _JSONL:
-        return _read(path, "prompt", lambda line: [_prompt(_object(line), render)])
-    return _read(path, "prompt", lambda line: [line])
-
-
-def read_texts(path: str | Path) -> list[str]:
-    """Texts: the field "text" of each line of a `.jsonl` file, or the lines of a text file; blank ones are passed over.
-
-    Errors as `read_preferences`.
-    """
-    suffixes = [suffix for suffix in Path(path).suffixes if suffix != ".gz"]
-    if suffixes and suffixes[-1] in _JSONL:
-        return _read(path, "text", lambda line: [_text(_object(line), "text")])
-    return _read(path, "text", lambda line: [line])
-
-
 def read_candidates(path: str | Path, *, render: Renderer = as_transcript) -> list[Candidate]:
     """Responses that nobody has judged: {"prompt": …, "responses": […]}, or {"prompt": …, "response": …} line by line.
 
-    The latter may have the further fields of `Candidate`. Arguments and errors as `read_preferences`.
+    The latter may have the other fields of `Candidate`. Arguments and errors as `read_preferences`.
     """
     return _read(path, "response", lambda line: _candidates(_object(line), render))
+
+
+def read_prompts(path: str | Path, *, render: Renderer = as_transcript) -> list[str]:
+    """The field "prompt" of each line of a `.jsonl` file (text or messages), or the lines of a text file.
+
+    Blank lines are left out, repeated prompts kept. Arguments and errors as `read_preferences`.
+    """
+    return _read_lines(path, "prompt", lambda record: _prompt(record, render))
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """The field "text" of each line of a `.jsonl` file, or the lines of a text file; blank lines are left out.
+
+    Errors as `read_preferences`.
+    """
+    return _read_lines(path, "text", lambda record: _field(record, "text", str))
 
 
 def read_hub_preferences(
     name: str, split: str = "train", *, config: str | None = None, render: Renderer = as_transcript
 ) -> list[Preference]:
-    """The preferences of a data set on the Hugging Face hub, its rows in any of the shapes above.
-
-    Needs the package `datasets` (extra `hub`) and, the first time, the network.
+    """The preferences of a data set on the Hugging Face hub, whose rows have any of the shapes above.
 
     Args:
-        name: "Anthropic/hh-rlhf", say; or a folder that `datasets.load_dataset` can read.
-        split: which part of it.
-        config: which of its configurations, where it has several.
+        name: the data set's name.
+        split: one of its splits.
+        config: one of its configurations, where it has several.
         render: how conversations become texts.
 
     Raises:
@@ -120,64 +103,68 @@ def read_hub_preferences(
             f"expected the package `datasets` to read {name!r} from the hub, not installed here: "
             "pip install 'rlhf_gym[hub]'"
         ) from error
-    found: list[Preference] = []
-    for number, row in enumerate(load_dataset(name, config, split=split)):
-        try:
-            found += _preferences(dict(row), render)
-        except ValueError as error:
-            raise ValueError(f"{name}, {split}, row {number}: {error}") from error
-    if not found:
-        raise ValueError(f"expected at least one preference in {name}, {split}, got none")
-    return found
+    source = f"{name}, {split}"
+    rows = ((f"{source}, row {i}", dict(row)) for i, row in enumerate(load_dataset(name, config, split=split)))
+    return _parse_all(rows, lambda record: _preferences(record, render), "preference", source)
 
 
-def write_preferences(path: str | Path, preferences: Sequence[Preference], *, append: bool = False) -> None:
+def write_preferences(path: str | Path, preferences: Sequence[Preference]) -> None:
     """Write JSONL that `read_preferences` reads back equal; fields at their default are left out.
 
-    The file appears whole or not at all; with `append`, the lines are added to what is there.
+    The file appears whole or not at all.
     """
     path = Path(path).expanduser()
-    data = "".join(json.dumps(_to_json(p), ensure_ascii=False) + "\n" for p in preferences).encode()
-    if path.suffix == ".gz":
-        data = gzip.compress(data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if append:
-        with path.open("ab") as file:
-            file.write(data)
-        return
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
-
-
-def _to_json(preference: Preference) -> Json:
     defaults = {field.name: field.default for field in dataclasses.fields(Preference)}
-    return {name: value for name, value in dataclasses.asdict(preference).items() if value != defaults[name]}
+    lines = []
+    for preference in preferences:
+        record = {name: value for name, value in dataclasses.asdict(preference).items() if value != defaults[name]}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    data = "".join(lines).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    os.replace(part, path)
 
 
 # --- files and lines ----------------------------------------------------------------------------------------------
 
 
 def _read(path: str | Path, what: str, parse: Callable[[str], list[T]]) -> list[T]:
-    """What `parse` makes of each line that is not blank; its errors with file and line before them."""
+    """What `parse` makes of each line that is not blank."""
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"expected a file of {what}s at {path}, but it does not exist")
     if path.is_dir():
         raise ValueError(f"expected a file of {what}s, got the folder {path}")
-    found: list[T] = []
+
+    def parse_line(line: bytes) -> list[T]:
+        try:
+            text = line.decode().removeprefix("\ufeff").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"expected UTF-8 text, got {error}") from error
+        return parse(text) if text.strip() else []
+
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                if text.strip():
-                    found += parse(text)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {number}: expected UTF-8 text, got {error}") from error
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+        lines = ((f"{path}, line {number}", line) for number, line in enumerate(file, start=1))
+        return _parse_all(lines, parse_line, what, str(path))
+
+
+def _read_lines(path: str | Path, what: str, parse: Callable[[Json], str]) -> list[str]:
+    """What `parse` makes of each record of a JSONL file, or the lines of a text file."""
+    suffix = Path(str(path).removesuffix(".gz")).suffix
+    return _read(path, what, lambda line: [parse(_object(line)) if suffix in _JSONL else line])
+
+
+def _parse_all(rows: Iterable[tuple[str, Row]], parse: Callable[[Row], list[T]], what: str, source: str) -> list[T]:
+    """What `parse` makes of (place, row) pairs; its errors get the place in front."""
+    found: list[T] = []
+    for place, row in rows:
+        try:
+            found += parse(row)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
     if not found:
-        raise ValueError(f"expected at least one {what} in {path}, got none")
+        raise ValueError(f"expected at least one {what} in {source}, got none")
     return found
 
 
@@ -201,53 +188,55 @@ def _short(value: object) -> str:
 
 def _preferences(record: Json, render: Renderer) -> list[Preference]:
     if "ranking" in record or "ratings" in record:
-        return _several(record, render)
+        return _ranked(record, render)
     if "chosen" not in record and "rejected" not in record:
         raise ValueError(
             'expected the fields "prompt", "chosen" and "rejected", or "prompt" and "responses" with "ranking" or '
             f'"ratings", got {_names(record)}'
         )
-    chosen, rejected = _field(record, "chosen"), _field(record, "rejected")
-    if isinstance(chosen, list) and isinstance(rejected, list):
+    if isinstance(record.get("chosen"), list) and isinstance(record.get("rejected"), list):
         prompt, chosen, rejected = _conversations(record, render)
     else:
-        chosen, rejected = _text(record, "chosen"), _text(record, "rejected")
+        chosen = _field(record, "chosen", str)
+        rejected = _field(record, "rejected", str)
         if record.get("prompt") is None:
             prompt, chosen, rejected = split_transcripts(chosen, rejected)
         else:
             prompt = _prompt(record, render)
-    return [Preference(prompt, chosen, rejected, **_optional(record))]
+    return [Preference(prompt, chosen, rejected, **_optional(record, Preference))]
 
 
-def _several(record: Json, render: Renderer) -> list[Preference]:
-    prompt, responses = _prompt(record, render), _list(record, "responses")
-    for response in responses:
-        if not isinstance(response, str):
-            raise ValueError(f'expected "responses" to hold texts, got {_short(response)}')
+def _ranked(record: Json, render: Renderer) -> list[Preference]:
+    prompt = _prompt(record, render)
+    responses = _responses(record)
     if "ranking" in record:
-        pairs = pairs_from_ranking(prompt, responses, _list(record, "ranking"))
+        pairs = pairs_from_ranking(prompt, responses, _field(record, "ranking", list))
     else:
-        pairs = pairs_from_ratings(prompt, responses, _list(record, "ratings"))
-    said = {name: value for name, value in _optional(record).items() if name in ("annotator", "round")}
-    return [dataclasses.replace(pair, **said) for pair in pairs]
+        pairs = pairs_from_ratings(prompt, responses, _field(record, "ratings", list))
+    optional = _optional(record, Preference)
+    shared = {name: optional[name] for name in ("annotator", "round") if name in optional}
+    return [dataclasses.replace(pair, **shared) for pair in pairs]
 
 
 def _conversations(record: Json, render: Renderer) -> tuple[str, str, str]:
-    chosen, rejected = _conversation(record, "chosen"), _conversation(record, "rejected")
-    if chosen[:-1] != rejected[:-1]:
+    """(prompt, chosen, rejected) of two conversations."""
+    *before, chosen = _conversation(record, "chosen")
+    *other, rejected = _conversation(record, "rejected")
+    if before != other:
         raise ValueError(
             'expected "chosen" and "rejected" to share every message but the last, got two that differ before'
         )
-    prompt, chosen_text = render(chosen[:-1], chosen[-1].content)
-    return prompt, chosen_text, render(rejected[:-1], rejected[-1].content)[1]
+    prompt, chosen_text = render(before, chosen.content)
+    return prompt, chosen_text, render(before, rejected.content)[1]
 
 
 def _conversation(record: Json, name: str) -> list[Message]:
     """The whole conversation up to the assistant's answer. `name` may hold all of it, or what follows "prompt"."""
     messages = _messages(record, name)
     if messages[0].role == "assistant" and record.get("prompt") is not None:
-        before = record["prompt"]
-        messages = [*([Message("user", before)] if isinstance(before, str) else _messages(record, "prompt")), *messages]
+        prompt = record["prompt"]
+        before = [Message("user", prompt)] if isinstance(prompt, str) else _messages(record, "prompt")
+        messages = [*before, *messages]
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise ValueError(
             f'expected "{name}" to hold messages that lead up to one of the assistant, '
@@ -259,31 +248,21 @@ def _conversation(record: Json, name: str) -> list[Message]:
 def _candidates(record: Json, render: Renderer) -> list[Candidate]:
     prompt = _prompt(record, render)
     if "responses" in record:
-        responses = _list(record, "responses")
-        for response in responses:
-            if not isinstance(response, str):
-                raise ValueError(f'expected "responses" to hold texts, got {_short(response)}')
-        return [Candidate(prompt, response) for response in responses]
-    known = {field.name for field in dataclasses.fields(Candidate)} - {"prompt", "response"}
-    further = {name: value for name, value in record.items() if name in known}
-    for name, value in further.items():
-        default = next(field.default for field in dataclasses.fields(Candidate) if field.name == name)
-        if isinstance(value, bool) or not isinstance(value, int | float if isinstance(default, int | float) else str):
-            raise ValueError(f'expected "{name}" to be like {default!r}, got {_short(value)}')
-    return [Candidate(prompt, _text(record, "response"), **further)]
+        return [Candidate(prompt, response) for response in _responses(record)]
+    return [Candidate(prompt, _field(record, "response", str), **_optional(record, Candidate))]
 
 
 def _demonstration(record: Json, render: Renderer) -> Demonstration:
     if "messages" in record:
         *before, answer = _conversation(record, "messages")
         return Demonstration(*render(before, answer.content))
-    return Demonstration(_prompt(record, render), _text(record, "response"))
+    return Demonstration(_prompt(record, render), _field(record, "response", str))
 
 
 def _prompt(record: Json, render: Renderer) -> str:
-    if isinstance(_field(record, "prompt"), list):
+    if isinstance(record.get("prompt"), list):
         return render(_messages(record, "prompt"), "")[0]
-    return _text(record, "prompt")
+    return _field(record, "prompt", str)
 
 
 # --- fields -------------------------------------------------------------------------------------------------------
@@ -293,50 +272,51 @@ def _names(record: Json) -> str:
     return ", ".join(f'"{name}"' for name in record) or "no fields"
 
 
-def _field(record: Json, name: str) -> Any:
+def _field(record: Json, name: str, kind: type[T]) -> T:
+    """The field of this name, which is a text or a list."""
     if name not in record:
         raise ValueError(f'expected the field "{name}", got {_names(record)}')
-    return record[name]
-
-
-def _text(record: Json, name: str) -> str:
-    value = _field(record, name)
-    if not isinstance(value, str):
-        raise ValueError(f'expected "{name}" to be a text, got {_short(value)}')
+    value = record[name]
+    if not isinstance(value, kind):
+        raise ValueError(f'expected "{name}" to be a {"text" if kind is str else "list"}, got {_short(value)}')
     return value
 
 
-def _list(record: Json, name: str) -> list[Any]:
-    value = _field(record, name)
-    if not isinstance(value, list):
-        raise ValueError(f'expected "{name}" to be a list, got {_short(value)}')
-    return value
+def _responses(record: Json) -> list[str]:
+    responses: list[str] = _field(record, "responses", list)
+    for response in responses:
+        if not isinstance(response, str):
+            raise ValueError(f'expected "responses" to hold texts, got {_short(response)}')
+    return responses
 
 
 def _messages(record: Json, name: str) -> list[Message]:
     messages = []
-    for item in _list(record, name):
-        role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise ValueError(
-                f'expected "{name}" to hold messages {{"role": text, "content": text}}, got {_short(item)}'
-            )
-        messages.append(Message(role, content))
+    for item in _field(record, name, list):
+        match item:
+            case {"role": str(role), "content": str(content)}:
+                messages.append(Message(role, content))
+            case _:
+                raise ValueError(
+                    f'expected "{name}" to hold messages {{"role": text, "content": text}}, got {_short(item)}'
+                )
     if not messages:
         raise ValueError(f'expected "{name}" to hold at least one message, got none')
     return messages
 
 
-def _optional(record: Json) -> Json:
-    """The fields of `Preference` beyond its three texts, where the record has them, checked."""
+def _optional(record: Json, kind: type[Preference] | type[Candidate]) -> Json:
+    """The record's values for those fields of the dataclass that have a default, checked."""
     found = {}
-    for name, kind in _OPTIONAL.items():
-        value = record.get(name)
-        if value is None:
+    for field in dataclasses.fields(kind):
+        value = record.get(field.name)
+        if value is None or field.default is dataclasses.MISSING:
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (number if kind is float else type(value) is kind):
-            expected = "a finite number" if kind is float else f"of type {kind.__name__}"
-            raise ValueError(f'expected "{name}" to be {expected}, got {_short(value)}')
-        found[name] = value
+        if field.default is None or isinstance(field.default, float):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f'expected "{field.name}" to be a finite number, got {_short(value)}')
+        elif type(value) is not type(field.default):
+            expected = type(field.default).__name__
+            raise ValueError(f'expected "{field.name}" to be of type {expected}, got {_short(value)}')
+        found[field.name] = value
     return found

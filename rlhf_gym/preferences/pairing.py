@@ -1,15 +1,16 @@
-"""From several responses to a prompt to pairs of two: of rankings and ratings, and of candidates nobody has judged."""
+"""Pairs of responses: from rankings, from ratings, and from candidates that nobody has judged."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Preference
 
@@ -24,20 +25,19 @@ def pairs_from_ranking(
     Args:
         prompt: the prompt.
         responses: the K responses.
-        ranking: the *rank* of each response, in the order of `responses`: 1 is the best, equal ranks make no pair.
-            Not the order of their indices: that contains a 0, which is refused.
-        annotator: who ranked.
+        ranking: the *rank* of each response, in the order of `responses`. 1 is the best; equal ranks make no pair.
+            An order of indices contains a 0, which is refused.
+        annotator: the annotator's name.
 
     Raises:
         ValueError: fewer than two responses, another number of ranks, or a rank below 1.
     """
-    _check_count("ranking", responses, ranking)
     for rank in ranking:
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise ValueError(
                 f"expected ranking to give each response's rank as a whole number, 1 for the best, got {rank!r}"
             )
-    pairs = _pairs(prompt, responses, [-rank for rank in ranking], annotator)
+    pairs = _pairs("ranking", prompt, responses, [-rank for rank in ranking], annotator)
     return [replace(pair, margin=None) for pair in pairs]
 
 
@@ -49,27 +49,25 @@ def pairs_from_ratings(
     Args:
         prompt: the prompt.
         responses: the K responses.
-        ratings: how good each response is, in the order of `responses`, higher is better.
-        annotator: who rated.
+        ratings: how good each response is, in the order of `responses`; higher is better.
+        annotator: the annotator's name.
 
     Raises:
-        ValueError: fewer than two responses, another number of ratings, or one that is no finite number.
+        ValueError: fewer than two responses, another number of ratings, or a rating that is no finite number.
     """
-    _check_count("ratings", responses, ratings)
     for rating in ratings:
         if isinstance(rating, bool) or not isinstance(rating, int | float) or not math.isfinite(rating):
             raise ValueError(f"expected ratings to be finite numbers, got {rating!r}")
-    return _pairs(prompt, responses, ratings, annotator)
+    return _pairs("ratings", prompt, responses, ratings, annotator)
 
 
-def _check_count(name: str, responses: Sequence[str], judgements: Sequence[float]) -> None:
+def _pairs(
+    name: str, prompt: str, responses: Sequence[str], goodness: Sequence[float], annotator: str
+) -> list[Preference]:
     if len(responses) < 2:
         raise ValueError(f"expected at least 2 responses to compare, got {len(responses)}")
-    if len(judgements) != len(responses):
-        raise ValueError(f"expected {name} to hold {len(responses)}, one for each response, got {len(judgements)}")
-
-
-def _pairs(prompt: str, responses: Sequence[str], goodness: Sequence[float], annotator: str) -> list[Preference]:
+    if len(goodness) != len(responses):
+        raise ValueError(f"expected {name} to hold {len(responses)}, one for each response, got {len(goodness)}")
     group = hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()[:16]
     wins = []
     for i, j in combinations(range(len(responses)), 2):
@@ -85,26 +83,25 @@ def _pairs(prompt: str, responses: Sequence[str], goodness: Sequence[float], ann
 def choose_pairs(
     candidates: Sequence[Candidate], strategy: PairingStrategy = "random", *, seed: int = 0
 ) -> list[CandidatePair]:
-    """Which candidates of a prompt an annotator is to compare.
+    """Choose which candidates of a prompt an annotator is to compare.
 
-    Responses that repeat another one of their prompt are left out first, so K counts distinct ones; a prompt with one
-    distinct response gives no pair. Which of a pair comes first is drawn, so that it tells nothing.
+    Responses that repeat another one of their prompt are left out first, so K counts distinct ones. A prompt with one
+    distinct response gives no pair. Which of a pair comes first is random.
 
-    - "random": ⌊K/2⌋ pairs, no response in two of them. The least correlated comparisons for the money.
+    - "random": ⌊K/2⌋ pairs, no response in two of them. These comparisons are the least correlated.
     - "all": each of the C(K,2) pairs.
-    - "tournament": ⌈log₂ K⌉ rounds, in each of which a response meets one it has not met (or sits out, K being odd):
-      about K/2·log₂ K pairs, as many as sorting asks for. The rounds are those of a round robin, laid out beforehand,
-      so that many people can label them at once.
+    - "tournament": the first ⌈log₂ K⌉ rounds of a round robin. Each response meets one it has not met, or sits out
+      where K is odd. That makes about K/2·log₂ K pairs, as many as sorting needs.
 
     Args:
-        candidates: of any number of prompts, in any order.
+        candidates: candidates of any number of prompts, in any order.
         strategy: one of the three.
-        seed: same seed, same pairs.
+        seed: the same seed gives the same pairs.
 
     Raises:
         ValueError: an unknown strategy.
     """
-    if strategy not in ("random", "all", "tournament"):
+    if strategy not in get_args(PairingStrategy):
         raise ValueError(f'expected the strategy "random", "all" or "tournament", got {strategy!r}')
     by_prompt: dict[str, dict[str, Candidate]] = {}
     for candidate in candidates:
@@ -113,7 +110,7 @@ def choose_pairs(
     pairs = []
     for distinct in by_prompt.values():
         k = len(distinct)
-        order = rng.permutation(k)
+        order = rng.permutation(k)  # (K,)
         if strategy == "all":
             chosen = list(combinations(range(k), 2))
         else:
@@ -126,11 +123,26 @@ def choose_pairs(
 
 
 def _round_robin(k: int, *, rounds: int) -> list[tuple[int, int]]:
-    """The first rounds of a round robin of k by the circle method: one stays, the others move on by a place."""
-    seats = list(range(k + k % 2))  # an odd k gets an empty seat, opposite which one sits out
+    """The first rounds of a round robin of k by the circle method: one stays, the others move on by one seat."""
+    seats = list(range(k + k % 2))  # an odd k gets an empty seat; whoever is opposite it sits out
     pairs = []
     for _ in range(rounds):
         met = [(seats[i], seats[-1 - i]) for i in range(len(seats) // 2)]
         pairs += [pair for pair in met if max(pair) < k]
         seats = [seats[0], seats[-1], *seats[1:-1]]
     return pairs
+
+
+def score_differences(score: Callable[[list[str], list[str]], ArrayLike], pairs: Sequence[CandidatePair]) -> np.ndarray:
+    """s(first) − s(second) of each pair, (…, pairs). Each distinct text is scored once.
+
+    Args:
+        score: (prompts, responses) -> scores (B,), or (members, B).
+        pairs: the pairs, at least one.
+    """
+    texts = list(dict.fromkeys((c.prompt, c.response) for pair in pairs for c in pair))
+    place = {text: i for i, text in enumerate(texts)}
+    scores = np.asarray(score([prompt for prompt, _ in texts], [response for _, response in texts]), dtype=np.float64)
+    first = [place[a.prompt, a.response] for a, _ in pairs]
+    second = [place[b.prompt, b.response] for _, b in pairs]
+    return scores[..., first] - scores[..., second]  # (…, pairs)

@@ -1,4 +1,4 @@
-"""What is collected: candidates, pairs of them, and who preferred which."""
+"""Records: demonstrations, candidate responses, pairs of them, and preferences between them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt and a response worth imitating: what supervised fine-tuning learns from."""
+    """A prompt and a response worth imitating, for supervised fine-tuning."""
 
     prompt: str
-    """The text the response answers or goes on from."""
+    """The text that the response answers or continues."""
     response: str
-    """The response. For byte-level tokenizers it begins with its own leading space."""
+    """The response. For byte-level tokenizers it begins with a space."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Candidate:
     source: str = ""
     """Name of the policy that wrote it."""
     temperature: float = 1.0
-    """Its sampling temperature."""
+    """The sampling temperature."""
     top_k: int = 0
-    """Its top-k; 0 for none."""
+    """The top-k of sampling; 0 for none."""
     top_p: float = 1.0
-    """Its top-p."""
+    """The top-p of sampling."""
     decoding: str = "sample"
-    """How: "sample", "greedy", "best-of-4" by a reward model, "beam-4" …"""
+    """How it was drawn: "sample", "greedy", "best-of-4" by a reward model, "beam-4" …"""
 
     @property
     def label(self) -> str:
-        """Who wrote it, and how where that was not plain sampling: what a preference records as its source."""
+        """The source of a preference: who wrote the response, and how where it was not plain sampling."""
         return self.source if self.decoding == "sample" else f"{self.source}, {self.decoding}"
 
 
@@ -45,9 +45,9 @@ class CandidatePair(NamedTuple):
     """Two different responses to one prompt, in the order in which an annotator sees them."""
 
     first: Candidate
-    """y1."""
+    """The response y1, on the left."""
     second: Candidate
-    """y2."""
+    """The response y2, on the right."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,40 @@ class Preference:
     """One comparison: to `prompt`, `annotator` preferred `chosen` to `rejected`."""
 
     prompt: str
-    """The prompt both answer."""
+    """The prompt that both responses answer."""
     chosen: str
-    """The response preferred."""
+    """The preferred response."""
     rejected: str
-    """The other one."""
+    """The other response."""
     annotator: str = ""
-    """Who said so."""
+    """The annotator's name."""
     round: int = 0
-    """In which round of collecting."""
+    """The round of collecting."""
     margin: float | None = None
-    """By how much, in the units of the ratings it comes from; None where nobody said."""
+    """Difference of the ratings it comes from; None where there were no ratings."""
     weight: float = 1.0
-    """Weight in the loss: 1/(number of pairs) for the pairs of one ranking, so that prompts count alike."""
+    """Weight in the loss; 1/(number of pairs) for the pairs of one ranking, so that prompts count alike."""
     group: str = ""
-    """Shared by the pairs of rankings of one prompt, which belong in one batch; empty for a pair of its own."""
+    """Shared by pairs that belong in one batch, such as those of one ranking; empty for a pair of its own."""
     clean: bool = True
-    """False where a simulated annotator is known to have said the opposite of what it meant."""
+    """False where a simulated annotator made a mistake."""
     chosen_source: str = ""
     """Name of the policy that wrote the chosen response."""
     rejected_source: str = ""
     """Name of the policy that wrote the rejected response."""
+
+    @classmethod
+    def between(
+        cls, chosen: Candidate, rejected: Candidate, annotator: str, round: int, *, clean: bool = True
+    ) -> Preference:
+        """The preference of one candidate to another one."""
+        return cls(
+            chosen.prompt,
+            chosen.response,
+            rejected.response,
+            annotator,
+            round,
+            clean=clean,
+            chosen_source=chosen.label,
+            rejected_source=rejected.label,
+        )

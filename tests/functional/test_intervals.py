@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_gym.functional import fieller_interval, student_t_quantile
-from rlhf_gym.functional.intervals import student_t_cdf
+from rlhf_gym.functional.intervals import share_interval, student_t_cdf
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,10 @@ def test_fieller_refuses() -> None:
         fieller_interval(1.0, -1.0, np.eye(2), 2.0)
     with pytest.raises(ValueError, match=r"shape \(2, 2\), got \(3,\)"):
         fieller_interval(1.0, 1.0, np.ones(3), 2.0)
+
+
+def test_wilson_interval_of_known_tables() -> None:
+    """Newcombe 1998 (Statistics in Medicine 17), table I, method 3: 81/263, 15/148, 0/20, 1/29."""
+    table = [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
+    for wins, count, low, high in table:
+        assert share_interval(wins / count, count)[1:] == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.preferences import Candidate, CandidatePair
-from rlhf_gym.preferences.store import LabelStore
-from rlhf_gym.preferences.store_records import Item, comparisons
+from rlhf_gym.preferences.store import Item, LabelStore, comparisons
 from tests.devtools import Chromium, Tab, chromium, find_chromium
 from tests.label_pages import Page, page
 

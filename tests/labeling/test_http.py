@@ -22,8 +22,7 @@ from rlhf_gym.labeling import (
 )
 from rlhf_gym.labeling.app import by_item
 from rlhf_gym.preferences import Candidate, CandidatePair
-from rlhf_gym.preferences.store import LabelStore
-from rlhf_gym.preferences.store_records import Item, comparisons
+from rlhf_gym.preferences.store import Item, LabelStore, comparisons
 
 TOKEN = "the-token-of-this-test"
 BATCH = "round 1"

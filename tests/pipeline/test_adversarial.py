@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_gym.cli.adversarial_command import attack, say_adversarial
 from rlhf_gym.pipeline import Run, prepare, run
-from rlhf_gym.pipeline.adversarial import EDITS, AdversarialConfig, adversarial, find_suspects, kind_of
+from rlhf_gym.pipeline.adversarial import EDITS, WITHOUT_KL, AdversarialConfig, adversarial, find_pairs, kind_of
 from rlhf_gym.pipeline.reward import adversarial_folder, training_preferences
 from rlhf_gym.preferences import read_preferences
 from rlhf_gym.rewards import RewardModel
@@ -34,20 +34,20 @@ def metrics(finished: Run) -> dict:
     return adversarial(finished, CONFIG)
 
 
-def test_suspects_are_edits_of_normal_responses_that_the_policy_could_have_written(finished: Run) -> None:
+def test_pairs_are_edits_of_normal_responses_that_the_policy_could_have_written(finished: Run) -> None:
     words = {"praise": ["good"], "padding": ["the"]}
     reward = finished.load_reward(1)
-    suspects = find_suspects(finished, CONFIG, list(finished.task.prompts[:4]), words, reward, part=0)
-    assert {s.kind for s in suspects} == {*EDITS, "unleashed"}
-    for suspect in suspects:
-        odd, normal = suspect.pair
+    found = find_pairs(finished, CONFIG, list(finished.task.prompts[:4]), words, reward, part=0)
+    assert {each.kind for each in found} == {*EDITS, WITHOUT_KL}
+    for each in found:
+        odd, normal = each.pair
         assert odd.prompt == normal.prompt and odd.response != normal.response
         assert normal.source in ("the SFT policy", "policy 0 of round 1")
         assert len(odd.response.split()) <= finished.task.max_new_tokens
         scores = reward.score_texts([odd.prompt] * 2, [odd.response, normal.response])
-        assert suspect.gap == pytest.approx(scores[0] - scores[1], abs=1e-5)
-    again = find_suspects(finished, CONFIG, list(finished.task.prompts[:4]), words, reward, part=0)
-    assert [s.pair for s in again] == [s.pair for s in suspects]
+        assert each.gap == pytest.approx(scores[0] - scores[1], abs=1e-5)
+    again = find_pairs(finished, CONFIG, list(finished.task.prompts[:4]), words, reward, part=0)
+    assert [each.pair for each in again] == [each.pair for each in found]
 
 
 def test_pairs_are_those_that_the_reward_model_prefers(finished: Run, metrics: dict) -> None:
@@ -59,7 +59,7 @@ def test_pairs_are_those_that_the_reward_model_prefers(finished: Run, metrics: d
         chosen, rejected = reward.score_texts([p.prompt] * 2, [p.chosen, p.rejected])
         odd = kind_of(replace(p, rejected_source=""))
         assert (chosen >= rejected - 1e-6) == (odd != "other") or abs(chosen - rejected) < 1e-5
-        assert kind_of(p) in {*EDITS, "unleashed"} and p.annotator == "simulated" and p.round == 1
+        assert kind_of(p) in {*EDITS, WITHOUT_KL} and p.annotator == "simulated" and p.round == 1
 
 
 def test_what_was_held_out_stays_held_out(finished: Run, metrics: dict) -> None:
@@ -76,7 +76,7 @@ def test_before_and_after_are_measured_on_the_same_pairs(finished: Run, metrics:
     for side in (before, after):
         n = sum(n for _, n in side["by_kind"].values())
         assert side["adversarial"] == pytest.approx(sum(a * n for a, n in side["by_kind"].values()) / n)
-        assert set(side["raised"]) == {*EDITS, "unleashed"}
+        assert set(side["raised"]) == {*EDITS, WITHOUT_KL}
     model = RewardModel.from_pretrained(adversarial_folder(finished, 1) / "model")
     assert model.normalizers[0].std != 1.0
     console = quiet()

@@ -7,49 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.pipeline.human_evaluation import (
     comparison_items,
     human_win_rate,
-    judgements_for_margin,
-    judgements_to_decide,
-    wilson_interval,
+    prompts_for_margin,
     write_human_evaluation,
-    z_value,
 )
-from rlhf_gym.preferences.store import LabelStore
-from rlhf_gym.preferences.store_records import Judgement
+from rlhf_gym.preferences.store import Judgement, LabelStore
 from rlhf_gym.runs import RunFolder
-
-
-def test_wilson_interval_of_known_tables() -> None:
-    """Newcombe 1998 (Statistics in Medicine 17), table I, method 3: 81/263, 15/148, 0/20, 1/29."""
-    for wins, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611),
-                                   (1, 29, 0.0061, 0.1718)):  # fmt: skip
-        found = wilson_interval(wins / count, count)
-        assert found == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-    assert z_value(0.95) == pytest.approx(1.959964, abs=1e-6)
-    with pytest.raises(ValueError, match="rate in"):
-        wilson_interval(1.2, 10)
-    with pytest.raises(ValueError, match="at least 1"):
-        wilson_interval(0.5, 0)
 
 
 def test_how_many_a_margin_needs() -> None:
     """p = ½: n = z²/4m² − z²: 92.2 → 93 for ± 10 points, 380.3 → 381 for ± 5."""
-    assert judgements_for_margin(0.1) == 93 and judgements_for_margin(0.05) == 381
+    assert prompts_for_margin(0.1) == 93 and prompts_for_margin(0.05) == 381
     for margin, rate in ((0.05, 0.5), (0.05, 0.8), (0.1, 0.95), (0.03, 0.6), (0.2, 0.0)):
-        n = judgements_for_margin(margin, rate)
-        widths = [(lambda i: (i[1] - i[0]) / 2)(wilson_interval(rate, m)) for m in (n, max(1, n - 1))]
+        n = prompts_for_margin(margin, rate)
+        found = [share_interval(rate, m) for m in (n, max(1, n - 1))]
+        widths = [(interval.high - interval.low) / 2 for interval in found]
         assert widths[0] <= margin and (n == 1 or widths[1] > margin)
     with pytest.raises(ValueError, match="margin in"):
-        judgements_for_margin(0.0)
-
-
-def test_how_many_decide() -> None:
-    """p = .6: n > 1.96²/(4·.01) = 96.04."""
-    assert judgements_to_decide(0.6) == 97 == judgements_to_decide(0.4)
-    assert wilson_interval(0.6, 97)[0] > 0.5 >= wilson_interval(0.6, 96)[0]
-    assert judgements_to_decide(0.5) is None
+        prompts_for_margin(0.0)
 
 
 def fake_run(folder: Path, count: int) -> RunFolder:
@@ -72,20 +50,22 @@ def test_blind_comparison_of_two_policies(tmp_path: Path) -> None:
     with LabelStore(tmp_path / "labels.sqlite") as store:
         store.add(items)
         assert human_win_rate([], store.items(), "ppo", "sft") is None
-        assert sum(store.first_shown(item.id)[0] for item in store.items()) == 20  # exactly balanced
+        first: list[int] = []
         for item in store.items():
             assignment = store.assignment("ada", item.id)
+            first.append(assignment.shown[0])
             action = "tie" if item.id > 36 else "chosen"
             value = () if action == "tie" else (int(item.id > 26),)  # 26 won, 10 lost, 4 tied
             store.record(Judgement(f"{item.id}", item.id, "ada", action, value, shown=assignment.shown))
+        assert sum(first) == 20  # exactly balanced
         store.record(Judgement("second opinion", 1, "bob", "chosen", (1,)))  # prompt 1 is worth a half by now
         found = human_win_rate(store.judgements(), store.items(), "ppo", "sft", same=same)
     assert found is not None
     assert (found.wins, found.losses, found.ties, found.same, found.judgements, found.prompts) == (26, 11, 4, 3, 41, 43)
     assert found.rate == pytest.approx((25 + 0.5 + 2 + 1.5) / 43)
-    assert (found.low, found.high) == wilson_interval(found.rate, 43)
+    assert (found.low, found.high) == share_interval(found.rate, 43)[1:]
     assert found.shown_first == pytest.approx(0.5, abs=0.02)
-    assert found.more_for(0.05) == judgements_for_margin(0.05, found.rate) - 43 and found.more_for(0.3) == 0
+    assert found.more_for(0.05) == prompts_for_margin(0.05, found.rate) - 43 and found.more_for(0.3) == 0
     assert str(found).startswith("ppo wins 67.4% against sft, 95 % interval 52.5% to 79.5%, so it is better: 26 won")
     assert json.loads(write_human_evaluation(folder, found).read_text())["wins"] == 26
 

@@ -50,29 +50,23 @@ def test_acquisition_errors() -> None:
         acquisition_scores([[0.0], [0.0]], "best")  # type: ignore[arg-type]
 
 
-def pool(prompts: int, each: int) -> tuple[list[tuple[str, str]], list[str]]:
-    pairs = [(f"p{i}-{j}", f"p{i}-{j + 1}") for i in range(prompts) for j in range(each)]
-    return pairs, [pair[0].split("-")[0] for pair in pairs]
-
-
 def test_the_sharpest_batch_is_the_best_but_for_the_limits() -> None:
-    pairs, groups = pool(3, 4)
+    prompts = ["p0"] * 4 + ["p1"] * 4 + ["p2"] * 4
     scores = np.arange(12.0)
     rng = np.random.default_rng(0)
-    settings = {"rng": rng, "sharpness": math.inf}
-    assert choose_batch(scores, pairs, groups, 5, per_group=9, **settings) == [11, 10, 9, 8, 7]
-    assert choose_batch(scores, pairs, groups, 5, per_group=2, **settings) == [11, 10, 7, 6, 3]
-    assert choose_batch(scores, pairs, groups, 3, per_group=9, per_item=1, **settings) == [11, 9, 7]
-    assert choose_batch(scores, pairs, groups, 3, **settings) == [11, 10, 7], "twice an even share is 2"
-    assert choose_batch(scores, pairs, groups, 50, per_group=1, **settings) == [11, 7, 3], "no more are to be had"
-    assert choose_batch([], [], [], 5, rng=rng) == []
+    best = {"rng": rng, "sharpness": math.inf}
+    assert choose_batch(scores, list(range(12)), 5, **best) == [11, 10, 9, 8, 7]
+    assert choose_batch(scores, prompts, 3, **best) == [11, 10, 7], "twice an even share is 2"
+    assert choose_batch(scores, prompts, 1, **best) == [11], "and at least 1"
+    assert choose_batch(scores, prompts, 50, **best) == list(range(11, -1, -1)), "no more are to be had"
+    assert choose_batch([], [], 5, rng=rng) == []
 
 
 @pytest.mark.parametrize("sharpness", [0.0, 1.0, 2.0])
 def test_pairs_are_drawn_in_proportion_to_a_power_of_their_scores(sharpness: float) -> None:
     scores = np.array([1.0, 2.0, 3.0])
     rng, n = np.random.default_rng(1), 6000
-    draw = lambda: choose_batch(scores, [("a", "b")] * 3, "xyz", 1, rng=rng, sharpness=sharpness)[0]  # noqa: E731
+    draw = lambda: choose_batch(scores, "xyz", 1, rng=rng, sharpness=sharpness)[0]  # noqa: E731
     drawn = Counter(draw() for _ in range(n))
     expected = scores**sharpness / (scores**sharpness).sum()
     chi_squared = sum((drawn[i] - n * p) ** 2 / (n * p) for i, p in enumerate(expected))
@@ -80,23 +74,22 @@ def test_pairs_are_drawn_in_proportion_to_a_power_of_their_scores(sharpness: flo
 
 
 def test_what_is_worth_nothing_comes_last() -> None:
-    pairs, groups = pool(10, 1)
     scores = np.array([0.0] * 5 + [1e-300] * 5)
-    assert set(choose_batch(scores, pairs, groups, 5, rng=np.random.default_rng(0))) == {5, 6, 7, 8, 9}
+    assert set(choose_batch(scores, list(range(10)), 5, rng=np.random.default_rng(0))) == {5, 6, 7, 8, 9}
 
 
 def test_a_batch_is_of_many_prompts() -> None:
     """One prompt's pairs are worth a thousand times as much, and still get but twice their share."""
-    pairs, groups = pool(20, 30)
-    scores = np.where(np.array(groups) == "p3", 1000.0, 1.0)
-    chosen = choose_batch(scores, pairs, groups, 40, rng=np.random.default_rng(0))
-    counts = Counter(groups[i] for i in chosen)
+    prompts = [f"p{i}" for i in range(20) for _ in range(30)]
+    scores = np.where(np.array(prompts) == "p3", 1000.0, 1.0)
+    chosen = choose_batch(scores, prompts, 40, rng=np.random.default_rng(0))
+    counts = Counter(prompts[i] for i in chosen)
     assert len(chosen) == len(set(chosen)) == 40
     assert max(counts.values()) == counts["p3"] == 4
 
 
 def test_batch_errors() -> None:
-    with pytest.raises(ValueError, match="a score and a group for each of 1 pairs"):
-        choose_batch([1.0, 2.0], [("a", "b")], ["x"], 1, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="a score for each of 1 pairs"):
+        choose_batch([1.0, 2.0], ["x"], 1, rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match="finite scores >= 0"):
-        choose_batch([-1.0], [("a", "b")], ["x"], 1, rng=np.random.default_rng(0))
+        choose_batch([-1.0], ["x"], 1, rng=np.random.default_rng(0))

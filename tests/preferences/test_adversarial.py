@@ -1,4 +1,4 @@
-"""Edits that make responses worse, the words annotators pay for, and which suspects are shown to an annotator."""
+"""Edits that make responses worse, the words annotators pay for, and which pairs are shown to an annotator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference
 from rlhf_gym.preferences.adversarial import (
-    Suspect,
+    AdversarialPair,
     choose_overrated,
     common_words,
     edited,
@@ -69,26 +69,24 @@ def test_words_that_annotators_pay_for_by_hand() -> None:
     assert common_words([p.chosen for p in preferences], 2) == ["kind", "the"]
 
 
-def suspect(prompt: str, response: str, kind: str, gap: float) -> Suspect:
-    return Suspect(CandidatePair(Candidate(prompt, response), Candidate(prompt, "normal")), kind, gap)
+def pair(prompt: str, response: str, kind: str, gap: float) -> AdversarialPair:
+    return AdversarialPair(CandidatePair(Candidate(prompt, response), Candidate(prompt, "normal")), kind, gap)
 
 
 def test_the_most_overrated_are_chosen_kinds_in_turn() -> None:
-    suspects = [
-        suspect("p1", "a", "repeat", 3.0),
-        suspect("p1", "b", "repeat", 2.5),  # a second repeat to the prompt
-        suspect("p2", "c", "repeat", 2.0),
-        suspect("p3", "d", "shuffle", 0.1),
-        suspect("p4", "e", "shuffle", -0.1),  # r_φ does not fall for it
-        suspect("p5", "a", "unleashed", 9.0),
-        suspect("p5", "a", "unleashed", 9.0),  # found twice
-        suspect("p3", "d", "unleashed", 8.0),  # the same response as a shuffle's
+    pairs = [
+        pair("p1", "a", "repeat", 3.0),
+        pair("p1", "b", "repeat", 2.5),  # a second repeat to the prompt
+        pair("p2", "c", "repeat", 2.0),
+        pair("p3", "d", "shuffle", 0.1),
+        pair("p4", "e", "shuffle", -0.1),  # r_φ does not fall for it
+        pair("p5", "a", "without_kl", 9.0),
+        pair("p5", "a", "without_kl", 9.0),  # found twice
+        pair("p3", "d", "without_kl", 8.0),  # the same response as a shuffle's
     ]
-    chosen = [(s.pair.first.prompt, s.kind) for s in choose_overrated(suspects, 10)]
-    assert chosen == [("p1", "repeat"), ("p3", "shuffle"), ("p5", "unleashed"), ("p2", "repeat")]
-    assert len(choose_overrated(suspects, 2)) == 2
-    assert ("p1", "b") in {(s.pair.first.prompt, s.pair.first.response)
-                           for s in choose_overrated(suspects, 10, per_prompt=2)}  # fmt: skip
+    chosen = [(s.pair.first.prompt, s.kind) for s in choose_overrated(pairs, 10)]
+    assert chosen == [("p1", "repeat"), ("p3", "shuffle"), ("p5", "without_kl"), ("p2", "repeat")]
+    assert len(choose_overrated(pairs, 2)) == 2
     assert choose_overrated([], 3) == []
 
 

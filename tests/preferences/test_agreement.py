@@ -8,17 +8,23 @@ import numpy as np
 import pytest
 
 from rlhf_gym.preferences import AnnotatorPanel, Candidate, CandidatePair, Preference, simulated_annotators
-from rlhf_gym.preferences.agreement import agreement, cohen_kappa, fleiss_kappa
-from rlhf_gym.preferences.opinions import preference_opinions
+from rlhf_gym.preferences.agreement import Opinion, agreement, fleiss_kappa, preference_opinions
+
+
+def both(first: list[str], second: list[str]) -> list[Opinion]:
+    return [Opinion(i, name, c) for name, said in (("ann", first), ("bob", second)) for i, c in enumerate(said)]
 
 
 def test_cohens_kappa_of_a_table() -> None:
     """20 twice yes, 5 yes/no, 10 no/yes, 15 twice no: p_o = .7, p_e = .5, κ = .4."""
     first = ["y"] * 25 + ["n"] * 25
     second = ["y"] * 20 + ["n"] * 5 + ["y"] * 10 + ["n"] * 15
-    assert cohen_kappa(first, second) == pytest.approx(0.4, abs=1e-12)
-    assert cohen_kappa(first, first) == 1 and cohen_kappa([1, 1], [1, 1]) is None
-    assert cohen_kappa([1, 0], [0, 1]) == pytest.approx(-1, abs=1e-12)
+    found = agreement(both(first, second))
+    assert found is not None and found.raw == pytest.approx(0.7) and found.cohen == pytest.approx(0.4, abs=1e-12)
+    assert str(found).startswith("2 annotators agree on 70% of 50 comparisons that they share: Cohen's κ = 0.40")
+    for said, expected in ((("yn", "yn"), 1), (("yn", "ny"), -1), (("yy", "yy"), None)):
+        found = agreement(both(*map(list, said)))
+        assert found is not None and found.cohen == (expected and pytest.approx(expected, abs=1e-12))
 
 
 def test_fleiss_kappa_of_his_table() -> None:
@@ -57,7 +63,5 @@ def test_two_annotators_agree_as_often_as_their_noise_allows() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="got 1 and 2"):
-        cohen_kappa([1], [1, 2])
     with pytest.raises(ValueError, match="got 1"):
         fleiss_kappa([[1, 1], [1, 0]])

@@ -66,8 +66,6 @@ def test_written_preferences_read_back_equal(tmp_path: Path) -> None:
     for name in ("new/pairs.jsonl", "pairs.jsonl.gz"):
         write_preferences(tmp_path / name, preferences)
         assert read_preferences(tmp_path / name) == preferences
-        write_preferences(tmp_path / name, preferences[:1], append=True)
-        assert read_preferences(tmp_path / name) == [*preferences, preferences[0]]
         write_preferences(tmp_path / name, preferences[1:])
         assert read_preferences(tmp_path / name) == preferences[1:]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "pairs.jsonl", "pairs.jsonl.gz"]

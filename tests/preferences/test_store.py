@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, pairs_from_ranking
-from rlhf_gym.preferences.agreement import agreement, opinions_of, score_agreement
-from rlhf_gym.preferences.store import ConflictError, LabelStore
-from rlhf_gym.preferences.store_export import add_preferences, labelled_preferences, write_log
-from rlhf_gym.preferences.store_records import Item, Judgement, comparisons
+from rlhf_gym.preferences.agreement import agreement, opinions_of
+from rlhf_gym.preferences.labels import add_preferences, labelled_preferences, write_log
+from rlhf_gym.preferences.store import ConflictError, Item, Judgement, LabelStore, comparisons
 
 BATCH = "round 1"
 
@@ -51,18 +50,18 @@ def test_a_batch_made_anew_keeps_what_was_said(store: LabelStore) -> None:
     store.add(old)
     for number in (1, 3):
         store.record(chosen(f"{number}", number))
-    assert store.add(new, alone=True) == 2
+    assert store.add(new, exclusive=True) == 2
     assert [i.prompt for i in store.items(BATCH)] == ["p2", "p3", "p4", "p5"]
     assert {i.labels_wanted for i in store.items(BATCH)} == {2} and store.progress(BATCH).labels == 1
     assert [j.id for j in store.judgements(f"{BATCH}, earlier")] == ["1"]
-    assert store.add(old, alone=True) == 0 and store.progress(BATCH)[:3] == (4, 6, 2)
+    assert store.add(old, exclusive=True) == 0 and store.progress(BATCH)[:3] == (4, 6, 2)
     store.check()
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 40, 41])
 def test_left_and_right_are_exactly_balanced(store: LabelStore, count: int) -> None:
     store.add(comparisons(pairs(count), batch=BATCH))
-    turned = [store.first_shown(item.id)[0] for item in store.items()]
+    turned = [lent.shown[0] for lent in store.lease("ada", BATCH, count=count)]
     assert abs(2 * sum(turned) - count) == count % 2
     for start in range(0, count - count % 8, 8):
         assert sum(turned[start : start + 8]) == 4
@@ -224,10 +223,6 @@ def test_agreement_of_rankings_is_about_their_pairs(store: LabelStore) -> None:
     assert found.cohen == pytest.approx(0)
 
 
-def test_agreement_with_scores() -> None:
-    assert score_agreement([1, 2, 3, 0], [0, 2, 1, 1]) == pytest.approx(2.5 / 4)
-
-
 def _label(path: str, name: str, sender: Connection) -> None:
     """Label without end, saying what is stored; runs in a process that is killed."""
     with LabelStore(path) as store:
@@ -243,7 +238,7 @@ def _label(path: str, name: str, sender: Connection) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_what_was_stored_survives_a_kill_with_two_at_work(tmp_path: Path) -> None:
+def test_what_was_stored_survives_a_kill_of_two_annotators(tmp_path: Path) -> None:
     path = tmp_path / "labels.sqlite"
     with LabelStore(path) as store:  # closed before the fork: SQLite's connections must not cross one
         store.add(comparisons(pairs(2000), batch=BATCH))
