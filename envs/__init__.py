@@ -6,12 +6,11 @@ from rlhf_gym.envs.enumerable import EnumerableTask, gpt2_task, tabular_task
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation
 from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.sb3 import SB3VecEnv
-from rlhf_gym.envs.shaping import ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
+from rlhf_gym.envs.shaping import AddVerifier, ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
 from rlhf_gym.envs.shortlist import ShortlistActions, ShortlistVectorActions
 from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.token_reward import TokenReward
 from rlhf_gym.envs.vector_env import TokenVectorEnv
-from rlhf_gym.envs.verifier import AddVerifier
 from rlhf_gym.envs.view import EpisodeView
 
 __all__ = [

@@ -118,10 +118,19 @@ class StepRecord(NamedTuple):
 
 @runtime_checkable
 class ActionLogProb(Protocol):
-    """What `attach` takes: anything that knows the log-probability of its actions."""
+    """A policy that knows the log-probability of its actions: what `attach` takes."""
 
     def action_log_prob(self, observation: Observation, action: np.ndarray) -> np.ndarray | Tensor:
         """log π(a|s) of each slot's action, shape (N,); what it says of parked slots (empty mask) is not read."""
+        ...
+
+
+@runtime_checkable
+class StateValues(Protocol):
+    """A policy with a critic, as Stable-Baselines3 writes it; a view shows its values."""
+
+    def predict_values(self, obs: dict[str, Tensor]) -> Tensor:
+        """V(s) of each row, shape (B, 1)."""
         ...
 
 

@@ -81,17 +81,3 @@ class ActionMask:
             logits, self.params, response_lengths=lengths, stop_token_ids=stop_token_ids
         )  # (N, V)
         return filtered > float("-inf")
-
-
-def required(mask: ActionMask | None) -> ActionMask:
-    """The environment's mask.
-
-    Raises:
-        ValueError: it was made without one.
-    """
-    if mask is None:
-        raise ValueError(
-            "expected an environment made with action_mask=ActionMask(top_k=…, top_p=…, min_new_tokens=…, "
-            "forbidden_token_ids=…) to have masks of, got action_mask=None; ActionMask() allows every token"
-        )
-    return mask

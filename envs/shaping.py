@@ -1,35 +1,46 @@
-"""What is done to the score of r_φ before it becomes a reward: penalties, clipping, normalisation.
+"""What is done to the score of r_φ before it becomes a reward: penalties, verifiers, clipping, normalisation.
 
 Terms are small frozen dataclasses, given to an environment in the order in which they are applied:
 
     shaping=(LengthPenalty(0.01, after=32), NormalizeScore(), ClipScore(-3.0, 3.0))
 
-Each maps the scores (E,) of finished episodes to scores (E,); any callable of that kind is a term too. They stand
-inside the environment, and not in a wrapper around it, because deferred rewards and the agents that ask for them read
-the environment itself: all the ways to a reward get the same scores.
+Each maps the scores (E,) of finished episodes to scores (E,); any callable of that kind is a term too. They belong to
+the environment and not to a wrapper around it: deferred rewards are asked of the environment itself, and get the same
+scores.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.envs.episode import Episode
 from rlhf_gym.functional.text_statistics import repetition
-from rlhf_gym.rewards.scoring import check_scores
+from rlhf_gym.lm.tokens import decode
+from rlhf_gym.rewards import RewardFunction, check_scores
 
 
 class ScoreTerm(Protocol):
-    """A step from scores to scores."""
+    """A map from scores to scores."""
 
     def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
         """New scores (E,) of the episodes, from those of the term before, (E,)."""
         ...
+
+
+class EnvironmentTerm(ABC):
+    """A term that needs something of its environment: the tokenizer, or statistics kept there."""
+
+    @abstractmethod
+    def in_environment(self, tokenizer: PreTrainedTokenizerBase) -> ScoreTerm:
+        """The term as it is applied in an environment with this tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +67,13 @@ class LengthPenalty:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """score − coef · (1 − distinct n-grams / n-grams) of the response's tokens; nothing if it is shorter than n.
+    """score − coef · (1 − distinct n-grams / n-grams) of the response's tokens; shorter responses lose nothing.
 
-    The share of n-grams that were there before: `rlhf_gym.functional.repetition`.
+    The share is that of `rlhf_gym.functional.repetition`.
     """
 
     coef: float
-    """The penalty of a response that says one thing for ever."""
+    """The penalty of a response in which every n-gram stood before."""
     ngram: int = 3
     """n."""
 
@@ -90,37 +101,77 @@ class ClipScore:
 
 
 @dataclass(frozen=True)
-class NormalizeScore:
+class AddVerifier(EnvironmentTerm):
+    """score + coef · v(x, y), where the verifier v is any callable `(prompts, responses) -> (B,)`.
+
+    A verifier is a program that checks a response: that it is well formed, or that its sum is right. It reads texts
+    without special tokens. r_φ goes on reading tokens, and `raw_score` stays r_φ's own.
+    """
+
+    function: RewardFunction
+    """v."""
+    coef: float = 1.0
+    """In units of the score."""
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, compare=False, repr=False)
+    """The tokenizer that decodes episodes; None for the environment's own."""
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"expected a verifier (prompts, responses) -> (B,), got {self.function!r}")
+        if not math.isfinite(self.coef):
+            raise ValueError(f"expected a finite coef, got {self.coef}")
+
+    def in_environment(self, tokenizer: PreTrainedTokenizerBase) -> ScoreTerm:
+        return self if self.tokenizer is not None else replace(self, tokenizer=tokenizer)
+
+    def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
+        if self.tokenizer is None:
+            raise TypeError("expected AddVerifier in an environment's shaping=(…), or with a tokenizer of its own")
+        prompts = decode(self.tokenizer, [e.prompt_ids.tolist() for e in episodes])
+        responses = decode(self.tokenizer, [e.response_ids.tolist() for e in episodes])
+        said = check_scores(self.function(prompts, responses), len(episodes), source=f"the verifier {self.function!r}")
+        return scores + self.coef * said.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class NormalizeScore(EnvironmentTerm):
     """(score − mean) / std, by the running statistics of all scores of the *earlier* rollouts.
 
-    Within a rollout (from one `reset` to the next) the statistics stand still: an episode's score does not depend on
-    which others end beside it or before it, nor on whether it is scored at once or deferred. In a loop that never
-    resets they are renewed whenever `renew_after` episodes have ended. Until the first renewal scores stay as they
-    are; a reward model that comes with a `RewardNormalizer` needs none before that.
+    Within a rollout (from one `reset` to the next) the statistics stand still. So an episode's score depends neither on
+    the episodes beside it, nor on whether it is scored at once or deferred. In a loop that never resets they are
+    renewed whenever `renew_after` episodes have ended. Until the first renewal scores stay as they are.
 
-    The statistics belong to the environment (`state_dict` has them); this object only asks for them.
+    The statistics are kept by the environment, and its `state_dict` has them.
     """
 
     center: bool = True
     """Subtract the mean; else only the unit changes."""
     renew_after: int = 256
-    """Where nobody resets: episodes between two renewals."""
+    """Episodes between two renewals, where nobody resets."""
 
     def __post_init__(self) -> None:
         if self.renew_after < 1:
             raise ValueError(f"expected renew_after >= 1, got {self.renew_after}")
+
+    def in_environment(self, tokenizer: PreTrainedTokenizerBase) -> ScoreTerm:
+        return RunningScores(self)
 
     def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
         raise TypeError("expected NormalizeScore in an environment's shaping=(…): its statistics are kept there")
 
 
 class RunningScores:
-    """A `NormalizeScore` at work in one environment: its statistics, and the scores that will go into them next."""
+    """The statistics of a `NormalizeScore` in one environment, and the scores that will go into them next."""
 
     def __init__(self, term: NormalizeScore) -> None:
         self.term = term
-        self.count, self.mean, self.squares = 0, 0.0, 0.0  # Σ (score − mean)² in `squares`
-        self.seen: dict[int, float] = {}  # score by the episode's number
+        self.count = 0
+        self.mean = 0.0
+        self.squares = 0.0
+        """Σ (score − mean)²."""
+        self.seen: dict[int, float] = {}
+        """The scores that are not yet in the statistics, by the episode's number."""
+        self._endless = False
 
     @property
     def std(self) -> float:
@@ -128,80 +179,85 @@ class RunningScores:
         spread = math.sqrt(self.squares / self.count) if self.count > 1 else 0.0
         return spread if spread > 1e-6 * max(1.0, abs(self.mean)) else 1.0
 
+    def begin(self, *, endless: bool) -> None:
+        """A rollout begins; it is `endless` if nobody will reset."""
+        self._endless = endless
+        self.renew()
+
     def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
+        if self._endless and len(self.seen) >= self.term.renew_after:
+            self.renew()
         self.seen.update(zip((e.number for e in episodes), scores.tolist(), strict=True))
         return (scores - (self.mean if self.term.center else 0.0)) / self.std
 
     def renew(self) -> None:
-        """Take in what was seen: in the order of the episodes' numbers, so that how they were grouped leaves no trace.
+        """Take in the scores seen, in the order of the episodes' numbers: how they were batched leaves no trace.
 
-        Chan, Golub & LeVeque 1979: the moments of two samples from those of each.
+        The moments of two samples from those of each: Chan, Golub & LeVeque 1979.
         """
         if not self.seen:
             return
         new = np.array([self.seen[number] for number in sorted(self.seen)])  # (n,) float64
-        total, shift = self.count + len(new), float(new.mean()) - self.mean
+        total = self.count + len(new)
+        shift = float(new.mean()) - self.mean
         self.squares += float(((new - new.mean()) ** 2).sum()) + shift**2 * self.count * len(new) / total
         self.mean += shift * len(new) / total
-        self.count, self.seen = total, {}
+        self.count = total
+        self.seen = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """What JSON can hold."""
         seen = [[number, score] for number, score in self.seen.items()]
         return {"count": self.count, "mean": self.mean, "squares": self.squares, "seen": seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        self.count, self.mean, self.squares = int(state["count"]), float(state["mean"]), float(state["squares"])
+        self.count = int(state["count"])
+        self.mean = float(state["mean"])
+        self.squares = float(state["squares"])
         self.seen = {int(number): float(score) for number, score in state["seen"]}
 
 
 class Shaping:
-    """An environment's terms, in order, with what the stateful ones remember there.
+    """The terms of an environment, in their order, with the statistics of those that keep some.
 
     Args:
-        terms: see `ScoreTerm`; none leaves scores as they are.
+        terms: see `ScoreTerm`; with none, scores stay as they are.
+        tokenizer: the environment's.
     """
 
-    def __init__(self, terms: Sequence[ScoreTerm] = ()) -> None:
+    def __init__(self, terms: Sequence[ScoreTerm], tokenizer: PreTrainedTokenizerBase) -> None:
         if not isinstance(terms, Sequence) or isinstance(terms, str):
             raise TypeError(f"expected shaping to be a sequence of terms, got {terms!r}; one alone is written (term,)")
         for term in terms:
             if not callable(term) or isinstance(term, type):
                 raise TypeError(f"expected terms (episodes, scores) -> scores in shaping, got {term!r}")
         self.terms = tuple(terms)
-        self._steps = [RunningScores(term) if isinstance(term, NormalizeScore) else term for term in self.terms]
-        self._endless = False
+        self._applied = [t.in_environment(tokenizer) if isinstance(t, EnvironmentTerm) else t for t in self.terms]
+        self.running = [term for term in self._applied if isinstance(term, RunningScores)]
+        """The terms that keep statistics."""
 
     def __bool__(self) -> bool:
         return bool(self.terms)
 
-    @property
-    def running(self) -> list[RunningScores]:
-        """The stateful terms at work."""
-        return [step for step in self._steps if isinstance(step, RunningScores)]
-
     def begin(self, *, endless: bool) -> None:
-        """A rollout begins; `endless` if it has no end of its own, because nobody will reset."""
-        self._endless = endless
+        """A rollout begins; it is `endless` if nobody will reset."""
         for running in self.running:
-            running.renew()
+            running.begin(endless=endless)
 
     def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
         """Shaped scores (E,) float32, from those of r_φ, (E,)."""
         shaped = scores.astype(np.float64)  # (E,)
-        for term, step in zip(self.terms, self._steps, strict=True):
-            if isinstance(step, RunningScores) and self._endless and len(step.seen) >= step.term.renew_after:
-                step.renew()
-            shaped = check_scores(step(episodes, shaped), len(episodes), source=f"{term!r}").astype(np.float64)
+        for term, applied in zip(self.terms, self._applied, strict=True):
+            shaped = check_scores(applied(episodes, shaped), len(episodes), source=f"{term!r}").astype(np.float64)
         return shaped.astype(np.float32)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """What the stateful terms remember, for JSON."""
+        """The statistics kept, for JSON."""
         return [running.state_dict() for running in self.running]
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
-        """Go on from `state_dict()`; where the terms are others, their statistics begin anew, and that is said."""
+        """Go on from `state_dict()`; where the terms are others, their statistics begin anew, with a warning."""
         if len(states) != len(self.running):
             warnings.warn(
                 f"expected the statistics of {len(self.running)} NormalizeScore, got {len(states)}: they begin anew",

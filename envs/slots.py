@@ -76,6 +76,11 @@ class Slots:
         mask = (self._columns < lengths[:, None]).astype(np.int8)  # (N, L)
         return {"input_ids": self.ids.copy(), "attention_mask": mask}
 
+    def prompt_ids(self, slot: int) -> np.ndarray:
+        """The tokens of a slot before its first action, (P,)."""
+        acted = np.flatnonzero(self.action_mask[slot])  # (T,)
+        return self.ids[slot, : acted[0] if len(acted) else self.lengths[slot]]
+
     def states(self, slot: int) -> Observation:
         """The states the actions of a slot's response were taken from, one a row: (T, L)."""
         lengths = np.flatnonzero(self.action_mask[slot])  # (T,): a state holds what stands before its action

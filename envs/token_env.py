@@ -1,4 +1,4 @@
-"""`TokenEnv`: the token MDP as a plain `gymnasium.Env`."""
+"""`TokenEnv`: the token MDP as a plain `gymnasium.Env`; and the embedded task, complete by itself and offline."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, Observation
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.envs.view import EpisodeView
+from rlhf_gym.tasks.reviews import DATA, reviews_task
 
 
 class TokenEnv(gym.Env):
@@ -101,3 +102,27 @@ class TokenEnv(gym.Env):
 
 def _first(observation: Observation) -> Observation:
     return {key: value[0] for key, value in observation.items()}
+
+
+def reviews_env(render_mode: str | None = None, **overrides: Any) -> TokenEnv:
+    """`rlhf_gym/Reviews-v0`, one episode at a time. `overrides`: any argument of `TokenVectorEnv`."""
+    return TokenEnv(render_mode=render_mode, **(_reviews_arguments() | overrides))
+
+
+def reviews_vector_env(num_envs: int = 1, **overrides: Any) -> TokenVectorEnv:
+    """`rlhf_gym/Reviews-v0`, `num_envs` episodes at a time. `overrides`: any argument of `TokenVectorEnv`."""
+    return TokenVectorEnv(num_envs, **(_reviews_arguments() | overrides))
+
+
+def _reviews_arguments() -> dict[str, Any]:
+    task = reviews_task()
+    if task.sft is None or task.reward_model is None:
+        raise FileNotFoundError(f"expected the weights of the reviews task in {DATA}; scripts/build_reviews makes them")
+    return {
+        "prompts": task.prompts,
+        "tokenizer": task.tokenizer,
+        "reference": task.sft,
+        "reward": task.reward_model,
+        "max_prompt_length": task.max_prompt_length,
+        "max_new_tokens": task.max_new_tokens,
+    }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlhf_gym.envs.episode import Episode, EpisodeRewards, EpisodeScores, at_actions, stack_rows
-from rlhf_gym.envs.shaping import ScoreTerm, Shaping
+from rlhf_gym.envs.shaping import Shaping
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.parts import LMParts
@@ -37,7 +37,7 @@ class TokenReward:
         kl_coef: β ≥ 0; may be set at any time.
         kl_in: `"reward"`, or `"loss"` where the agent adds a KL term to its loss: rewards are then the score alone.
         missing_eos_penalty: subtracted from the score of a response that ended by its length, after all shaping.
-        shaping: terms applied to r_φ's score, in order.
+        shaping: the terms applied to r_φ's score.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TokenReward:
         kl_coef: float,
         kl_in: KLPlace = "reward",
         missing_eos_penalty: float = 0.0,
-        shaping: Sequence[ScoreTerm] = (),
+        shaping: Shaping,
     ) -> None:
         if not kl_coef >= 0:
             raise ValueError(f"expected kl_coef >= 0, got {kl_coef}")
@@ -57,7 +57,8 @@ class TokenReward:
         if reference is None and kl_coef > 0:
             raise ValueError(f"expected a reference for kl_coef={kl_coef}, got None; give one, or kl_coef=0")
         self.scorer, self.kl_coef, self.kl_in = scorer, kl_coef, kl_in
-        self.missing_eos_penalty, self.shaping = missing_eos_penalty, Shaping(shaping)
+        self.missing_eos_penalty = missing_eos_penalty
+        self.shaping = shaping
         self.use_reference(reference)
 
     def use_reference(self, reference: LMParts | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,29 +10,42 @@ from typing import Any, Literal, get_args
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.envs.checks import check_actions, check_policy, read_options, resolve_stops, token_spaces
-from rlhf_gym.envs.endings import ending_info
-from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation, StepRecord
-from rlhf_gym.envs.masks import ActionMask, required
-from rlhf_gym.envs.pending import PendingEpisodes
-from rlhf_gym.envs.prompts import PromptFeed, PromptSampler, check_prompts
-from rlhf_gym.envs.rendering import slot_view
-from rlhf_gym.envs.shaping import ScoreTerm
+from rlhf_gym.envs.arguments import (
+    check_actions,
+    check_prompts,
+    read_options,
+    resolve_prompts,
+    resolve_reference,
+    resolve_reward,
+    resolve_stops,
+    resolve_tokenizer,
+)
+from rlhf_gym.envs.episode import (
+    ActionLogProb,
+    Episode,
+    EpisodeRewards,
+    EpisodeScores,
+    Observation,
+    StateValues,
+    StepRecord,
+)
+from rlhf_gym.envs.masks import ActionMask
+from rlhf_gym.envs.prompts import PromptFeed
+from rlhf_gym.envs.shaping import ScoreTerm, Shaping
 from rlhf_gym.envs.slots import Slots
-from rlhf_gym.envs.sources import resolve_prompts, resolve_reference, resolve_reward, resolve_tokenizer
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
-from rlhf_gym.envs.verifier import with_tokenizer
 from rlhf_gym.envs.view import EpisodeView
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import LowerStates
-from rlhf_gym.lm.tokens import pad_token_id
+from rlhf_gym.lm.tokens import decode, pad_token_id, token_texts
 from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction
 
 RewardTiming = Literal["step", "deferred"]
@@ -122,15 +136,16 @@ class TokenVectorEnv(VectorEnv):
         if self.autoreset_mode == AutoresetMode.DISABLED:
             raise ValueError("expected autoreset_mode SAME_STEP or NEXT_STEP, got DISABLED; TokenEnv has no autoreset")
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.num_envs, self.render_mode = num_envs, render_mode
-        self.max_new_tokens, self.reward_timing, self.texts = max_new_tokens, reward_timing, texts
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.max_new_tokens = max_new_tokens
+        self.reward_timing = reward_timing
+        self.texts = texts
 
         self.tokenizer = resolve_tokenizer(tokenizer, reference)
         parts = resolve_reference(reference, device=device)
         self.vocab_size = parts.vocab_size if parts is not None else (vocab_size or len(self.tokenizer))
-        self.stop_token_ids = resolve_stops(
-            stop_token_ids, self.tokenizer, None if parts is None else parts.model, vocab_size=self.vocab_size
-        )
+        self.stop_token_ids = resolve_stops(stop_token_ids, self.tokenizer, parts, vocab_size=self.vocab_size)
         self._stops = np.zeros(self.vocab_size, dtype=bool)  # (V,)
         self._stops[list(self.stop_token_ids)] = True
         own_prompts = resolve_prompts(prompts, self.tokenizer)
@@ -150,7 +165,7 @@ class TokenVectorEnv(VectorEnv):
             kl_coef=kl_coef,
             kl_in=kl_in,
             missing_eos_penalty=missing_eos_penalty,
-            shaping=with_tokenizer(shaping, self.tokenizer),
+            shaping=Shaping(shaping, self.tokenizer),
         )
         self.action_mask = action_mask
         if action_mask is not None:
@@ -158,11 +173,13 @@ class TokenVectorEnv(VectorEnv):
                 vocab_size=self.vocab_size, stop_token_ids=self.stop_token_ids, has_reference=parts is not None
             )
         self._policy: ActionLogProb | None = None
-        sampler = PromptSampler(len(own_prompts), shuffle=shuffle, samples_per_prompt=samples_per_prompt)
-        self._feed = PromptFeed(own_prompts, sampler)
-        self.single_observation_space, self.single_action_space = token_spaces(
-            self.vocab_size, self.max_prompt_length + max_new_tokens
+        self._feed = PromptFeed(own_prompts, shuffle=shuffle, samples_per_prompt=samples_per_prompt)
+        width = self.max_prompt_length + max_new_tokens  # L
+        self.single_observation_space = spaces.Dict(
+            input_ids=spaces.Box(0, self.vocab_size - 1, (width,), np.int64),
+            attention_mask=spaces.Box(0, 1, (width,), np.int8),
         )
+        self.single_action_space = spaces.Discrete(self.vocab_size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._slots = Slots(
@@ -173,7 +190,7 @@ class TokenVectorEnv(VectorEnv):
         )
         self._ended = np.zeros(num_envs, dtype=bool)  # waiting for the next step's reset (NEXT_STEP)
         self._needs_reset = True
-        self._pending = PendingEpisodes()
+        self._pending: dict[int, Episode] = {}  # ended and not yet scored (deferred), by number
         self.last_step = StepRecord([], np.zeros(0, np.float32), np.zeros(num_envs, np.float32))
 
     # -- the agent's side -------------------------------------------------------------------------------------------
@@ -184,7 +201,12 @@ class TokenVectorEnv(VectorEnv):
         Without one the agent is read as deterministic (log π = 0): a step's reward is then +β·log π_ref(a|s), and the
         entropy half of the KL is the agent's to add. None detaches.
         """
-        self._policy = None if policy is None else check_policy(policy)
+        if policy is not None and not isinstance(policy, ActionLogProb):
+            raise TypeError(
+                f"expected a policy with action_log_prob(observation, action) -> (N,), got {type(policy).__name__}; "
+                "unattached, the agent is read as deterministic (log π = 0)"
+            )
+        self._policy = policy
 
     @property
     def attached(self) -> ActionLogProb | None:
@@ -202,11 +224,20 @@ class TokenVectorEnv(VectorEnv):
         """Allowed tokens, (N, V) bool, by `action_mask`; where nothing can act, every token is.
 
         A mask is for the agent to obey: `step` takes any token, and π_ref in the reward is not filtered.
+
+        Raises:
+            ValueError: the environment was made without an `ActionMask`.
         """
-        mask = required(self.action_mask)
+        mask = self.action_mask
+        if mask is None:
+            raise ValueError(
+                "expected an environment made with action_mask=ActionMask(top_k=…, top_p=…, min_new_tokens=…, "
+                "forbidden_token_ids=…) to have masks of, got action_mask=None; ActionMask() allows every token"
+            )
         logits = self.reference_logits() if mask.reads_reference else torch.zeros(self.num_envs, self.vocab_size)
-        lengths, idle = self._slots.response_lengths, self.parked | self._ended
+        lengths = self._slots.response_lengths
         allowed = mask.allowed(logits, response_lengths=lengths, stop_token_ids=self.stop_token_ids)  # (N, V)
+        idle = self.parked | self._ended  # (N,)
         return allowed.cpu().numpy() | idle[:, None]
 
     @property
@@ -235,7 +266,7 @@ class TokenVectorEnv(VectorEnv):
     @property
     def samples_per_prompt(self) -> int:
         """Episodes in a row with the same prompt."""
-        return self._feed.sampler.samples_per_prompt
+        return self._feed.samples_per_prompt
 
     def draw_prompts(self, n: int) -> list[list[int]]:
         """The next `n` prompts in their order, as token ids, for `reset(options={"prompts": …})`."""
@@ -244,7 +275,7 @@ class TokenVectorEnv(VectorEnv):
     @property
     def pending_episodes(self) -> list[Episode]:
         """Deferred rewards: the episodes that have ended and wait to be scored, in the order they were started."""
-        return self._pending.in_order()
+        return [self._pending[number] for number in sorted(self._pending)]
 
     def score_episodes(
         self,
@@ -265,7 +296,8 @@ class TokenVectorEnv(VectorEnv):
         if log_probs is not None and len(log_probs) != len(episodes):
             raise ValueError(f"expected log_probs of {len(episodes)} episodes, got {len(log_probs)}")
         rewards = self.token_reward(episodes, None if log_probs is None else list(log_probs), lower)
-        self._pending.remove(episodes)
+        for episode in episodes:
+            self._pending.pop(episode.number, None)
         return rewards
 
     def discard_episodes(self) -> None:
@@ -278,12 +310,16 @@ class TokenVectorEnv(VectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin anew in every slot; with a seed, the prompts' order as well."""
-        left, queue = read_options(options or {}, self.tokenizer)
-        self._check_prompts(queue)
-        self._pending.refuse()
+        left, given = read_options(options or {}, self.tokenizer)
+        self._check_prompts(given)
+        if self._pending:
+            raise RuntimeError(
+                f"{len(self._pending)} episodes have ended without being scored: with reward_timing='deferred' call "
+                "score_episodes(env.pending_episodes, log_probs) first, or discard_episodes()"
+            )
         self.seed(seed)
         self.token_reward.begin(endless=left is None)  # an episode does not depend, by rounding, on those before
-        self._feed.begin(left, queue)
+        self._feed.begin(left, given)
         self._ended[:] = False
         for slot in range(self.num_envs):
             self._refill(slot)
@@ -324,26 +360,41 @@ class TokenVectorEnv(VectorEnv):
         return tuple(view.html() if self.render_mode == "html" else view.ansi() for view in views)
 
     def view(self, slot: int = 0) -> EpisodeView:
-        """The episode in a slot, taken apart: KL, value (where a critic is attached), reward of each token so far."""
-        ended = next((i for i, e in enumerate(self.last_step.episodes) if self._ended[slot] and e.slot == slot), None)
-        episode = None if ended is None else self.last_step.episodes[ended]
-        timely = self.reward_timing == "step"
-        return slot_view(
-            self.tokenizer,
-            self._slots,
-            slot,
-            self._policy,
-            deferred=not timely,
-            has_reference=self.token_reward.reference is not None,
-            finish_reason=None if episode is None else episode.finish_reason,
-            score=float(self.last_step.scores[ended]) if ended is not None and timely else None,
+        """The episode in a slot, taken apart: KL, value (where a critic is attached), reward of each token so far.
+
+        Returns and advantages are known at its end. Deferred rewards are not known to the environment.
+        """
+        slots = self._slots
+        tokens = slots.ids[slot, slots.action_mask[slot]]  # (T,)
+        taken = slice(0, len(tokens))
+        known: dict[str, Any] = {}
+        if self.reward_timing == "step":
+            known["rewards"] = slots.rewards[slot, taken].copy()
+            if self.token_reward.reference is not None:
+                known["log_probs"] = slots.log_probs[slot, taken].copy()
+                known["ref_log_probs"] = known["log_probs"] - slots.log_ratios[slot, taken]
+        if isinstance(self._policy, StateValues) and len(tokens):
+            states = {key: torch.from_numpy(value) for key, value in slots.states(slot).items()}
+            with torch.no_grad():
+                known["values"] = self._policy.predict_values(states).cpu().numpy().reshape(-1)  # (T,)
+        view = EpisodeView(
+            str(self.tokenizer.decode(slots.prompt_ids(slot).tolist())),
+            tuple(token_texts(self.tokenizer, tokens.tolist())),
+            **known,
         )
+        ended = zip(self.last_step.episodes, self.last_step.scores.tolist(), strict=True)
+        for episode, score in ended if self._ended[slot] else ():
+            if episode.slot == slot:
+                view = dataclasses.replace(view, finish_reason=episode.finish_reason)
+                if self.reward_timing == "step":
+                    view = dataclasses.replace(view, score=score).with_returns()
+        return view
 
     def seed(self, seed: int | None) -> None:
         """Begin the order of prompts anew from this seed (as `reset(seed=…)` does, without resetting)."""
         super().reset(seed=seed)
         if seed is not None:
-            self._feed.sampler.restart()
+            self._feed.restart()
 
     # -- state, for resuming ----------------------------------------------------------------------------------------
 
@@ -410,21 +461,35 @@ class TokenVectorEnv(VectorEnv):
             scores = self.token_reward.scores(episodes)
             step_rewards[[e.slot for e in episodes]] += scores.scores
             return scores
-        self._pending.add(episodes, endless=self._feed.left is None)
-        unknown = np.full(len(episodes), np.nan, dtype=np.float32)
+        unscored = {episode.slot for episode in self._pending.values()}
+        for episode in episodes:
+            if self._feed.left is None and episode.slot in unscored:
+                raise RuntimeError(
+                    f"slot {episode.slot} has ended a second episode while its last one waits for its score: with "
+                    "reward_timing='deferred' call score_episodes(env.pending_episodes, log_probs) in between, or "
+                    "say how many episodes a rollout has by reset(options={'episodes': n})"
+                )
+            self._pending[episode.number] = episode
+        unknown = np.full(len(episodes), np.nan, dtype=np.float32)  # (episodes,)
         return EpisodeScores(unknown, unknown)
 
     def _ending(self, episode: Episode, score: float, raw_score: float) -> dict[str, Any]:
-        timely = self.reward_timing == "step"
-        total = self._slots.log_ratios[episode.slot, : episode.response_length].sum()
-        return ending_info(
-            episode,
-            score=float(score) if timely else None,
-            raw_score=float(raw_score) if timely and self.token_reward.shaping else None,
-            log_ratio=float(total) if timely and self.token_reward.reference is not None else None,
-            attached=self._policy is not None,
-            tokenizer=self.tokenizer if self.texts else None,
-        )
+        """The information at the end of an episode."""
+        info: dict[str, Any] = {}
+        if self.reward_timing == "step":
+            info["score"] = float(score)
+            if self.token_reward.shaping:
+                info["raw_score"] = float(raw_score)
+            if self.token_reward.reference is not None:
+                total = float(self._slots.log_ratios[episode.slot, : episode.response_length].sum())
+                # without a policy Σ log-ratio is −log π_ref(y|x), which is no KL
+                info |= {"ref_log_prob": -total} if self._policy is None else {"kl": total}
+        info["response_length"] = episode.response_length
+        info["finish_reason"] = episode.finish_reason
+        if self.texts:
+            rows = [episode.prompt_ids.tolist(), episode.response_ids.tolist()]
+            info["prompt"], info["response"] = decode(self.tokenizer, rows)
+        return info
 
     def _refill(self, slot: int) -> None:
         """Begin the next episode in a slot, or park it."""

@@ -1,15 +1,23 @@
-"""`EpisodeView`: one episode taken apart, token by token, to look at: as a table, in a terminal, in a notebook."""
+"""`EpisodeView`: one episode taken apart, token by token, as a table, for a terminal or as a snippet of HTML.
+
+The HTML needs no script and makes no request. Its colours are translucent and its ink is the page's own, so that it
+reads on a light and on a dark page. The figures of the token under the pointer appear in a place kept free for them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
 
 from rlhf_gym.functional.returns import discounted_returns, gae
 
@@ -19,28 +27,30 @@ CONTROLS = (
     | {0x7F: "␡"}
     | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
 )
-"""What stands for control characters."""
+"""What is printed in place of control characters."""
 TOKEN_WIDTH = 18
-"""Columns a token may take in the text table."""
+"""Columns that a token may take in the text table."""
+FULL_KL = 3.0
+"""The log-ratio, in nats, at which a colour is full."""
 
 
 class Column(NamedTuple):
     """One quantity of an episode."""
 
     name: str
-    """As it is headed, such as "log π_ref"."""
+    """The heading, such as "log π_ref"."""
     amounts: np.ndarray
-    """Its amount at each token, (T,)."""
+    """The amount at each token, (T,)."""
     adds_up: bool
     """Whether its sum over the response means something."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EpisodeView:
-    """An episode and what is known of each of its T actions. `print` it, or let a notebook show it.
+    """An episode and what is known of each of its T actions. Print it, or let a notebook show it.
 
-    Advantages are generalised advantage estimates as they come, before any whitening. What is not known is None: values
-    and advantages without a critic, returns while the episode goes on, π_ref in an environment without one.
+    What is not known is None: values and advantages without a critic, returns and advantages while the episode goes
+    on, log π_ref in an environment without a reference.
     """
 
     prompt: str
@@ -54,17 +64,17 @@ class EpisodeView:
     values: np.ndarray | None = None
     """V(s_t) of the state acted from, (T,)."""
     rewards: np.ndarray | None = None
-    """r_t, (T,): −β times the log-ratio (with the KL in the reward), the score on the last action."""
+    """r_t, (T,): −β times the log-ratio (with the KL in the reward), and the score on the last action."""
     returns: np.ndarray | None = None
-    """With a critic its targets Â_t + V_t; without, the rewards from t on, (T,)."""
+    """The critic's targets Â_t + V_t; without a critic the rewards from t on, (T,)."""
     advantages: np.ndarray | None = None
-    """Â_t, (T,), not whitened."""
+    """Generalised advantage estimates Â_t, before any whitening, (T,)."""
     entropy: np.ndarray | None = None
     """H(π(·|s_t)) in nats, (T,)."""
     score: float | None = None
-    """What r_φ gave the whole response, shaped; None while it goes on."""
+    """The shaped score of r_φ for the whole response; None while the episode goes on."""
     finish_reason: str | None = None
-    """`"stop"` or `"length"`; None while it goes on."""
+    """`"stop"` or `"length"`; None while the episode goes on."""
     gamma: float = 1.0
     """γ of the returns and advantages."""
     gae_lambda: float = 0.95
@@ -90,17 +100,22 @@ class EpisodeView:
 
     @property
     def columns(self) -> list[Column]:
-        """What is known, in the order it is shown."""
-        shown = [
-            ("log π", self.log_probs, True), ("log π_ref", self.ref_log_probs, True), ("KL", self.log_ratios, True),
-            ("value", self.values, False), ("reward", self.rewards, True), ("return", self.returns, False),
-            ("advantage", self.advantages, False), ("entropy", self.entropy, False),
-        ]  # fmt: skip
-        return [Column(name, amounts, adds_up) for name, amounts, adds_up in shown if amounts is not None]
+        """The quantities that are known, in the order in which they are shown."""
+        quantities = [
+            ("log π", self.log_probs, True),
+            ("log π_ref", self.ref_log_probs, True),
+            ("KL", self.log_ratios, True),
+            ("value", self.values, False),
+            ("reward", self.rewards, True),
+            ("return", self.returns, False),
+            ("advantage", self.advantages, False),
+            ("entropy", self.entropy, False),
+        ]
+        return [Column(name, amounts, adds_up) for name, amounts, adds_up in quantities if amounts is not None]
 
     @property
     def summary(self) -> str:
-        """The whole response in a line: score, KL, return, length, ending."""
+        """One line on the whole response: score, KL, return, length, ending."""
         ratios = self.log_ratios
         parts = [] if self.score is None else [f"score {signed(self.score)}"]
         if ratios is not None:
@@ -111,21 +126,76 @@ class EpisodeView:
         parts.append({"stop": "ended", "length": "cut at the longest length", None: "going on"}[self.finish_reason])
         return " · ".join(parts)
 
+    def with_returns(self) -> EpisodeView:
+        """The same, finished episode with its returns and, where there are values, its advantages by `gae`."""
+        assert self.rewards is not None, "returns are made of rewards"
+        rewards = torch.from_numpy(np.asarray(self.rewards, dtype=np.float32))[None]  # (1, T)
+        mask = torch.ones_like(rewards, dtype=torch.bool)  # (1, T)
+        if self.values is None:
+            returns = discounted_returns(rewards, mask, gamma=self.gamma)  # (1, T)
+            return dataclasses.replace(self, returns=returns[0].numpy())
+        values = torch.from_numpy(np.asarray(self.values, dtype=np.float32))[None]  # (1, T)
+        advantages, returns = gae(rewards, values, mask, gamma=self.gamma, gae_lambda=self.gae_lambda)  # (1, T) each
+        return dataclasses.replace(self, returns=returns[0].numpy(), advantages=advantages[0].numpy())
+
     def table(self) -> str:
-        """Aligned text, one line a token, and the sums."""
-        return "\n".join(f"{token}  {figures}" for token, figures in table_rows(self))
+        """Aligned text, one line a token, and the sums below."""
+        return "\n".join(f"{token}  {figures}" for token, figures in _table_rows(self))
 
     def ansi(self, *, width: int = 120) -> str:
-        """For a terminal: the response coloured by KL, value, reward and advantage, then the table."""
-        from rlhf_gym.envs.rendering import view_ansi
+        """Text for a terminal: the response coloured by KL, by value, by reward and by advantage, then the table.
 
-        return view_ansi(self, width=width)
+        The KL is red where log π − log π_ref > 0 and blue where it is < 0; the others run from violet (least) to green
+        (most). Lines wrap at `width` columns.
+        """
+        console = Console(force_terminal=True, color_system="truecolor", width=width, legacy_windows=False)
+        lines = [Text("prompt    ", style="bold").append(printable(self.prompt), style="not bold")]
+        ratios = self.log_ratios
+        if ratios is not None:
+            styles = [_red_or_blue(float(ratio)) for ratio in ratios]
+            lines.append(_ansi_line("KL", self.tokens, styles, f"Σ = {ratios.sum():+.2f} nats"))
+        if self.values is not None:
+            lines.append(_ansi_line("value", self.tokens, _violet_to_green(self.values), _range(self.values)))
+        if self.rewards is not None:
+            total = f"Σ = {self.rewards.sum():+.2f}"
+            lines.append(_ansi_line("reward", self.tokens, _violet_to_green(self.rewards), total))
+        if self.advantages is not None:
+            shown = _range(self.advantages)
+            lines.append(_ansi_line("advantage", self.tokens, _violet_to_green(self.advantages), shown))
+        if self.tokens and self.columns:
+            lines += [Text(""), *_ansi_table(self)]
+        with console.capture() as capture:
+            for line in lines:
+                console.print(line)
+        return capture.get()
 
     def html(self) -> str:
-        """A snippet for any page: coloured tokens with their figures at the pointer, and the table. Needs no script."""
-        from rlhf_gym.envs.view_html import view_html
+        """A snippet for any page: coloured tokens with their figures at the pointer, and the table.
 
-        return view_html(self)
+        Several of them can stand on one page.
+        """
+        full = {name: amount for name, amount in scales([self]).items() if name in COLOURED}
+        rules = "".join(
+            f'.rlhf-view:has(input[value="{name}"]:checked) .rv-t{{background:var(--{name})}}'
+            f'.rlhf-view:has(input[value="{name}"]:checked) .rv-scale[data-by="{name}"]{{display:inline-flex}}'
+            for name in full
+        )
+        switch = "".join(
+            f'<label><input type="radio" name="by" value="{name}"{" checked" * (i == 0)}>{name}</label>'
+            for i, name in enumerate(full)
+        )
+        legends = "".join(
+            f'<span class="rv-scale" data-by="{name}">{signed(-amount, 1)}<i></i>{signed(amount, 1)}</span>'
+            for name, amount in full.items()
+        )
+        return (
+            f'<form class="rlhf-view"><style>{CSS}{rules}</style>'
+            f'<p class="rv-head">prompt: <b>{escape(self.prompt)}</b></p>'
+            f'<p class="rv-head">{escape(self.summary)}</p>'
+            f'<div class="rv-by" role="radiogroup" aria-label="colour tokens by">{switch}{legends}</div>'
+            f'<div class="rv-text">{_html_tokens(self, full)}</div>'
+            f'<details><summary>all figures</summary><div class="rv-scroll">{_html_table(self)}</div></details></form>'
+        )
 
     def _repr_html_(self) -> str:
         return self.html()
@@ -137,7 +207,7 @@ class EpisodeView:
         return f"EpisodeView({self.prompt!r} → {self.response!r}: {self.summary})"
 
     def to_dict(self, *, digits: int = 6) -> dict[str, Any]:
-        """For JSON, amounts rounded."""
+        """A dict for JSON, amounts rounded."""
         data: dict[str, Any] = {"prompt": self.prompt, "tokens": list(self.tokens)}
         for name in ARRAYS:
             array = vars(self)[name]
@@ -148,7 +218,7 @@ class EpisodeView:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> EpisodeView:
-        """What `to_dict` wrote.
+        """The view that `to_dict` wrote.
 
         Raises:
             ValueError: it is something else.
@@ -160,72 +230,177 @@ class EpisodeView:
         return cls(**(data | {"tokens": tuple(data["tokens"])} | arrays))
 
 
-class Credit(NamedTuple):
-    """What `credit` returns."""
-
-    returns: np.ndarray
-    """The critic's targets, or without a critic the rewards from each step on, (T,)."""
-    advantages: np.ndarray | None
-    """Â_t, (T,); None without a critic."""
-
-
-def credit(rewards: np.ndarray, values: np.ndarray | None, *, gamma: float, gae_lambda: float) -> Credit:
-    """Returns and advantages of one finished episode by `gae`; rewards and values (T,)."""
-    row = torch.from_numpy(np.asarray(rewards, dtype=np.float32))[None]  # (1, T)
-    mask = torch.ones_like(row, dtype=torch.bool)
-    if values is None:
-        return Credit(discounted_returns(row, mask, gamma=gamma)[0].numpy(), None)
-    foreseen = torch.from_numpy(np.asarray(values, dtype=np.float32))[None]  # (1, T)
-    advantages, returns = gae(row, foreseen, mask, gamma=gamma, gae_lambda=gae_lambda)
-    return Credit(returns[0].numpy(), advantages[0].numpy())
-
-
 def signed(value: float, digits: int = 2) -> str:
-    """With its sign; what rounds to nothing has none."""
+    """A number with its sign; one that rounds to 0 has none."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
-def printable(text: str) -> str:
-    """Control characters as signs, but for line breaks and tabs: what a model wrote gives a terminal no orders."""
-    return text.translate(CONTROLS)
-
-
-def one_line(token: str) -> str:
-    """A token's text where a line must stay one: line breaks and outer spaces are shown as signs."""
-    bare = token.strip(" ")
-    return printable(bare or "␣").replace("\n", "⏎").replace("\t", "⇥")
-
-
-def table_rows(view: EpisodeView) -> list[tuple[str, str]]:
-    """The text table's lines, each as (token, figures), cut and padded to line up; the heads first, the sums last."""
-    columns = view.columns
-    names = [one_line(token) for token in view.tokens]
-    width = min(TOKEN_WIDTH, max((cell_len(name) for name in [*names, "token"]), default=0))
-    cells = [[column.name for column in columns]]
-    cells += [[signed(float(column.amounts[t]), 3) for column in columns] for t in range(len(names))]
-    cells.append([signed(float(column.amounts.sum()), 3) if column.adds_up else "" for column in columns])
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    heads = ["token", *names, "Σ"]
-    return [
-        (_cut(head, width), "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)))
-        for head, row in zip(heads, cells, strict=True)
-    ]
-
-
-def _cut(text: str, width: int) -> str:
-    return set_cell_size(text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…", width)
-
-
 def scales(views: Sequence[EpisodeView]) -> dict[str, float]:
-    """The amount at which a colour is full, the same for all views, by quantity; one that is nowhere known is left out.
+    """The amount at which each quantity's colour is full, the same for all views; unknown quantities are left out.
 
-    3 nats for the KL, else the largest amount there is (its 98th percentile, so that one token does not pale the rest).
+    It is 3 nats for the KL. For the others it is the 98th percentile of the amounts there are, so that one token does
+    not pale the rest.
     """
     found: dict[str, float] = {}
     for name in ("KL", "value", "reward", "return", "advantage"):
         rows = [column.amounts for view in views for column in view.columns if column.name == name]
         amounts = np.abs(np.concatenate(rows)) if rows else np.zeros(0)
         if amounts.size:
-            found[name] = 3.0 if name == "KL" else max(float(np.percentile(amounts, 98)), 1e-6)
+            found[name] = FULL_KL if name == "KL" else max(float(np.percentile(amounts, 98)), 1e-6)
     return found
+
+
+def printable(text: str) -> str:
+    """The text with signs in place of control characters but line breaks and tabs: a terminal must not obey them."""
+    return text.translate(CONTROLS)
+
+
+def _one_line(token: str) -> str:
+    """A token's text on one line: line breaks and outer spaces are shown as signs."""
+    bare = token.strip(" ")
+    return printable(bare or "␣").replace("\n", "⏎").replace("\t", "⇥")
+
+
+def _table_rows(view: EpisodeView) -> list[tuple[str, str]]:
+    """The table's lines, each as (token, figures) cut and padded to line up: first the heads, last the sums."""
+    columns = view.columns
+    names = [_one_line(token) for token in view.tokens]
+    width = min(TOKEN_WIDTH, max(cell_len(name) for name in [*names, "token"]))
+    cells = [[column.name for column in columns]]
+    cells += [[signed(float(column.amounts[t]), 3) for column in columns] for t in range(len(names))]
+    cells.append([signed(float(column.amounts.sum()), 3) if column.adds_up else "" for column in columns])
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+
+    def fitted(text: str) -> str:
+        return set_cell_size(text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…", width)
+
+    return [
+        (fitted(head), "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)))
+        for head, row in zip(["token", *names, "Σ"], cells, strict=True)
+    ]
+
+
+# -- for a terminal ----------------------------------------------------------------------------------------------------
+
+
+def _ansi_line(name: str, tokens: Sequence[str], styles: Sequence[Style], total: str) -> Text:
+    text = Text(f"{name:<10}", style="bold")
+    for token, style in zip(tokens, styles, strict=True):
+        text.append(printable(token), style=style)
+    return text.append(f"  {total}", style="dim not bold")
+
+
+def _ansi_table(view: EpisodeView) -> list[Text]:
+    """The text table, each token on the colour of its KL."""
+    (head, names), *rows, (total, sums) = _table_rows(view)
+    ratios = np.zeros(len(rows)) if view.log_ratios is None else view.log_ratios
+    lines = [Text(f"{head}  {names}", style="dim", no_wrap=True, overflow="crop")]
+    for (token, figures), ratio in zip(rows, ratios, strict=True):
+        line = Text(no_wrap=True, overflow="crop")
+        bare = token.rstrip(" ")
+        line.append(bare, style=_red_or_blue(float(ratio))).append(token[len(bare) :] + "  " + figures)
+        lines.append(line)
+    return [*lines, Text(f"{total}  {sums}", style="dim", no_wrap=True, overflow="crop")]
+
+
+def _range(amounts: np.ndarray) -> str:
+    return f"{amounts.min():+.2f} … {amounts.max():+.2f}" if len(amounts) else ""
+
+
+def _red_or_blue(amount: float) -> Style:
+    """Red for a token that the policy likes more than π_ref, blue for one that it likes less."""
+    strength = round(130 * min(abs(amount) / FULL_KL, 1.0))  # dark words stay readable on it
+    rest = 235 - strength
+    rgb = (235, rest, rest) if amount > 0 else (rest, rest, 235)
+    return Style(color="black", bgcolor="rgb({},{},{})".format(*rgb), bold=False)
+
+
+def _violet_to_green(amounts: np.ndarray) -> list[Style]:
+    """Violet for the least amount, green for the most."""
+    styles = []
+    for amount in amounts:
+        share = float(amount - amounts.min()) / max(float(amounts.max() - amounts.min()), 1e-9)
+        rgb = (round(190 - 90 * share), round(150 + 80 * share), round(230 - 100 * share))
+        styles.append(Style(color="black", bgcolor="rgb({},{},{})".format(*rgb), bold=False))
+    return styles
+
+
+# -- for a page --------------------------------------------------------------------------------------------------------
+
+MORE = "146,82,214"
+"""Red, green and blue of an amount above 0: violet."""
+LESS = "0,140,128"
+"""Red, green and blue of an amount below 0: teal."""
+FULL_ALPHA = 0.6
+COLOURED = ("KL", "value", "return", "advantage")
+"""The quantities by which tokens can be coloured."""
+
+CSS = """
+.rlhf-view{font:15px/1.5 ui-sans-serif,system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;margin:8px 0 18px;
+ max-width:860px;border:0;padding:0;min-width:0;text-align:left}
+.rlhf-view .rv-head{font-size:13px;opacity:.75;margin:0 0 4px}
+.rlhf-view .rv-head b{font-weight:600}
+.rlhf-view .rv-by{display:flex;flex-wrap:wrap;gap:4px 6px;align-items:center;font-size:13px;margin:6px 0}
+.rlhf-view .rv-by label{border:1px solid rgba(128,128,128,.45);border-radius:99px;padding:1px 11px;cursor:pointer;
+ margin:0}
+.rlhf-view .rv-by input{position:absolute;opacity:0;width:1px;height:1px;margin:0}
+.rlhf-view .rv-by label:has(:checked){background:rgba(128,128,128,.28);font-weight:600}
+.rlhf-view .rv-by label:has(:focus-visible){outline:2px solid currentColor;outline-offset:1px}
+.rlhf-view .rv-scale{display:none;gap:7px;align-items:center;font-variant-numeric:tabular-nums;margin-left:6px}
+.rlhf-view .rv-scale i{width:110px;height:9px;border-radius:5px;border:1px solid rgba(128,128,128,.4);
+ background:linear-gradient(90deg,rgba(LESS,.6),rgba(LESS,0) 50%,rgba(MORE,0) 50%,rgba(MORE,.6))}
+.rlhf-view .rv-text{position:relative;padding-bottom:64px;line-height:2;white-space:pre-wrap;overflow-wrap:anywhere}
+.rlhf-view .rv-t{border-radius:3px;padding:2px 0;cursor:default;outline:0}
+.rlhf-view .rv-t:hover,.rlhf-view .rv-t:focus{box-shadow:0 0 0 1.5px currentColor}
+.rlhf-view .rv-t>span{display:none;position:absolute;left:0;right:0;bottom:6px;font-size:13px;line-height:1.5;
+ border-top:1px solid rgba(128,128,128,.4);padding-top:5px;font-variant-numeric:tabular-nums;white-space:normal}
+.rlhf-view .rv-t>span u{text-decoration:none;white-space:nowrap;margin-right:15px}
+.rlhf-view .rv-t>span u i{font-style:normal;opacity:.7}
+.rlhf-view .rv-t:hover>span{display:block}
+.rlhf-view .rv-text:not(:has(.rv-t:hover)) .rv-t:focus>span{display:block}
+.rlhf-view details{font-size:13px}
+.rlhf-view summary{cursor:pointer;opacity:.75}
+.rlhf-view .rv-scroll{overflow-x:auto}
+.rlhf-view table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:6px 0;background:none}
+.rlhf-view table td,.rlhf-view table th{text-align:right;padding:2px 12px 2px 0;border:0;background:none;
+ white-space:nowrap;font-size:13px;color:inherit}
+.rlhf-view table th{font-weight:500;opacity:.75}
+.rlhf-view table td:first-child,.rlhf-view table th:first-child{text-align:left}
+.rlhf-view table tr:last-child td{border-top:1px solid rgba(128,128,128,.4)}
+""".replace("MORE", MORE).replace("LESS", LESS)
+
+
+def tint(amount: float, full: float) -> str:
+    """The CSS colour of an amount, which is strongest at `full`."""
+    alpha = min(abs(amount) / full, 1.0) * FULL_ALPHA
+    return f"rgba({MORE if amount > 0 else LESS},{alpha:.2f})" if alpha >= 0.01 else "none"
+
+
+def _html_tokens(view: EpisodeView, full: dict[str, float]) -> str:
+    columns = view.columns
+    parts = []
+    for t, token in enumerate(view.tokens):
+        colours = ";".join(f"--{c.name}:{tint(float(c.amounts[t]), full[c.name])}" for c in columns if c.name in full)
+        figures = "".join(f"<u><i>{_html_name(c.name)}</i> {signed(float(c.amounts[t]))}</u>" for c in columns)
+        parts.append(
+            f'<span class="rv-t" tabindex="0" style="{colours}">{escape(token)}'
+            f"<span><u><b>{escape(_one_line(token))}</b></u>{figures}</span></span>"
+        )
+    return "".join(parts)
+
+
+def _html_table(view: EpisodeView) -> str:
+    columns = view.columns
+    head = "".join(f"<th>{_html_name(name)}</th>" for name in ["token", *(column.name for column in columns)])
+    rows = [
+        f"<td>{escape(_one_line(token))}</td>" + "".join(f"<td>{signed(float(c.amounts[t]), 3)}</td>" for c in columns)
+        for t, token in enumerate(view.tokens)
+    ]
+    sums = (f"<td>{signed(float(c.amounts.sum()), 3) if c.adds_up else ''}</td>" for c in columns)
+    body = "".join(f"<tr>{row}</tr>" for row in [*rows, "<td>Σ</td>" + "".join(sums)])
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _html_name(name: str) -> str:
+    return name.replace("π_ref", "π<sub>ref</sub>")

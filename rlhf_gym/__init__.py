@@ -21,8 +21,8 @@ register(
 )
 register(
     id="rlhf_gym/Reviews-v0",
-    entry_point="rlhf_gym.envs.reviews:reviews_env",
-    vector_entry_point="rlhf_gym.envs.reviews:reviews_vector_env",
+    entry_point="rlhf_gym.envs.token_env:reviews_env",
+    vector_entry_point="rlhf_gym.envs.token_env:reviews_vector_env",
 )
 
 # In a checkout envs/ and agents/ sit beside this folder; a wheel carries them inside it.

@@ -26,7 +26,7 @@ import torch
 from study import quiet_run, read_trajectory, study_config
 
 from rlhf_gym.agents import LMActorCriticPolicy, TokenPPO
-from rlhf_gym.envs.reviews import reviews_vector_env
+from rlhf_gym.envs.token_env import reviews_vector_env
 from rlhf_gym.lm.generation import generate
 from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
 from rlhf_gym.monitoring import Alarm, RLHFMonitor

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.envs import EpisodeView
-from rlhf_gym.envs.view import credit
 from rlhf_gym.runs.config import EvaluateConfig, RunConfig
 from rlhf_gym.runs.folder import RunFolder
 from rlhf_gym.runs.records import read_jsonl, write_jsonl
@@ -74,8 +73,7 @@ def _view(prompt: str, side: dict[str, Any], rng: np.random.Generator) -> dict[s
     rewards = -0.1 * (ours - theirs)
     rewards[-1] += side["proxy"]
     values = np.cumsum(rewards[::-1])[::-1] + rng.normal(0, 0.5, len(ours))
-    made = credit(rewards, values, gamma=1.0, gae_lambda=0.95)._asdict()
-    view = EpisodeView(prompt, tuple(side["tokens"]), ours, theirs, values, rewards, **made)
+    view = EpisodeView(prompt, tuple(side["tokens"]), ours, theirs, values, rewards).with_returns()
     view = replace(view, score=side["proxy"], finish_reason="stop")
     return view.to_dict(digits=4) | {"gold": side["gold"]}
 

@@ -14,8 +14,7 @@ from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.rollout import evaluated
 from rlhf_gym.envs import Episode, EpisodeRewards, EpisodeView, SB3VecEnv, TokenEnv, TokenVectorEnv
-from rlhf_gym.envs.prompts import check_prompts
-from rlhf_gym.envs.view import credit
+from rlhf_gym.envs.arguments import check_prompts
 from rlhf_gym.lm.generation import check_room, generate
 from rlhf_gym.lm.tokens import decode, encode_prompts, encode_responses, token_texts
 
@@ -96,8 +95,7 @@ def inspect_episodes(
                 finish_reason=episode.finish_reason,
                 gamma=gamma,
                 gae_lambda=gae_lambda,
-                **credit(rewards, values, gamma=gamma, gae_lambda=gae_lambda)._asdict(),
-            )
+            ).with_returns()
         )
     return views
 

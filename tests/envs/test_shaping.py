@@ -24,10 +24,15 @@ from rlhf_gym.envs import (
     TokenVectorEnv,
 )
 from rlhf_gym.envs.shaping import Shaping
+from tests.tiny import tiny_tokenizer
 from tests.toy import make_tabular_toy, word_policy, word_settings
 
 N = 4
 ALL = (LengthPenalty(0.1, after=2), RepetitionPenalty(0.5, ngram=2), NormalizeScore(), ClipScore(-1.5, 1.5))
+
+
+def shaping_of(terms):
+    return Shaping(terms, tiny_tokenizer())
 
 
 def episodes_of(*responses):
@@ -64,7 +69,7 @@ def test_clip_score():
 
 def test_normalize_score():
     """First as they are; then by the mean and the population's standard deviation of all rollouts before."""
-    shaping = Shaping([NormalizeScore()])
+    shaping = shaping_of([NormalizeScore()])
     rollouts = [np.array([1.0, 3.0, 5.0]), np.array([2.0, 10.0]), np.array([4.0])]
     numbers, seen = iter(range(100)), []
     for scores in rollouts:
@@ -73,14 +78,14 @@ def test_normalize_score():
         mean, std = (np.mean(seen), np.std(seen)) if seen else (0.0, 1.0)
         np.testing.assert_allclose(shaping(episodes, scores), (scores - mean) / std, rtol=1e-6)
         seen += scores.tolist()
-    uncentred = Shaping([NormalizeScore(center=False)])
+    uncentred = shaping_of([NormalizeScore(center=False)])
     uncentred(episodes_of([1], [1]), np.array([1.0, 5.0]))
     uncentred.begin(endless=False)
     assert uncentred(episodes_of([1]), np.array([6.0])) == pytest.approx([3.0])
 
 
 def test_scores_that_are_all_the_same_are_centred_only():
-    shaping = Shaping([NormalizeScore()])
+    shaping = shaping_of([NormalizeScore()])
     shaping(episodes_of([1], [1], [1]), np.full(3, 7.1))
     shaping.begin(endless=False)
     assert shaping(episodes_of([1], [1]), np.array([7.1, 8.1])) == pytest.approx([0.0, 1.0], abs=1e-6)
@@ -89,7 +94,7 @@ def test_scores_that_are_all_the_same_are_centred_only():
 def test_statistics_do_not_depend_on_how_episodes_were_grouped():
     scores = np.random.default_rng(0).normal(3, 2, size=40)
     episodes = episodes_of(*[[1]] * 40)
-    together, apart = Shaping([NormalizeScore()]), Shaping([NormalizeScore()])
+    together, apart = shaping_of([NormalizeScore()]), shaping_of([NormalizeScore()])
     together(episodes, scores)
     for place in np.random.default_rng(1).permutation(40):
         apart([episodes[place]], scores[[place]])
@@ -102,9 +107,9 @@ def test_statistics_do_not_depend_on_how_episodes_were_grouped():
 
 def test_terms_are_applied_in_order():
     terms = LengthPenalty(1.0), ClipScore(0, 10)
-    assert Shaping(terms)(episodes_of([1] * 4), np.array([3.0])).tolist() == [0.0]
-    assert Shaping(terms[::-1])(episodes_of([1] * 4), np.array([3.0])).tolist() == [-1.0]
-    assert Shaping([lambda episodes, scores: scores * 2])(episodes_of([1]), np.array([3.0])).tolist() == [6.0]
+    assert shaping_of(terms)(episodes_of([1] * 4), np.array([3.0])).tolist() == [0.0]
+    assert shaping_of(terms[::-1])(episodes_of([1] * 4), np.array([3.0])).tolist() == [-1.0]
+    assert shaping_of([lambda episodes, scores: scores * 2])(episodes_of([1]), np.array([3.0])).tolist() == [6.0]
 
 
 # -- in the environment --------------------------------------------------------------------------------------------
@@ -333,9 +338,9 @@ def test_a_state_is_json_and_needs_the_same_terms():
         (lambda: ClipScore(1, 1), ValueError, "expected low < high, got 1 and 1"),
         (lambda: NormalizeScore(renew_after=0), ValueError, "expected renew_after >= 1, got 0"),
         (lambda: NormalizeScore()([], np.zeros(0)), TypeError, "expected NormalizeScore in an environment's shaping"),
-        (lambda: Shaping(ClipScore(0, 1)), TypeError, r"expected shaping to be a sequence of terms.*\(term,\)"),
-        (lambda: Shaping([0.1]), TypeError, r"expected terms \(episodes, scores\) -> scores in shaping, got 0\.1"),
-        (lambda: Shaping([NormalizeScore]), TypeError, "in shaping, got <class"),
+        (lambda: shaping_of(ClipScore(0, 1)), TypeError, r"expected shaping to be a sequence of terms.*\(term,\)"),
+        (lambda: shaping_of([0.1]), TypeError, r"expected terms \(episodes, scores\) -> scores in shaping, got 0\.1"),
+        (lambda: shaping_of([NormalizeScore]), TypeError, "in shaping, got <class"),
     ],
 )
 def test_wrong_terms(make, error, message):
@@ -354,4 +359,4 @@ def test_wrong_terms(make, error, message):
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_a_term_of_yours_that_goes_wrong_is_named(term, message):
     with pytest.raises(ValueError, match=message):
-        Shaping([term])(episodes_of([1], [2]), np.array([0.0, 1.0]))
+        shaping_of([term])(episodes_of([1], [2]), np.array([0.0, 1.0]))

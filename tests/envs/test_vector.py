@@ -7,7 +7,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
-from rlhf_gym.envs.prompts import PromptSampler
+from rlhf_gym.envs.prompts import PromptFeed
 from rlhf_gym.lm.shared import Shared
 from tests import tiny
 from tests.toy import PROMPTS, word_policy, word_settings
@@ -142,22 +142,23 @@ def test_samples_per_prompt_come_in_a_row_and_every_prompt_once_a_pass():
         assert sorted(half) == sorted([tuple(p) for p in PROMPTS] * 2)
 
 
-def test_prompt_sampler_state():
+def test_prompt_feed_state():
+    prompts = [[i] for i in range(5)]
     rng = np.random.default_rng(0)
-    sampler = PromptSampler(5, samples_per_prompt=2)
-    [sampler.draw(rng) for _ in range(7)]
-    state, rng_state = sampler.state_dict(), rng.bit_generator.state
-    expected = [sampler.draw(rng) for _ in range(20)]
-    other, rng = PromptSampler(5, samples_per_prompt=2), np.random.default_rng(9)
+    feed = PromptFeed(prompts, samples_per_prompt=2)
+    [feed.draw(rng) for _ in range(7)]
+    state, rng_state = feed.state_dict(), rng.bit_generator.state
+    expected = [feed.draw(rng) for _ in range(20)]
+    other, rng = PromptFeed(prompts, samples_per_prompt=2), np.random.default_rng(9)
     other.load_state_dict(state)
     rng.bit_generator.state = rng_state
     assert [other.draw(rng) for _ in range(20)] == expected
     with pytest.raises(ValueError, match="expected the state of 4 prompts, got that of 5"):
-        PromptSampler(4).load_state_dict(state)
+        PromptFeed(prompts[:4]).load_state_dict(state)
     with pytest.raises(ValueError, match="at least one prompt"):
-        PromptSampler(0)
+        PromptFeed([])
     with pytest.raises(ValueError, match="samples_per_prompt >= 1, got 0"):
-        PromptSampler(3, samples_per_prompt=0)
+        PromptFeed(prompts, samples_per_prompt=0)
 
 
 def test_prompts_from_a_file(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 
@@ -14,8 +15,7 @@ import torch
 from rich.cells import cell_len
 
 from rlhf_gym.envs import EpisodeView, TokenEnv, TokenVectorEnv
-from rlhf_gym.envs.view import credit, scales, signed
-from rlhf_gym.envs.view_html import tint
+from rlhf_gym.envs.view import scales, signed, tint
 from rlhf_gym.functional import gae
 from tests.toy import word_policy, word_settings
 
@@ -32,8 +32,7 @@ def hand_made(**changes) -> EpisodeView:
         "values": values, "rewards": rewards, "score": 2.0, "finish_reason": "stop",
     }  # fmt: skip
     settings["ref_log_probs"] = settings["log_probs"] - ratios
-    settings |= credit(rewards, values, gamma=1.0, gae_lambda=0.95)._asdict()
-    return EpisodeView(**(settings | changes))
+    return replace(EpisodeView(**settings).with_returns(), **changes)
 
 
 def test_an_episode_by_hand() -> None:
@@ -47,14 +46,14 @@ def test_an_episode_by_hand() -> None:
     assert view.summary == "score +2.00 · KL +6.00 nats · Σ reward +1.40 · 3 tokens · ended"
 
 
-def test_credit_is_gae_and_without_a_critic_the_reward_to_go() -> None:
+def test_returns_are_those_of_gae_and_without_a_critic_the_rewards_to_go() -> None:
     rewards, values = np.array([0.0, 0, 1], np.float32), np.array([0.5, 0.4, 0.3], np.float32)
     for lam, expected in ((0.0, (-0.1, -0.1, 0.7)), (0.95, (0.43675, 0.565, 0.7)), (1.0, (0.5, 0.6, 0.7))):
-        found = credit(rewards, values, gamma=1.0, gae_lambda=lam)
+        found = EpisodeView("", ("a", "b", "c"), values=values, rewards=rewards, gae_lambda=lam).with_returns()
         assert found.advantages == pytest.approx(expected, abs=1e-6)
         a, r = gae(*torch.tensor(np.stack([rewards, values]))[:, None], torch.ones(1, 3), gamma=1.0, gae_lambda=lam)
         assert (found.advantages == a[0].numpy()).all() and (found.returns == r[0].numpy()).all()
-    alone = credit(np.array([1.0, 2, 4]), None, gamma=0.5, gae_lambda=0.95)
+    alone = EpisodeView("", ("a", "b", "c"), rewards=np.array([1.0, 2, 4]), gamma=0.5).with_returns()
     assert alone.returns == pytest.approx([3, 4, 4]) and alone.advantages is None
 
 

@@ -1,0 +1,150 @@
+"""From what a caller names to what an environment is made of, and checks of what it is given later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_gym.lm.loading import load_causal_lm, load_tokenizer
+from rlhf_gym.lm.parts import LMParts
+from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.tokens import encode_prompts
+from rlhf_gym.lm.tokens import stop_token_ids as default_stop_token_ids
+from rlhf_gym.preferences.files import read_prompts
+from rlhf_gym.rewards import LearnedReward, RewardFunction, load_reward
+
+
+def resolve_tokenizer(tokenizer: Any, reference: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer given, or the one beside the reference."""
+    if tokenizer is None:
+        if not isinstance(reference, str | Path):
+            raise ValueError("expected a tokenizer, or a reference given as a folder or name to take it from; got None")
+        tokenizer = reference
+    return load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+
+
+def resolve_reference(reference: Any, *, device: str) -> LMParts | None:
+    """The parts of π_ref, in eval mode: with dropout it would be another policy at every call."""
+    if reference is None:
+        return None
+    if isinstance(reference, str | Path):
+        return LMParts(load_causal_lm(reference, device=device).requires_grad_(False))
+    if isinstance(reference, Shared):
+        return LMParts(reference.value.eval())
+    if isinstance(reference, PreTrainedModel):
+        raise TypeError(_bare("reference", reference))
+    raise TypeError(f"expected reference to be a folder, a name, Shared(model) or None, got {type(reference).__name__}")
+
+
+def resolve_reward(reward: Any, *, device: str) -> LearnedReward | RewardFunction:
+    """The reward model, ensemble or callable that scores."""
+    if isinstance(reward, str | Path):
+        return load_reward(reward, device=device)
+    if isinstance(reward, Shared):
+        return reward.value
+    if isinstance(reward, nn.Module):
+        raise TypeError(_bare("reward", reward))
+    return reward
+
+
+def _bare(name: str, module: nn.Module) -> str:
+    return (
+        f"expected {name} to be a folder, a name or Shared({type(module).__name__}), got the bare module: Gymnasium "
+        f"deep-copies an environment's arguments, and would its weights. Write {name}=rlhf_gym.lm.Shared(model)"
+    )
+
+
+def resolve_prompts(prompts: Any, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of prompts given as texts, as token ids, or as a file of texts.
+
+    Raises:
+        ValueError: no prompts, or something that is neither.
+    """
+    if isinstance(prompts, str | Path):
+        prompts = read_prompts(prompts)
+    if not isinstance(prompts, Sequence) or not len(prompts):
+        raise ValueError(f"expected prompts: texts, token ids or a file, got {prompts!r}")
+    if all(isinstance(prompt, str) for prompt in prompts):
+        return encode_prompts(tokenizer, prompts)
+    return [[int(token) for token in prompt] for prompt in prompts]
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], *, max_prompt_length: int, vocab_size: int) -> None:
+    """Raise where a prompt is too long or holds an unknown token.
+
+    Raises:
+        ValueError: naming the first such prompt.
+    """
+    for index, ids in enumerate(prompts):
+        if len(ids) > max_prompt_length:
+            raise ValueError(
+                f"prompt {index} has {len(ids)} tokens, expected at most max_prompt_length={max_prompt_length}"
+            )
+        if not (min(ids) >= 0 and max(ids) < vocab_size):
+            raise ValueError(f"prompt {index}: expected token ids in 0 … {vocab_size - 1}, got {list(ids)}")
+
+
+def resolve_stops(
+    stops: Sequence[int] | None, tokenizer: PreTrainedTokenizerBase, parts: LMParts | None, *, vocab_size: int
+) -> tuple[int, ...]:
+    """The tokens that end a response: those given, or the tokenizer's EOS and the reference's own."""
+    if stops is None:
+        return default_stop_token_ids(tokenizer, None if parts is None else parts.model)
+    if not all(0 <= stop < vocab_size for stop in stops):
+        raise ValueError(f"expected stop_token_ids in 0 … {vocab_size - 1}, got {list(stops)}")
+    return tuple(stops)
+
+
+def read_options(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, list[list[int]]]:
+    """How many episodes a reset's options ask for (None: no end), and the prompts they name, in their order."""
+    unknown = sorted(set(options) - {"episodes", "prompts"})
+    if unknown:
+        raise ValueError(f"expected the options episodes or prompts, got {', '.join(unknown)}")
+    if "prompts" in options and "episodes" in options:
+        raise ValueError("expected either the option episodes or the option prompts, got both")
+    if "prompts" in options:
+        prompts = resolve_prompts(options["prompts"], tokenizer)
+        return len(prompts), prompts
+    episodes = options.get("episodes")
+    if episodes is None:
+        return None, []
+    if not (isinstance(episodes, int | np.integer) and episodes >= 1):
+        raise ValueError(f"expected the option episodes to be an integer >= 1, got {episodes!r}")
+    return int(episodes), []
+
+
+def check_actions(
+    actions: np.ndarray | Tensor, vocab_size: int, *, parked: np.ndarray, waiting: np.ndarray
+) -> np.ndarray:
+    """Actions as integers on the host, (N,) int64.
+
+    Args:
+        actions: (N,); tokens in the slots that act, anything in the others.
+        vocab_size: V.
+        parked: slots with nothing left to do, (N,) bool.
+        waiting: slots that begin a new episode instead of acting, (N,) bool.
+
+    Raises:
+        ResetNeeded: every slot is parked.
+        ValueError: another shape or type, or a number that is no token.
+    """
+    if isinstance(actions, Tensor):
+        actions = actions.detach().cpu().numpy()
+    actions = np.asarray(actions)
+    if actions.shape != parked.shape:
+        raise ValueError(f"expected actions of shape {parked.shape}, got {actions.shape}")
+    if actions.dtype.kind not in "iu":
+        raise ValueError(f"expected integer actions (token ids), got {actions.dtype}")
+    if parked.all():
+        raise ResetNeeded("every slot is parked, the episodes asked for have ended: call reset()")
+    wrong = ~parked & ~waiting & ((actions < 0) | (actions >= vocab_size))
+    if wrong.any():
+        slot = int(wrong.argmax())
+        raise ValueError(f"expected actions in 0 … {vocab_size - 1}, got {actions[slot]} in slot {slot}")
+    return actions.astype(np.int64, copy=False)
