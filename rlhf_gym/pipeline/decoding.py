@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
-import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from rlhf_gym.lm.decoder import Decoder
-from rlhf_gym.lm.generation import Generation, check_room, generate
+from rlhf_gym.lm.generation import Generation, check_room, generate, token_log_probs
+from rlhf_gym.lm.loading import context_length
 from rlhf_gym.lm.sampling import SamplingParams
-from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
+from rlhf_gym.lm.tokens import decode, encode_prompts, pad_responses, stop_token_ids
 from rlhf_gym.pipeline.samples import Samples, proxy_scores
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.tasks import Task
@@ -27,7 +27,7 @@ class Decoding:
     """One way to write a response."""
 
     kind: Kind
-    """Which."""
+    """How a response is chosen."""
     n: int = 1
     """Responses the best is taken of, or beams."""
 
@@ -108,27 +108,8 @@ def write_responses(
     return samples.take([copies * i + int(j) for i, j in enumerate(best)])
 
 
-@dataclass(frozen=True)
-class _Beam:
-    """A response as far as it goes."""
-
-    ids: tuple[int, ...] = ()
-    """Its tokens."""
-    log_probs: tuple[float, ...] = ()
-    """Of each token."""
-
-    @property
-    def log_prob(self) -> float:
-        """Of all of it."""
-        return sum(self.log_probs)
-
-    def then(self, token: int, log_prob: float) -> _Beam:
-        """A token further."""
-        return _Beam((*self.ids, token), (*self.log_probs, log_prob))
-
-
 def beam_search(
-    model: PreTrainedModel | Decoder,
+    model: PreTrainedModel,
     prompt_ids: Sequence[Sequence[int]],
     *,
     beams: int,
@@ -136,10 +117,9 @@ def beam_search(
     stop_token_ids: Sequence[int],
     num_slots: int = 64,
 ) -> list[Generation]:
-    """The likeliest response to each prompt that a search with so many beams finds: highest Σ_t log π(y_t | x, y_<t).
+    """The likeliest response to each prompt that Transformers' beam search finds: highest Σ_t log π(y_t | x, y_<t).
 
-    Each step keeps the `beams` likeliest unfinished responses of a prompt and stops once none of them is likelier than
-    the best finished one, for it can only lose. There is no reward for length, so this leans to short responses.
+    There is no reward for length, so this leans to short responses.
 
     Args:
         model: the policy.
@@ -149,62 +129,34 @@ def beam_search(
         stop_token_ids: tokens that end a response.
         num_slots: rows in one forward.
     """
-    decoder = model if isinstance(model, Decoder) else Decoder(model)
     prompts = [list(ids) for ids in prompt_ids]
-    check_room(prompts, max_new_tokens, decoder.parts.context_length)
-    stops, results = frozenset(stop_token_ids), []
-    at_once = max(1, num_slots // beams)
-    decoder.invalidate()
-    for first in range(0, len(prompts), at_once):
-        chunk = prompts[first : first + at_once]
-        live = [[_Beam()] for _ in chunk]
-        done: list[_Beam | None] = [None for _ in chunk]
-        for _ in range(max_new_tokens):
-            log_probs = _next_log_probs(decoder, chunk, live, beams, max_new_tokens)  # (prompts, beams, V)
-            for i, mine in enumerate(live):
-                if mine:
-                    live[i], done[i] = _extend(mine, done[i], log_probs[i], beams, stops)
-            if not any(live):
-                break
-        for prompt, unfinished, finished in zip(chunk, live, done, strict=True):
-            best = max([*unfinished, *([finished] if finished else [])], key=lambda beam: beam.log_prob)
-            reason = "stop" if best is finished else "length"
-            results.append(Generation(prompt, list(best.ids), reason, np.array(best.log_probs, dtype=np.float32)))
-    return results
-
-
-def _next_log_probs(
-    decoder: Decoder, prompts: list[list[int]], live: list[list[_Beam]], beams: int, max_new_tokens: int
-) -> np.ndarray:
-    """log π of every next token after each beam, (prompts, beams, V); places without a beam hold nothing."""
-    width = max(len(prompt) for prompt in prompts) + max_new_tokens
-    ids = np.zeros((len(prompts) * beams, width), dtype=np.int64)  # (prompts·beams, L)
-    lengths = np.zeros(len(ids), dtype=np.int64)
-    for i, (prompt, mine) in enumerate(zip(prompts, live, strict=True)):
-        for j, beam in enumerate(mine):
-            row = [*prompt, *beam.ids]
-            ids[i * beams + j, : len(row)] = row
-            lengths[i * beams + j] = len(row)
-    logits = decoder.logits(ids, lengths)  # (prompts·beams, V)
-    return torch.log_softmax(logits.float(), dim=-1).cpu().numpy().reshape(len(prompts), beams, -1)
-
-
-def _extend(
-    live: list[_Beam], done: _Beam | None, log_probs: np.ndarray, beams: int, stops: frozenset[int]
-) -> tuple[list[_Beam], _Beam | None]:
-    """The likeliest continuations of a prompt's beams (beams, V), and the likeliest finished response so far."""
-    total = np.array([beam.log_prob for beam in live])[:, None] + log_probs[: len(live)]  # (live, V)
-    flat = total.ravel()
-    wanted = min(len(flat), beams + len(live) * len(stops))  # so many, if every beam could also stop
-    top = np.argpartition(-flat, wanted - 1)[:wanted]
-    longer: list[_Beam] = []
-    for place in top[np.argsort(-flat[top], kind="stable")].tolist():
-        which, token = divmod(place, total.shape[1])
-        beam = live[which].then(token, float(log_probs[which, token]))
-        if done is not None and beam.log_prob <= done.log_prob:
-            break
-        if token in stops:
-            done = beam
-        elif len(longer) < beams:
-            longer.append(beam)
-    return longer, done
+    check_room(prompts, max_new_tokens, context_length(model))
+    config = GenerationConfig(
+        num_beams=beams,
+        length_penalty=0.0,  # a response's score is the sum over its tokens
+        do_sample=False,
+        early_stopping=False,
+        repetition_penalty=1.0,  # what is not said here would be taken from the model's own settings
+        no_repeat_ngram_size=0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_token_ids),
+        pad_token_id=min(stop_token_ids, default=0),
+    )
+    responses: dict[int, list[int]] = {}
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for _, group in groupby(by_length, key=lambda i: len(prompts[i])):  # prompts of one length need no padding
+        rows = list(group)
+        at_once = max(1, num_slots // beams)
+        for chunk in (rows[i : i + at_once] for i in range(0, len(rows), at_once)):
+            ids = torch.tensor([prompts[i] for i in chunk], device=model.device)  # (b, P)
+            found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)  # (b, P + T)
+            for i, row in zip(chunk, found[:, ids.shape[1] :].tolist(), strict=True):
+                end = next((t for t, token in enumerate(row) if token in stop_token_ids), len(row) - 1)
+                responses[i] = row[: end + 1]
+    found_ids = [responses[i] for i in range(len(prompts))]
+    padded = pad_responses(prompts, found_ids)
+    table = token_log_probs(model, padded.input_ids, padded.lengths, mask=padded.action_mask)  # (B, L)
+    return [
+        Generation(prompt, ids, "stop" if ids[-1] in stop_token_ids else "length", scored[acted].numpy())
+        for prompt, ids, scored, acted in zip(prompts, found_ids, table, padded.action_mask, strict=True)
+    ]

@@ -163,7 +163,9 @@ def test_one_beam_is_greedy_and_more_are_no_less_likely() -> None:
     greedy = generate(model, prompts, greedy_decoding=True, **settings)
     alone = beam_search(model, prompts, beams=1, **settings)
     assert [g.response_ids for g in alone] == [g.response_ids for g in greedy]
+    model.generation_config.update(do_sample=True, repetition_penalty=3.0, temperature=0.5)  # a chat model's, say
     wide = beam_search(model, prompts, beams=4, num_slots=4, **settings)
+    assert [g.response_ids for g in beam_search(model, prompts, beams=1, **settings)] == [g.response_ids for g in alone]
     assert all(w.log_probs.sum() >= g.log_probs.sum() - 1e-5 for w, g in zip(wide, greedy, strict=True))
 
 
