@@ -27,21 +27,18 @@ from study import quiet_run, read_trajectory, study_config
 
 from rlhf_gym.agents import LMActorCriticPolicy, TokenPPO
 from rlhf_gym.envs.token_env import reviews_vector_env
+from rlhf_gym.files import write_json
 from rlhf_gym.lm.generation import generate
 from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
 from rlhf_gym.monitoring import Alarm, RLHFMonitor
-from rlhf_gym.monitoring.alarm_words import WORDS
-from rlhf_gym.monitoring.alarms import Alarms
-from rlhf_gym.monitoring.monitor import RECORDS
-from rlhf_gym.monitoring.records import read_records
+from rlhf_gym.monitoring.alarms import RECORDS, RULES, Alarms, read_records
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
 from rlhf_gym.runs import PPOConfig, RewardConfig, RunConfig, RunFolder
 from rlhf_gym.runs.folder import StageName
 from rlhf_gym.runs.records import iterations
 from rlhf_gym.tasks import reviews_task
-from rlhf_gym.training.folder import write_json
 
-COLUMNS = [name for name in WORDS if name not in ("pattern", "evaluation")] + ["pattern/not", "evaluation/gold"]
+COLUMNS = [name for name in RULES if name not in ("pattern", "evaluation")] + ["pattern/not", "evaluation/gold"]
 TOKENS = 20_000
 
 

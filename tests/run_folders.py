@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.envs import EpisodeView
+from rlhf_gym.files import read_jsonl, write_jsonl
 from rlhf_gym.runs.config import EvaluateConfig, RunConfig
 from rlhf_gym.runs.folder import RunFolder
-from rlhf_gym.runs.records import read_jsonl, write_jsonl
 
 SEEDS = [0, 1, 2]
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_gym.cli.app import COMMANDS, fail
+from rlhf_gym.files import write_json
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.pipeline.preparation import resolve_device
@@ -20,7 +21,6 @@ from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
 from rlhf_gym.preferences.files import read_candidates
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.training import RewardProbes, probe_reward_model
-from rlhf_gym.training.folder import write_json
 
 
 @dataclass(frozen=True)

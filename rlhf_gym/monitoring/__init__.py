@@ -1,8 +1,8 @@
 """What one watches while a policy learns: measures, alarms, the token inspector."""
 
-from rlhf_gym.monitoring.alarms import Alarm, AlarmThresholds
+from rlhf_gym.monitoring.alarms import Alarm
 from rlhf_gym.monitoring.inspection import inspect_episodes
-from rlhf_gym.monitoring.measures import REFUSAL
 from rlhf_gym.monitoring.monitor import RLHFMonitor
+from rlhf_gym.monitoring.thresholds import REFUSAL, AlarmThresholds
 
 __all__ = ["REFUSAL", "Alarm", "AlarmThresholds", "RLHFMonitor", "inspect_episodes"]

@@ -1,128 +1,96 @@
-"""Alarms: rules over what the monitor has measured, in plain words. No tensors, no models; a function of the records.
+"""Alarms: rules over what the monitor has measured, in plain words. They read records alone, no tensors and no models.
 
-Each rule looks at one quantity *now* (the median of the last `window` records, so that one odd rollout says nothing)
-and *at the start* (the mean of the first `baseline` records, where the policy is still π_ref or near it), and says how
-severe the change is: 0 at the start, 1 at the threshold. An alarm fires when that reaches 1 and the change is more than
-`noise` standard errors; it is over when the severity is back below `clear`, and can then fire again.
+Each rule compares the present of one quantity (the median of the last `window` records) with its start (the mean of
+the first `baseline` records, where the policy is still π_ref or near it). It says how severe the change is: 0 at the
+start, 1 at the threshold. An alarm fires when the severity reaches 1 and the change is more than `noise` standard
+errors. It ends when the severity falls below `clear`, and can then fire again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from rlhf_gym.monitoring.alarm_words import WORDS
-from rlhf_gym.monitoring.records import MonitorRecord
+from rlhf_gym.files import read_jsonl
+from rlhf_gym.monitoring.thresholds import AlarmThresholds
+
+RECORDS = "monitor.jsonl"
+"""The file of a run's records, a line a rollout."""
+ALARMS = "alarms.jsonl"
+"""The file of the alarms that fired in a run."""
 
 
 @dataclass(frozen=True)
-class AlarmThresholds:
-    """When alarms fire. A factor or a rise is measured from the first rollouts' value."""
+class KLToken:
+    """One token's part of a rollout's KL."""
 
-    baseline: int = 2
-    """Rollouts whose mean is the start that later ones are measured by."""
-    window: int = 3
-    """Rollouts whose median is what is the case now."""
-    noise: float = 4.0
-    """Standard errors that a change must exceed, however large it is."""
-    clear: float = 0.5
-    """An alarm is over when this part of the way to its threshold, or less, is left."""
-    reward_rise: float = 0.5
-    """A reward has risen when its mean has, by this many standard deviations of the first rollouts' scores."""
-    disagreement_factor: float = 1.5
-    """Ensemble disagreement, against the start, while the reward rises."""
-    repetition_rise: float = 0.15
-    """Share of repeated pairs of tokens within a response, above the start, while the reward rises."""
-    length_factor: float = 1.5
-    """Response length, against the start, while the reward rises."""
-    length_correlation: float = 0.5
-    """Rank correlation of score and length from which half of that growth is enough."""
-    entropy_share: float = 0.3
-    """Entropy, as a share of the start's, that it should not fall below."""
-    kl_high: float | None = None
-    """KL a response, nats. By default twice a controller's target; without a controller `kl_share` decides."""
-    kl_share: float = 0.75
-    """KL a token, as a share of the entropy a token at the start. A policy that had settled on the text π_ref finds
-    typical, and wrote nothing else, would stand at 1; beyond, it writes what π_ref would not."""
-    kl_low: float = 0.01
-    """KL a response, nats, below which nothing has been learned after `patience` rollouts."""
-    patience: int = 20
-    """Rollouts after which learning should show."""
-    explained_variance: float = 0.01
-    """Share of the variance of returns that the critic should explain."""
-    critic_patience: int = 20
-    """Rollouts, after the first ones, whose median is what the critic explains."""
-    missing_eos_rise: float = 0.2
-    """Share of responses that are cut off, above the start."""
-    drift_factor: float = 3.0
-    """Perplexity of the responses under π_ref, against the start."""
-    held_out_factor: float = 2.5
-    """Perplexity on held-out texts, against the first look."""
-    evaluation_drop: float = 0.2
-    """Fall of a user's evaluation, as a part of its first value's size."""
-    pattern_rise: float = 0.15
-    """Share of responses with a pattern, above the start."""
+    text: str
+    """The token, as the tokenizer shows it."""
+    count: int
+    """How often it was written."""
+    nats: float
+    """Σ log π − log π_ref over its occurrences, divided by the rollout's responses."""
+    share: float
+    """Its part of the rollout's KL; may exceed 1 where other tokens lower the sum."""
 
-    def __post_init__(self) -> None:
-        for name in ("baseline", "window", "patience", "critic_patience"):
-            if vars(self)[name] < 1:
-                raise ValueError(f"expected {name} >= 1, got {vars(self)[name]}")
-        for name in ("disagreement_factor", "length_factor", "drift_factor", "held_out_factor"):
-            if not vars(self)[name] > 1:
-                raise ValueError(f"expected {name} > 1, got {vars(self)[name]}")
-        for name in ("repetition_rise", "kl_high", "kl_share", "missing_eos_rise", "evaluation_drop", "pattern_rise"):
-            if vars(self)[name] is not None and not vars(self)[name] > 0:
-                raise ValueError(f"expected {name} > 0, got {vars(self)[name]}")
-        for name in ("noise", "reward_rise", "length_correlation", "kl_low", "explained_variance"):
-            if math.isnan(vars(self)[name]):
-                raise ValueError(f"expected a number as {name}, got {vars(self)[name]}")
-        if not (0 < self.entropy_share < 1 and 0 <= self.clear < 1):
-            raise ValueError(
-                f"expected entropy_share in (0, 1) and clear in [0, 1), got {self.entropy_share}, {self.clear}"
-            )
+
+@dataclass(frozen=True)
+class MonitorRecord:
+    """What was measured at one rollout."""
+
+    rollout: int
+    """Counts from 1."""
+    tokens: int
+    """Response tokens generated until its end."""
+    figures: dict[str, float]
+    """Each quantity by its name, without the `monitor/` that the logger puts before it."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Standard errors of those that are means over episodes."""
+    kl_coef: float | None = None
+    """β of the KL penalty."""
+    kl_target: float | None = None
+    """The KL a controller steers to, in nats a response; None without one."""
+    kl_tokens: tuple[KLToken, ...] = ()
+    """The tokens that carry most of the KL, the largest part first."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> MonitorRecord:
+        """The record that `dataclasses.asdict` made a dictionary of."""
+        return cls(**data | {"kl_tokens": tuple(KLToken(**token) for token in data["kl_tokens"])})
+
+
+def read_records(path: Path) -> list[MonitorRecord]:
+    """The records of a file; none where there is no file."""
+    return [MonitorRecord.from_json(line) for line in read_jsonl(path)]
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """One episode of trouble."""
+    """An alarm that has fired."""
 
     name: str
-    """Which rule; patterns and evaluations by their own names, as in `pattern/refusal`."""
+    """The rule's name; of patterns and evaluations with their own, as in `pattern/refusal`."""
     rollout: int
     """The rollout it fired at."""
     tokens: int
     """Response tokens generated until then."""
     seen: str
-    """What was seen, with its numbers."""
+    """What was measured, with its numbers."""
     why: str
     """Why it matters."""
     cure: str
     """What to try."""
     until: int | None = None
-    """Tokens at which it was over; None while it lasts."""
+    """Tokens at which it ended; None while it lasts."""
 
     @property
     def text(self) -> str:
         """All of it in one line."""
         return f"{self.name}, after {self.tokens:,} tokens: {self.seen}. {self.why} {self.cure}"
-
-    def to_json(self) -> dict[str, Any]:
-        """For one line of JSON."""
-        return asdict(self)
-
-
-class Standing(NamedTuple):
-    """How a rule judges the present."""
-
-    severity: float
-    """0 as at the start, 1 at the threshold."""
-    seen: str
-    """What is seen, with its numbers."""
-    may_fire: bool = True
-    """Whether all else that the rule asks for holds: the reward has risen, the change is more than noise."""
 
 
 class Alarms:
@@ -130,7 +98,7 @@ class Alarms:
 
     Attributes:
         fired: every alarm so far, the first one first.
-        states: for each rule that has what it needs, whether it is alarmed now.
+        states: for each rule that has what it needs, whether its alarm lasts now.
     """
 
     def __init__(self, thresholds: AlarmThresholds | None = None) -> None:
@@ -140,19 +108,19 @@ class Alarms:
         self._history = History([], self.thresholds)
 
     def update(self, record: MonitorRecord) -> list[Alarm]:
-        """Take in the next record; returns the alarms that it sets off."""
+        """Add the next record; returns the alarms that it sets off."""
         self._history.records.append(record)
         news = []
-        for name, standing in standings(self._history).items():
-            active = self.states.get(name, False)
-            if active and standing.severity < self.thresholds.clear:
+        for name, judgement in judgements(self._history).items():
+            lasts = self.states.get(name, False)
+            if lasts and judgement.severity < self.thresholds.clear:
                 self._end(name, record.tokens)
-                active = False
-            elif not active and standing.severity >= 1 and standing.may_fire:
-                why, cure = WORDS[name.partition("/")[0]]
-                news.append(Alarm(name, record.rollout, record.tokens, standing.seen, why, cure))
-                active = True
-            self.states[name] = active
+                lasts = False
+            elif not lasts and judgement.severity >= 1 and judgement.may_fire:
+                rule = rule_of(name)
+                news.append(Alarm(name, record.rollout, record.tokens, judgement.seen, rule.why, rule.cure))
+                lasts = True
+            self.states[name] = lasts
         self.fired += news
         return news
 
@@ -169,57 +137,41 @@ def alarms_of(records: Iterable[MonitorRecord], thresholds: AlarmThresholds | No
     return alarms.fired
 
 
-def check_names(names: Sequence[str], *, patterns: Iterable[str], evaluations: Iterable[str]) -> tuple[str, ...]:
-    """Names of alarms, as given.
-
-    Raises:
-        ValueError: there is no such alarm.
-    """
-    if isinstance(names, str):
-        raise ValueError(f"expected a sequence of alarms, got the text {names!r}")
-    known = [name for name in WORDS if name not in ("pattern", "evaluation")]
-    known += [f"pattern/{name}" for name in patterns] + [f"evaluation/{name}" for name in evaluations]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"expected one of the alarms {', '.join(known)}, got {name!r}")
-    return tuple(names)
-
-
 # -- the rules ---------------------------------------------------------------------------------------------------------
 
 
 class History(NamedTuple):
-    """The records so far, and how they are read."""
+    """The records so far, and the numbers of them that make a start and a present."""
 
     records: list[MonitorRecord]
     """In their order."""
     thresholds: AlarmThresholds
-    """How many make a start, and a present."""
+    """The monitor's."""
 
     def having(self, name: str) -> list[MonitorRecord]:
-        """Those that have a quantity."""
+        """The records in which a quantity was measured."""
         return [record for record in self.records if name in record.figures]
 
     def start(self, name: str, *, baseline: int | None = None) -> float:
-        """What it was at first."""
+        """A quantity's mean over the first records."""
         first = self.having(name)[: baseline or self.thresholds.baseline]
         return fmean(record.figures[name] for record in first)
 
     def now(self, name: str, *, window: int | None = None) -> float:
-        """What it is now."""
+        """A quantity's median over the last records."""
         return median(record.figures[name] for record in self.having(name)[-(window or self.thresholds.window) :])
 
     def rise(self, name: str) -> float:
-        """From the start until now."""
+        """The present of a quantity less its start."""
         return self.now(name) - self.start(name)
 
     def known(self, *names: str) -> bool:
-        """Whether there are a start and a present of each, apart from one another."""
+        """Whether each quantity has a start and a present that share no record."""
         needed = self.thresholds.baseline + self.thresholds.window
         return all(len(self.having(name)) >= needed for name in names)
 
     def beyond_noise(self, name: str) -> bool:
-        """Whether the change is more than what the rollouts' own spread explains."""
+        """Whether a quantity's change is more than its rollouts' standard errors explain."""
         found = [record.errors.get(name, 0.0) for record in self.having(name)]
         first, last = found[: self.thresholds.baseline], found[-self.thresholds.window :]
         variances = [sum(e * e for e in errors) / len(errors) ** 2 for errors in (first, last)]
@@ -229,49 +181,52 @@ class History(NamedTuple):
         """Whether the score is clearly above the start."""
         if not self.known("score", "score_std"):
             return False
-        return self.rise("score") >= self.thresholds.reward_rise * self.start("score_std") and self.beyond_noise(
-            "score"
-        )
-
-    @property
-    def reward_words(self) -> str:
-        """How the score has moved."""
-        return f"the score went from {self.start('score'):+.2f} to {self.now('score'):+.2f}"
+        enough = self.thresholds.reward_rise * self.start("score_std")
+        return self.rise("score") >= enough and self.beyond_noise("score")
 
 
-def standings(history: History) -> dict[str, Standing]:
-    """Each rule that has what it needs, by its name."""
-    rules = {
-        "disagreement": _disagreement, "repetition": _repetition, "length": _length, "entropy": _entropy,
-        "kl_high": _kl_high, "kl_low": _kl_low, "critic": _critic, "missing_eos": _missing_eos, "drift": _drift,
-        "held_out": _held_out,
-    }  # fmt: skip
-    found = {name: rule(history) for name, rule in rules.items()}
-    for name in sorted({name for record in history.records for name in record.figures if "/" in name}):
-        found[name] = _pattern(history, name) if name.startswith("pattern/") else _evaluation(history, name)
-    return {name: standing for name, standing in found.items() if standing is not None}
+class Judgement(NamedTuple):
+    """What a rule says of the present."""
+
+    severity: float
+    """0 as at the start, 1 at the threshold."""
+    seen: str
+    """What was measured, with its numbers."""
+    may_fire: bool = True
+    """Whether the rule's other conditions hold: the reward has risen, the change is more than noise."""
 
 
-def _disagreement(h: History) -> Standing | None:
+def judgements(history: History) -> dict[str, Judgement]:
+    """What each rule says that has the quantities it needs, by the rule's name."""
+    own = sorted({name for record in history.records for name in record.figures if "/" in name})
+    names = [*(name for name in RULES if name not in ("pattern", "evaluation")), *own]
+    found = {name: rule_of(name).judge(history, name) for name in names}
+    return {name: judgement for name, judgement in found.items() if judgement is not None}
+
+
+def _while_reward_rises(h: History, quantity: str, severity: float, seen: str) -> Judgement:
+    """A change that counts only where the score has risen too."""
+    score = f"the score went from {h.start('score'):+.2f} to {h.now('score'):+.2f}"
+    return Judgement(severity, f"{seen} while {score}", h.reward_rose() and h.beyond_noise(quantity))
+
+
+def _disagreement(h: History, _: str) -> Judgement | None:
     if not h.known("disagreement", "score", "score_std"):
         return None
     factor = h.now("disagreement") / max(h.start("disagreement"), 1e-9)
     seen = f"the members disagree by {h.now('disagreement'):.2f} instead of {h.start('disagreement'):.2f}"
-    may = h.reward_rose() and h.beyond_noise("disagreement")
-    return Standing((factor - 1) / (h.thresholds.disagreement_factor - 1), f"{seen} while {h.reward_words}", may)
+    return _while_reward_rises(h, "disagreement", (factor - 1) / (h.thresholds.disagreement_factor - 1), seen)
 
 
-def _repetition(h: History) -> Standing | None:
+def _repetition(h: History, _: str) -> Judgement | None:
     if not h.known("repetition", "score", "score_std"):
         return None
-    seen = (
-        f"{h.now('repetition'):.0%} of a response's pairs of tokens are repeats instead of {h.start('repetition'):.0%}"
-    )
-    may = h.reward_rose() and h.beyond_noise("repetition")
-    return Standing(h.rise("repetition") / h.thresholds.repetition_rise, f"{seen} while {h.reward_words}", may)
+    now, start = h.now("repetition"), h.start("repetition")
+    seen = f"{now:.0%} of a response's pairs of tokens are repeats instead of {start:.0%}"
+    return _while_reward_rises(h, "repetition", h.rise("repetition") / h.thresholds.repetition_rise, seen)
 
 
-def _length(h: History) -> Standing | None:
+def _length(h: History, _: str) -> Judgement | None:
     if not h.known("response_length", "score", "score_std"):
         return None
     growth = h.now("response_length") / h.start("response_length") - 1
@@ -282,86 +237,173 @@ def _length(h: History) -> Standing | None:
         if correlation >= h.thresholds.length_correlation:
             severity *= 2
             seen += f", and the score goes with length (rank correlation {correlation:.2f})"
-    return Standing(severity, f"{seen} while {h.reward_words}", h.reward_rose() and h.beyond_noise("response_length"))
+    return _while_reward_rises(h, "response_length", severity, seen)
 
 
-def _entropy(h: History) -> Standing | None:
+def _entropy(h: History, _: str) -> Judgement | None:
     if not h.known("entropy") or h.start("entropy") <= 0:
         return None
     left = h.now("entropy") / h.start("entropy")
     seen = f"{h.now('entropy'):.2f} nats a token are left of {h.start('entropy'):.2f}"
-    return Standing((1 - left) / (1 - h.thresholds.entropy_share), seen, h.beyond_noise("entropy"))
+    return Judgement((1 - left) / (1 - h.thresholds.entropy_share), seen, h.beyond_noise("entropy"))
 
 
-def _kl_high(h: History) -> Standing | None:
+def _kl_high(h: History, _: str) -> Judgement | None:
     if not h.known("kl", "kl_per_token"):
         return None
     target, kl = h.records[-1].kl_target, h.now("kl")
     limit = h.thresholds.kl_high if target is None or h.thresholds.kl_high is not None else 2 * target
     if limit is not None:
-        return Standing(kl / limit, f"{kl:.1f} nats a response, the band ends at {limit:.1f}")
+        return Judgement(kl / limit, f"{kl:.1f} nats a response, the limit is {limit:.1f}")
     if not h.known("entropy") or h.start("entropy") <= 0:
         return None
     share = h.now("kl_per_token") / h.start("entropy")
     seen = (
-        f"{kl:.1f} nats a response, {h.now('kl_per_token'):.2f} a token: {share:.0%} of the "
-        f"{h.start('entropy'):.2f} nats that π_ref leaves open at a token"
+        f"{kl:.1f} nats a response, {h.now('kl_per_token'):.2f} a token: {share:.0%} of π_ref's entropy, "
+        f"{h.start('entropy'):.2f} nats a token"
     )
-    return Standing(share / h.thresholds.kl_share, seen)
+    return Judgement(share / h.thresholds.kl_share, seen)
 
 
-def _kl_low(h: History) -> Standing | None:
+def _kl_low(h: History, _: str) -> Judgement | None:
     if not h.known("kl") or len(h.having("kl")) < h.thresholds.patience:
         return None
     kl = abs(h.now("kl", window=h.thresholds.baseline + h.thresholds.window))
     severity = h.thresholds.kl_low / max(kl, 1e-12)
-    return Standing(severity, f"{kl:.4f} nats a response after {len(h.records)} rollouts", not h.reward_rose())
+    return Judgement(severity, f"{kl:.4f} nats a response after {len(h.records)} rollouts", not h.reward_rose())
 
 
-def _critic(h: History) -> Standing | None:
+def _critic(h: History, _: str) -> Judgement | None:
     patience = h.thresholds.critic_patience
     if len(h.having("explained_variance")) < h.thresholds.baseline + patience:
         return None
     explained = h.now("explained_variance", window=patience)
     seen = f"the critic explains {explained:.0%} of the variance of the returns, the median of {patience} rollouts"
-    return Standing(1 + (h.thresholds.explained_variance - explained) / 0.1, seen)
+    return Judgement(1 + (h.thresholds.explained_variance - explained) / 0.1, seen)
 
 
-def _missing_eos(h: History) -> Standing | None:
+def _missing_eos(h: History, _: str) -> Judgement | None:
     if not h.known("missing_eos"):
         return None
     seen = f"{h.now('missing_eos'):.0%} of the responses are cut off instead of {h.start('missing_eos'):.0%}"
-    return Standing(h.rise("missing_eos") / h.thresholds.missing_eos_rise, seen, h.beyond_noise("missing_eos"))
+    return Judgement(h.rise("missing_eos") / h.thresholds.missing_eos_rise, seen, h.beyond_noise("missing_eos"))
 
 
-def _drift(h: History) -> Standing | None:
+def _drift(h: History, _: str) -> Judgement | None:
     if not h.known("ref_perplexity"):
         return None
     first, now = h.start("ref_perplexity"), h.now("ref_perplexity")
+    severity = math.log(now / first) / math.log(h.thresholds.drift_factor)
     seen = f"π_ref's perplexity of the responses is {now:.1f} instead of {first:.1f}"
-    may = h.beyond_noise("ref_perplexity")
-    return Standing(math.log(now / first) / math.log(h.thresholds.drift_factor), seen, may)
+    return Judgement(severity, seen, h.beyond_noise("ref_perplexity"))
 
 
-def _held_out(h: History) -> Standing | None:
-    name = "held_out_perplexity"
-    if len(h.having(name)) < 2:
+def _held_out(h: History, _: str) -> Judgement | None:
+    quantity = "held_out_perplexity"
+    if len(h.having(quantity)) < 2:
         return None
-    first, last = h.start(name, baseline=1), h.now(name, window=1)  # of the same texts every time: there is no noise
+    first = h.start(quantity, baseline=1)
+    last = h.now(quantity, window=1)  # the texts are the same every time, so there is no noise
     seen = f"its perplexity on held-out texts is {last:.2f} instead of {first:.2f}"
-    return Standing(math.log(last / first) / math.log(h.thresholds.held_out_factor), seen)
+    return Judgement(math.log(last / first) / math.log(h.thresholds.held_out_factor), seen)
 
 
-def _evaluation(h: History, name: str) -> Standing | None:
-    if len(h.having(name)) < 3:
+def _evaluation(h: History, name: str) -> Judgement | None:
+    found = h.having(name)
+    if len(found) < 3:
         return None
-    first, last = h.start(name, baseline=1), max(r.figures[name] for r in h.having(name)[-2:])
-    size = abs(first) or 1.0
-    return Standing((first - last) / (h.thresholds.evaluation_drop * size), f"{last:.3g} instead of {first:.3g}")
+    first = h.start(name, baseline=1)
+    last = max(record.figures[name] for record in found[-2:])
+    severity = (first - last) / (h.thresholds.evaluation_drop * (abs(first) or 1.0))
+    return Judgement(severity, f"{last:.3g} instead of {first:.3g}")
 
 
-def _pattern(h: History, name: str) -> Standing | None:
+def _pattern(h: History, name: str) -> Judgement | None:
     if not h.known(name):
         return None
     seen = f"found in {h.now(name):.0%} of the responses instead of {h.start(name):.0%}"
-    return Standing(h.rise(name) / h.thresholds.pattern_rise, seen, h.beyond_noise(name))
+    return Judgement(h.rise(name) / h.thresholds.pattern_rise, seen, h.beyond_noise(name))
+
+
+class Rule(NamedTuple):
+    """One kind of alarm."""
+
+    judge: Callable[[History, str], Judgement | None]
+    """What it says of a history under the alarm's name; None where a quantity that it needs is missing."""
+    why: str
+    """Why the alarm matters."""
+    cure: str
+    """What to try."""
+
+
+RULES = {
+    "disagreement": Rule(
+        _disagreement,
+        "The reward models know no responses like these, and the policy may be exploiting an error of theirs.",
+        "Stop before this point, label fresh responses of this policy and train the reward models again, aggregate by "
+        "the minimum or with an uncertainty penalty, or raise kl_coef.",
+    ),
+    "repetition": Rule(
+        _repetition,
+        "The policy has found that saying the same again is rewarded.",
+        "Read some responses; raise kl_coef, add a RepetitionPenalty to the score, or label pairs in which the "
+        "repetitive response loses.",
+    ),
+    "length": Rule(
+        _length,
+        "What looks like progress may be mere length.",
+        "Compare responses of equal length; add a LengthPenalty to the score, or label pairs that the shorter wins.",
+    ),
+    "entropy": Rule(
+        _entropy,
+        "The policy writes nearly the same every time, and does not learn about what it no longer writes.",
+        "Lower the learning rate or the epochs, raise kl_coef, or set a small ent_coef.",
+    ),
+    "kl_high": Rule(
+        _kl_high,
+        "So far from π_ref the reward model judges texts unlike any it was trained on.",
+        "Raise kl_coef, let a controller hold the KL, lower the learning rate, or go back to an earlier policy.",
+    ),
+    "kl_low": Rule(
+        _kl_low,
+        "The policy is still π_ref: nothing is being learned.",
+        "Raise the learning rate or lower kl_coef, and see that scores differ between responses to one prompt.",
+    ),
+    "critic": Rule(
+        _critic,
+        "Advantages are then no better than plain returns, and noisier.",
+        "Raise vf_coef, take larger rollouts, use critic='separate', or an agent without a critic such as TokenRLOO.",
+    ),
+    "missing_eos": Rule(
+        _missing_eos,
+        "Responses run into the length limit, so what is scored is a fragment.",
+        "Set a missing_eos_penalty, raise max_new_tokens, or look whether the score rewards going on.",
+    ),
+    "drift": Rule(
+        _drift,
+        "The responses have become ones that π_ref would hardly write.",
+        "Read the tokens that carry the KL; raise kl_coef, or use an earlier checkpoint.",
+    ),
+    "held_out": Rule(
+        _held_out,
+        "The policy is forgetting how to write texts that it is not rewarded for.",
+        "Raise kl_coef, lower the learning rate, train an adapter (LoRA) instead of all weights, or mix in supervised "
+        "steps.",
+    ),
+    "evaluation": Rule(
+        _evaluation,
+        "A capability that you measure is being lost.",
+        "Raise kl_coef, lower the learning rate, or use the checkpoint before the fall.",
+    ),
+    "pattern": Rule(
+        _pattern,
+        "A way of answering that you watch for is spreading, so it may be what the reward pays for.",
+        "Read responses that match; look at how the reward model scores them against others.",
+    ),
+}
+"""Every kind of alarm; `pattern` and `evaluation` stand for all of their kind."""
+
+
+def rule_of(name: str) -> Rule:
+    """The rule of an alarm: that of `pattern/refusal` is `pattern`."""
+    return RULES[name.partition("/")[0]]

@@ -1,4 +1,4 @@
-"""`RLHFMonitor`: what a practitioner watches while a policy learns, and the alarms, as a Stable-Baselines3 callback."""
+"""`RLHFMonitor`: a Stable-Baselines3 callback that measures every rollout and raises alarms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,24 @@ from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.kl_control import AdaptiveKL, ConstraintKL
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.files import append_jsonl, write_jsonl
 from rlhf_gym.lm.tokens import decode
-from rlhf_gym.monitoring.alarms import Alarm, Alarms, AlarmThresholds, check_names
-from rlhf_gym.monitoring.held_out import HeldOutTexts
-from rlhf_gym.monitoring.measures import Figure, Watched, kl_tokens, measure
-from rlhf_gym.monitoring.records import KLToken, MonitorRecord, append_line, read_records, write_lines
-from rlhf_gym.monitoring.watched import Finished, engines_of, member_scores, rollout_of
+from rlhf_gym.monitoring.alarms import ALARMS, RECORDS, Alarm, Alarms, KLToken, MonitorRecord, read_records
+from rlhf_gym.monitoring.measures import (
+    EpisodeCollector,
+    Figure,
+    HeldOutTexts,
+    ScoredEpisodes,
+    engines_of,
+    kl_tokens,
+    last_rollout,
+    measure,
+    member_scores,
+)
+from rlhf_gym.monitoring.thresholds import AlarmThresholds, check_alarm_names
 from rlhf_gym.preferences import Demonstration
 from rlhf_gym.rewards import LearnedReward
 
-RECORDS, ALARMS = "monitor.jsonl", "alarms.jsonl"
 SHOWN_TOKENS = 10
 """Tokens that a record keeps of those that carry the KL."""
 NOT_SCALAR = ("tensorboard", "csv", "json")
@@ -36,7 +45,7 @@ NOT_SCALAR = ("tensorboard", "csv", "json")
 
 
 class RLHFMonitor(BaseCallback):
-    """Measures every rollout, writes `monitor/…` and `alarm/…` to the agent's logger, and says when something is wrong.
+    """Measures every rollout, writes `monitor/…` and `alarm/…` to the agent's logger, and prints the alarms that fire.
 
         agent.learn(48_000, callback=RLHFMonitor(patterns={"refusal": REFUSAL}, held_out_texts=texts))
 
@@ -51,15 +60,15 @@ class RLHFMonitor(BaseCallback):
         held_out_texts: texts, or demonstrations, whose perplexity under the policy is `monitor/held_out_perplexity`.
         evaluations: functions of the agent by name, higher is better, as `monitor/evaluation/NAME`. They may generate,
             in environments of their own.
-        every: rollouts between two looks at held-out texts and evaluations; the first rollout is looked at.
-        ensemble: reward models whose disagreement is watched where the environment's own reward is no ensemble. They
+        every: rollouts between two measurements of held-out texts and evaluations; the first is at the first rollout.
+        ensemble: reward models whose disagreement is measured where the environment's own reward is no ensemble. They
             read the policy's tokens, or texts, as an environment's reward would.
         n_episodes: stock agents: episodes that make a record; the token agents make one of every rollout.
         thresholds: when alarms fire.
         stop_on: names of alarms that end the training, before the next rollout. A later `learn` with
-            `reset_num_timesteps=False` ends at once while such an alarm still sounds: set `stop_on = ()` to go on.
+            `reset_num_timesteps=False` ends at once while such an alarm lasts: set `stop_on = ()` to go on.
         folder: where `monitor.jsonl` (a line a rollout) and `alarms.jsonl` are kept. A run that is loaded and goes on
-            (`learn(…, reset_num_timesteps=False)`) finds what it was measured by at first there.
+            (`learn(…, reset_num_timesteps=False)`) reads its first rollouts there.
         console: where alarms are printed; the terminal's standard output by default.
         verbose: 0 prints no alarms, 1 does.
     """
@@ -85,8 +94,10 @@ class RLHFMonitor(BaseCallback):
         _check_given(patterns, held_out_texts, evaluations, folder)
         self.patterns = {name: _compiled(name, pattern) for name, pattern in (patterns or {}).items()}
         self.evaluations = dict(evaluations or {})
-        self.stop_on = check_names(stop_on, patterns=self.patterns, evaluations=self.evaluations)
-        self.every, self.ensemble, self.n_episodes = every, ensemble, n_episodes
+        self.stop_on = check_alarm_names(stop_on, patterns=self.patterns, evaluations=self.evaluations)
+        self.every = every
+        self.ensemble = ensemble
+        self.n_episodes = n_episodes
         self.thresholds = thresholds or AlarmThresholds()
         self.folder = None if folder is None else Path(folder)
         self.console = console or Console()
@@ -94,24 +105,24 @@ class RLHFMonitor(BaseCallback):
         self._held_out: HeldOutTexts | None = None
         self._written: list[dict[str, Any]] | None = None  # what alarms.jsonl holds
         self._engines: list[TokenVectorEnv] = []
-        self._finished = Finished()
+        self._collector = EpisodeCollector()
         self._follow([])
 
-    # -- what it knows ----------------------------------------------------------------------------------------------
+    # -- results ----------------------------------------------------------------------------------------------------
 
     @property
     def alarms(self) -> list[Alarm]:
-        """All that have fired, the first one first."""
+        """The alarms that have fired, the first one first."""
         return self._alarms.fired
 
     @property
     def ended_by(self) -> str | None:
-        """The alarm of `stop_on` that ends the training; None while none sounds. One that is over ends nothing."""
-        sounding = (alarm.name for alarm in self.alarms if alarm.until is None)
-        return next((name for name in sounding if name in self.stop_on), None)
+        """The alarm of `stop_on` that ends the training; None while none lasts. One that is over ends nothing."""
+        lasting = (alarm.name for alarm in self.alarms if alarm.until is None)
+        return next((name for name in lasting if name in self.stop_on), None)
 
     def _follow(self, records: Sequence[MonitorRecord]) -> None:
-        """Begin from these records; alarms are a function of them."""
+        """Begin with these records; alarms are a function of them."""
         self.records: list[MonitorRecord] = []
         self._alarms = Alarms(self.thresholds)
         for record in records:
@@ -121,23 +132,24 @@ class RLHFMonitor(BaseCallback):
     # -- SB3's hooks ------------------------------------------------------------------------------------------------
 
     def _on_training_start(self) -> None:
-        self._engines, self._finished = engines_of(self.training_env), Finished()
+        self._engines = engines_of(self.training_env)
+        self._collector = EpisodeCollector()
         self._held_out = self._read_texts() if len(self._texts) else None
         known = self.records
         if self.folder is not None and not known:
             known = read_records(self.folder / RECORDS)
         self._follow([record for record in known if record.tokens <= self.num_timesteps])
         if self.folder is not None:
-            write_lines(self.folder / RECORDS, [record.to_json() for record in self.records])
+            write_jsonl(self.folder / RECORDS, [asdict(record) for record in self.records])
             self._write_alarms()
         if self.ended_by is not None and self.verbose:
             self.console.print(
-                f"{self.ended_by} still sounds, and is in stop_on: training ends at once", markup=False, soft_wrap=True
+                f"{self.ended_by} still lasts, and is in stop_on: training ends at once", markup=False, soft_wrap=True
             )
 
     def _on_step(self) -> bool:
         if not isinstance(self.model, TokenAlgorithm):
-            self._finished.add(self._engines)
+            self._collector.add(self._engines)
         return self.ended_by is None
 
     def _on_rollout_end(self) -> None:
@@ -146,7 +158,7 @@ class RLHFMonitor(BaseCallback):
         ready = isinstance(self.model, TokenAlgorithm) or seen is not None
         figures = {} if seen is None else self._measure(seen)
         if ready and len(self.records) % self.every == 0:
-            figures |= self._look_at_anchors()
+            figures |= self._measure_abilities()
         if not figures:
             return
         record = self._record(figures, seen)
@@ -154,7 +166,7 @@ class RLHFMonitor(BaseCallback):
         news = self._alarms.update(record)
         self._log(record)
         if self.folder is not None:
-            append_line(self.folder / RECORDS, record.to_json())
+            append_jsonl(self.folder / RECORDS, asdict(record))
             self._write_alarms()
         for alarm in news if self.verbose else ():
             self.console.print(Text.assemble(("alarm  ", "bold red"), alarm.text))
@@ -162,31 +174,32 @@ class RLHFMonitor(BaseCallback):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _take(self) -> Watched | None:
+    def _take(self) -> ScoredEpisodes | None:
         """The rollout's episodes; None where there are none, or not yet enough of them."""
         if isinstance(self.model, TokenAlgorithm):
-            return rollout_of(self.model)
-        self._finished.add_rollout(self.model)
-        if len(self._finished) < self.n_episodes:
+            return last_rollout(self.model)
+        self._collector.add_rollout(self.model)
+        if len(self._collector) < self.n_episodes:
             return None
-        finished, self._finished = self._finished, Finished()
-        return finished.watched(self._engines[0])
+        seen = self._collector.scored_episodes(self._engines[0])
+        self._collector = EpisodeCollector()
+        return seen
 
-    def _measure(self, seen: Watched) -> dict[str, Figure]:
+    def _measure(self, seen: ScoredEpisodes) -> dict[str, Figure]:
         engine = self._engines[0]
         if self.ensemble is not None and (seen.member_scores is None or len(seen.member_scores) == 1):
             seen = seen._replace(member_scores=member_scores(self.ensemble, engine, seen.episodes))
         texts = decode(engine.tokenizer, [e.response_ids.tolist() for e in seen.episodes]) if self.patterns else []
         return measure(seen, texts, self.patterns)
 
-    def _look_at_anchors(self) -> dict[str, Figure]:
-        """Perplexity on held-out texts, and the user's own evaluations; whatever they draw, training draws the same."""
+    def _measure_abilities(self) -> dict[str, Figure]:
+        """Perplexity on held-out texts, and the user's evaluations; training's random numbers stay as they were."""
         found = {}
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             if self._held_out is not None:
                 assert isinstance(self.model.policy, LMActorCriticPolicy)
                 perplexity = self._held_out.perplexity(self.model.policy.parts)
-                if math.isfinite(perplexity):  # as of all figures, what is no number is left out
+                if math.isfinite(perplexity):  # figures that are not finite are left out
                     found["held_out_perplexity"] = Figure(perplexity)
             for name, evaluate in self.evaluations.items():
                 value = _number(name, evaluate(self.model))
@@ -194,8 +207,9 @@ class RLHFMonitor(BaseCallback):
                     found[f"evaluation/{name}"] = Figure(value)
         return found
 
-    def _record(self, figures: dict[str, Figure], seen: Watched | None) -> MonitorRecord:
-        engine, top = self._engines[0], () if seen is None else kl_tokens(seen)[:SHOWN_TOKENS]
+    def _record(self, figures: dict[str, Figure], seen: ScoredEpisodes | None) -> MonitorRecord:
+        engine = self._engines[0]
+        top = () if seen is None else kl_tokens(seen)[:SHOWN_TOKENS]
         texts = engine.tokenizer.convert_ids_to_tokens([part.token for part in top])
         count = 1 if seen is None else len(seen.episodes)
         return MonitorRecord(
@@ -231,9 +245,9 @@ class RLHFMonitor(BaseCallback):
 
     def _write_alarms(self) -> None:
         assert self.folder is not None
-        lines = [alarm.to_json() for alarm in self.alarms]
+        lines = [asdict(alarm) for alarm in self.alarms]
         if lines != self._written:
-            write_lines(self.folder / ALARMS, lines)
+            write_jsonl(self.folder / ALARMS, lines)
             self._written = lines
 
     def _read_texts(self) -> HeldOutTexts:
@@ -251,11 +265,7 @@ def _compiled(name: str, pattern: str) -> re.Pattern[str]:
 
 
 def _check_given(patterns: object, held_out_texts: object, evaluations: object, folder: str | Path | None) -> None:
-    """What was given is of the kinds expected.
-
-    Raises:
-        TypeError, NotADirectoryError: saying what was expected, and what came.
-    """
+    """Refuse arguments of a wrong kind: a TypeError, or a NotADirectoryError for a file as the folder."""
     for what, given in (("patterns", patterns), ("evaluations", evaluations)):
         if given is not None and not isinstance(given, Mapping):
             raise TypeError(f"expected {what} by name, as in {{'name': …}}, got {type(given).__name__}")
@@ -265,11 +275,10 @@ def _check_given(patterns: object, held_out_texts: object, evaluations: object, 
     if isinstance(held_out_texts, str):
         raise TypeError(f"expected a sequence of held_out_texts, got one text: {held_out_texts!r:.80}")
     if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
-        raise NotADirectoryError(f"expected a folder for what is seen, got the file {folder}")
+        raise NotADirectoryError(f"expected a folder for the records, got the file {folder}")
 
 
 def _number(name: str, value: object) -> float:
-    """What a user's evaluation returned."""
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_gym.files import write_json
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.pipeline.annotate import annotate
@@ -34,7 +35,6 @@ from rlhf_gym.preferences.pairing import score_differences
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.runs.folder import METRICS_FILE
 from rlhf_gym.training import accuracy_by_name, score_pairs
-from rlhf_gym.training.folder import write_json
 
 EDITS: dict[str, Edit] = {"repetition": repeat, "padding": insert, "praise": insert, "shuffle": shuffle}
 WITHOUT_KL = "without_kl"

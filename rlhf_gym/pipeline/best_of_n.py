@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
+from rlhf_gym.files import write_json
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.runs.records import BEST_OF_N
-from rlhf_gym.training.folder import write_json
 
 
 def measure_best_of_n(run: Run, sft: PreTrainedModel, reward: LearnedReward, prompts: Sequence[str]) -> None:

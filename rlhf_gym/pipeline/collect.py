@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from rlhf_gym.files import write_jsonl
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.candidates import draw_candidates
 from rlhf_gym.pipeline.preparation import Run
@@ -22,7 +23,6 @@ from rlhf_gym.preferences import (
     split_by_prompt,
     write_preferences,
 )
-from rlhf_gym.runs.records import write_jsonl
 
 Record = TypeVar("Record", Candidate, Preference)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from rlhf_gym.files import write_jsonl
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.lm.tokens import token_texts
@@ -18,7 +19,6 @@ from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import Samples, distinct_2, draw, gold_scores, log_probs, proxy_scores
 from rlhf_gym.rewards import LearnedReward
-from rlhf_gym.runs.records import write_jsonl
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.agents import TokenAlgorithm
+from rlhf_gym.files import write_jsonl
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.monitoring import inspect_episodes
@@ -15,7 +16,7 @@ from rlhf_gym.monitoring.inspection import make_episodes
 from rlhf_gym.pipeline.evaluate import heldout_prompts
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import draw
-from rlhf_gym.runs.records import VIEWS, write_jsonl
+from rlhf_gym.runs.records import VIEWS
 
 
 def keep_views(run: Run, agent: TokenAlgorithm, folder: Path) -> None:

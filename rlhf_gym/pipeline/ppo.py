@@ -26,6 +26,7 @@ from rlhf_gym.agents import (
     TokenRLOO,
 )
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.files import read_json, write_json
 from rlhf_gym.lm import LoRA, Shared, load_causal_lm
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.inspection import keep_views
@@ -36,10 +37,9 @@ from rlhf_gym.pipeline.restraints import how_stopped, pretraining_mix, stop_on_k
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import ScoreError
 from rlhf_gym.runs.agent_config import PPOConfig
-from rlhf_gym.runs.folder import METRICS_FILE, StageName, read_json
+from rlhf_gym.runs.folder import METRICS_FILE, StageName
 from rlhf_gym.runs.records import ITERATIONS, iterations
 from rlhf_gym.runs.summaries import alarm_line
-from rlhf_gym.training.folder import write_json
 
 CHECKPOINT = "checkpoint.zip"
 AGENTS: dict[str, type[TokenAlgorithm]] = {

@@ -11,12 +11,13 @@ import torch
 from rich.console import Console
 from transformers import AutoConfig, PreTrainedConfig
 
+from rlhf_gym.files import read_json
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import check_model_source, load_causal_lm
 from rlhf_gym.lm.lora import check_peft, has_adapter
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts
-from rlhf_gym.monitoring.held_out import HeldOutTexts
+from rlhf_gym.monitoring.measures import HeldOutTexts
 from rlhf_gym.pipeline.restraints import ptx_texts
 from rlhf_gym.pipeline.web_labeler import check_page
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, read_texts, split_by_prompt
@@ -29,7 +30,7 @@ from rlhf_gym.rewards import (
     load_reward,
 )
 from rlhf_gym.runs.config import RunConfig, TaskConfig, is_source_name
-from rlhf_gym.runs.folder import RunFolder, StageName, absolute, check_folder, read_json
+from rlhf_gym.runs.folder import RunFolder, StageName, absolute, check_folder
 from rlhf_gym.tasks import Task, files_task, labelled_text_task, reviews_task
 from rlhf_gym.tasks.reviews import review_perplexity
 from rlhf_gym.training.data import check_rows, demonstration_rows

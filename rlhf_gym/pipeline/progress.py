@@ -14,9 +14,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
 from rlhf_gym.agents import TokenAlgorithm
+from rlhf_gym.files import read_jsonl, write_jsonl
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.rewards import RewardFunction, check_scores
-from rlhf_gym.runs.records import read_jsonl, write_jsonl
 
 
 class IterationLog(KVWriter):
@@ -28,7 +28,7 @@ class IterationLog(KVWriter):
     """
 
     def __init__(self, path: Path, *, tokens: int) -> None:
-        kept = [record for record in read_jsonl(path) if record["tokens"] <= tokens] if path.is_file() else []
+        kept = [record for record in read_jsonl(path) if record["tokens"] <= tokens]
         write_jsonl(path, kept)
         self.path, self.iteration = path, len(kept)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlhf_gym.files import write_json
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.collect import PREFERENCES, all_preferences
 from rlhf_gym.pipeline.preparation import NORMALIZERS, Run
@@ -28,7 +29,6 @@ from rlhf_gym.training import (
     score_pairs,
     train_reward_model,
 )
-from rlhf_gym.training.folder import write_json
 
 ADVICE = "A smaller --reward.learning-rate (ten times, say) and gradients held by --reward.max-grad-norm 1 are the cure"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rlhf_gym.monitoring.monitor import ALARMS
+from rlhf_gym.files import read_jsonl
+from rlhf_gym.monitoring.alarms import ALARMS
 from rlhf_gym.report.compare import anchor, kind_of
 from rlhf_gym.report.making import stage_facts
 from rlhf_gym.report.parts import typeset
 from rlhf_gym.report.run import ReportRun
-from rlhf_gym.runs.records import read_jsonl
 
 
 def read_alarms(run: ReportRun) -> list[dict[str, Any]]:
@@ -25,8 +25,7 @@ def read_alarms(run: ReportRun) -> list[dict[str, Any]]:
         for kind in ("ppo", "unleashed"):
             for seed in run.seeds:
                 path = run.folder.seed("unleashed" if kind == "unleashed" else "ppo", round, seed) / ALARMS
-                if path.is_file():
-                    found += [alarm | {"kind": kind, "seed": seed, "round": round} for alarm in read_jsonl(path)]
+                found += [alarm | {"kind": kind, "seed": seed, "round": round} for alarm in read_jsonl(path)]
     return found
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from html import escape
 
+from rlhf_gym.files import read_json
 from rlhf_gym.report.parts import typeset
 from rlhf_gym.report.run import ReportRun
-from rlhf_gym.runs.folder import CONFIG_FILE, StageName, read_json
+from rlhf_gym.runs.folder import CONFIG_FILE, StageName
 from rlhf_gym.runs.summaries import (
     collect_line,
     duration,

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.monitoring.monitor import RECORDS
-from rlhf_gym.monitoring.records import KLToken, MonitorRecord, read_records
+from rlhf_gym.monitoring.alarms import RECORDS, KLToken, MonitorRecord, read_records
 from rlhf_gym.report.alarms import read_alarms
 from rlhf_gym.report.charts import Chart, Mark
 from rlhf_gym.report.figures import NAMES, Histories, training_chart

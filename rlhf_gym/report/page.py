@@ -5,12 +5,12 @@ A page is made of sections, functions from a run (or several) to HTML: a new one
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 
+from rlhf_gym.files import write_text
 from rlhf_gym.report.alarms import about_section
 from rlhf_gym.report.compare import (
     check_runs,
@@ -97,8 +97,5 @@ def write_page(path: Path, *, title: str, body: str) -> Path:
         js=(HERE / "report.js").read_text(),
         body=body,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, page)
     return path

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from rlhf_gym.envs import EpisodeView
 from rlhf_gym.envs.view import scales, signed
+from rlhf_gym.files import read_jsonl
 from rlhf_gym.report.parts import typeset
 from rlhf_gym.runs.folder import RunFolder
-from rlhf_gym.runs.records import read_jsonl, read_views
+from rlhf_gym.runs.records import read_views
 
 SHADES = {
     "KL": ("log π − log π_ref of each token: what the policy has come to prefer, what it avoids", "less likely",
@@ -66,7 +67,7 @@ def evaluated_tokens(folder: RunFolder, name: str) -> list[Pair]:
             record["prompt"], _from_tokens(record["prompt"], record["before"]),
             _from_tokens(record["prompt"], record["after"]),
         )
-        for record in (read_jsonl(path) if path.is_file() else ())
+        for record in read_jsonl(path)
     ]  # fmt: skip
 
 

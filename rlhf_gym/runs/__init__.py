@@ -1,5 +1,6 @@
 """A run as it lies on the disk: its settings and its folder."""
 
+from rlhf_gym.files import read_jsonl
 from rlhf_gym.runs.agent_config import PPOConfig
 from rlhf_gym.runs.config import (
     CollectConfig,
@@ -11,7 +12,7 @@ from rlhf_gym.runs.config import (
 )
 from rlhf_gym.runs.folder import RunFolder, StageName
 from rlhf_gym.runs.monitor_config import MonitorConfig
-from rlhf_gym.runs.records import doublings, iterations, read_jsonl
+from rlhf_gym.runs.records import doublings, iterations
 from rlhf_gym.runs.summaries import count
 
 __all__ = [

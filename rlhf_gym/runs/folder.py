@@ -30,8 +30,8 @@ from typing import Any, Literal, TypeVar
 from filelock import FileLock, Timeout
 
 from rlhf_gym import __version__
+from rlhf_gym.files import read_json, write_json
 from rlhf_gym.runs.config import RunConfig, is_source_name
-from rlhf_gym.training.folder import write_json
 
 StageName = Literal["pretrain", "sft", "collect", "reward", "ppo", "unleashed", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = typing.get_args(StageName)
@@ -258,20 +258,6 @@ def _absolute_source(source: str) -> str:
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> Any:
-    """The contents of a JSON file; None where there is none.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {path}, but: {error}") from error
 
 
 def to_json(config: Any) -> dict[str, Any]:

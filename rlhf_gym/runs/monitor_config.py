@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhf_gym.monitoring.alarms import AlarmThresholds, check_names
-from rlhf_gym.monitoring.measures import REFUSAL
+from rlhf_gym.monitoring.thresholds import REFUSAL, AlarmThresholds, check_alarm_names
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class MonitorConfig:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"expected each pattern under a name of its own, got {twice[0]!r} twice")
-        check_names(self.stop_on, patterns=self.by_name, evaluations=())
+        check_alarm_names(self.stop_on, patterns=self.by_name, evaluations=())
 
     @property
     def by_name(self) -> dict[str, str]:

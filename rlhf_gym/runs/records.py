@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhf_gym.envs import EpisodeView
+from rlhf_gym.files import read_json, read_jsonl
 from rlhf_gym.functional import OveroptimizationFit, best_of_n_estimate, best_of_n_kl, fit_best_of_n
-from rlhf_gym.runs.folder import RunFolder, read_json
+from rlhf_gym.runs.folder import RunFolder
 
 ITERATIONS = "metrics.jsonl"
 """In a seed's folder: what was logged, a line an iteration."""
@@ -23,26 +21,9 @@ BEST_OF_N = "best_of_n.json"
 """In the evaluation's folder: r_φ and gold of each of N SFT responses to each prompt."""
 
 
-def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    os.replace(partial, path)
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """What `write_jsonl` wrote; a last line that was cut off is left out."""
-    with path.open(newline="\n") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
-
-
 def iterations(folder: Path) -> list[dict[str, Any]]:
     """What was logged of one PPO run, a record an iteration."""
-    path = folder / ITERATIONS
-    return list(read_jsonl(path)) if path.is_file() else []
+    return list(read_jsonl(folder / ITERATIONS))
 
 
 class JudgedView(NamedTuple):
@@ -77,8 +58,7 @@ class SampleViews(NamedTuple):
 
 def read_views(folder: Path) -> list[SampleViews]:
     """What `keep_views` left in a seed's folder; empty where there is nothing."""
-    path = folder / VIEWS
-    return [SampleViews.from_record(record) for record in read_jsonl(path)] if path.is_file() else []
+    return [SampleViews.from_record(record) for record in read_jsonl(folder / VIEWS)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rlhf_gym.files import write_json
+
 RUN_FILE, HISTORY_FILE, METRICS_FILE = "training.json", "history.json", "metrics.json"
 CHECKPOINT, STAGING = "checkpoint.safetensors", "unfinished"
 
@@ -71,13 +73,6 @@ def close_folder(folder: Path, history: list[dict[str, Any]], metrics: dict[str,
 def read_metrics(folder: Path) -> dict[str, Any]:
     """What `close_folder` wrote."""
     return json.loads((folder / METRICS_FILE).read_text())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write all of it or nothing."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def _clear(folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from comparisons.places import PLACES, PlaceName
-from rlhf_gym.runs.records import read_jsonl
+from rlhf_gym.files import read_jsonl
 
 
 @dataclass(frozen=True)

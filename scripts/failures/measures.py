@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_gym.files import read_jsonl
 from rlhf_gym.pipeline.comparison import mean_with_error
 from rlhf_gym.report.charts import smooth
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.folder import StageName
-from rlhf_gym.runs.records import iterations, read_jsonl
+from rlhf_gym.runs.records import iterations
 from rlhf_gym.tasks.reviews_gold import reviews_gold
 from rlhf_gym.training import EditProbe, probe_edits
 

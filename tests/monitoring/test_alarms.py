@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -15,9 +16,8 @@ from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import Shared
 from rlhf_gym.monitoring import AlarmThresholds, RLHFMonitor
-from rlhf_gym.monitoring.alarm_words import WORDS
-from rlhf_gym.monitoring.alarms import Alarm, Alarms, History, alarms_of, standings
-from rlhf_gym.monitoring.records import MonitorRecord
+from rlhf_gym.monitoring.alarms import RULES, Alarm, Alarms, History, MonitorRecord, alarms_of, judgements
+from rlhf_gym.monitoring.thresholds import ALARM_NAMES
 from rlhf_gym.rewards import RewardEnsemble
 from tests import tiny
 from tests.toy import PROMPTS
@@ -55,7 +55,7 @@ def test_a_steady_history_is_silent_and_every_rule_watches():
     for record in history(*[{}] * 30):
         assert alarms.update(record) == []
     assert alarms.fired == [] and not any(alarms.states.values())
-    expected = {name for name in WORDS if name not in ("pattern", "evaluation")} | {
+    expected = {name for name in RULES if name not in ("pattern", "evaluation")} | {
         "pattern/refusal",
         "evaluation/quiz",
     }
@@ -121,8 +121,8 @@ def test_what_an_alarm_says():
         "40% of a response's pairs of tokens are repeats instead of 5% while the score went from +0.00 to +1.00"
     )
     assert alarm.text.startswith("repetition, after 500 tokens: 40% of") and alarm.cure in alarm.text
-    assert Alarm(**alarm.to_json()) == alarm
-    for name, (why, cure) in WORDS.items():
+    assert Alarm(**asdict(alarm)) == alarm
+    for name, (_, why, cure) in RULES.items():
         assert why.endswith(".") and cure.endswith(".") and len(why) + len(cure) < 300, name
 
 
@@ -148,9 +148,9 @@ def test_a_critic_is_given_time():
 
 def test_a_rule_without_what_it_needs_is_not_there():
     bare = [MonitorRecord(i, i, {"score": 0.0, "score_std": 1.0}) for i in range(9)]
-    assert standings(History(bare, AlarmThresholds())) == {}
+    assert judgements(History(bare, AlarmThresholds())) == {}
     early = history(start=4)
-    assert not standings(History(early, AlarmThresholds())).keys() - {"held_out", "evaluation/quiz"}
+    assert not judgements(History(early, AlarmThresholds())).keys() - {"held_out", "evaluation/quiz"}
 
 
 @pytest.mark.parametrize(
@@ -316,3 +316,37 @@ def test_an_alarm_may_end_training_and_does_so_again_after_resuming(tmp_path):
     again = RLHFMonitor(verbose=0, folder=tmp_path, stop_on=("missing_eos", "length"))
     model.learn(100_000, callback=again, reset_num_timesteps=False)
     assert model.num_timesteps == first.tokens and again.alarms == monitor.alarms
+
+
+# -- thresholds --------------------------------------------------------------------------------------------------------
+
+
+def test_thresholds_are_read_from_json(tmp_path):
+    file = tmp_path / "thresholds.json"
+    file.write_text('{"kl_high": 8, "window": 5, "length_factor": 1.2}')
+    assert AlarmThresholds.read(file) == AlarmThresholds(kl_high=8, window=5, length_factor=1.2)
+    assert AlarmThresholds.from_json({"kl_high": None}) == AlarmThresholds()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"kl_hihg": 8}', "expected thresholds among baseline, .*, got kl_hihg"),
+        ('{"window": 2.5}', "expected a whole number as window, got 2.5"),
+        ('{"noise": "4"}', "expected a number as noise, got '4'"),
+        ('{"noise": null}', "expected a number as noise, got None"),
+        ('{"kl_share": true}', "expected a number as kl_share, got True"),
+        ('{"drift_factor": 1}', "expected drift_factor > 1, got 1"),
+        ("[1]", r"expected a JSON object of thresholds, got \[1\]"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_wrong_thresholds_are_named_with_their_file(tmp_path, text, message):
+    file = tmp_path / "thresholds.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"thresholds.json: {message}"):
+        AlarmThresholds.read(file)
+
+
+def test_every_named_alarm_has_a_rule():
+    assert {*ALARM_NAMES, "pattern", "evaluation"} == RULES.keys()

@@ -24,10 +24,9 @@ from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.monitoring import RLHFMonitor
-from rlhf_gym.monitoring.alarm_words import WORDS
-from rlhf_gym.monitoring.held_out import HeldOutTexts
-from rlhf_gym.monitoring.measures import REFUSAL, Watched, kl_tokens, mean, measure, ratio, share
-from rlhf_gym.monitoring.records import read_records
+from rlhf_gym.monitoring.alarms import RULES, read_records
+from rlhf_gym.monitoring.measures import HeldOutTexts, ScoredEpisodes, kl_tokens, mean, measure, ratio, share
+from rlhf_gym.monitoring.thresholds import REFUSAL
 from rlhf_gym.preferences import Demonstration
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
 from tests import tiny
@@ -62,7 +61,7 @@ def ensemble():
 
 def test_every_measure_by_hand():
     episodes = [episode(0, [3, 4], [5, 6, 5, 6]), episode(1, [3], [7, 1]), episode(2, [3], [5, 6], "length")]
-    seen = Watched(
+    seen = ScoredEpisodes(
         episodes,
         np.array([4.0, 1.0, 1.0]),
         [np.array([-1.0, -0.5, -0.5, -1.0]), np.array([-1.0, -2.0]), np.array([-1.0, -1.0])],
@@ -109,9 +108,9 @@ def test_errors_of_means_shares_and_ratios():
 
 def test_a_constant_has_no_correlation_and_an_unattached_policy_no_kl():
     episodes = [episode(0, [3], [5, 6]), episode(1, [3], [7, 1])]
-    figures = measure(Watched(episodes, np.array([1.0, 2.0]), None, None, None, None), ["", ""], {})
+    figures = measure(ScoredEpisodes(episodes, np.array([1.0, 2.0]), None, None, None, None), ["", ""], {})
     assert not figures.keys() & {"score_length_correlation", "kl", "entropy", "ref_perplexity", "disagreement"}
-    assert kl_tokens(Watched(episodes, np.zeros(2), None, None, None, None)) == []
+    assert kl_tokens(ScoredEpisodes(episodes, np.zeros(2), None, None, None, None)) == []
 
 
 @pytest.mark.parametrize("text", ["I can't do that", "I cannot", "I’m sorry", "I am unable to", "As an AI I …"])
@@ -375,7 +374,7 @@ def test_an_alarm_ends_training_while_it_sounds_and_no_longer():
     monitor.verbose = 1
     agent.learn(60, callback=monitor, reset_num_timesteps=False)
     assert agent.num_timesteps == ended, "it sounds still"
-    assert f"{name} still sounds, and is in stop_on: training ends at once" in out.getvalue()
+    assert f"{name} still lasts, and is in stop_on: training ends at once" in out.getvalue()
     monitor.verbose, monitor.stop_on = 0, ()
     while monitor.alarms[-1].until is None:
         agent.learn(20, callback=monitor, reset_num_timesteps=False)
@@ -387,7 +386,7 @@ def test_an_alarm_ends_training_while_it_sounds_and_no_longer():
 
 def test_a_perplexity_beyond_what_a_float_holds_is_left_out():
     episodes, far = [episode(0, [3], [5, 6])], [np.full(2, -800.0)]
-    seen = Watched(episodes, np.array([1.0]), [np.full(2, -1.0)], far, None, None)
+    seen = ScoredEpisodes(episodes, np.array([1.0]), [np.full(2, -1.0)], far, None, None)
     found = measure(seen, [""], {})
     assert "ref_perplexity" not in found and found["kl"].value == 1598
     texts = HeldOutTexts(["the film is good"], tiny.tiny_tokenizer(), None)
@@ -424,7 +423,7 @@ def test_the_pages_snippets_run(tmp_path, monkeypatch, capsys):
         exec(compile(block, "docs/monitoring.md", "exec"), {})
     assert (tmp_path / "watched" / "monitor.jsonl").is_file()
     assert len(capsys.readouterr().out.splitlines()) >= 2
-    for name in (*WORDS, *(f"`{field}" for field in ("monitor.jsonl", "alarms.jsonl"))):
+    for name in (*RULES, *(f"`{field}" for field in ("monitor.jsonl", "alarms.jsonl"))):
         assert name in page, name
 
 
@@ -432,7 +431,7 @@ def test_every_name_is_defined_once():
     page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
     episodes = [episode(0, [3], [5, 6]), episode(1, [3, 4], [7, 1, 5])]
     rows = [np.full(2, -1.0), np.full(3, -0.5)]
-    seen = Watched(episodes, np.array([1.0, 2.0]), rows, rows, np.ones((2, 2)), 0.5)
+    seen = ScoredEpisodes(episodes, np.array([1.0, 2.0]), rows, rows, np.ones((2, 2)), 0.5)
     for name in [*measure(seen, ["", ""], {}), "held_out_perplexity", "kl_tokens"]:
         assert len(re.findall(rf"^\| .*`monitor/{name}`.* \| ", page, flags=re.MULTILINE)) == 1, name
 

@@ -13,6 +13,7 @@ import pytest
 from rlhf_gym.agents import DPO, TokenAlgorithm
 from rlhf_gym.cli.commands import parse
 from rlhf_gym.envs import ClipScore, LengthPenalty, NormalizeScore
+from rlhf_gym.files import read_jsonl
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import prepare, run
@@ -20,7 +21,6 @@ from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.ppo import AGENTS, make_agent, make_env, preferences
 from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder
 from rlhf_gym.runs.agent_config import AgentName
-from rlhf_gym.runs.records import read_jsonl
 from tests.run_folders import read_page
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_gym.files import read_jsonl
 from rlhf_gym.lm.generation import generate, token_log_probs
 from rlhf_gym.lm.tokens import pad_responses
 from rlhf_gym.pipeline import prepare
@@ -23,7 +24,6 @@ from rlhf_gym.pipeline.selection import member_deltas
 from rlhf_gym.preferences import Candidate, CandidatePair, read_preferences
 from rlhf_gym.rewards import RewardModel
 from rlhf_gym.runs import CollectConfig, RunConfig, RunFolder
-from rlhf_gym.runs.records import read_jsonl
 from rlhf_gym.runs.summaries import collect_line
 from tests.tiny import tiny_gpt2, tiny_tokenizer
 from tests.tiny_runs import quiet, save_model, tiny_config, tiny_task

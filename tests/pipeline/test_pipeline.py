@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlhf_gym.files import read_json, read_jsonl
 from rlhf_gym.lm import load_causal_lm, load_tokenizer
 from rlhf_gym.pipeline import prepare, run
 from rlhf_gym.pipeline.collect import all_preferences
@@ -19,8 +20,6 @@ from rlhf_gym.pipeline.stages import Interrupted, check_inputs
 from rlhf_gym.preferences import read_preferences
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
 from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder
-from rlhf_gym.runs.folder import read_json
-from rlhf_gym.runs.records import read_jsonl
 from rlhf_gym.training import RewardModelingConfig
 from tests.tiny_runs import PROMPTS, quiet, said, save_model, tiny_config, tiny_task
 

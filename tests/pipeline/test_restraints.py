@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from rlhf_gym.cli.commands import parse
+from rlhf_gym.files import read_json
 from rlhf_gym.pipeline import prepare, run
 from rlhf_gym.pipeline.ppo import kl_controller
 from rlhf_gym.pipeline.restraints import stop_on_kl
 from rlhf_gym.preferences import read_texts
 from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder
-from rlhf_gym.runs.folder import METRICS_FILE, read_json
+from rlhf_gym.runs.folder import METRICS_FILE
 from rlhf_gym.runs.records import iterations
 from rlhf_gym.runs.summaries import ppo_line
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task

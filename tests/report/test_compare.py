@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.cli import main
+from rlhf_gym.files import read_jsonl, write_json, write_jsonl
 from rlhf_gym.report import write_report
 from rlhf_gym.runs import RunConfig, RunFolder, TaskConfig
 from rlhf_gym.runs.folder import CONFIG_FILE, to_json
-from rlhf_gym.runs.records import read_jsonl, write_jsonl
-from rlhf_gym.training.folder import write_json
 from tests.report.test_report import EVIL, Page
 from tests.run_folders import made_up_run
 

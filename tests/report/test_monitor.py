@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
-from rlhf_gym.monitoring.alarms import alarms_of
-from rlhf_gym.monitoring.records import KLToken, MonitorRecord, write_lines
+from rlhf_gym.files import read_jsonl, write_jsonl
+from rlhf_gym.monitoring.alarms import KLToken, MonitorRecord, alarms_of
 from rlhf_gym.report import write_report
 from rlhf_gym.report.monitor import monitor_section
 from rlhf_gym.report.run import read_run
 from rlhf_gym.runs import RunFolder
-from rlhf_gym.runs.records import read_jsonl, write_jsonl
 from tests.report.test_report import EVIL, Page
 from tests.run_folders import made_up_run, read_page
 
@@ -30,8 +30,8 @@ def watched(folder: RunFolder, *, drifts: bool = True) -> RunFolder:
                 records.append(MonitorRecord(i + 1, row["tokens"], figures, kl_tokens=tokens))
                 row |= {f"monitor/{name}": value for name, value in figures.items()}
             write_jsonl(place / "metrics.jsonl", rows)
-            write_lines(place / "monitor.jsonl", [record.to_json() for record in records])
-            write_lines(place / "alarms.jsonl", [alarm.to_json() for alarm in alarms_of(records)])
+            write_jsonl(place / "monitor.jsonl", [asdict(record) for record in records])
+            write_jsonl(place / "alarms.jsonl", [asdict(alarm) for alarm in alarms_of(records)])
     return folder
 
 

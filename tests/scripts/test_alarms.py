@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from rlhf_gym.monitoring.records import MonitorRecord, write_lines
+from rlhf_gym.files import write_jsonl
+from rlhf_gym.monitoring.alarms import MonitorRecord
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import alarms
@@ -17,7 +19,7 @@ def kept(folder: Path, cut_off: float) -> Path:
     """Records of a run whose responses are cut off more and more."""
     errors = {"missing_eos": 0.01}
     records = [MonitorRecord(i + 1, 1000 * (i + 1), {"missing_eos": cut_off * i / 9}, errors) for i in range(10)]
-    write_lines(folder / "monitor.jsonl", [record.to_json() for record in records])
+    write_jsonl(folder / "monitor.jsonl", [asdict(record) for record in records])
     return folder
 
 

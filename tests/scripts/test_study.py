@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_gym.files import write_jsonl
 from rlhf_gym.runs import RunFolder
-from rlhf_gym.runs.records import write_jsonl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import study
