@@ -8,7 +8,7 @@ One factor at a time around a base (a reward model of 114k weights, 2,000 prefer
 size of the reward model, the number of preferences, and the share of flipped ones. For each arm and seed a reward model
 is trained on pairs of SFT responses that a simulated annotator compares, PPO maximises it without KL penalty, and the
 best of n SFT responses are chosen by it. Gold, which neither sees, judges both, over √KL, as in Gao, Schulman & Hilton
-2022 (arXiv 2210.10760). Their curves d(α − β log d) and d(α − βd) are fitted, with 95 % intervals over seeds.
+2022 (arXiv 2210.10760). Their curves d(α − b log d) and d(α − bd) are fitted, with 95 % intervals over seeds.
 
 Every arm and seed leaves a file, so that an interrupted sweep goes on. Left out: policies of other sizes, KL penalties,
 and reward models trained to the end of their learning curve: all get three passes over their preferences.
@@ -383,7 +383,7 @@ def markdown(found: dict[Factor, list[Outcome]]) -> str:
     """A table for each factor, one of the best of n, and one of the trends."""
     parts = []
     for factor, outcomes in found.items():
-        head = [TITLES[factor], "r_φ right, %", "α", "β", "peak at √KL", "gold there", "gold at the end"]
+        head = [TITLES[factor], "r_φ right, %", "α", "b", "peak at √KL", "gold there", "gold at the end"]
         rows = []
         for outcome in outcomes:
             right = spread([100 * run["accuracy"] for run in outcome.runs], ".1f")
@@ -392,13 +392,13 @@ def markdown(found: dict[Factor, list[Outcome]]) -> str:
         parts.append(markdown_table(head, rows))
     by_arm = {outcome.arm: outcome for outcomes in found.values() for outcome in outcomes}
     largest = max(outcome.runs[0]["best_of_n"]["n"][-1] for outcome in by_arm.values())
-    parts.append(f"Best of n, the same reward models, d(α − βd), n up to {largest}:")
+    parts.append(f"Best of n, the same reward models, d(α − bd), n up to {largest}:")
     rows = []
     for arm, outcome in by_arm.items():
         name = f"{outcome.level('size')}, {arm.labels:,} labels, {arm.noise:g} flipped"
         last = spread([float(points(run, "best_of_n").gold[-1]) for run in outcome.runs])
         rows.append([name, *fit_cells(outcome, "best_of_n"), last])
-    parts.append(markdown_table(["arm", "α", "β", "peak at √KL", "gold there", "gold at the largest n"], rows))
+    parts.append(markdown_table(["arm", "α", "b", "peak at √KL", "gold there", "gold at the largest n"], rows))
     head = ["as r_φ gets …", "peak at √KL, fitted", "gold there", "highest gold seen at √KL", "gold there"]
     parts.append(markdown_table(head, [trend_row(*item) for item in found.items() if len(item[1]) > 1]))
     return "\n\n".join(parts) + "\n"
@@ -417,11 +417,11 @@ def trend_row(factor: Factor, outcomes: list[Outcome]) -> list[str]:
 
 
 def fit_cells(outcome: Outcome, way: Way) -> list[str]:
-    """α, β, where the curve peaks and how high, each with its 95 % interval; no peak beyond what was measured."""
+    """α, b, where the curve peaks and how high, each with its 95 % interval; no peak beyond what was measured."""
     fitted = outcome.fit(way)
     reach = outcome.reach(way)
     a, b = fitted.intervals()
-    cells = [number(fitted.alpha, a), number(fitted.beta, b)]
+    cells = [number(fitted.alpha, a), number(fitted.decline, b)]
     if fitted.peak_distance > reach:
         falls = fitted.curve([reach**2])[0] <= 0
         return [*cells, "none, it falls" if falls else f"beyond {number(reach, fitted.peak_interval(), True)}", "–"]

@@ -12,7 +12,7 @@ from rlhf_gym.functional.calibration import (
     rightness,
 )
 from rlhf_gym.functional.categorical import log_prob_and_entropy
-from rlhf_gym.functional.intervals import fieller_interval, student_t_quantile
+from rlhf_gym.functional.intervals import Rate, fieller_interval, share_interval
 from rlhf_gym.functional.kl import adaptive_kl_coef, full_kl, k1, k2, k3
 from rlhf_gym.functional.losses import (
     DPOLoss,
@@ -20,7 +20,6 @@ from rlhf_gym.functional.losses import (
     ValueLoss,
     bradley_terry_loss,
     dpo_loss,
-    fit_score_difference,
     kwise_loss,
     policy_gradient_loss,
     ppo_policy_loss,
@@ -28,15 +27,14 @@ from rlhf_gym.functional.losses import (
     preference_probability,
 )
 from rlhf_gym.functional.overoptimization import (
+    BEST_OF_N,
+    RL,
+    CurveForm,
     OveroptimizationFit,
-    best_of_n_curve,
     fit_best_of_n,
     fit_rl,
-    goodhart_gold,
-    rl_curve,
 )
 from rlhf_gym.functional.regression import (
-    Explained,
     RidgeFit,
     cross_fitted_r2,
     fit_preference_weights,
@@ -55,7 +53,6 @@ from rlhf_gym.functional.text_statistics import (
     distinct_n,
     longest_repeat,
     ngrams,
-    pearson,
     repetition,
     spearman,
     token_shares,
@@ -63,17 +60,19 @@ from rlhf_gym.functional.text_statistics import (
 from rlhf_gym.functional.whitening import masked_mean, masked_var, masked_whiten, zero_masked
 
 __all__ = [
+    "BEST_OF_N",
+    "RL",
+    "CurveForm",
     "DPOLoss",
-    "Explained",
     "LengthControlled",
     "OveroptimizationFit",
     "PolicyLoss",
+    "Rate",
     "ReliabilityCurve",
     "RidgeFit",
     "TokenShare",
     "ValueLoss",
     "adaptive_kl_coef",
-    "best_of_n_curve",
     "best_of_n_estimate",
     "best_of_n_kl",
     "bradley_terry_loss",
@@ -89,10 +88,8 @@ __all__ = [
     "fit_preference_weights",
     "fit_ridge",
     "fit_rl",
-    "fit_score_difference",
     "full_kl",
     "gae",
-    "goodhart_gold",
     "group_normalised_advantages",
     "k1",
     "k2",
@@ -105,7 +102,6 @@ __all__ = [
     "masked_var",
     "masked_whiten",
     "ngrams",
-    "pearson",
     "policy_gradient_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
@@ -113,12 +109,11 @@ __all__ = [
     "reliability_curve",
     "repetition",
     "rightness",
-    "rl_curve",
     "rloo_advantages",
     "rloo_baseline",
+    "share_interval",
     "shared_variance",
     "spearman",
-    "student_t_quantile",
     "token_shares",
     "zero_masked",
 ]

@@ -1,4 +1,4 @@
-"""Whether probabilities are true, and whether a rate of right answers is more than luck or more than length.
+"""Whether a reward's probabilities are calibrated, and whether its accuracy is more than luck or more than length.
 
 A reward model prefers y to y' with probability σ(Δ), Δ = r(y) − r(y'); an annotator says whether it was right.
 """
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtrc
 
 Array = NDArray[np.float64]
 
@@ -61,7 +62,8 @@ def reliability_curve(confidence: ArrayLike, right: ArrayLike, *, bins: int = 10
     Raises:
         ValueError: no answers, shapes that differ, or a confidence out of range.
     """
-    p, right = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)  # (n,)
+    p = np.asarray(confidence, dtype=np.float64)  # (n,)
+    right = np.asarray(right, dtype=np.float64)  # (n,)
     if p.ndim != 1 or p.shape != right.shape or not p.size:
         raise ValueError(f"expected confidence and right of one shape (n,), n >= 1, got {p.shape} and {right.shape}")
     if not (np.all(p >= 0.5) and np.all(p <= 1)):
@@ -82,17 +84,15 @@ def expected_calibration_error(confidence: ArrayLike, right: ArrayLike, *, bins:
 def chance_probability(right: float, n: int) -> float:
     """P(X ≥ right) for X ~ Binomial(n, ½): how often tossing a coin n times does as well. One-sided and exact.
 
-    Ties count half, and a half is rounded down: the test never claims more than there is. It takes the answers as
-    independent; those about one prompt are not quite, so read a probability near the threshold with care.
+    Ties count half, and a half is rounded down. The answers are taken as independent; those about one prompt are not
+    quite, so read a probability near the threshold with care.
 
     Raises:
         ValueError: no answers, or more right ones than answers.
     """
     if n < 1 or not 0 <= right <= n:
         raise ValueError(f"expected 0 <= right <= n and n >= 1, got right={right} and n={n}")
-    k = np.arange(math.floor(right), n + 1)
-    log_ways = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k.tolist()]
-    return float(min(1.0, np.exp(np.array(log_ways) - n * math.log(2)).sum()))
+    return float(bdtrc(math.floor(right) - 1, n, 0.5))
 
 
 class LengthControlled(NamedTuple):
@@ -115,11 +115,9 @@ def length_controlled_accuracy(
 
         LC = Σ_b (n_b/Σ n) · ½·(accuracy_b(ℓ > 0) + accuracy_b(ℓ < 0)),   and accuracy_b(ℓ = 0) itself in bucket 0
 
-    Buckets that lack either kind are left out. A reward that prefers the longer response, or the shorter one, or one of
-    them depending on the bucket, is right in all of one half and wrong in all of the other, or scores a tie: it gets
-    exactly ½, however often annotators choose the longer. The plain accuracy of the same reward is whatever the
-    annotators' taste for length makes it. In the spirit of AlpacaEval's length control (Dubois et al. 2024, arXiv
-    2404.04475), which fits a logistic model of ℓ instead; weighting needs no model, and has no parameter to fit.
+    Buckets that lack either kind are left out. A reward that always prefers the longer response, or the shorter one,
+    gets exactly ½, however often annotators choose the longer. AlpacaEval's length control (Dubois et al. 2024, arXiv
+    2404.04475) fits a logistic model of ℓ instead; weighting has no parameter to fit.
 
     Args:
         right: 1, ½ at a tie, or 0, (n,).
@@ -129,7 +127,8 @@ def length_controlled_accuracy(
     Raises:
         ValueError: shapes that differ, or edges that do not rise from 0.
     """
-    right, longer = np.asarray(right, dtype=np.float64), np.asarray(longer, dtype=np.float64)  # (n,)
+    right = np.asarray(right, dtype=np.float64)  # (n,)
+    longer = np.asarray(longer, dtype=np.float64)  # (n,)
     if right.ndim != 1 or right.shape != longer.shape:
         raise ValueError(f"expected right and longer of one shape (n,), got {right.shape} and {longer.shape}")
     if not edges or edges[0] != 0 or any(a >= b for a, b in pairwise(edges)):

@@ -7,7 +7,6 @@ whole batch add up to exactly its loss. What stands in a masked place, NaN inclu
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -93,23 +92,6 @@ def kwise_loss(scores: Tensor, ranking: Tensor) -> Tensor:
     if not above.any():
         raise ValueError(f"expected a ranking with at least one pair, got {ranking.tolist()}")
     return masked_mean(-logsigmoid(scores[:, None] - scores[None, :]), above)
-
-
-def fit_score_difference(wins: float, comparisons: float) -> float:
-    """The maximum-likelihood Δ̂ = r(y1) − r(y2) when y1 won `wins` of `comparisons`: log(wins / losses).
-
-    −inf or inf where one never won: no finite difference makes that likeliest.
-
-    Raises:
-        ValueError: no comparisons, or wins not in [0, comparisons].
-    """
-    if not comparisons > 0:
-        raise ValueError(f"expected at least one comparison, got {comparisons}")
-    check_in_range("wins", wins, 0, comparisons)
-    losses = comparisons - wins
-    if wins == 0 or losses == 0:
-        return math.inf if wins else -math.inf
-    return math.log(wins / losses)
 
 
 # --- policy gradients ---------------------------------------------------------------------------------------------

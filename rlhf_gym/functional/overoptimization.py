@@ -1,10 +1,12 @@
-"""How the gold reward moves as a policy is optimised against a proxy of it: rises, peaks, falls.
+"""How the gold reward moves as a policy is optimised against a proxy of it: it rises, peaks and falls.
 
 Gao, Schulman & Hilton 2022, "Scaling Laws for Reward Model Overoptimization", arXiv 2210.10760. With d = √KL(π‖π_ref),
 KL per sequence in nats, and R the gold reward less that of π_ref:
 
-    best-of-n:  R(d) = d·(α − β·d)        peak at d = α/(2β)
-    RL:         R(d) = d·(α − β·log d)    peak at d = e^(α/β − 1)
+    best of n:  R(d) = d·(α − b·d)        peak at d = α/(2b)
+    RL:         R(d) = d·(α − b·log d)    peak at d = e^(α/b − 1)
+
+The paper writes β for b. Here β is the coefficient of the KL, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,20 +18,32 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
-from rlhf_gym.functional.intervals import fieller_interval, student_t_quantile
+from rlhf_gym.functional.intervals import fieller_interval
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 
 
 class CurveForm(NamedTuple):
-    """What the two curves differ in. Both are α·d − β·g(d), linear in (α, β), and turn where α/β says."""
+    """One of the two curves. Both are α·d − b·g(d), linear in (α, b), and turn where α/b says."""
 
     features: Callable[[Array], Array]
     """d (n,) → (d, −g(d)), shape (n, 2)."""
     peak: Callable[[float], float]
-    """α/β → the d of the peak, for β > 0; rises with α/β."""
+    """α/b → the d of the peak, for b > 0; it rises with α/b."""
+
+    def gold(self, kl: ArrayLike, alpha: float, decline: float) -> Array:
+        """R at these KL, shape (n,)."""
+        return self.features(_distance(kl)) @ np.array([alpha, decline])
+
+
+BEST_OF_N = CurveForm(lambda d: np.stack([d, -(d**2)], axis=-1), lambda ratio: ratio / 2)
+RL = CurveForm(
+    lambda d: np.stack([d, -d * np.log(np.where(d > 0, d, 1.0))], axis=-1),
+    lambda ratio: math.exp(ratio - 1) if ratio < 300 else math.inf,  # far past anything measured, and soon past a float
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +52,8 @@ class OveroptimizationFit:
 
     alpha: float
     """α: how fast the gold reward rises at first."""
-    beta: float
-    """β: how fast it turns. Without a positive one, it never falls within what was measured."""
+    decline: float
+    """b: how fast it turns. Without a positive one, it never falls within what was measured."""
     peak_distance: float
     """d = √KL where the fitted gold reward is highest; inf where the curve never turns, 0 where it only falls."""
     peak_gold: float
@@ -47,7 +61,7 @@ class OveroptimizationFit:
     residual: float
     """Root mean square of measured − fitted gold reward."""
     covariance: Array
-    """Of the estimates (α, β), (2, 2); NaN where there are too few points or runs to tell."""
+    """Covariance of the estimates (α, b), (2, 2); NaN where there are too few points or runs to tell."""
     dof: int
     """Degrees of freedom of that covariance."""
     form: CurveForm
@@ -60,45 +74,47 @@ class OveroptimizationFit:
 
     @property
     def standard_errors(self) -> tuple[float, float]:
-        """Of α and of β."""
-        a, b = np.sqrt(np.diag(self.covariance)).tolist()
-        return a, b
+        """Standard errors of α and of b."""
+        of_alpha, of_decline = np.sqrt(np.diag(self.covariance)).tolist()
+        return of_alpha, of_decline
 
     def intervals(self, level: float = 0.95) -> tuple[Interval, Interval]:
-        """Confidence intervals of α and of β: estimate ± t·(standard error), Student's t."""
+        """Confidence intervals of α and of b: estimate ± t·(standard error), Student's t."""
         t = self._t(level)
-        a, b = self.standard_errors
-        return (self.alpha - t * a, self.alpha + t * a), (self.beta - t * b, self.beta + t * b)
+        of_alpha, of_decline = self.standard_errors
+        return (
+            (self.alpha - t * of_alpha, self.alpha + t * of_alpha),
+            (self.decline - t * of_decline, self.decline + t * of_decline),
+        )
 
     def curve(self, kl: ArrayLike) -> Array:
         """The fitted gold reward at these KL, (n,)."""
-        return self.form.features(_distance(kl)) @ np.array([self.alpha, self.beta])
+        return self.form.gold(kl, self.alpha, self.decline)
 
     def band(self, kl: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
-        """The curve's confidence band, (n,) and (n,): at each KL by itself, the truth lies within with this chance.
+        """Ends of the curve's confidence band, (n,) each: at each KL by itself, the truth lies within with this chance.
 
-        R̂(d) ± t·√(x(d)ᵀ V x(d)) with x(d) the curve's two features at d and V the covariance of (α, β).
+        R̂(d) ± t·√(x(d)ᵀ V x(d)) with x(d) the curve's two features at d and V the covariance of (α, b).
         """
         x = self.form.features(_distance(kl))  # (n, 2)
-        middle = x @ np.array([self.alpha, self.beta])
         half = self._t(level) * np.sqrt(np.maximum(np.einsum("ni,ij,nj->n", x, self.covariance, x), 0.0))
-        return middle - half, middle + half
+        return self.curve(kl) - half, self.curve(kl) + half
 
     def peak_interval(self, level: float = 0.95) -> Interval:
-        """Confidence interval of the peak's d, by Fieller's theorem on α/β, of which it is a rising function.
+        """Confidence interval of the peak's d, by Fieller's theorem on α/b, of which it is a rising function.
 
-        Its upper end is inf where the data leave open whether the curve turns at all; (0, inf) where β ≤ 0.
+        Its upper end is inf where the data leave open whether the curve turns at all; (0, inf) where b ≤ 0.
         """
-        if self.beta <= 0 or not np.isfinite(self.covariance).all():
+        if self.decline <= 0 or not np.isfinite(self.covariance).all():
             return 0.0, math.inf
-        low, high = fieller_interval(self.alpha, self.beta, self.covariance, self._t(level))
+        low, high = fieller_interval(self.alpha, self.decline, self.covariance, self._t(level))
         return self._at_ratio(low), self._at_ratio(high)
 
     def peak_gold_interval(self, level: float = 0.95) -> Interval:
         """Confidence interval of the gold reward at the peak: the band there.
 
         That is the delta method: at its highest point the curve does not change with d, so that to first order only
-        α and β matter to its height (the envelope theorem).
+        α and b matter to its height (the envelope theorem).
         """
         if not 0 < self.peak_distance < math.inf:
             return -math.inf, math.inf
@@ -109,30 +125,19 @@ class OveroptimizationFit:
         return max(0.0, self.form.peak(ratio)) if ratio < math.inf else math.inf
 
     def _t(self, level: float) -> float:
-        return student_t_quantile(level, self.dof) if self.dof > 0 else math.nan
-
-
-def best_of_n_curve(kl: ArrayLike, alpha: float, beta: float) -> Array:
-    """R(d) = d·(α − β·d) at d = √KL. Shapes: kl of any shape, and so is the result."""
-    d = _distance(kl)
-    return d * (alpha - beta * d)
-
-
-def rl_curve(kl: ArrayLike, alpha: float, beta: float) -> Array:
-    """R(d) = d·(α − β·log d) at d = √KL, 0 at d = 0. Shapes: kl of any shape, and so is the result."""
-    d = _distance(kl)
-    return d * alpha - beta * _d_log_d(d)
+        """t with P(|T| ≤ t) = level."""
+        return float(stdtrit(self.dof, (1 + level) / 2)) if self.dof > 0 else math.nan
 
 
 def fit_best_of_n(
     kl: ArrayLike, gold: ArrayLike, *, runs: ArrayLike | None = None, ordered: bool = False
 ) -> OveroptimizationFit:
-    """Least squares of gold on d and −d²: linear in (α, β), so exact and without a start value.
+    """Least squares of gold on d and −d²: linear in (α, b), so exact and without a start value.
 
-    How sure (α, β) are is told in one of three ways, for points along one run are no independent witnesses:
+    How sure (α, b) are is told in one of three ways, for points along one run are no independent witnesses:
 
     - `runs` given, two or more (seeds, or, for the best of n of one reward model, prompts): the curve is fitted to each
-      run by itself, (α, β) is the mean over the runs and its covariance that of a mean, with runs − 1 degrees of
+      run by itself, (α, b) is the mean over the runs and its covariance that of a mean, with runs − 1 degrees of
       freedom. Whatever the points of a run have in common, their noise, r_φ, the run's luck, is in it. Runs count
       alike, however many points they have.
     - `ordered`: one run, its points in order. Neighbouring residuals agree, by ρ, so that n points are worth only
@@ -159,32 +164,11 @@ def fit_best_of_n(
 def fit_rl(
     kl: ArrayLike, gold: ArrayLike, *, runs: ArrayLike | None = None, ordered: bool = False
 ) -> OveroptimizationFit:
-    """Least squares of gold on d and −d·log d: linear in (α, β), so exact and without a start value.
+    """Least squares of gold on d and −d·log d: linear in (α, b), so exact and without a start value.
 
     Arguments, errors and how its certainty is told as `fit_best_of_n`.
     """
     return _fit(RL, kl, gold, runs, ordered)
-
-
-def goodhart_gold(proxy: ArrayLike, noise_std: float) -> Array:
-    """E[gold | proxy] = proxy/(1 + σ²): what selecting by a noisy proxy is worth in gold.
-
-    For gold z ~ N(0,1) and proxy z + σε, ε ~ N(0,1) independent. It holds of averages over any selection by the proxy
-    alone, best-of-n included: regressional Goodhart (Manheim & Garrabrant 2018, arXiv 1803.04585). A control: gold
-    rises with the proxy for ever here, so a peak is never due to noise of this kind.
-
-    Shapes: proxy of any shape, and so is the result.
-
-    Raises:
-        ValueError: σ is negative.
-    """
-    if not noise_std >= 0:
-        raise ValueError(f"expected noise_std >= 0, got {noise_std}")
-    return np.asarray(proxy, dtype=np.float64) / (1 + noise_std**2)
-
-
-BEST_OF_N = CurveForm(lambda d: np.stack([d, -(d**2)], axis=-1), lambda ratio: ratio / 2)
-RL = CurveForm(lambda d: np.stack([d, -_d_log_d(d)], axis=-1), lambda ratio: _exp(ratio - 1))
 
 
 def _fit(form: CurveForm, kl: ArrayLike, gold: ArrayLike, runs: ArrayLike | None, ordered: bool) -> OveroptimizationFit:
@@ -198,22 +182,22 @@ def _fit(form: CurveForm, kl: ArrayLike, gold: ArrayLike, runs: ArrayLike | None
     else:
         each = _run_by_run(x, d, gold, np.asarray(runs))  # (runs, 2)
         estimate, covariance, dof = each.mean(axis=0), np.cov(each, rowvar=False) / len(each), len(each) - 1
-    alpha, beta = estimate.tolist()
+    alpha, decline = estimate.tolist()
     residual = float(np.sqrt(np.mean((gold - x @ estimate) ** 2)))
-    peak, height = _peak(form, alpha, beta)
-    return OveroptimizationFit(alpha, beta, peak, height, residual, covariance, dof, form)
+    peak, height = _peak(form, alpha, decline)
+    return OveroptimizationFit(alpha, decline, peak, height, residual, covariance, dof, form)
 
 
-def _peak(form: CurveForm, alpha: float, beta: float) -> tuple[float, float]:
+def _peak(form: CurveForm, alpha: float, decline: float) -> tuple[float, float]:
     """(d, gold) where the curve is highest."""
-    if beta > 0 and (peak := max(form.peak(alpha / beta), 0.0)) < math.inf:
-        return peak, float(form.features(np.array([peak]))[0] @ np.array([alpha, beta]))
-    slope = form.features(np.array([1e-300]))[0] @ np.array([alpha, beta])  # whether it rises at all
-    return (math.inf, math.inf) if beta < 0 or slope > 0 else (0.0, 0.0)
+    if decline > 0 and (peak := max(form.peak(alpha / decline), 0.0)) < math.inf:
+        return peak, float(form.gold([peak**2], alpha, decline)[0])
+    rises = form.gold([1e-300], alpha, decline)[0] > 0
+    return (math.inf, math.inf) if decline < 0 or rises else (0.0, 0.0)
 
 
 def _run_by_run(x: Array, d: Array, gold: Array, runs: NDArray) -> Array:
-    """(α, β) of each run by itself, (runs, 2)."""
+    """(α, b) of each run by itself, (runs, 2)."""
     if runs.shape != d.shape:
         raise ValueError(f"expected runs of shape (points,) = {d.shape}, got {runs.shape}")
     names = np.unique(runs)
@@ -237,14 +221,6 @@ def _distance(kl: ArrayLike) -> Array:
             f"expected KL >= 0, got {kl.min()}: near 0 an estimate from samples can be negative, clip it first"
         )
     return np.sqrt(kl)
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 300 else math.inf  # past anything measured, and soon past a float
-
-
-def _d_log_d(d: Array) -> Array:
-    return d * np.log(np.where(d > 0, d, 1.0))
 
 
 def _points(kl: ArrayLike, gold: ArrayLike) -> tuple[Array, Array]:

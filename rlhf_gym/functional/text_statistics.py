@@ -1,7 +1,8 @@
-"""How much a text repeats itself, and whether scores go with length. Tokens are ids, or words: anything hashable."""
+"""Statistics of texts: how much one repeats itself, which tokens a sum comes from. A token is an id, or a word."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ class TokenShare(NamedTuple):
     occurrences: int
     """How often it occurs."""
     total: float
-    """What its occurrences add up to."""
+    """The sum over its occurrences."""
     share: float
     """Its part of the whole sum, which may exceed 1 where other tokens lower the sum."""
 
@@ -56,33 +57,25 @@ def longest_repeat(tokens: Sequence[Hashable]) -> int:
 
     A stretch of k occurs twice only if one of k − 1 does, so k is found by bisection.
     """
-    low, high = 0, max(0, len(tokens) - 1)  # a repeat of `low` is known; none is longer than `high`
-    while low < high:
-        middle = (low + high + 1) // 2
-        found = ngrams(tokens, middle)
-        low, high = (middle, high) if len(set(found)) < len(found) else (low, middle - 1)
-    return low
+    lengths = range(1, len(tokens))
+    return bisect_left(lengths, True, key=lambda n: repetition(tokens, n) == 0)
 
 
-def pearson(x: ArrayLike, y: ArrayLike) -> float:
-    """Cov[x, y] / √(Var[x]·Var[y]) of two samples, (n,) each; NaN where one of them is constant.
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's rank correlation of two samples, (n,) each, ties at their mean rank; NaN where one is constant.
 
     Raises:
         ValueError: their shapes differ.
     """
-    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)  # (n,)
+    from scipy.stats import spearmanr  # takes a second to import
+
+    a = np.asarray(x, dtype=np.float64)  # (n,)
+    b = np.asarray(y, dtype=np.float64)  # (n,)
     if a.ndim != 1 or a.shape != b.shape:
         raise ValueError(f"expected two samples of one shape (n,), got {a.shape} and {b.shape}")
-    if len(a) < 2:
+    if len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
         return float("nan")
-    a, b = a - a.mean(), b - b.mean()
-    spread = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / spread if spread > 0 else float("nan")
-
-
-def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Pearson's correlation of the ranks, ties at their mean rank; (n,) each."""
-    return pearson(_ranks(x), _ranks(y))
+    return float(spearmanr(a, b).statistic)
 
 
 def token_shares(tokens: ArrayLike, values: ArrayLike) -> list[TokenShare]:
@@ -90,7 +83,8 @@ def token_shares(tokens: ArrayLike, values: ArrayLike) -> list[TokenShare]:
 
     With values log π − log π_ref and the tokens of a rollout it says which ones carry the KL.
     """
-    ids, amounts = np.asarray(tokens, dtype=np.int64), np.asarray(values, dtype=np.float64)  # (n,)
+    ids = np.asarray(tokens, dtype=np.int64)  # (n,)
+    amounts = np.asarray(values, dtype=np.float64)  # (n,)
     if ids.ndim != 1 or ids.shape != amounts.shape:
         raise ValueError(f"expected tokens and values of one shape (n,), got {ids.shape} and {amounts.shape}")
     kinds, places, counts = np.unique(ids, return_inverse=True, return_counts=True)  # (k,), (n,), (k,)
@@ -101,10 +95,3 @@ def token_shares(tokens: ArrayLike, values: ArrayLike) -> list[TokenShare]:
         TokenShare(int(kinds[i]), int(counts[i]), float(sums[i]), float(sums[i]) / whole if whole else float("nan"))
         for i in order
     ]
-
-
-def _ranks(values: ArrayLike) -> np.ndarray:
-    """Ranks from 1, ties at their mean, (n,) float64."""
-    _, places, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)  # (n,), (k,)
-    last = np.cumsum(counts)  # (k,)
-    return (last - (counts - 1) / 2)[places]

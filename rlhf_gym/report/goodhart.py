@@ -62,14 +62,14 @@ def _goodhart_story(facts: dict[str, dict[str, float]], start: str) -> str:
 
 
 def _fit_story(chart: Chart, fits: dict[str, GoodhartFit], best: BestOfN | None) -> str:
-    """What the dots and lines are, then each curve: α and β with their intervals, and where it peaks or why nowhere."""
+    """What the dots and lines are, then each curve: α and b with their intervals, and where it peaks or why nowhere."""
     dots = "Each dot is the mean gold of an iteration"
     if best is not None:
         prompts, n = best.gold.shape
         dots += f", or of the best of 1, 2, 3, 4, 6 … {n} of {n} SFT responses to each of {prompts} held-out prompts"
     text = f"{dots}; the dashed line is what r_φ made of the same responses, smoothed in training."
     if fits:
-        forms = "d(α − β log d) for RL, d(α − βd) for the best of n" if "best_of" in fits else "d(α − β log d)"
+        forms = "d(α − b log d) for RL, d(α − bd) for the best of n" if "best_of" in fits else "d(α − b log d)"
         text += (
             f" The curves through gold are those of Gao et al. (2022), {forms}, d = √KL; brackets and bands are 95 % "
             f"intervals, {'; '.join(_certainty(fits))}."
@@ -95,8 +95,8 @@ def _certainty(fits: dict[str, GoodhartFit]) -> list[str]:
 
 def _one_fit(found: GoodhartFit) -> str:
     fit = found.fit
-    alpha, beta = fit.intervals()
-    figures = f"α = {fit.alpha:.2f} {_bracket(alpha)}, β = {fit.beta:.2f} {_bracket(beta)}".replace("-", "−")
+    alpha, decline = fit.intervals()
+    figures = f"α = {fit.alpha:.2f} {_bracket(alpha)}, b = {fit.decline:.2f} {_bracket(decline)}".replace("-", "−")
     return typeset(f"{figures}; {peak_words(found)}.")
 
 
@@ -108,10 +108,10 @@ def peak_words(found: GoodhartFit) -> str:
         end = f"{high**2:.1f} nats" if high < 10 * reach else "where, if anywhere, is open"
         where = f"at a KL of {fit.peak_kl:.1f} nats ({low**2:.1f} to {end})"
         return f"gold is highest {where}, {fit.peak_gold:+.2f} {_bracket(fit.peak_gold_interval())}".replace("-", "−")
-    if fit.peak_distance == 0 or (fit.beta <= 0 and fit.curve([reach**2])[0] <= 0):
+    if fit.peak_distance == 0 or (fit.decline <= 0 and fit.curve([reach**2])[0] <= 0):
         return "gold falls from the start"
-    if fit.beta <= 0:
-        return "gold does not turn within what was measured, and the curve, with β ≤ 0, never does: no peak to predict"
+    if fit.decline <= 0:
+        return "gold does not turn within what was measured, and the curve, with b ≤ 0, never does: no peak to predict"
     if fit.peak_distance <= 1.5 * reach:
         return f"gold still rises at the farthest point, {reach**2:.1f} nats; the curve would peak at {fit.peak_kl:.1f}"
     return (

@@ -161,7 +161,7 @@ def probe_reward_model(
     right = rightness(delta)  # (P,)
     texts, scores = [text for _, text in asked], np.array([known[text] for text in asked])  # (n,)
     effects = word_effects(texts, scores, spread)
-    slope = fit_ridge(LENGTH(texts), scores / (spread or 1.0), l2=1e-6)
+    slope = fit_ridge(LENGTH.describe(texts), scores / (spread or 1.0), l2=1e-6)
     found = RewardProbes(
         accuracy=float(right.mean()) if len(right) else None,
         n=len(right),
@@ -192,9 +192,9 @@ def word_effects(responses: Sequence[str], scores: np.ndarray, spread: float = 1
         spread: what effects are divided by.
     """
     features = bag_of_words(responses)
-    if not features.names or not spread > 0:
+    if features is None or not spread > 0:
         return []
-    counts = features(responses)  # (n, F)
+    counts = features.describe(responses)  # (n, F)
     fit = fit_ridge(counts, scores / spread, l2=1.0)
     alone = -math.expm1(math.log1p(-FALSE_WORDS) / len(features.names))  # the chance of each word
     z = NormalDist().inv_cdf(1 - alone / 2)
@@ -209,7 +209,9 @@ def _beside(
 ) -> BaselineProbe:  # fmt: skip
     """A trained baseline beside r_φ, whose Δ (P,) and scores (n,) are known."""
     texts = [text for _, text in asked]
-    table = baseline.features([*texts, *(p.chosen for p in heldout), *(p.rejected for p in heldout)])  # (n + 2P, F)
+    table = baseline.features.describe(
+        [*texts, *(p.chosen for p in heldout), *(p.rejected for p in heldout)]
+    )  # (n + 2P, F)
     n, pairs = len(texts), len(heldout)
     theirs = (table[n : n + pairs] - table[n + pairs :]) @ baseline.weights  # (P,)
     right, their_right = rightness(delta), rightness(theirs)  # (P,)
@@ -217,9 +219,9 @@ def _beside(
     error = float(gap.std(ddof=1)) / math.sqrt(pairs) if pairs > 1 else math.inf
     wrong, our_wrong = their_right == 0, right == 0
     prompts = [prompt for prompt, _ in asked]
-    by_features = cross_fitted_r2(table[:n], scores, prompts).r2 if len(set(prompts)) > 1 else math.nan
+    by_features = cross_fitted_r2(table[:n], scores, prompts) if len(set(prompts)) > 1 else math.nan
     return BaselineProbe(
-        name=baseline.name,
+        name=baseline.features.name,
         accuracy=float(their_right.mean()),
         nll=float(np.logaddexp(0, -theirs).mean()),
         explained=_number(shared_variance(scores, table[:n] @ baseline.weights)),

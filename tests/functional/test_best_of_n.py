@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rlhf_gym.functional import best_of_n_estimate, best_of_n_kl, goodhart_gold
+from rlhf_gym.functional import best_of_n_estimate, best_of_n_kl
 
 
 def enumerated(proxy: np.ndarray, values: np.ndarray, n: int) -> float:
@@ -60,7 +60,7 @@ def test_goodhart_control(n: int) -> None:
     gold = rng.normal(size=(400, 128))
     proxy = gold + sigma * rng.normal(size=gold.shape)
     ours, theirs = (best_of_n_estimate(proxy, values, [n])[:, 0] for values in (gold, proxy))
-    error = ours - goodhart_gold(theirs, sigma)
+    error = ours - theirs / (1 + sigma**2)
     assert abs(error.mean()) < 4 * error.std() / math.sqrt(len(error))
     assert ours.mean() / theirs.mean() == pytest.approx(1 / (1 + sigma**2), abs=0.02)
 

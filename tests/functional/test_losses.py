@@ -13,7 +13,6 @@ from torch import Tensor
 from rlhf_gym.functional import (
     bradley_terry_loss,
     dpo_loss,
-    fit_score_difference,
     kwise_loss,
     policy_gradient_loss,
     ppo_policy_loss,
@@ -113,26 +112,14 @@ def test_kwise_of_nothing_but_ties_is_an_error() -> None:
         kwise_loss(t(1.0, 2.0), torch.tensor([1, 1]))
 
 
-def test_fit_from_win_counts() -> None:
-    assert fit_score_difference(73, 100) == pytest.approx(0.9946, abs=1e-3)
-    assert fit_score_difference(50, 100) == 0
-    assert fit_score_difference(100, 100) == math.inf
-    assert fit_score_difference(0, 100) == -math.inf
-
-
-def test_the_fit_is_where_the_loss_is_lowest() -> None:
-    delta = t(fit_score_difference(73, 100)).requires_grad_()
+def test_the_loss_of_73_wins_in_100_is_lowest_at_their_log_odds() -> None:
+    delta = t(math.log(73 / 27)).requires_grad_()
+    assert delta.item() == pytest.approx(0.9946, abs=1e-3)
     chosen = torch.cat([delta.expand(73), torch.zeros(27, dtype=torch.float64)])
     rejected = torch.cat([torch.zeros(73, dtype=torch.float64), delta.expand(27)])
     bradley_terry_loss(chosen, rejected).backward()
     assert delta.grad is not None
     assert delta.grad.item() == pytest.approx(0, abs=1e-12)
-
-
-@pytest.mark.parametrize(("wins", "comparisons"), [(0, 0), (3, 2), (-1, 2)])
-def test_fit_refuses_impossible_counts(wins: int, comparisons: int) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        fit_score_difference(wins, comparisons)
 
 
 @pytest.mark.parametrize(

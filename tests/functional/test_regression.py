@@ -29,7 +29,6 @@ def test_planted_weights_are_found_and_found_again() -> None:
     found = fit_preference_weights(d, l2=1e-6)
     assert found == pytest.approx(truth, abs=0.12)
     assert np.array_equal(found, fit_preference_weights(d, l2=1e-6))
-    assert fit_preference_weights(d, l2=1e-6, start=[5.0, 5.0, 5.0]) == pytest.approx(found, abs=1e-4)
 
 
 def test_ridge_by_hand() -> None:
@@ -46,13 +45,13 @@ def test_what_was_not_fitted_is_what_counts() -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((300, 4))
     groups = list(np.repeat(np.arange(60), 5))
-    assert cross_fitted_r2(x, x @ [1, 2, 3, 4], groups).r2 == pytest.approx(1, abs=1e-5)
-    assert cross_fitted_r2(x, rng.standard_normal(300), groups).r2 < 0.05
+    assert cross_fitted_r2(x, x @ [1, 2, 3, 4], groups) == pytest.approx(1, abs=1e-5)
+    assert cross_fitted_r2(x, rng.standard_normal(300), groups) < 0.05
     # a feature a group tells the group's value by heart, which is worth nothing about other groups
     by_heart, value = np.eye(60)[groups], rng.standard_normal(60)[groups]
-    assert cross_fitted_r2(by_heart, value, groups).r2 < 0.05
-    assert cross_fitted_r2(by_heart, value, list(range(300))).r2 > 0.9
-    assert np.isnan(cross_fitted_r2(x, np.ones(300), groups).r2)
+    assert cross_fitted_r2(by_heart, value, groups) < 0.05
+    assert cross_fitted_r2(by_heart, value, list(range(300))) > 0.9
+    assert np.isnan(cross_fitted_r2(x, np.ones(300), groups))
 
 
 def test_shared_variance_by_hand() -> None:

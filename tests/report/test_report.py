@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_gym.functional import best_of_n_curve, fit_best_of_n
+from rlhf_gym.functional import BEST_OF_N, fit_best_of_n
 from rlhf_gym.report import write_report
 from rlhf_gym.report.charts import Axis, Band, Chart, Line, round_ticks, smooth, tick_label
 from rlhf_gym.report.figures import GoodhartFit, Histories, goodhart_chart, goodhart_facts
@@ -274,7 +274,7 @@ def test_the_best_of_n_stands_beside_ppo(tmp_path: Path) -> None:
     write_report(folder)
     text = Page(read_page(folder)).text
     assert "of the best of 1, 2, 3, 4, 6 … 32 of 32 SFT responses to each of 24 held-out prompts" in text
-    assert re.search(r"Best of n: α = \d\.\d\d \[\d\.\d\d, \d\.\d\d\], β = ", text)
+    assert re.search(r"Best of n: α = \d\.\d\d \[\d\.\d\d, \d\.\d\d\], b = ", text)
     assert "95 % intervals, for RL over 3 seeds; for the best of n over 24 prompts" in text
 
 
@@ -283,13 +283,13 @@ def test_a_single_seed_says_what_its_intervals_leave_out(tmp_path: Path) -> None
     write_report(folder)
     text = Page(read_page(folder)).text
     assert "over the iterations of the one seed, what another seed would bring not in them" in text
-    assert re.search(r"Without: α = 1\.\d\d \[1\.\d\d, 1\.\d\d\], β = 0\.\d\d \[", text)
+    assert re.search(r"Without: α = 1\.\d\d \[1\.\d\d, 1\.\d\d\], b = 0\.\d\d \[", text)
 
 
 @pytest.mark.parametrize(
-    ("alpha", "beta", "words", "marked"),
+    ("alpha", "decline", "words", "marked"),
     [
-        (1.0, -0.2, "gold does not turn within what was measured, and the curve, with β ≤ 0, never does", False),
+        (1.0, -0.2, "gold does not turn within what was measured, and the curve, with b ≤ 0, never does", False),
         (1.0, 0.21, "gold is highest at a KL of 5.7 nats (5.", True),
         (1.0, 0.15, "gold still rises at the farthest point, 9.0 nats; the curve would peak at 11.1", False),
         (1.0, 0.05, "a peak that far beyond them would be a guess", False),
@@ -297,9 +297,9 @@ def test_a_single_seed_says_what_its_intervals_leave_out(tmp_path: Path) -> None
         (-1.0, -0.1, "gold falls from the start", False),
     ],
 )
-def test_a_peak_is_shown_only_where_there_is_one(alpha: float, beta: float, words: str, marked: bool) -> None:
+def test_a_peak_is_shown_only_where_there_is_one(alpha: float, decline: float, words: str, marked: bool) -> None:
     kl = np.linspace(0, 9, 40)
-    gold = best_of_n_curve(kl, alpha, beta) + 1e-3 * np.cos(np.arange(40))
+    gold = BEST_OF_N.gold(kl, alpha, decline) + 1e-3 * np.cos(np.arange(40))
     found = GoodhartFit(fit_best_of_n(kl, gold), 3.0, 1)
     assert words in peak_words(found) and found.peaks is marked
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_gym.functional import rl_curve
+from rlhf_gym.functional import RL
 from rlhf_gym.training import RewardModelingConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -35,11 +35,11 @@ from overoptimization import (
 BASE = Arm(Trunk(8, 1), 24, 0.1)
 
 
-def made_up(seed: int, alpha: float, beta: float, labels: int = 100) -> dict:
-    """What a workshop would leave of a run whose gold is d·(α − β·log d) in the unit of SFT."""
+def made_up(seed: int, alpha: float, decline: float, labels: int = 100) -> dict:
+    """What a workshop would leave of a run whose gold is d·(α − b·log d) in the unit of SFT."""
     rng = np.random.default_rng((seed, labels))
     kl = np.sort(rng.uniform(0, 40, 30))
-    gold = 0.2 + 1.3 * (rl_curve(kl, alpha, beta) + 0.05 * rng.normal(size=30))
+    gold = 0.2 + 1.3 * (RL.gold(kl, alpha, decline) + 0.05 * rng.normal(size=30))
     n = [1, 2, 4, 8, 16]
     return {
         "weights": 2576,
@@ -62,7 +62,7 @@ def test_a_sweep_from_end_to_end_and_again(tmp_path: Path, capsys, monkeypatch: 
     found = overoptimization.main(arguments, sweep=sweep, budget=budget)
     said = capsys.readouterr().out
     assert set(found) == {BASE, Arm(BASE.trunk, 48, 0.1)} and all(len(o.runs) == 2 for o in found.values())
-    assert picture.stat().st_size > 10_000 and "| preferences | r_φ right, % | α | β |" in said
+    assert picture.stat().st_size > 10_000 and "| preferences | r_φ right, % | α | b |" in said
     assert "2.58 k, 48 labels, 0.1 flipped" in said and "more data" in said
     run = found[BASE].runs[0]
     assert run["ppo"]["tokens"][0] == 0 and len(run["ppo"]["gold"]) >= 2 and run["best_of_n"]["n"] == [1, 2, 3, 4, 6]

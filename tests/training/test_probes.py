@@ -170,7 +170,7 @@ def test_baselines_find_planted_weights() -> None:
 
 
 def test_style_describes_texts() -> None:
-    values = dict(zip(STYLE.names, STYLE.describe("Good! good food?\n- 12 soups"), strict=True))
+    values = dict(zip(STYLE.names, STYLE.describe(["Good! good food?\n- 12 soups"])[0], strict=True))
     assert values["words"] == 6 and values["words²"] == 36 and values["exclamation marks"] == 1
     assert values["share of repeated words"] == pytest.approx(1 / 8) and values["list items"] == 1
     assert values["share of capitals"] == pytest.approx(1 / 27) and values["share of digits"] == pytest.approx(2 / 27)
