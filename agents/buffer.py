@@ -1,4 +1,4 @@
-"""`EpisodeBuffer`: one row per episode, not per step; O(T) memory an episode."""
+"""`EpisodeBuffer`: the whole episodes of a rollout, one row each; an episode of T actions takes O(T) memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EpisodeBatch(NamedTuple):
     action_mask: Tensor
     """True where the token is an action, (B, L) bool."""
     mask: Tensor
-    """Real places of the rows packed by action below, (B, T) bool."""
+    """Real places of the rows below, which are packed by action, (B, T) bool."""
     log_probs: Tensor
     """log π_old(a_t|s_t), (B, T)."""
     values: Tensor
@@ -34,7 +34,7 @@ class EpisodeBatch(NamedTuple):
     ref_log_probs: Tensor
     """log π_ref(a_t|s_t), (B, T)."""
     lower_states: Tensor | None
-    """What the policy's frozen lower layers give, (B, L, H); None where none are frozen."""
+    """The output of the policy's frozen lower layers, (B, L, H); None where none are frozen."""
 
 
 class EpisodeBuffer:
@@ -44,7 +44,7 @@ class EpisodeBuffer:
         episodes: E of them.
         log_probs: log π of each one's actions at the time, (T_e,) each.
         values: V(s_t) of each one's states at the time, (T_e,) each; None without a critic.
-        lower_states: what the policy's frozen lower layers give for them, right-padded, (E, L, H).
+        lower_states: the output of the policy's frozen lower layers, right-padded, (E, L, H).
     """
 
     def __init__(
@@ -102,7 +102,8 @@ class EpisodeBuffer:
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> EpisodeBatch:
         """These episodes, cut to the longest among them."""
         index = torch.from_numpy(np.asarray(rows))
-        length, width = int(self.lengths[index].max()), int(self.response_lengths[index].max())
+        length = int(self.lengths[index].max())  # L
+        width = int(self.response_lengths[index].max())  # T
 
         def take(table: Tensor, columns: int) -> Tensor:
             return table[index, :columns].to(device)

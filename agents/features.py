@@ -1,4 +1,4 @@
-"""`LMFeaturesExtractor`: what a frozen language model makes of the text, as features for any SB3 policy."""
+"""`LMFeaturesExtractor`: hidden states of a frozen language model as features for any SB3 policy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from stable_baselines3.common.type_aliases import TensorDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_gym.agents.inputs import read
-from rlhf_gym.agents.prefixes import pack_prefixes
+from rlhf_gym.agents.observations import pack_prefixes, read
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.lm.parts import Trunk
@@ -22,17 +21,17 @@ from rlhf_gym.lm.shared import Shared
 
 
 class LMFeaturesExtractor(BaseFeaturesExtractor):
-    """The last hidden state at the last real token, (B, H): token ids are names, not numbers to feed a network.
+    """The last hidden state at the last real token, (B, H), of a frozen language model.
 
         DQN("MultiInputPolicy", env, policy_kwargs={
             "features_extractor_class": LMFeaturesExtractor, "features_extractor_kwargs": {"model": folder}})
 
-    The model is frozen, and no submodule: SB3 averages the parameters of a network into those of its target, and would
-    write into weights that both share. It is therefore not in what SB3 saves either; loading takes it from its folder
-    again (a `Shared(model)` would be pickled whole).
+    The model is not registered as a submodule: SB3 averages the parameters of a network into those of its target, and
+    would write into weights that both share. So SB3 does not save it either; loading takes it from its folder again. A
+    `Shared(model)` would be pickled whole.
 
-    Acting, rows that go on from the last call are stepped incrementally. A minibatch of a replay buffer is run in one
-    forward over its longest row, each family of prefixes once.
+    When acting, rows that continue those of the last call are stepped incrementally. A minibatch of a replay buffer is
+    run in one forward, each family of prefixes once.
 
     Args:
         observation_space: as SB3 passes it.

@@ -9,7 +9,7 @@ import torch
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
-from rlhf_gym.agents.inputs import read
+from rlhf_gym.agents.observations import read
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import Observation
 from rlhf_gym.lm.sampling import behaviour_logits, entropy, greedy, sample, token_log_prob
@@ -23,18 +23,18 @@ except ImportError as missing:
 Masks = np.ndarray | Tensor | None
 
 LOWEST = -1e8
-"""What sb3-contrib writes where an action is masked; finite, so that 0 · log 0 is 0 in its entropy."""
+"""The logit that sb3-contrib gives a masked action; it is finite, so that 0 · log 0 is 0 in its entropy."""
 
 
 @MaskableActorCriticPolicy.register  # MaskablePPO insists on its own base class; nothing of that one's code is used
 class MaskableLMActorCriticPolicy(LMActorCriticPolicy):
     """`LMActorCriticPolicy` with masks, (N, V) bool or 0/1, True where a token may be chosen.
 
-    Masks are part of the behaviour distribution in acting, in evaluating and in the reward: attached to an environment,
-    the policy says log π(a|s) under the mask it acted with. π_ref in the reward is not filtered.
+    Masks are part of the behaviour distribution when acting and when evaluating, and in the reward: a policy attached
+    to an environment says log π(a|s) under the mask it acted with. π_ref in the reward is not filtered.
 
-    The arguments are `LMActorCriticPolicy`'s, less `top_k` and `top_p`: of two filters at once nothing may be left, so
-    they belong to the environment's `ActionMask`.
+    The arguments are those of `LMActorCriticPolicy` but `top_k` and `top_p`. Two filters at once might leave no token,
+    so these two belong to the environment's `ActionMask`.
     """
 
     def _build(self, lr_schedule: Any) -> None:
@@ -112,7 +112,7 @@ class MaskableLMActorCriticPolicy(LMActorCriticPolicy):
 
 
 def masked(logits: Tensor, action_masks: Masks) -> Tensor:
-    """−inf where a token may not be chosen, (N, V)."""
+    """The logits with −inf where a token may not be chosen, (N, V)."""
     if action_masks is None:
         return logits
     allowed = torch.as_tensor(action_masks, dtype=torch.bool, device=logits.device).reshape(logits.shape)
@@ -123,5 +123,5 @@ def masked(logits: Tensor, action_masks: Masks) -> Tensor:
 
 
 def _keys(ids: np.ndarray, lengths: np.ndarray) -> list[bytes]:
-    """What names a state: its tokens."""
+    """The tokens of each state, by which its mask is found again."""
     return [row[:length].tobytes() for row, length in zip(ids, lengths, strict=True)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -13,17 +14,23 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from rlhf_gym.agents.critic import Critic, critic_trunk
-from rlhf_gym.agents.inputs import ModelSource, check_spaces, own_model, read
-from rlhf_gym.agents.prefixes import pack_prefixes
+from rlhf_gym.agents.observations import check_spaces, pack_prefixes, read
 from rlhf_gym.envs.episode import Observation
 from rlhf_gym.functional.kl import full_kl
 from rlhf_gym.lm.chunked import in_chunks
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.heads import ValueHead
-from rlhf_gym.lm.lora import LoRASettings, adapter_settings
+from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.lm.lora import (
+    LoRASettings,
+    adapter_settings,
+    add_adapter,
+    has_adapter,
+    train_adapter_only,
+    unwrap,
+)
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.precision import LowPrecisionActor
 from rlhf_gym.lm.sampling import (
@@ -38,9 +45,14 @@ from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import LowerStates, Split
 from rlhf_gym.rewards import RewardModel
 
+Critic = Literal["shared", "separate", "reward_model"]
+
+ModelSource = str | Path | Shared[PreTrainedModel] | PretrainedConfig
+"""A folder, a name, a model to copy, or a configuration (random weights)."""
+
 
 class EpisodeEvaluation(NamedTuple):
-    """What a policy says of whole episodes, right-padded with 0."""
+    """Whole episodes evaluated by a policy, packed by action and right-padded with 0."""
 
     log_probs: Tensor
     """log π(a_t|s_t), (B, T)."""
@@ -53,11 +65,10 @@ class EpisodeEvaluation(NamedTuple):
 
 
 class LMActorCriticPolicy(ActorCriticPolicy):
-    """Actor: a causal LM. Critic: a value head, on the same trunk by default. One behaviour distribution for acting
-    and updating, temperature and masks included.
+    """A causal LM as the actor, and a value head, by default on the same trunk, as the critic.
 
-    Works in stock SB3 (`PPO`, `A2C`) and sb3-contrib (`TRPO`) by `policy=LMActorCriticPolicy,
-    policy_kwargs={"model": "folder or name"}`.
+    Acting and updating use one behaviour distribution, temperature and filters included. The policy works in stock SB3
+    (`PPO`, `A2C`) and sb3-contrib (`TRPO`) by `policy=LMActorCriticPolicy, policy_kwargs={"model": "folder or name"}`.
 
     Acting is incremental: the decoder keeps keys and values per slot and feeds only what is new in the observation. In
     training mode, and whenever weights may have changed, nothing is reused. Dropout stays off in both modes, so that
@@ -68,19 +79,19 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     Args:
         observation_space, action_space, lr_schedule: as SB3 passes them.
         model: where the actor starts from: a folder, a name, `Shared(model)` (copied: the policy owns its weights) or a
-            configuration (random weights). In fp32, whatever it was saved in: small steps would round away otherwise.
-            What has an adapter goes on training that adapter alone.
-        lora: train a fresh adapter, and no weights of the model: `LoRA(…)`, or a dict of `peft.LoraConfig`'s arguments.
+            configuration (random weights). It is kept in fp32, as small steps would round away in less. Of a model
+            with an adapter, that adapter alone is trained.
+        lora: the settings of a fresh adapter, which alone is trained: `LoRA(…)`, or a dict of `peft.LoraConfig`'s
+            arguments.
         critic: `"shared"`: a value head on the actor's trunk; `"separate"`: on a trunk of its own, a copy of the
-            actor's; `"reward_model"`: on a trunk of its own, a copy of `critic_model`'s.
+            actor's; `"reward_model"`: on a copy of the trunk of `critic_model`.
         critic_model: a reward model (folder, name or `Shared`) with the actor's vocabulary.
         temperature, top_k, top_p, forbidden_token_ids: see `SamplingParams`.
-        freeze_layers: keep the embeddings and so many of the lower layers as they are (a head tied to the embeddings
-            too). A rollout's updates run the lower layers once, and π_ref, where its lower weights are the same, not at
-            all.
-        bf16: forward passes in bf16 (autocast) over the fp32 weights, and acting with a bf16 copy of them, made anew
-            when they change; softmax, values and losses stay in fp32. An agent then takes the old log-probabilities
-            from the forward it trains with, as the two round differently.
+        freeze_layers: how many of the lower layers stay as they are, with the embeddings and a head tied to them. The
+            updates of a rollout then run these layers once. π_ref skips them where its weights are the same.
+        bf16: run forward passes in bf16 (autocast) over the fp32 weights, and act with a bf16 copy of them. Softmax,
+            values and losses stay in fp32. As acting and training round differently, an agent takes the old
+            log-probabilities from the forward it trains with.
         use_cache: see `Decoder`.
         optimizer_class, optimizer_kwargs: as in SB3; Adam with eps 1e-5, fused, by default.
         use_sde: must stay False (SB3 passes it).
@@ -115,7 +126,9 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             raise ValueError(f"expected critic_model exactly with critic='reward_model', got {critic=} {critic_model=}")
         check_spaces(observation_space, action_space)
         self._sources: dict[str, Any] = {"model": model, "lora": lora, "critic": critic, "critic_model": critic_model}
-        self._use_cache, self.freeze_layers, self.bf16 = use_cache, freeze_layers, bf16
+        self._use_cache = use_cache
+        self.freeze_layers = freeze_layers
+        self.bf16 = bf16
         self.sampling = SamplingParams(
             temperature=temperature, top_k=top_k, top_p=top_p, forbidden_token_ids=tuple(forbidden_token_ids)
         )
@@ -195,13 +208,13 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in torch; what the decoders hold is forgotten."""
+        """As in torch; the decoders forget what they hold."""
         result = super().load_state_dict(*args, **kwargs)
         self.invalidate()
         return result
 
     def invalidate(self) -> None:
-        """Forget what was computed with earlier weights."""
+        """Forget the results of earlier weights."""
         self._answer = None
         self._decoder.invalidate()
         self._actor_is_old = True
@@ -234,7 +247,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     @torch.no_grad()
     def action_log_prob(self, observation: Observation, action: np.ndarray | Tensor) -> Tensor:
-        """log π(a|s), (N,): at hand if this observation was just acted on, else computed."""
+        """log π(a|s), (N,); nothing is computed again if this observation was just acted on."""
         logits = self._act_logits(*read(observation))
         return token_log_prob(logits, torch.as_tensor(action, device=logits.device))
 
@@ -251,7 +264,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         return self._answer[1]
 
     def _acting_decoder(self) -> Decoder:
-        """The one that steps the actor: over its own weights, or over a bf16 copy of them as they are now."""
+        """The decoder that steps the actor: over its own weights, or over a bf16 copy of them as they are now."""
         if not self.bf16:
             return self._decoder
         if self._actor is None or self._actor.device != self.parts.device:
@@ -313,7 +326,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             input_ids: (B, L) right-padded.
             action_mask: True where the token is an action, (B, L) bool.
             with_entropy: also let gradients through the entropy; else it is computed without.
-            lower_states: what the frozen lower layers give for these rows, (B, L, H), from `lower_states`.
+            lower_states: the frozen lower layers' output for these rows, (B, L, H), from `lower_states`.
         """
         acted_from = input_ids[:, :-1]  # (B, L - 1): nothing is done after the last token
         with self.autocast():
@@ -334,7 +347,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     @torch.no_grad()
     def lower_states(self, input_ids: Tensor, *, batch_size: int = 64) -> LowerStates | None:
-        """What the frozen lower layers give for right-padded rows (E, L); None where none are frozen."""
+        """The frozen lower layers' output for right-padded rows (E, L); None where none are frozen."""
         if self.split is None:
             return None
         with self.autocast():
@@ -372,7 +385,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         return log_probs, entropies
 
     def autocast(self) -> torch.autocast:
-        """bf16 where that is wanted, else nothing."""
+        """The context of forward passes: bf16 if the policy was made with it."""
         return torch.autocast(self.parts.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _packed_hidden(self, obs: PyTorchObs, *, values: bool = True) -> tuple[Tensor, Tensor]:
@@ -393,7 +406,69 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
 
 def _by_row(flat: Tensor, action_mask: Tensor) -> Tensor:
-    """What is known of each action, (n,) row by row, as right-padded rows (B, T)."""
+    """Amounts of all actions, (n,) row by row, as right-padded rows (B, T)."""
     counts = action_mask.sum(dim=1, keepdim=True)  # (B, 1)
     places = torch.arange(int(counts.max()), device=flat.device) < counts  # (B, T)
     return flat.new_zeros(places.shape).masked_scatter(places, flat)
+
+
+def own_model(source: ModelSource, lora: LoRASettings | None = None) -> PreTrainedModel:
+    """A model that belongs to the policy alone, in eval mode (no dropout).
+
+    Every weight is trainable, or with an adapter (a fresh one of `lora`, or the model's own) the adapter alone.
+    """
+    if isinstance(source, PretrainedConfig):
+        model = AutoModelForCausalLM.from_config(source, dtype=torch.float32)
+    elif isinstance(source, Shared):
+        if not isinstance(source.value, PreTrainedModel):  # such as peft's wrapper, whose folder will do
+            raise TypeError(f"expected Shared(model) of a PreTrainedModel, got {type(source.value).__name__}")
+        model = copy.deepcopy(source.value).float()
+    elif isinstance(source, str | Path):
+        model = load_causal_lm(source, dtype=torch.float32)
+    else:
+        raise TypeError(
+            f"expected model to be a folder, a name, Shared(model) or a configuration, got {type(source).__name__}; "
+            "a bare module would be pickled whole by SB3's save"
+        )
+    if lora is not None:
+        add_adapter(model, lora)
+    if has_adapter(model):
+        train_adapter_only(model)
+    else:
+        model.requires_grad_(True)
+    return model.eval()
+
+
+def critic_trunk(
+    critic: Critic, source: str | Path | Shared[RewardModel] | PretrainedConfig | None, actor: LMParts
+) -> Trunk:
+    """A trunk for the value head alone, with every weight trainable.
+
+    It is a copy of the actor's (`"separate"`) or of the reward model's in `source`; a configuration gives random
+    weights.
+
+    Raises:
+        ValueError: the reward model reads later tokens too, or has another vocabulary than the actor.
+    """
+    trunk: Any
+    if critic == "separate":
+        trunk = copy.deepcopy(actor.module)
+        trunk = unwrap(trunk, merge=True) if has_adapter(actor.model) else trunk  # trained whole
+    elif isinstance(source, PretrainedConfig):
+        trunk = AutoModelForCausalLM.from_config(source, dtype=torch.float32).get_decoder()
+    else:
+        reward = source.value if isinstance(source, Shared) else RewardModel.from_pretrained(source)  # type: ignore[arg-type]
+        if reward.reads != "last_token":
+            raise ValueError(
+                "expected a critic_model that reads from left to right, got an encoder: its state of a token "
+                "knows the tokens after it"
+            )
+        trunk = copy.deepcopy(reward.model.base_model).float()
+    trunk.requires_grad_(True)
+    parts = Trunk(trunk.eval())
+    if parts.vocab_size != actor.vocab_size:
+        raise ValueError(
+            f"expected a critic with the actor's vocabulary of {actor.vocab_size} tokens, "
+            f"got {parts.vocab_size}: use critic='shared' or 'separate'"
+        )
+    return parts

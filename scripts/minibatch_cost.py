@@ -19,8 +19,7 @@ from stable_baselines3 import PPO
 
 import rlhf_gym  # noqa: F401  (registers the environments)
 from rlhf_gym.agents import AttachPolicy, LMActorCriticPolicy
-from rlhf_gym.agents.inputs import read
-from rlhf_gym.agents.prefixes import pack_prefixes
+from rlhf_gym.agents.observations import pack_prefixes, read
 from rlhf_gym.envs import SB3VecEnv
 from rlhf_gym.tasks import reviews_task
 

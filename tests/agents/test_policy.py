@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from rlhf_gym.agents import LMActorCriticPolicy, TokenPPO
-from rlhf_gym.agents.prefixes import pack_prefixes
+from rlhf_gym.agents.observations import pack_prefixes
 from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.sampling import behaviour_logits, entropy, token_log_prob
