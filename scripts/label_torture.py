@@ -25,7 +25,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_gym.labeling import LabelServer, Session
+from rlhf_gym.labeling.app import Session
+from rlhf_gym.labeling.server import LabelServer
 from rlhf_gym.preferences import Candidate, CandidatePair
 from rlhf_gym.preferences.store import LabelStore, comparisons
 

@@ -13,7 +13,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.labeling import LabelServer, Session
+from rlhf_gym.labeling.app import Session
+from rlhf_gym.labeling.server import LabelServer
 from rlhf_gym.preferences.store import LabelStore
 
 TOKEN = "a-token-for-the-tests"

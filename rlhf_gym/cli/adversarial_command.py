@@ -26,17 +26,17 @@ from rlhf_gym.runs.folder import BusyFolderError
 
 @dataclass(frozen=True)
 class AdversarialOptions:
-    """What the command line says."""
+    """Options of `rlhf-gym adversarial`."""
 
     folder: Positional[Path]
     """The run's folder."""
     labeler: Labeler | None = None
-    """Who compares: by default whoever does in the run; "web" for people at a labelling page."""
+    """The annotators, by default those of the run; "web" for people at a labelling page."""
     search: Annotated[AdversarialConfig, arg(name="")] = field(default_factory=AdversarialConfig)
-    """How adversarial pairs are looked for."""
+    """How adversarial pairs are found."""
 
 
-def attack(arguments: Sequence[str]) -> int:
+def adversarial_command(arguments: Sequence[str]) -> int:
     """The command. Returns the exit code."""
     console = Console()
     try:
@@ -59,29 +59,32 @@ def attack(arguments: Sequence[str]) -> int:
             metrics = adversarial(run, options.search)
     except (ValueError, OSError, BusyFolderError) as error:
         return fail(str(error))
-    say_adversarial(console, metrics)
+    print_adversarial(console, metrics)
     where = adversarial_folder(run, options.search.round)
     console.print(
-        f"\n  {escape(str(where))}: the pairs, and the reward model trained with them in model/. Later rounds train on "
-        f"them\n  too; this one again: rlhf-gym run --run-dir {escape(str(options.folder))} --redo reward",
-        style="dim", highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"\n  {escape(str(where))} holds the pairs, and in model/ the reward model trained with them. Later rounds "
+        f"train on them\n  too; this one again: rlhf-gym run --run-dir {escape(str(options.folder))} --redo reward",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 
-def say_adversarial(console: Console, metrics: dict[str, Any]) -> None:
-    """Before and after, on pairs and prompts that nothing was trained on."""
+def print_adversarial(console: Console, metrics: dict[str, Any]) -> None:
+    """Print the metrics before and after, on pairs and prompts that nothing was trained on."""
     kinds = ", ".join(f"{count} by {kind}" for kind, count in sorted(metrics["kinds"].items()))
     console.print(f"[bold]{metrics['pairs']} pairs[/bold] that r_φ overrates, labelled: {kinds}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for heading in ("accuracy of r_φ on held-out pairs", "before", "after", "pairs"):
         table.add_column(heading, justify="left" if heading.startswith("acc") else "right")
-    before, after = metrics["before"], metrics["after"]
+    before = metrics["before"]
+    after = metrics["after"]
     for name in ("normal", "adversarial"):
         table.add_row(name, f"{before[name]:.1%}", f"{after[name]:.1%}", str(after["pairs"][name]))
     for kind, (value, n) in sorted(after["by_kind"].items()):
         table.add_row(f"  {kind}", f"{before['by_kind'][kind][0]:.1%}", f"{value:.1%}", str(n))
-    table.add_row("[dim]how often it raises the score, of all tries[/dim]")
+    table.add_row("[dim]share of tries that raise the score[/dim]")
     for kind, value in sorted(after["raised"].items()):
         table.add_row(f"  {kind}", f"{before['raised'][kind]:.1%}", f"{value:.1%}", "")
     console.print(table)

@@ -64,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "collect" and any(word.partition("=")[0] == "--against" for word in rest):
         command, rest = "adversarial", [word.removeprefix("--against=") for word in rest if word != "--against"]
     if command == "adversarial":
-        from rlhf_gym.cli.adversarial_command import attack
+        from rlhf_gym.cli.adversarial_command import adversarial_command
 
-        return attack(rest)
+        return adversarial_command(rest)
     if command == "diagnose":
         from rlhf_gym.cli.diagnose_command import diagnose
 

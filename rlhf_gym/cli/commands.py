@@ -15,9 +15,9 @@ from tyro.conf import arg
 
 from rlhf_gym.cli.app import COMMANDS, fail
 from rlhf_gym.pipeline import Interrupted, execute, prepare
+from rlhf_gym.pipeline.annotate import LabellingError
 from rlhf_gym.pipeline.reward import UnfitRewardError
 from rlhf_gym.pipeline.stages import check_inputs
-from rlhf_gym.pipeline.web_labeler import LabellingError
 from rlhf_gym.rewards import ScoreError
 from rlhf_gym.runs import RunConfig, RunFolder, TaskConfig, default_config
 from rlhf_gym.runs.folder import BusyFolderError, StageName

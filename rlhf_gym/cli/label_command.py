@@ -15,15 +15,16 @@ from tyro.conf import Positional, arg
 
 from rlhf_gym.cli.app import COMMANDS, fail
 from rlhf_gym.cli.commands import go, parse
+from rlhf_gym.labeling import PageSettings, check_installed
 from rlhf_gym.pipeline.human_evaluation import (
     compare_batch,
     comparison_items,
     human_win_rate,
     write_human_evaluation,
 )
-from rlhf_gym.pipeline.web_labeler import PageSettings, check_page, say_summary, serve
 from rlhf_gym.preferences import Candidate, choose_pairs
 from rlhf_gym.preferences.files import read_candidates
+from rlhf_gym.preferences.labels import label_summary
 from rlhf_gym.preferences.store import STORE_FILE, Item, ItemKind, LabelStore, comparisons
 from rlhf_gym.runs import RunFolder
 
@@ -73,7 +74,7 @@ def label(arguments: Sequence[str]) -> int:
         options = tyro.cli(
             LabelOptions, args=list(arguments), prog="rlhf-gym label", description=f"{COMMANDS['label']}."
         )
-        check_page()
+        check_installed()
         if options.items is not None:
             options.folder.mkdir(parents=True, exist_ok=True)
         if not options.folder.is_dir():
@@ -106,42 +107,51 @@ def evaluate_by_people(arguments: Sequence[str]) -> int:
 
 
 def _label(options: LabelOptions, store: LabelStore, console: Console) -> int:
+    from rlhf_gym.labeling.server import serve  # FastAPI and uvicorn are extras
+
     batch, same = fill(options, store)
     target = "" if options.num_labels is None else f", {options.num_labels:,} labels asked for"
     count = store.progress(batch).items
     console.print(f"[bold]{escape(batch)}[/bold]: {count:,} item{'s' * (count != 1)}{target}", highlight=False)
-    stopped = False
+    code = 0
     try:
-        serve(store, batch, options.folder, console, settings=options.page, target=options.num_labels,
-              title=str(options.folder))  # fmt: skip
+        serve(
+            store,
+            batch,
+            options.folder,
+            console,
+            settings=options.page,
+            target=options.num_labels,
+            title=str(options.folder),
+        )
     except KeyboardInterrupt:
-        stopped = True
-    say_summary(store, batch, console)
-    if options.compare is not None:
-        _say_comparison(options, store, batch, same, console)
-    else:
-        console.print(f"  rlhf-gym preferences export {options.folder} labels.jsonl writes them as preferences",
-                      style="dim", highlight=False, soft_wrap=True)  # fmt: skip
-    return 130 if stopped else 0
-
-
-def _say_comparison(options: LabelOptions, store: LabelStore, batch: str, same: int, console: Console) -> None:
-    assert options.compare is not None
+        code = 130
+    console.print(escape(label_summary(store, batch)), highlight=False, soft_wrap=True)
+    if options.compare is None:
+        export = f"  rlhf-gym preferences export {options.folder} labels.jsonl writes them as preferences"
+        console.print(export, style="dim", highlight=False, soft_wrap=True)
+        return code
     result = human_win_rate(store.judgements(batch), store.items(batch), *options.compare, same=same)
-    if result is None:
-        return
-    path = write_human_evaluation(RunFolder(options.folder), result)
-    console.print(f"  [bold]{escape(str(result))}[/bold]", highlight=False)
-    console.print(f"  shown first in {result.shown_first:.0%} of the judgements; for an interval of ± 5 points "
-                  f"{result.more_for(0.05):,} more prompts, for ± 10 points {result.more_for(0.1):,} more; {path}",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+    if result is not None:
+        path = write_human_evaluation(RunFolder(options.folder), result)
+        console.print(f"  [bold]{escape(str(result))}[/bold]", highlight=False)
+        console.print(
+            f"  shown first in {result.shown_first:.0%} of the judgements; for an interval of ± 5 points "
+            f"{result.more_for(0.05):,} more prompts, for ± 10 points {result.more_for(0.1):,} more; {path}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return code
 
 
 def fill(options: LabelOptions, store: LabelStore) -> tuple[str, int]:
-    """Put what is to be judged into the store. Returns the batch, and how many comparisons were none.
+    """Put what is to be judged into the store.
+
+    Returns:
+        (the batch, how many prompts of a comparison both policies answered alike).
 
     Raises:
-        ValueError, OSError: there is nothing to judge; says why.
+        ValueError, OSError: there is nothing to judge.
     """
     if options.compare is not None:
         items, same = comparison_items(
@@ -153,20 +163,25 @@ def fill(options: LabelOptions, store: LabelStore) -> tuple[str, int]:
         if options.batch not in store.batches():
             raise ValueError(f"expected one of the batches {store.batches()} of {store.path}, got {options.batch!r}")
         return options.batch, 0
-    suffix = "" if options.kind == "comparison" else f", {options.kind} of {options.k}"
     if options.items is not None:
-        candidates, batch, round = read_candidates(options.items), options.items.stem + suffix, 0
+        path, batch, round = options.items, options.items.stem, 0
     else:
-        path = _candidates_file(options.folder)
-        if path is None:
-            if store.batches():
-                return store.batches()[-1], 0
+        rounds = {
+            int(path.parts[-3].removeprefix("round-")): path
+            for path in options.folder.glob("round-*/collect/candidates.jsonl")
+        }
+        if not rounds and store.batches():
+            return store.batches()[-1], 0
+        if not rounds:
             raise ValueError(
                 f"expected responses to judge, got {options.folder} without any: complete the collect stage (rlhf-gym "
                 "run), or give --items FILE"
             )
-        round = int(path.parent.parent.name.removeprefix("round-"))
-        candidates, batch = read_candidates(path), f"round {round}{suffix}"
+        round = max(rounds)
+        path, batch = rounds[round], f"round {round}"
+    if options.kind != "comparison":
+        batch += f", {options.kind} of {options.k}"
+    candidates = read_candidates(path)
     if batch not in store.batches():
         store.add(_items(candidates, options, batch, round))
     return batch, 0
@@ -182,14 +197,9 @@ def _items(candidates: Sequence[Candidate], options: LabelOptions, batch: str, r
             by_prompt[candidate.prompt].setdefault(candidate.response, candidate)
         groups = [tuple(different.values())[: options.k] for different in by_prompt.values()]
         least = 1 if options.kind == "rating" else 2
-        items = [Item(options.kind, group, batch, round, options.labels_per_item) for group in groups
-                 if len(group) >= least]  # fmt: skip
+        items = [
+            Item(options.kind, group, batch, round, options.labels_per_item) for group in groups if len(group) >= least
+        ]
     if not items:
         raise ValueError(f"expected different responses to a prompt, got none among {len(candidates)}")
     return items[: options.num_items]
-
-
-def _candidates_file(folder: Path) -> Path | None:
-    """The candidates of the last round that has some."""
-    found = sorted(folder.glob("round-*/collect/candidates.jsonl"), key=lambda p: int(p.parts[-3].split("-")[1]))
-    return found[-1] if found else None

@@ -14,10 +14,10 @@ from tyro.conf import Positional
 
 from rlhf_gym.cli.app import fail
 from rlhf_gym.functional import rightness
-from rlhf_gym.pipeline.web_labeler import say_summary
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, write_preferences
+from rlhf_gym.preferences.agreement import agreement, preference_opinions
 from rlhf_gym.preferences.files import read_hub_preferences
-from rlhf_gym.preferences.labels import Ties, add_preferences, labelled_preferences, write_log
+from rlhf_gym.preferences.labels import Ties, add_preferences, label_summary, labelled_preferences, write_log
 from rlhf_gym.preferences.store import STORE_FILE, LabelStore
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunFolder
@@ -115,6 +115,9 @@ def _check(options: Check, console: Console) -> None:
             console.print(f"  {name}: number {index + 1}, {escape(_short(found[index].prompt))}", highlight=False)
         if len(indices) > options.shown:
             console.print(f"  {name}: and {len(indices) - options.shown:,} more", style="dim", highlight=False)
+    agreed = agreement(preference_opinions(found))
+    if agreed is not None:
+        console.print(str(agreed), highlight=False)
 
 
 def _import(options: Import, console: Console) -> None:
@@ -143,21 +146,22 @@ def _agreement(options: Agreement, console: Console) -> None:
     with _open(options.folder) as store:
         for batch in store.batches():
             console.print(f"[bold]{escape(batch)}[/bold]", highlight=False)
-            say_summary(store, batch, console)
+            console.print(escape(label_summary(store, batch)), highlight=False, soft_wrap=True)
         found = labelled_preferences(store).preferences
     folder = RunFolder(options.folder)
-    models = sorted(options.folder.glob("round-*/reward/metrics.json"), key=lambda p: int(p.parts[-3].split("-")[1]))
-    if not models or not found:
+    rounds = [int(path.parts[-3].removeprefix("round-")) for path in folder.root.glob("round-*/reward/metrics.json")]
+    if not rounds or not found:
         return
-    reward = load_reward(folder.stage("reward", int(models[-1].parts[-3].split("-")[1])) / "model", "cpu")
+    reward = load_reward(folder.stage("reward", max(rounds)) / "model", "cpu")
     prompts = [p.prompt for p in found]
     chosen = reward.score_texts(prompts, [p.chosen for p in found])
     rejected = reward.score_texts(prompts, [p.rejected for p in found])
     share = rightness(chosen - rejected).mean()
     console.print(
-        f"[bold]r_φ[/bold] ({models[-1].parts[-3]}) prefers what people preferred in {share:.1%} of {len(found):,} "
-        "preferences", highlight=False
-    )  # fmt: skip
+        f"[bold]r_φ[/bold] (round {max(rounds)}) prefers what people preferred in {share:.1%} of {len(found):,} "
+        "preferences",
+        highlight=False,
+    )
 
 
 def _open(folder: Path) -> LabelStore:

@@ -1,20 +1,41 @@
-"""The page on which people judge responses. Needs the extra `label`: FastAPI and uvicorn."""
+"""The page on which people judge responses. Serving it needs the extra `label`: FastAPI and uvicorn."""
 
-from rlhf_gym.labeling.app import Session, create_app
-from rlhf_gym.labeling.guard import Guard, Hosts
-from rlhf_gym.labeling.guidelines import DEFAULT_GUIDELINES, GUIDELINES_FILE, read_guidelines
-from rlhf_gym.labeling.server import LabelServer, allowed_hosts, is_loopback, load_token
+from __future__ import annotations
 
-__all__ = [
-    "DEFAULT_GUIDELINES",
-    "GUIDELINES_FILE",
-    "Guard",
-    "Hosts",
-    "LabelServer",
-    "Session",
-    "allowed_hosts",
-    "create_app",
-    "is_loopback",
-    "load_token",
-    "read_guidelines",
-]
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """Where and how the labelling page is served."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; by default only this machine can reach it."""
+    port: int | None = None
+    """Port; by default the first free one from 8765 on."""
+    guidelines: Path | None = None
+    """A file of guidelines for annotators; by default guidelines.md in the run's folder, or a short built-in text."""
+    lease_minutes: float = 10.0
+    """How long an item that is shown to one annotator is kept from the others."""
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not 0 <= self.port < 65536:
+            raise ValueError(f"expected a port in 0 … 65535, got {self.port}")
+        if not self.lease_minutes > 0:
+            raise ValueError(f"expected lease_minutes > 0, got {self.lease_minutes}")
+
+
+def check_installed() -> None:
+    """Check that the page can be served.
+
+    Raises:
+        ValueError: the extra `label` is not installed.
+    """
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"expected {' and '.join(missing)} for the labelling page, not installed here: "
+            "pip install 'rlhf_gym[label]'"
+        )

@@ -1,7 +1,7 @@
-"""The page's application: it lends items, takes judgements, and knows nothing about who wrote what.
+"""The labelling page's web application: it lends items and takes judgements.
 
-The page sees responses in the order in which they are shown, and answers by that order; which response that is in the
-item's own order is looked up in the store, so that nothing in the browser tells one policy from another.
+The browser sees responses in the order in which they are shown, and answers by that order. The store knows the item's
+own order, so nothing in the browser tells one policy from another.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ PAGES = {
 
 @dataclass(frozen=True)
 class Session:
-    """What is labelled, by which rules."""
+    """What is labelled, and by which rules."""
 
     store: LabelStore
-    """Where judgements go."""
+    """The store that judgements go to."""
     batch: str
-    """Which of its items are served."""
+    """The batch of its items that is served."""
     token: str
-    """What the page has to know to be let in."""
+    """The token that every request of the page must carry."""
     title: str = ""
-    """Shown at the top: the run."""
+    """The title at the top of the page."""
     guidelines: str = ""
-    """What annotators are asked to go by."""
+    """The guidelines for annotators."""
     target: int | None = None
-    """Labels after which it is enough; None for as many as are wanted."""
+    """How many labels are enough; None for all that are wanted."""
     lease_seconds: float = LEASE_SECONDS
-    """How long others do not get what somebody has before them."""
+    """How long an item that is shown to one annotator is kept from the others."""
     hosts: Hosts = field(default_factory=Hosts)
-    """Under which names the page may be asked for."""
+    """The names under which a browser may ask for the page."""
 
     @property
     def enough(self) -> int:
-        """Labels after which the session is over."""
+        """How many labels end the session."""
         wanted = self.store.progress(self.batch).wanted
         return wanted if self.target is None else min(self.target, wanted)
 
@@ -73,7 +73,7 @@ class _Body(BaseModel):
 
 
 class LeaseBody(_Body):
-    """Asks for items."""
+    """A request for items."""
 
     count: Annotated[int, Field(ge=0, le=20)] = 1
     exclude: Annotated[list[int], Field(max_length=500)] = []
@@ -91,14 +91,14 @@ class JudgementBody(_Body):
 
 
 class UndoBody(_Body):
-    """Takes back what was said about an item, or, without one, what this annotator said last."""
+    """A request to undo the judgement of an item, or this annotator's last judgement."""
 
     id: Annotated[str, Field(min_length=8, max_length=100)]
     item: int | None = None
 
 
 def create_app(session: Session) -> ASGIApp:
-    """The application, guarded."""
+    """The application behind its guard."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(LookupError, _answer(404))
@@ -120,7 +120,8 @@ def _add_pages(app: FastAPI) -> None:
 
 
 def _add_api(app: FastAPI, session: Session) -> None:
-    store, batch = session.store, session.batch
+    store = session.store
+    batch = session.batch
 
     @app.get("/api/session")
     def about() -> dict[str, Any]:
@@ -132,8 +133,9 @@ def _add_api(app: FastAPI, session: Session) -> None:
         progress = store.progress(batch, body.annotator.strip())
         found: list[Assignment] = []
         if progress.labels < enough:
-            found = store.lease(body.annotator, batch, count=body.count, exclude=body.exclude,
-                                seconds=session.lease_seconds)  # fmt: skip
+            found = store.lease(
+                body.annotator, batch, count=body.count, exclude=body.exclude, seconds=session.lease_seconds
+            )
         waiting = not found and progress.labels < enough and store.has_open(body.annotator, batch, exclude=body.exclude)
         return {
             "items": [_shown(assignment) for assignment in found],
@@ -147,23 +149,26 @@ def _add_api(app: FastAPI, session: Session) -> None:
         shown = store.shown(annotator, body.item)
         if shown is None:
             raise ConflictError(f"expected an item that was lent to {annotator!r}, got item {body.item}")
-        judgement = Judgement(body.id, body.item, annotator, body.action, by_item(body.action, body.value, shown),
-                              body.seconds, shown, body.reason.strip())  # fmt: skip
+        value = by_item(body.action, body.value, shown)
+        reason = body.reason.strip()
+        judgement = Judgement(body.id, body.item, annotator, body.action, value, body.seconds, shown, reason)
         return {"new": store.record(judgement)}
 
     @app.post("/api/undo")
     def undo(body: UndoBody) -> dict[str, Any]:
-        before, last = store.find(body.id), store.last(body.annotator, batch)
-        number = before.item if before else body.item if body.item is not None else last.item if last else None
-        if number is None:
-            raise ConflictError(f"expected a judgement of {body.annotator!r} to undo, got none")
+        number = body.item
+        if number is None:  # the same undo may come again after a lost reply
+            last = store.find(body.id) or store.last(body.annotator, batch)
+            if last is None:
+                raise ConflictError(f"expected a judgement of {body.annotator!r} to undo, got none")
+            number = last.item
         new = store.record(Judgement(body.id, number, body.annotator, "undo"))
         again = store.assignment(body.annotator, number, seconds=session.lease_seconds)
         return {"new": new, "item": _shown(again)}
 
 
 def by_item(action: str, value: list[float], shown: tuple[int, ...]) -> tuple[float, ...]:
-    """A judgement by the order shown, as one by the item's own order: shown[d] is the index of what stood in place d.
+    """Translate a judgement from the order shown to the item's own order: shown[d] is the index of the response at d.
 
     Raises:
         ValueError: the value does not fit the number of responses.
@@ -198,7 +203,7 @@ def _answer(status: int) -> Callable[[Request, Exception], JSONResponse]:
 
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """What was expected of which field, and what came."""
+    """One message that names each bad field, what was expected and what came."""
     assert isinstance(error, RequestValidationError)
     problems = [
         f"expected {'.'.join(str(part) for part in problem['loc'][1:]) or 'the request'}: {problem['msg']}, "

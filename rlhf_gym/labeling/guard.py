@@ -1,7 +1,7 @@
-"""What stands before the page: who may ask (token), from where (Host, Origin), how much, and what browsers are told.
+"""Access checks before the labelling page: token, Host and Origin headers, and the size of requests.
 
-The token keeps strangers out. The Host header is checked against DNS rebinding (a name of somebody else's that resolves
-to this machine) and the Origin header against requests that another site's page makes a browser send.
+The token keeps strangers out. The Host header is checked against DNS rebinding, where a foreign name resolves to this
+machine. The Origin header is checked against requests that another site's page makes a browser send.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 65_536
-"""Bytes of the longest request."""
+"""The most bytes of a request."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -29,22 +29,22 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""On every answer. Nothing inline, nothing from elsewhere, no frame around it."""
+"""Headers of every answer: nothing inline, nothing from other sites, no frame around the page."""
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """Under which names the page may be asked for."""
+    """The names under which a browser may ask for the page."""
 
     names: frozenset[str] = LOOPBACK
     """Host names and addresses, in lower case."""
     any_address: bool = False
-    """Any IP address too, where the page listens on all of them: an address cannot be rebound."""
+    """Whether any IP address is allowed too, as for a page that listens on all of them. Addresses cannot be rebound."""
 
     def allow(self, host: str) -> bool:
-        """Whether a Host header, with port or without, is one of ours."""
+        """Whether a Host header, with port or without, is allowed."""
         name = host_name(host)
         return name in self.names or (self.any_address and is_address(name))
 
@@ -67,24 +67,24 @@ def is_address(name: str) -> bool:
 
 
 class Guard:
-    """ASGI middleware: refuses what must not come in, and puts `HEADERS` on everything that goes out."""
+    """ASGI middleware that refuses bad requests and adds `HEADERS` to every answer."""
 
     def __init__(self, app: ASGIApp, token: str, hosts: Hosts) -> None:
-        """Stand before `app`; paths under /api/ need the token."""
+        """Guard `app`; paths under /api/ need the token."""
         self.app = app
         self.token = token.encode()
         self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer why not."""
+        """Pass a request on, or answer why it is refused."""
         if scope["type"] != "http":  # lifespan; there are no websockets
             await self.app(scope, receive, send)
             return
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                said = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-                message["headers"] = [*message.get("headers", []), *said]
+                ours = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *ours]
             await send(message)
 
         refusal = self.refusal(scope["method"], scope["path"], Headers(scope=scope))
@@ -100,8 +100,9 @@ class Guard:
         await send({"type": "http.response.body", "body": body})
 
     def refusal(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:
-        """(status, reason) of what must not come in; None for what may."""
-        host, origin = headers.get("host", ""), headers.get("origin")
+        """(status, reason) of a refusal; None for a request that may pass."""
+        host = headers.get("host", "")
+        origin = headers.get("origin")
         if not self.hosts.allow(host):
             return 421, f"expected one of the hosts {', '.join(sorted(self.hosts.names))}, got {host!r}"
         if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):

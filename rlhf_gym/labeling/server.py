@@ -1,4 +1,4 @@
-"""Serving the page from a thread, while the terminal goes on counting."""
+"""Serving the labelling page from a thread, while the terminal counts the labels."""
 
 from __future__ import annotations
 
@@ -11,26 +11,100 @@ from pathlib import Path
 from types import TracebackType
 
 import uvicorn
+from rich.console import Console
+from rich.markup import escape
 
+from rlhf_gym.labeling import PageSettings
 from rlhf_gym.labeling.app import Session, create_app
 from rlhf_gym.labeling.guard import LOOPBACK, Hosts
+from rlhf_gym.preferences.store import LabelStore
 
-DEFAULT_PORT = 8765
 TOKEN_FILE = ".label-token"
-"""In the run's folder, so that a page that is open stays valid over a restart."""
-START_SECONDS = 30.0
+"""The token's file in the run's folder; a page that is open stays valid over a restart."""
+GUIDELINES_FILE = "guidelines.md"
+"""The guidelines' file in the run's folder."""
+DEFAULT_GUIDELINES = """\
+Prefer the response that you would rather have received if you had written the prompt.
+
+- Does it do what the prompt asks for, or continue it sensibly? This comes first.
+- Is what it says right, as far as you can tell, and harmless?
+- Is it clear and well written? Longer is not better.
+
+If both are about equally good, choose the tie. Skip what you cannot judge: somebody else will get it.
+Judge each pair by itself. The side on which a response stands means nothing.
+"""
+
+_DEFAULT_PORT = 8765
+_MAX_GUIDELINES = 50_000  # characters
+_START_SECONDS = 30.0
+_POLL_SECONDS = 0.25
+_THANKS_SECONDS = 2.0  # the page is served on for so long after the last label, so that it can say that all is done
+
+
+def serve(
+    store: LabelStore,
+    batch: str,
+    folder: Path,
+    console: Console,
+    *,
+    settings: PageSettings | None = None,
+    target: int | None = None,
+    title: str = "",
+) -> None:
+    """Serve a batch until it is labelled, or until there are `target` labels. Ctrl-C stops it, and nothing is lost.
+
+    Args:
+        store: the store.
+        batch: the batch of its items.
+        folder: the folder of the token and the guidelines.
+        console: where the address and the number of labels are printed.
+        settings: where the page is served.
+        target: how many labels are enough; None for all that are wanted.
+        title: the page's title; the folder's name by default.
+
+    Raises:
+        ValueError, OSError: the page cannot be served.
+    """
+    settings = PageSettings() if settings is None else settings
+    session = Session(
+        store,
+        batch,
+        load_token(folder),
+        title=title or folder.name,
+        guidelines=read_guidelines(settings.guidelines, folder),
+        target=target,
+        lease_seconds=60 * settings.lease_minutes,
+        hosts=allowed_hosts(settings.host),
+    )
+    if not is_loopback(settings.host):
+        console.print(
+            f"[bold yellow]warning:[/bold yellow] listening on {escape(settings.host)}: everybody who can reach this "
+            "machine and has the token can label, and the connection is not encrypted",
+            highlight=False,
+            soft_wrap=True,
+        )
+    with LabelServer(session, settings.host, settings.port) as server:
+        console.print(f"  label here: [bold]{escape(server.url)}[/bold]", highlight=False, soft_wrap=True)
+        with console.status("") as status:
+            finished = False
+            while not finished:
+                finished = server.finished
+                labels = f"{store.progress(batch).labels:,} of {session.enough:,} labels"
+                status.update(f"{labels}; Ctrl-C stops, everything is kept")
+                time.sleep(_THANKS_SECONDS if finished else _POLL_SECONDS)
 
 
 def load_token(folder: Path) -> str:
-    """The folder's token; a new one is made where there is none, readable by its owner alone."""
+    """The folder's token; where there is none, a new one is made that only its owner can read."""
     path = folder / TOKEN_FILE
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         token = path.read_text().strip()
         if len(token) < 16:
-            raise ValueError(f"expected a token of at least 16 characters in {path}, got {len(token)}: remove the file "
-                             "for a new one") from None  # fmt: skip
+            raise ValueError(
+                f"expected a token of at least 16 characters in {path}, got {len(token)}: remove the file for a new one"
+            ) from None
         return token
     token = secrets.token_urlsafe(24)
     with os.fdopen(descriptor, "w") as file:
@@ -38,8 +112,28 @@ def load_token(folder: Path) -> str:
     return token
 
 
+def read_guidelines(path: Path | None, folder: Path) -> str:
+    """The guidelines of the given file, else of the folder's guidelines.md, else the built-in ones.
+
+    Raises:
+        OSError: the given file does not exist.
+        ValueError: it is not text, or too long to read.
+    """
+    if path is None:
+        path = folder / GUIDELINES_FILE
+        if not path.is_file():
+            return DEFAULT_GUIDELINES
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 text in {path}, got {error}") from error
+    if len(text) > _MAX_GUIDELINES:
+        raise ValueError(f"expected guidelines of at most {_MAX_GUIDELINES:,} characters, got {len(text):,} in {path}")
+    return text
+
+
 def allowed_hosts(host: str) -> Hosts:
-    """Under which names a page that listens on `host` may be asked for."""
+    """The names under which a browser may ask for a page that listens on `host`."""
     wildcard = host in ("0.0.0.0", "::", "")
     own = {socket.gethostname().lower(), socket.getfqdn().lower()} if wildcard else {host.lower()}
     return Hosts(LOOPBACK | own, any_address=wildcard)
@@ -50,13 +144,9 @@ def is_loopback(host: str) -> bool:
     return host in LOOPBACK or host.startswith("127.")
 
 
-def bind(host: str, port: int | None) -> socket.socket:
-    """A socket to listen on: of that port, or, where None is asked for, the first free one from 8765 on.
-
-    Raises:
-        OSError: none is free; the message says how to go on.
-    """
-    ports = range(DEFAULT_PORT, DEFAULT_PORT + 20) if port is None else (port,)
+def _bind(host: str, port: int | None) -> socket.socket:
+    """A socket that listens on this port, or on the first free one from 8765 on."""
+    ports = range(_DEFAULT_PORT, _DEFAULT_PORT + 20) if port is None else (port,)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in ports:
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -69,21 +159,28 @@ def bind(host: str, port: int | None) -> socket.socket:
         else:
             listener.listen(128)
             return listener
-    raise OSError(f"expected to listen on {host}, port {ports[0]}{f' to {ports[-1]}' if len(ports) > 1 else ''}, got: "
-                  f"{problem.strerror}. Choose another --port") from problem  # fmt: skip
+    asked = f"port {ports[0]}" if len(ports) == 1 else f"port {ports[0]} to {ports[-1]}"
+    raise OSError(f"expected to listen on {host}, {asked}, got: {problem.strerror}. Choose another --port") from problem
 
 
 class LabelServer:
-    """The page, served for as long as the `with` lasts."""
+    """The page, served inside a `with` statement."""
 
     def __init__(self, session: Session, host: str = "127.0.0.1", port: int | None = None) -> None:
-        """Take the port; nothing is served before the `with`."""
+        """Take the port. Nothing is served before the `with`."""
         self.session = session
         self.host = host
-        self._socket = bind(host, port)
+        self._socket = _bind(host, port)
         self.port: int = self._socket.getsockname()[1]
-        config = uvicorn.Config(create_app(session), log_level="warning", access_log=False, lifespan="off",
-                                ws="none", timeout_graceful_shutdown=3, server_header=False)  # fmt: skip
+        config = uvicorn.Config(
+            create_app(session),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=3,
+            server_header=False,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="labelling page", daemon=True
@@ -91,20 +188,21 @@ class LabelServer:
 
     @property
     def url(self) -> str:
-        """Where the page is, token included. It stands behind the #, which browsers keep to themselves."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host
-        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        """The page's address. The token stands behind the #, which browsers do not send."""
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}/#token={self.session.token}"
 
     @property
     def finished(self) -> bool:
-        """Whether as many labels are there as were asked for, or nothing is left but what was skipped."""
-        store, batch = self.session.store, self.session.batch
-        return store.progress(batch).labels >= self.session.enough or not store.pending(batch)
+        """Whether there are as many labels as were asked for, or only skipped items are left."""
+        store = self.session.store
+        labels = store.progress(self.session.batch).labels
+        return labels >= self.session.enough or not store.pending(self.session.batch)
 
     def __enter__(self) -> LabelServer:
         self._thread.start()
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + _START_SECONDS
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
                 raise RuntimeError(f"expected the page to be served on {self.host}:{self.port}, but it did not start")

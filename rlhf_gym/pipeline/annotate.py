@@ -1,29 +1,35 @@
-"""Comparing pairs of a run's candidates: by simulated annotators, or by people on the labelling page."""
+"""Comparing pairs of a run's candidates, by simulated annotators or by people on the labelling page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
+
+from rlhf_gym.labeling import check_installed
 from rlhf_gym.pipeline.preparation import Run
-from rlhf_gym.pipeline.web_labeler import LabellingError, say_summary, serve
 from rlhf_gym.preferences import AnnotatorPanel, CandidatePair, Preference, simulated_annotators
-from rlhf_gym.preferences.labels import labelled_preferences
+from rlhf_gym.preferences.labels import label_summary, labelled_preferences
 from rlhf_gym.preferences.store import STORE_FILE, LabelStore, comparisons
 
 
-def annotate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int = 0) -> list[Preference]:
-    """The round's preferences between these pairs, in their order, from whom `collect.labeler` says.
+class LabellingError(RuntimeError):
+    """People cannot label, or said too little to learn from. What they said is kept."""
 
-    One for each pair, but for `collect.judges_per_pair` of several annotators, and for ties, which are left out.
+
+def annotate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int = 0) -> list[Preference]:
+    """The round's preferences between these pairs, in their order, from the annotators that `collect.labeler` names.
+
+    There is one preference for each pair, or `collect.judges_per_pair` of several annotators. Ties are left out.
 
     Args:
         run: the run.
-        round: its round, recorded in each preference.
-        pairs: what is compared; a round that chooses its pairs actively asks several times, for a batch each.
-        part: which batch of the round this is; the simulated annotator's chance is another in each.
+        round: its round, which each preference records.
+        pairs: what is compared. Active selection asks several times in a round, for a batch each.
+        part: which batch of the round this is; simulated annotators have other random draws in each.
 
     Raises:
-        ValueError: nobody is there to compare.
+        ValueError: there are no annotators.
     """
     config = run.config.collect
     if config.labeler == "web":
@@ -48,19 +54,18 @@ def annotate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int 
     )
     if len(people) == 1:
         return people[0].label(pairs, round=round)
-    return AnnotatorPanel(people, config.judges_per_pair, seed=run.config.seed + 1000 * round + part).label(
-        pairs, round=round
-    )
+    panel = AnnotatorPanel(people, config.judges_per_pair, seed=run.config.seed + 1000 * round + part)
+    return panel.label(pairs, round=round)
 
 
 def annotate_on_page(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int = 0) -> list[Preference]:
-    """The same from people: the pairs go into the run's store, and the page is served until all are judged.
+    """The round's preferences from people: the labelling page is served until all pairs are judged.
 
-    What is there already is not asked again: a run that was interrupted, or begun anew with the same responses, goes on
-    where it stopped. Pairs that all who saw them skipped are left out, as ties are.
+    Pairs that are labelled in the run's store already are not asked again, so an interrupted run goes on where it
+    stopped. Pairs that everybody skipped are left out, and so are ties.
 
     Raises:
-        LabellingError: the page cannot be served, or too little was said to learn from; what was said is kept.
+        LabellingError: the page cannot be served, or too little was said to learn from. What was said is kept.
     """
     batch = f"round {round}" + (f", part {part + 1}" if part else "")
     path = run.folder.root / STORE_FILE
@@ -69,8 +74,11 @@ def annotate_on_page(run: Run, round: int, pairs: Sequence[CandidatePair], *, pa
             items = comparisons(pairs, batch=batch, round=round, labels=run.config.collect.judges_per_pair)
             store.add(items, seed=run.config.seed, exclusive=True)
             if store.pending(batch):
+                check_installed()
+                from rlhf_gym.labeling.server import serve  # FastAPI and uvicorn are extras
+
                 serve(store, batch, run.folder.root, run.console, title=run.task.name)
-                say_summary(store, batch, run.console)
+                run.console.print(escape(label_summary(store, batch)), highlight=False, soft_wrap=True)
             found = labelled_preferences(store, batch)
     except (ValueError, OSError) as error:
         raise LabellingError(str(error)) from error

@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf_gym.files import read_json
+from rlhf_gym.labeling import check_installed
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import check_model_source, load_causal_lm
 from rlhf_gym.lm.lora import check_peft, has_adapter
@@ -19,7 +20,6 @@ from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.monitoring.measures import HeldOutTexts
 from rlhf_gym.pipeline.restraints import ptx_texts
-from rlhf_gym.pipeline.web_labeler import check_page
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, read_texts, split_by_prompt
 from rlhf_gym.rewards import (
     EpisodeScorer,
@@ -225,7 +225,7 @@ def _check_task(run: Run) -> None:
         HeldOutTexts(texts, task.tokenizer, context_length(run))
     people = config.collect.labeler == "web"
     if people:
-        check_page()
+        check_installed()
     if task.gold is None and run.preferences is None and config.task.reward_model is None and not people:
         raise ValueError(
             f"expected someone to compare the responses of {task.name!r}: it has no gold reward to simulate an "

@@ -1,14 +1,16 @@
-"""From the judgements in a label store to preferences, and from preferences into a label store."""
+"""Labels in a store: their preferences, their summary, and how preferences and the log go in and out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from rlhf_gym.preferences.agreement import agreement, opinions_of
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, Preference
 from rlhf_gym.preferences.store import Item, Judgement, LabelStore
@@ -97,6 +99,26 @@ def _preferences(judgement: Judgement, item: Item, ties: Ties) -> list[Preferenc
 
 def _comparison(item: Item, chosen: int, annotator: str) -> Preference:
     return Preference.between(item.candidates[chosen], item.candidates[1 - chosen], annotator, item.round)
+
+
+def label_summary(store: LabelStore, batch: str) -> str:
+    """Lines that say who labelled how much, how far annotators agree, and whether a side was favoured."""
+    judgements = store.judgements(batch)
+    said = [judgement for judgement in judgements if judgement.action != "skip"]
+    lines = [str(labelled_preferences(store, batch))]
+    if said:
+        counts = Counter(judgement.annotator for judgement in said).most_common()
+        lines.append("by " + ", ".join(f"{name} {count:,}" for name, count in counts))
+    sides = [j.shown.index(int(j.value[0])) for j in said if j.action == "chosen" and j.shown]
+    if sides:
+        lines.append(
+            f"the first response won {1 - sum(sides) / len(sides):.0%} of {len(sides):,} comparisons without a tie "
+            "(50% where sides do not matter)"
+        )
+    found = agreement(opinions_of(judgements, store.items(batch)))
+    if found is not None:
+        lines.append(str(found))
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def add_preferences(store: LabelStore, preferences: Sequence[Preference], batch: str) -> tuple[int, int]:

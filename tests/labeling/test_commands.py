@@ -35,7 +35,8 @@ def test_import_agreement_export_and_back(tmp_path: Path, capsys: pytest.Capture
     file = write_lines(tmp_path / "given.jsonl", GIVEN)
     run, out = tmp_path / "run", tmp_path / "out.jsonl"
     assert main(["preferences", "check", str(file)]) == 0
-    assert "5 preferences: 1 duplicate" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "5 preferences: 1 duplicate" in said and "2 annotators agree on 100% of 1 comparisons" in said
     assert main(["preferences", "import", str(file), str(run)]) == 0
     assert "5 labels are new" in capsys.readouterr().out
     assert main(["preferences", "import", str(file), str(run)]) == 0
@@ -45,7 +46,7 @@ def test_import_agreement_export_and_back(tmp_path: Path, capsys: pytest.Capture
     (reward / "metrics.json").write_text("{}")
     assert main(["preferences", "agreement", str(run)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 annotators agree on 100% of 1 comparisons" in said and "r_φ (round-1) prefers what people" in said
+    assert "2 annotators agree on 100% of 1 comparisons" in said and "r_φ (round 1) prefers what people" in said
     assert main(["preferences", "export", str(run), str(out)]) == 0
     assert "5 labels" in capsys.readouterr().out
     assert {(p.prompt, p.chosen, p.annotator) for p in read_preferences(out)} == {
@@ -124,7 +125,7 @@ def test_a_blind_comparison_is_reported(
             store.record(Judgement(str(item.id), item.id, "ada", "chosen", (0,), shown=order))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(label_command, "serve", people)
+    monkeypatch.setattr("rlhf_gym.labeling.server.serve", people)
     assert main(["label", str(tmp_path), "--compare", "ppo", "sft"]) == 130
     said = " ".join(capsys.readouterr().out.split())
     assert "ppo wins 93.5% against sft" in said and "20 won, 0 tied (half), 0 lost on 23 prompts (3 prompts" in said

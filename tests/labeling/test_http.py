@@ -10,17 +10,15 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from rlhf_gym.labeling import (
+from rlhf_gym.labeling.app import Session, by_item, create_app
+from rlhf_gym.labeling.server import (
     DEFAULT_GUIDELINES,
     LabelServer,
-    Session,
     allowed_hosts,
-    create_app,
     is_loopback,
     load_token,
     read_guidelines,
 )
-from rlhf_gym.labeling.app import by_item
 from rlhf_gym.preferences import Candidate, CandidatePair
 from rlhf_gym.preferences.store import Item, LabelStore, comparisons
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_gym.labeling import load_token
+from rlhf_gym.labeling import server as server_module
+from rlhf_gym.labeling.server import load_token
 from rlhf_gym.pipeline import Interrupted, prepare, run
-from rlhf_gym.pipeline import web_labeler as web_labeler_module
-from rlhf_gym.pipeline.annotate import annotate_on_page
-from rlhf_gym.pipeline.web_labeler import LabellingError
+from rlhf_gym.pipeline.annotate import LabellingError, annotate_on_page
 from rlhf_gym.preferences import Candidate, CandidatePair, read_preferences
 from rlhf_gym.preferences.store import STORE_FILE, LabelStore
 from tests.label_pages import ask
@@ -65,8 +64,8 @@ def web_config(folder: Path):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_labeler_module, "LAST_WORDS_SECONDS", 0.0)
-    monkeypatch.setattr(web_labeler_module, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(server_module, "_THANKS_SECONDS", 0.0)
+    monkeypatch.setattr(server_module, "_POLL_SECONDS", 0.02)
 
 
 def test_a_run_waits_for_people_and_goes_on(tmp_path: Path) -> None:
@@ -99,10 +98,11 @@ def test_interrupted_it_asks_for_the_rest_alone(tmp_path: Path, monkeypatch: pyt
             raise KeyboardInterrupt  # as Ctrl-C would, while the terminal counts
 
     class Clock:
+        monotonic = staticmethod(time.monotonic)
         sleep = staticmethod(impatient)
 
     with monkeypatch.context() as patch:
-        patch.setattr(web_labeler_module, "time", Clock)
+        patch.setattr(server_module, "time", Clock)
         with pytest.raises(Interrupted, match="collect"):
             run(web_config(folder), task=task, console=console, only=None)
     assert first.failure is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_gym.cli.adversarial_command import attack, say_adversarial
+from rlhf_gym.cli.adversarial_command import adversarial_command, print_adversarial
 from rlhf_gym.pipeline import Run, prepare, run
 from rlhf_gym.pipeline.adversarial import EDITS, WITHOUT_KL, AdversarialConfig, adversarial, find_pairs, kind_of
 from rlhf_gym.pipeline.reward import adversarial_folder, training_preferences
@@ -80,7 +80,7 @@ def test_before_and_after_are_measured_on_the_same_pairs(finished: Run, metrics:
     model = RewardModel.from_pretrained(adversarial_folder(finished, 1) / "model")
     assert model.normalizers[0].std != 1.0
     console = quiet()
-    say_adversarial(console, metrics)
+    print_adversarial(console, metrics)
     assert f"{metrics['pairs']} pairs that r_φ overrates" in said(console) and "  praise" in said(console)
 
 
@@ -99,7 +99,7 @@ def test_a_run_without_the_round_is_refused(tmp_path: Path, capsys: pytest.Captu
     prepared = prepare(tiny_config(tmp_path / "run"), task=task, console=quiet())
     with pytest.raises(ValueError, match="expected the reward model of round 1"):
         adversarial(prepared, CONFIG)
-    assert attack([str(tmp_path / "nothing")]) == 2
+    assert adversarial_command([str(tmp_path / "nothing")]) == 2
     assert "expected the folder of a run" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected tries >= 1, got 0"):
         AdversarialConfig(tries=0)
