@@ -71,3 +71,10 @@ def word_policy(env, *, seed: int = 2, **policy_kwargs) -> LMActorCriticPolicy:
     policy = LMActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, **settings)
     policy.set_training_mode(False)
     return policy
+
+
+def kwise_loss(scores: torch.Tensor, ranking: torch.Tensor) -> torch.Tensor:
+    """1/C(K,2) · Σ over pairs i ranked above j of −log σ(r_i − r_j), written out; equal ranks make no pair."""
+    count = range(len(ranking))
+    pairs = [scores[i] - scores[j] for i in count for j in count if ranking[i] < ranking[j]]
+    return -torch.nn.functional.logsigmoid(torch.stack(pairs)).mean()

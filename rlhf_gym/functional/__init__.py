@@ -20,11 +20,9 @@ from rlhf_gym.functional.losses import (
     ValueLoss,
     bradley_terry_loss,
     dpo_loss,
-    kwise_loss,
     policy_gradient_loss,
     ppo_policy_loss,
     ppo_value_loss,
-    preference_probability,
 )
 from rlhf_gym.functional.overoptimization import (
     BEST_OF_N,
@@ -46,7 +44,6 @@ from rlhf_gym.functional.returns import (
     gae,
     group_normalised_advantages,
     rloo_advantages,
-    rloo_baseline,
 )
 from rlhf_gym.functional.text_statistics import (
     TokenShare,
@@ -57,7 +54,7 @@ from rlhf_gym.functional.text_statistics import (
     spearman,
     token_shares,
 )
-from rlhf_gym.functional.whitening import masked_mean, masked_var, masked_whiten, zero_masked
+from rlhf_gym.functional.whitening import masked_mean, masked_whiten, zero_masked
 
 __all__ = [
     "BEST_OF_N",
@@ -94,23 +91,19 @@ __all__ = [
     "k1",
     "k2",
     "k3",
-    "kwise_loss",
     "length_controlled_accuracy",
     "log_prob_and_entropy",
     "longest_repeat",
     "masked_mean",
-    "masked_var",
     "masked_whiten",
     "ngrams",
     "policy_gradient_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
-    "preference_probability",
     "reliability_curve",
     "repetition",
     "rightness",
     "rloo_advantages",
-    "rloo_baseline",
     "share_interval",
     "shared_variance",
     "spearman",

@@ -1,8 +1,8 @@
 """What is minimised at each stage: reward modelling, PPO's two losses, REINFORCE, DPO.
 
-The symbols are the papers'. Every function returns something to *minimise*, so PPO's objectives carry a minus here.
-Means run over real tokens only; `denominator` replaces their number, so that micro-batches given the token count of the
-whole batch add up to exactly its loss. What stands in a masked place, NaN included, reaches neither loss nor gradient.
+The symbols are the papers'. Every function returns a loss to minimise, so PPO's objectives carry a minus here. Means
+run over the real tokens of a mask. `denominator` replaces their number: micro-batches that are given the token count of
+the whole batch add up to exactly its loss. Values in masked places, NaN included, reach neither loss nor gradient.
 """
 
 from __future__ import annotations
@@ -17,15 +17,6 @@ from rlhf_gym.functional._checks import check_in_range, check_rank, check_same_s
 from rlhf_gym.functional.whitening import masked_mean, zero_masked
 
 # --- reward modelling ---------------------------------------------------------------------------------------------
-
-
-def preference_probability(score: Tensor, other_score: Tensor) -> Tensor:
-    """P(y ≻ y') = σ(r(y) − r(y')), the Bradley–Terry model (Bradley & Terry 1952).
-
-    Shapes: both the same, and so is the result.
-    """
-    check_same_shape(score=score, other_score=other_score)
-    return torch.sigmoid(score - other_score)
 
 
 def bradley_terry_loss(
@@ -51,8 +42,8 @@ def bradley_terry_loss(
         label_smoothing: ε in [0, 0.5], the share of labels taken to be flipped (cDPO, Mitchell 2023).
         centering: c, which holds scores near 0: comparisons alone leave each prompt's scores free by a constant
             (Eisenstein et al. 2023, arXiv 2312.09244).
-        weight: a weight for each pair, shape (B,); 1/C(K,2) for the pairs of a ranking of K, so that prompts count
-            alike.
+        weight: a weight for each pair, shape (B,). With 1/C(K,2) for the pairs of a ranking of K responses, all
+            prompts count alike (Ouyang et al. 2022, arXiv 2203.02155, equation 1).
         denominator: what the weighted sum is divided by, instead of the sum of the weights.
 
     Returns:
@@ -74,44 +65,24 @@ def bradley_terry_loss(
     return (weight * loss).sum() / (weight.sum() if denominator is None else denominator)
 
 
-def kwise_loss(scores: Tensor, ranking: Tensor) -> Tensor:
-    """1/C(K,2) · Σ over pairs i ranked above j of −log σ(r_i − r_j): the loss of one prompt with K ranked responses.
-
-    Ouyang et al. 2022 (InstructGPT), arXiv 2203.02155, equation 1. The pairs of a prompt are correlated: shuffled in
-    among all others, each response would be trained on K − 1 times an epoch. Equal ranks make no pair, and the sum is
-    divided by the number of pairs there are.
-
-    Shapes: scores (K,); ranking (K,), the rank of each response, lower is better; the result a scalar.
-
-    Raises:
-        ValueError: shapes differ or are not (K,), or no response is ranked above another.
-    """
-    check_rank("(K,)", scores=scores)
-    check_same_shape(scores=scores, ranking=ranking)
-    above = ranking[:, None] < ranking[None, :]  # (K, K)
-    if not above.any():
-        raise ValueError(f"expected a ranking with at least one pair, got {ranking.tolist()}")
-    return masked_mean(-logsigmoid(scores[:, None] - scores[None, :]), above)
-
-
 # --- policy gradients ---------------------------------------------------------------------------------------------
 
 
 class PolicyLoss(NamedTuple):
-    """What `ppo_policy_loss` returns; everything but `loss` is detached."""
+    """The result of `ppo_policy_loss`; everything but `loss` is detached."""
 
     loss: Tensor
     """−L^CLIP, a scalar."""
     clip_fraction: Tensor
     """Share of real tokens with |r_t − 1| > ε, a scalar."""
     approx_kl: Tensor
-    """KL(π_old‖π_θ) by k3, the mean of (r_t − 1) − log r_t over the real tokens, a scalar. What SB3 logs."""
+    """KL(π_old‖π_θ) by k3, the mean of (r_t − 1) − log r_t over the real tokens, a scalar, as SB3 logs it."""
     ratio: Tensor
     """r_t(θ), the shape of log_prob; 1 in masked places."""
 
 
 class ValueLoss(NamedTuple):
-    """What `ppo_value_loss` returns."""
+    """The result of `ppo_value_loss`."""
 
     loss: Tensor
     """L^VF, a scalar."""
@@ -130,9 +101,8 @@ def ppo_policy_loss(
 ) -> PolicyLoss:
     """−L^CLIP = −Ê_t[min(r_t·Â_t, clip(r_t, 1 − ε, 1 + ε)·Â_t)], with r_t = π_θ(a_t|s_t)/π_old(a_t|s_t).
 
-    Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv 1707.06347, equation 7. The minimum whatever
-    the sign of Â: at r=1.3, Â=−3 the objective is −3.9, not the clipped −3.6. Clipping takes away what is to be gained
-    by moving farther, never what is to be lost.
+    Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv 1707.06347, equation 7. It is the minimum
+    whatever the sign of Â: at r=1.3, Â=−3 the objective is −3.9, not the clipped −3.6. So clipping never hides a loss.
 
     Args:
         log_prob: log π_θ(a_t|s_t), shape (B, T).
@@ -171,9 +141,8 @@ def ppo_value_loss(
 ) -> ValueLoss:
     """L^VF = Ê_t[max((V − V^targ)², (clip(V, V_old − ε, V_old + ε) − V^targ)²)]; with ε None, Ê_t[(V − V^targ)²].
 
-    The squared error of the PPO paper's equation 9, clipped as in OpenAI's baselines and in Ziegler et al. 2019 (the
-    maximum: clipping may only hold the critic back). As in the paper and in SB3 there is no factor ½; c₁ (`vf_coef`)
-    takes it.
+    The squared error of the PPO paper's equation 9, clipped as in OpenAI's baselines and in Ziegler et al. 2019. As in
+    the paper and in SB3 there is no factor ½; it belongs into c₁ (`vf_coef`).
 
     Args:
         values: V_θ(s_t), shape (B, T).
@@ -187,7 +156,8 @@ def ppo_value_loss(
         ValueError: shapes differ, ε is negative, or nothing is real and no denominator was given.
     """
     check_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
-    values, returns = zero_masked(values, mask), zero_masked(returns, mask)  # (B, T)
+    values = zero_masked(values, mask)  # (B, T)
+    returns = zero_masked(returns, mask)  # (B, T)
     error = (values - returns).square()  # (B, T)
     if clip_range_vf is None:
         return ValueLoss(masked_mean(error, mask, denominator), error.new_zeros(()))
@@ -214,11 +184,11 @@ def policy_gradient_loss(
     return -masked_mean(zero_masked(log_prob, mask) * zero_masked(advantages, mask), mask, denominator)
 
 
-# --- no RL at all -------------------------------------------------------------------------------------------------
+# --- preferences without RL ---------------------------------------------------------------------------------------
 
 
 class DPOLoss(NamedTuple):
-    """What `dpo_loss` returns; the rewards are detached."""
+    """The result of `dpo_loss`; the rewards are detached."""
 
     loss: Tensor
     """The mean over pairs, a scalar."""
@@ -250,7 +220,7 @@ def dpo_loss(
         ref_chosen: log π_ref(y_chosen|x), shape (B,).
         ref_rejected: log π_ref(y_rejected|x), shape (B,).
         beta: β > 0, the strength of the KL penalty that is optimised implicitly.
-        loss: which of the two.
+        loss: "sigmoid" or "ipo".
         label_smoothing: ε in [0, 0.5], for "sigmoid" only.
         denominator: pairs in the whole batch, where this is a micro-batch of it.
 
@@ -261,7 +231,8 @@ def dpo_loss(
     check_same_shape(chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
     if not beta > 0:
         raise ValueError(f"expected beta > 0, got {beta}")
-    chosen_log_ratio, rejected_log_ratio = chosen - ref_chosen, rejected - ref_rejected  # (B,), (B,)
+    chosen_log_ratio = chosen - ref_chosen  # (B,)
+    rejected_log_ratio = rejected - ref_rejected  # (B,)
     if loss == "sigmoid":
         value = bradley_terry_loss(
             beta * chosen_log_ratio,

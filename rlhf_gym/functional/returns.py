@@ -75,25 +75,12 @@ def _check_groups(scores: Tensor) -> None:
         )
 
 
-def rloo_baseline(scores: Tensor) -> Tensor:
-    """For each response the mean score of the *other* k − 1 of its prompt: b_i = (Σ_j R_j − R_i)/(k − 1).
+def rloo_advantages(scores: Tensor) -> Tensor:
+    """R_i − b_i, where b_i = (Σ_j R_j − R_i)/(k − 1) is the mean score of the *other* responses to the prompt.
 
     Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!"; for RLHF, Ahmadian et al. 2024, "Back to
-    Basics", arXiv 2402.14740. It does not depend on response i, so it leaves the gradient unbiased.
-
-    Shapes: scores (B, k), the k responses of a prompt in a row; the result (B, k).
-
-    Raises:
-        ValueError: k < 2.
-    """
-    _check_groups(scores)
-    return (scores.sum(dim=1, keepdim=True) - scores) / (scores.shape[1] - 1)
-
-
-def rloo_advantages(scores: Tensor) -> Tensor:
-    """R_i − b_i with the leave-one-out baseline; each row sums to 0.
-
-    Computed as k/(k − 1)·(R_i − mean), which is the same and loses nothing where all scores share a large offset.
+    Basics", arXiv 2402.14740. b_i does not depend on response i, so it leaves the gradient unbiased. Each row sums to
+    0. It is computed as k/(k − 1)·(R_i − mean), which loses nothing where all scores share a large offset.
 
     Shapes: scores (B, k); the result (B, k).
 
@@ -108,9 +95,9 @@ def rloo_advantages(scores: Tensor) -> Tensor:
 def group_normalised_advantages(scores: Tensor, *, scale: bool = True, epsilon: float = 1e-4) -> Tensor:
     """GRPO's advantages, (R_i − mean) / (std + ε) within each prompt's k responses, std over k − 1.
 
-    Shao et al. 2024, "DeepSeekMath", arXiv 2402.03300. Dividing by the standard deviation weighs prompts on which all
-    responses score nearly alike more; `scale=False` leaves it out (Liu et al. 2025, "Understanding R1-Zero-Like
-    Training", arXiv 2503.20783). A prompt whose responses all score the same gets 0.
+    Shao et al. 2024, "DeepSeekMath", arXiv 2402.03300. The division gives more weight to prompts whose responses score
+    nearly alike; `scale=False` leaves it out (Liu et al. 2025, "Understanding R1-Zero-Like Training", arXiv
+    2503.20783). A prompt whose responses all score the same gets 0.
 
     Shapes: scores (B, k), the k responses of a prompt in a row; the result (B, k).
 

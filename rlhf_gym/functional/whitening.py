@@ -1,7 +1,7 @@
-"""Means, variances and whitening over the real places of a padded tensor.
+"""Means and whitening over the real places of a padded tensor.
 
-A masked place holds whatever it holds, NaN and infinity included: it is overwritten *before* any arithmetic, since
-0 · NaN is NaN in the loss and in the gradient.
+A masked place may hold anything, NaN and infinity included. It is overwritten *before* any arithmetic, since 0 · NaN is
+NaN in the loss and in the gradient.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
 def masked_mean(x: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
     """Mean over the real places, Σ mask·x / Σ mask, a scalar.
 
-    With `denominator` it is Σ mask·x / denominator: give each micro-batch the token count of the whole batch, and the
-    sum of their losses (and gradients) is exactly the loss of the whole. A mean of means would weigh a token in a
-    short micro-batch more.
+    With `denominator` it is Σ mask·x / denominator. If each micro-batch is given the token count of the whole batch,
+    their losses and gradients add up to those of the whole. A mean of means would weigh a token of a short
+    micro-batch more.
 
     Shapes: x and mask the same.
 
@@ -42,23 +42,16 @@ def masked_mean(x: Tensor, mask: Tensor, denominator: Tensor | float | None = No
     return total / count
 
 
-def masked_var(x: Tensor, mask: Tensor) -> Tensor:
-    """Biased variance over the real places, Σ mask·(x − mean)² / Σ mask, a scalar.
-
-    Shapes: x and mask the same.
-    """
-    return masked_mean((zero_masked(x, mask) - masked_mean(x, mask)).square(), mask)
-
-
 def masked_whiten(x: Tensor, mask: Tensor, keep_mean: bool = False, epsilon: float = 1e-8) -> Tensor:
     """(x − mean) / √(var + ε) over the real places; with `keep_mean`, + mean. Masked places come out as 0.
 
-    The biased variance. Rewards are whitened with their mean kept and advantages without (Huang et al. 2024, "The
-    N+ Implementation Details of RLHF with PPO", arXiv 2403.17031). Where all real values are nearly equal, what is
-    left of them is blown up to variance 1; a larger `epsilon` stops that.
+    The variance is biased, Σ mask·(x − mean)² / Σ mask. Rewards are whitened with their mean kept and advantages
+    without (Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO", arXiv 2403.17031). Values that are
+    nearly equal are blown up to variance 1 too; a larger `epsilon` stops that.
 
     Shapes: x and mask the same, and so is the result.
     """
-    mean = masked_mean(x, mask)
-    whitened = (zero_masked(x, mask) - mean) * torch.rsqrt(masked_var(x, mask) + epsilon)
+    mean = masked_mean(x, mask)  # ()
+    centred = zero_masked(x, mask) - mean
+    whitened = centred * torch.rsqrt(masked_mean(centred.square(), mask) + epsilon)
     return zero_masked(whitened + mean if keep_mean else whitened, mask)

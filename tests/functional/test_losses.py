@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import combinations
 
 import pytest
 import torch
@@ -13,12 +12,11 @@ from torch import Tensor
 from rlhf_gym.functional import (
     bradley_terry_loss,
     dpo_loss,
-    kwise_loss,
     policy_gradient_loss,
     ppo_policy_loss,
     ppo_value_loss,
-    preference_probability,
 )
+from tests.toy import kwise_loss
 
 
 def t(*values: float) -> Tensor:
@@ -33,7 +31,6 @@ def softplus(x: float) -> float:
 
 
 def test_bradley_terry_by_hand() -> None:
-    assert preference_probability(t(1.0), t(1.5)).item() == pytest.approx(0.3775, abs=5e-5)
     assert bradley_terry_loss(t(1.0), t(1.5)).item() == pytest.approx(0.9741, abs=5e-5)
 
 
@@ -92,26 +89,6 @@ def test_bradley_terry_micro_batches_add_up(weight: Tensor | None) -> None:
     assert sum(parts).item() == pytest.approx(bradley_terry_loss(chosen, rejected, weight=weight).item(), abs=1e-12)
 
 
-@pytest.mark.parametrize("k", [2, 3, 4, 5])
-def test_kwise_pairs_weigh_one_over_the_number_of_pairs(k: int) -> None:
-    scores = torch.randn(k, dtype=torch.float64)
-    order = torch.randperm(k)  # order[i] is the response of rank i + 1
-    ranking = torch.empty(k, dtype=torch.int64)
-    ranking[order] = torch.arange(1, k + 1)
-    pairs = [softplus(float(scores[j] - scores[i])) for i, j in combinations(order.tolist(), 2)]
-    assert kwise_loss(scores, ranking).item() == pytest.approx(sum(pairs) / math.comb(k, 2), abs=1e-12)
-
-
-def test_kwise_leaves_ties_out() -> None:
-    value = kwise_loss(t(1.0, 0.0, 5.0), torch.tensor([1, 2, 2]))
-    assert value.item() == pytest.approx((softplus(-1.0) + softplus(4.0)) / 2, abs=1e-12)
-
-
-def test_kwise_of_nothing_but_ties_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"at least one pair, got \[1, 1\]"):
-        kwise_loss(t(1.0, 2.0), torch.tensor([1, 1]))
-
-
 def test_the_loss_of_73_wins_in_100_is_lowest_at_their_log_odds() -> None:
     delta = t(math.log(73 / 27)).requires_grad_()
     assert delta.item() == pytest.approx(0.9946, abs=1e-3)
@@ -129,7 +106,6 @@ def test_the_loss_of_73_wins_in_100_is_lowest_at_their_log_odds() -> None:
         (lambda: bradley_terry_loss(torch.zeros(3, 1), torch.zeros(3, 1)), r"chosen of shape \(B,\), got \(3, 1\)"),
         (lambda: bradley_terry_loss(t(1.0), t(1.0), margin=t(1.0, 2.0)), r"expected margin of shape \(1,\)"),
         (lambda: bradley_terry_loss(t(1.0), t(1.0), label_smoothing=0.6), r"label_smoothing in \[0, 0.5\], got 0.6"),
-        (lambda: kwise_loss(t(1.0, 2.0), torch.tensor([1, 2, 3])), r"ranking of shape \(2,\).*got \(3,\)"),
         (lambda: dpo_loss(t(1.0), t(1.0), t(1.0), t(1.0), beta=0.0), "expected beta > 0, got 0"),
         (lambda: dpo_loss(t(1.0), t(1.0), t(1.0), t(1.0, 2.0), beta=1.0), r"ref_rejected of shape \(1,\)"),
         (lambda: dpo_loss(t(1.0), t(1.0), t(1.0), t(1.0), beta=1.0, loss="hinge"), "got 'hinge'"),  # type: ignore[arg-type]

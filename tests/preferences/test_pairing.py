@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 import torch
 
-from rlhf_gym.functional import bradley_terry_loss, kwise_loss
+from rlhf_gym.functional import bradley_terry_loss
 from rlhf_gym.preferences import Candidate, CandidatePair, choose_pairs, pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.pairing import PairingStrategy
+from tests.toy import kwise_loss
 
 STRATEGIES: tuple[PairingStrategy, ...] = ("random", "all", "tournament")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_gym.functional.losses import bradley_terry_loss, kwise_loss
+from rlhf_gym.functional.losses import bradley_terry_loss
 from rlhf_gym.preferences import (
     BradleyTerryAnnotator,
     Candidate,
@@ -28,6 +28,7 @@ from rlhf_gym.training import (
 )
 from rlhf_gym.training.reward_modeling import _checked_pairs, _summed_loss, collate_pairs
 from tests.tiny import tiny_bert_classifier, tiny_gpt2, tiny_reward_model, tiny_tokenizer
+from tests.toy import kwise_loss
 
 PREFERENCES = [
     Preference("the film", "good", "bad"),
