@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 
 from rlhf_gym.agents.observations import pack_prefixes, read
 from rlhf_gym.lm.decoder import Decoder
-from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.lm.loading import Shared, load_causal_lm
 from rlhf_gym.lm.parts import Trunk
-from rlhf_gym.lm.shared import Shared
 
 
 class LMFeaturesExtractor(BaseFeaturesExtractor):

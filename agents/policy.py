@@ -19,10 +19,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from rlhf_gym.agents.observations import check_spaces, pack_prefixes, read
 from rlhf_gym.envs.episode import Observation
 from rlhf_gym.functional.kl import full_kl
-from rlhf_gym.lm.chunked import in_chunks
-from rlhf_gym.lm.decoder import Decoder
-from rlhf_gym.lm.heads import ValueHead
-from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.lm.decoder import Decoder, LowPrecisionActor
+from rlhf_gym.lm.loading import Shared, load_causal_lm
 from rlhf_gym.lm.lora import (
     LoRASettings,
     adapter_settings,
@@ -31,8 +29,7 @@ from rlhf_gym.lm.lora import (
     train_adapter_only,
     unwrap,
 )
-from rlhf_gym.lm.parts import LMParts, Trunk
-from rlhf_gym.lm.precision import LowPrecisionActor
+from rlhf_gym.lm.parts import LMParts, Trunk, ValueHead, in_chunks
 from rlhf_gym.lm.sampling import (
     SamplingParams,
     behaviour_logits,
@@ -41,7 +38,6 @@ from rlhf_gym.lm.sampling import (
     taken_log_prob_and_entropy,
     token_log_prob,
 )
-from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import LowerStates, Split
 from rlhf_gym.rewards import RewardModel
 

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.walk import walk
-from rlhf_gym.lm.chunked import in_chunks
-from rlhf_gym.lm.parts import LMParts
+from rlhf_gym.lm.parts import LMParts, in_chunks
 from rlhf_gym.lm.sampling import token_log_prob
 from rlhf_gym.lm.tokens import encode_prompts, pad_rows
 

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf_gym.envs import Episode, EpisodeRewards, TokenVectorEnv
+from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.sampling import sample
-from rlhf_gym.lm.shared import Shared
 
 
 class ReferenceEpisodes(NamedTuple):

@@ -11,9 +11,8 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.lm.loading import load_causal_lm, load_tokenizer
+from rlhf_gym.lm.loading import Shared, load_causal_lm, load_tokenizer
 from rlhf_gym.lm.parts import LMParts
-from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.lm.tokens import stop_token_ids as default_stop_token_ids
 from rlhf_gym.preferences.files import read_prompts

@@ -30,7 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.lm.generation import token_log_probs
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.tabular import tabular_lm
 
 LETTERS = string.ascii_lowercase

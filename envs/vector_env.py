@@ -43,7 +43,7 @@ from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.token_reward import KLPlace, TokenReward
 from rlhf_gym.envs.view import EpisodeView
 from rlhf_gym.lm.generation import check_room
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.split import LowerStates
 from rlhf_gym.lm.tokens import decode, pad_token_id, token_texts
 from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction

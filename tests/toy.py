@@ -10,7 +10,7 @@ from rlhf_gym.envs.enumerable import EnumerableTask as Toy
 from rlhf_gym.envs.enumerable import gpt2_task as make_toy
 from rlhf_gym.envs.enumerable import letter_tokenizer
 from rlhf_gym.envs.enumerable import tabular_task as make_tabular_toy
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.tabular import TabularConfig, TabularLM
 from rlhf_gym.lm.tabular import tabular_lm as tabular_model
 from tests.tiny import tiny_gpt2, tiny_tokenizer

@@ -3,12 +3,10 @@
 from rlhf_gym.lm.cache import SlotCache
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
-from rlhf_gym.lm.heads import ValueHead
-from rlhf_gym.lm.loading import context_length, load_causal_lm, load_tokenizer, quiet_transformers
+from rlhf_gym.lm.loading import Shared, context_length, load_causal_lm, load_tokenizer, quiet_transformers
 from rlhf_gym.lm.lora import LoRA, merged
-from rlhf_gym.lm.parts import LMParts
+from rlhf_gym.lm.parts import LMParts, ValueHead
 from rlhf_gym.lm.sampling import SamplingParams
-from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import LowerStates, Split
 from rlhf_gym.lm.tabular import TabularLM, tabular_lm
 

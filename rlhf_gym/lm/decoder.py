@@ -7,8 +7,8 @@ refill, a branch after a rewind. Its answer is always that of a full recomputati
 
 from __future__ import annotations
 
+import copy
 import warnings
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_gym.lm.cache import SlotCache, SlotWrite, attention_layout
-from rlhf_gym.lm.packing import PackedProducts
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.replay import Step, record
-from rlhf_gym.lm.transfer import to_device
 
 ArrayOrTensor = np.ndarray | Tensor
 
@@ -28,9 +26,6 @@ KV_BLOCK = 16
 shapes of it exist, and little that is read is empty."""
 USES_BEFORE_REPLAY = 32
 """One-token steps of a shape before it is recorded: recording costs about as much as some tens of steps."""
-
-STEPS_BEFORE_PACKING = 2
-"""One-token steps after the weights have changed before the large ones are laid out for the steps to come."""
 
 
 class Decoder:
@@ -62,10 +57,8 @@ class Decoder:
         self._tokens = np.zeros((0, 0), dtype=np.int64)  # (N, L)
         self._held = np.zeros(0, dtype=np.int64)  # (N,)
         self._hidden = torch.zeros(0)  # (N, H)
-        self._steps: dict[tuple[int, int, bool], Step] = {}
-        self._uses: dict[tuple[int, int, bool], int] = {}
-        self._products = self._packable()
-        self._steps_since_change = 0
+        self._steps: dict[tuple[int, int], Step] = {}
+        self._uses: dict[tuple[int, int], int] = {}
         self.why_no_replay = ""
         """Why the one-token step runs through the model's own code; empty where it is replayed once it has been used
         often enough."""
@@ -82,24 +75,11 @@ class Decoder:
     def invalidate(self) -> None:
         """Forget everything: the weights have changed."""
         self.forget()
-        self._steps_since_change = 0
-        self._products.drop()
         storage = _storage(self.parts)
         if storage != self._storage:  # other tensors, or others' memory: a replay would go on with the old ones
             self._storage = storage
             self._parameters = tuple(self.parts.module.parameters())
-            self._products = self._packable()
             self._steps.clear()
-
-    def _packable(self) -> PackedProducts:
-        head = self.parts.lm_head.parameters() if isinstance(self.parts, LMParts) else ()
-        return PackedProducts([*self.parts.module.parameters(), *head])
-
-    def _packing(self) -> PackedProducts | None:
-        """Packed products, once the weights have stood still for some steps."""
-        if self._products and self._steps_since_change > STEPS_BEFORE_PACKING:
-            return self._products.refresh()
-        return None
 
     @torch.no_grad()
     def __call__(self, input_ids: ArrayOrTensor, lengths: ArrayOrTensor) -> Tensor:
@@ -154,8 +134,7 @@ class Decoder:
         """Next-token logits (B, V), fp32, of what a call just returned, (B, H)."""
         if not isinstance(self.parts, LMParts):
             raise TypeError("expected a causal language model with a head to have logits of, got a trunk alone")
-        with self._packing() or nullcontext():
-            return self.parts.logits(hidden)
+        return self.parts.logits(hidden)
 
     def _feed_all(self, ids: np.ndarray, common: np.ndarray, new: np.ndarray, active: np.ndarray, batch: int) -> None:
         """Feed every active row: first what some rows must catch up, then one token of every row.
@@ -184,7 +163,6 @@ class Decoder:
         tokens = ids[np.arange(batch)[:, None], positions]  # (B, 1)
         inputs = list(to_device(np.stack([tokens, positions, columns]), self.parts.device))  # three of (B, 1)
         kv_length = min(rounded_up(int(last[active].max()) + 1), self._cache.max_length)
-        self._steps_since_change += 1
         hidden = self._step_function(batch, kv_length, inputs)(*inputs)  # (B, 1, H)
         self._hidden[:batch] = hidden[:, 0]
         if parked.any():
@@ -192,11 +170,9 @@ class Decoder:
 
     def _step_function(self, batch: int, kv_length: int, example: list[Tensor]) -> Step:
         """The one-token step for these shapes: the model's own forward, or after some uses a replay of it."""
-        products = self._packing()
-        key = (batch, kv_length, products is not None)
-        known = self._steps.get(key)
-        if known is not None:
-            return known
+        key = (batch, kv_length)
+        if key in self._steps:
+            return self._steps[key]
         cache = self._cache
         assert cache is not None
         rows = torch.arange(batch, device=self.parts.device)
@@ -211,13 +187,12 @@ class Decoder:
 
         self._uses[key] = self._uses.get(key, 0) + 1
         if self._uses[key] <= USES_BEFORE_REPLAY or self.why_no_replay:
-            return step if products is None else products.through(step)
+            return step
         try:
-            tokens, positions, columns = example
-            self._steps[key] = record(step, tokens, positions, columns, products)
+            self._steps[key] = record(step, *example)
         except RuntimeError as problem:
             self.why_no_replay = str(problem)
-            return step if products is None else products.through(step)
+            return step
         return self._steps[key]
 
     def _feed(
@@ -279,7 +254,6 @@ class Decoder:
         self._held = np.zeros(slots, dtype=np.int64)
         self._hidden = torch.zeros(slots, self.parts.hidden_size, dtype=self.parts.dtype, device=self.parts.device)
         self._steps.clear()
-        self._products = self._packable()
 
     def _check(self, width: int) -> None:
         self._checked_length = width
@@ -347,3 +321,48 @@ def to_host(array: ArrayOrTensor) -> np.ndarray:
     if isinstance(array, Tensor):
         array = array.detach().cpu().numpy()
     return array.astype(np.int64, copy=False)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on `device`; to a GPU through pinned memory, so that the host need not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class LowPrecisionActor:
+    """Decodes with a bf16 copy of `model`, brought up to date when its weights have changed.
+
+    A decode step reads every weight once and does little with it: half the bytes are half the time.
+
+    Args:
+        model: whose weights are followed.
+        use_cache: see `Decoder`.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, use_cache: bool | None = None) -> None:
+        self._model = model
+        copied = copy.deepcopy(model).requires_grad_(False).bfloat16().eval()
+        self.decoder = Decoder(LMParts(copied), use_cache=use_cache)
+        self._pairs = list(zip(copied.parameters(), model.parameters(), strict=True))
+        self._version = self._current()
+
+    def up_to_date(self) -> bool:
+        """Whether the copy is of the weights as they are and where they are (what leaves no trace is not seen)."""
+        return self._version == self._current()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the weights again."""
+        torch._foreach_copy_([ours for ours, _ in self._pairs], [theirs for _, theirs in self._pairs])
+        self.decoder.invalidate()
+        self._version = self._current()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the copy is."""
+        return self.decoder.parts.device
+
+    def _current(self) -> int:
+        return sum(parameter._version for parameter in self._model.parameters())

@@ -15,9 +15,8 @@ from rich.progress import Progress
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_gym.lm.chunked import in_chunks, rows_at_once
 from rlhf_gym.lm.decoder import Decoder
-from rlhf_gym.lm.parts import LMParts
+from rlhf_gym.lm.parts import LMParts, in_chunks, rows_at_once
 from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, greedy, sample, token_log_prob
 from rlhf_gym.lm.split import LowerStates
 

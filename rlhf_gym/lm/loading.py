@@ -9,13 +9,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
+
+T = TypeVar("T")
 
 
 def check_model_source(source: str | Path, *, what: str = "a model") -> str:
@@ -122,3 +124,25 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
         raise ValueError(f"expected a tokenizer with an eos_token, got none in {name!r}")
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+class Shared(Generic[T]):
+    """`Shared(model)`: a handle whose copies, deep ones too, hold the very same object.
+
+    Gymnasium deep-copies the arguments of an environment's specification. A bare model among them would be duplicated
+    in silence, weights and all; a handle is not.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __copy__(self) -> Shared[T]:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared[T]:
+        return self
+
+    def __repr__(self) -> str:
+        return f"Shared({type(self.value).__name__})"

@@ -6,13 +6,19 @@ two halves are called apart everywhere in this package.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
 
-from rlhf_gym.lm.fuse import fuse_activations
 from rlhf_gym.lm.loading import context_length
+
+LOGITS_AT_ONCE = 1 << 25
+"""Most logits that `in_chunks` holds at once: 128 MiB in fp32."""
 
 
 class Trunk:
@@ -104,3 +110,53 @@ class LMParts(Trunk):
                 f"{type(self.model).__name__} computes its logits in a way this package does not know: expected "
                 f"head(trunk(x)) = model(x) within {tolerance:.1e}, got a difference of {error:.1e}"
             )
+
+
+class ValueHead(nn.Module):
+    """V(s) = w·h + b in fp32, zero at the start (Huang et al. 2024, arXiv:2403.17031)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., H) → (...)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.float())[..., 0]
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Replace GPT-2's GELU, written out as eight operations, by torch's one kernel for the same formula, in place.
+
+    The two agree to rounding. It has no weights, so nothing changes in what is saved; forward, backward and memory get
+    cheaper.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def rows_at_once(device: torch.device) -> int:
+    """Sequences in one forward where nothing is trained: a CPU is as quick with few, and few take less memory."""
+    return 16 if device.type == "cpu" else 64
+
+
+def in_chunks(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor, vocab_size: int) -> tuple[Tensor, ...]:
+    """`function(*rows)`, (n, …) each → a tuple of (n,), row by row independent, without ever holding all logits.
+
+    At a vocabulary of 150,000 the fp32 logits of a minibatch take more memory than the model. Rows are therefore worked
+    through in chunks of at most `LOGITS_AT_ONCE` logits, and each chunk's are computed again in the backward pass.
+    Gradients are those of the whole; few enough rows are one plain call.
+    """
+    size = max(1, LOGITS_AT_ONCE // vocab_size)
+    if len(rows[0]) <= size:
+        return function(*rows)
+    parts = zip(*(table.split(size) for table in rows), strict=True)
+    if torch.is_grad_enabled():
+        results = [checkpoint(function, *part, use_reentrant=False) for part in parts]
+    else:
+        results = [function(*part) for part in parts]
+    return tuple(torch.cat(column) for column in zip(*results, strict=True))

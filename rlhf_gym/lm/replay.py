@@ -16,8 +16,6 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rlhf_gym.lm.packing import PackedProducts
-
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(tokens, positions, columns), each (B, 1) → hidden states (B, 1, H)."""
 
@@ -52,10 +50,8 @@ _METHODS = {
 }
 
 
-def record(
-    step: Step, tokens: Tensor, positions: Tensor, columns: Tensor, products: PackedProducts | None = None
-) -> Step:
-    """The step as a replay for these shapes; on a CPU, its products with large weights through `products`.
+def record(step: Step, tokens: Tensor, positions: Tensor, columns: Tensor) -> Step:
+    """The step as a replay for these shapes.
 
     Raises:
         RuntimeError: the step cannot be recorded, e.g. because what it runs depends on values.
@@ -70,8 +66,6 @@ def record(
     _fold_constants(module)
     _merge_views(module.graph)
     module.graph.eliminate_dead_code(lambda node: node.is_impure() or _writes(node))
-    if products is not None:
-        products.substitute(module, _attribute)
     _use_fast_entry_points(module.graph)
     module.recompile()
     for node in module.graph.nodes:  # where Python finds attributes without asking `Module.__getattr__`

@@ -19,10 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf_gym.lm.chunked import rows_at_once
-from rlhf_gym.lm.fuse import fuse_activations
 from rlhf_gym.lm.loading import check_model_source, context_length, load_causal_lm, load_tokenizer, quiet_transformers
 from rlhf_gym.lm.lora import merged
+from rlhf_gym.lm.parts import fuse_activations, rows_at_once
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses, lengths_from_mask, pad_rows, pad_token_id
 from rlhf_gym.rewards.reward import Aggregate, LearnedReward, Reward, RewardNormalizer, Scores
 

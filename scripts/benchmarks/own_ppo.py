@@ -24,8 +24,7 @@ from benchmarks.shapes import (
 from benchmarks.timing import ForeignLoad, now, peak_memory_mb
 from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.lm.loading import quiet_transformers
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared, quiet_transformers
 from rlhf_gym.rewards import RewardModel
 
 

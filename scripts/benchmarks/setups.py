@@ -13,7 +13,7 @@ from benchmarks.shapes import FIRST_WORD, PAD, PROMPT, STOP, Shape, random_promp
 from rlhf_gym.agents import LMActorCriticPolicy
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.envs.vector_env import RewardTiming
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 
 
 def no_score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:

@@ -18,7 +18,7 @@ from benchmarks.tables import Detail, Row, Section
 from benchmarks.timing import Comparison, Say, Variant, round_robin
 from rlhf_gym.agents import AttachPolicy, LMActorCriticPolicy
 from rlhf_gym.envs import SB3VecEnv
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 
 MINIBATCHES, EPOCHS = 4, 4
 ROUNDS = 3

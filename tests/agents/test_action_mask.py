@@ -12,7 +12,7 @@ from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import Episode, TokenVectorEnv
 from rlhf_gym.functional import gae
 from rlhf_gym.lm.generation import token_log_probs
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from tests import tiny
 from tests.toy import word_settings
 

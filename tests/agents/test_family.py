@@ -25,7 +25,7 @@ from rlhf_gym.agents.losses import MinibatchSize
 from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import Episode, TokenVectorEnv
 from rlhf_gym.functional.kl import k3
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from tests import tiny
 from tests.toy import make_tabular_toy, word_settings
 

@@ -9,7 +9,7 @@ from rlhf_gym.agents import EpisodeBuffer, TokenPPO
 from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import Episode
 from rlhf_gym.functional.losses import policy_gradient_loss
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from tests.toy import bandit, make_tabular_toy, make_toy, tabular_model
 
 EXACT = {"gae_lambda": 1.0, "normalize_advantage": False, "clip_range_vf": None, "vf_coef": 0.5, "device": "cpu"}

@@ -13,7 +13,7 @@ from rlhf_gym.agents import AdaptiveKL, FixedKL, TokenPPO
 from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.functional.kl import full_kl, k2
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from tests import tiny
 from tests.toy import word_settings
 

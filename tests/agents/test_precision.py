@@ -6,9 +6,9 @@ import torch
 
 from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.lm import chunked
-from rlhf_gym.lm.chunked import in_chunks
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm import parts as parts_module
+from rlhf_gym.lm.loading import Shared
+from rlhf_gym.lm.parts import in_chunks
 from tests.tiny import tiny_gpt2, tiny_llama
 from tests.toy import word_policy, word_settings
 
@@ -36,7 +36,7 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(monkeypatch):
         return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1), logits.softmax(-1).square().sum(-1)
 
     def all_of(limit):
-        monkeypatch.setattr(chunked, "LOGITS_AT_ONCE", limit)
+        monkeypatch.setattr(parts_module, "LOGITS_AT_ONCE", limit)
         sizes.clear()
         first, second = in_chunks(function, rows, targets, vocab_size=30)
         return first, second, *torch.autograd.grad((first * second).sum(), (rows, weight))
@@ -52,7 +52,7 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(monkeypatch):
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])
 def test_an_update_in_chunks_is_the_update(kl_in, monkeypatch):
     def weights(limit):
-        monkeypatch.setattr(chunked, "LOGITS_AT_ONCE", limit)
+        monkeypatch.setattr(parts_module, "LOGITS_AT_ONCE", limit)
         learner = agent(environment(kl_in=kl_in))
         learner.learn(40)
         return learner.policy.state_dict()

@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, LMActorCriticPolicy, TokenPPO
 from rlhf_gym.agents.interrupts import finish_before_interrupt
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from tests import tiny
 from tests.toy import word_settings
 

@@ -11,7 +11,7 @@ from rlhf_gym.agents.dpo import both, make_pairs
 from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.functional.best_of_n import best_of_n_kl
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from rlhf_gym.preferences import Preference
 from tests import tiny
 from tests.toy import make_tabular_toy, tabular_model, word_reward, word_settings

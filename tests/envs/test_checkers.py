@@ -9,7 +9,7 @@ from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from tests import tiny
 from tests.toy import PROMPTS, STOPS, word_settings
 

@@ -9,7 +9,7 @@ from gymnasium.wrappers import TimeLimit
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.lm.generation import token_log_probs
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from tests import tiny
 from tests.toy import PROMPTS, word_policy, word_reward, word_settings
 

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.prompts import PromptFeed
-from rlhf_gym.lm.shared import Shared
+from rlhf_gym.lm.loading import Shared
 from tests import tiny
 from tests.toy import PROMPTS, word_policy, word_settings
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.parts import LMParts, Trunk
-from rlhf_gym.lm.shared import Shared
 from rlhf_gym.lm.split import Split
 from tests import tiny
 from tests.toy import word_settings
