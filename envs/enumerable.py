@@ -1,5 +1,4 @@
-"""An environment small enough to enumerate: all responses, the optimum of RLHF in closed form, and how far a policy is
-from it.
+"""An environment small enough to enumerate, whose optimum is known in closed form.
 
     task = tabular_task(seed=0)                  # 4 tokens, 3 steps: 64 responses; π_ref a table
     agent = TokenPPO("LMPolicy", task.env(128), policy_kwargs={"use_cache": False})
@@ -7,14 +6,13 @@ from it.
     task.best - task.objective(agent.policy.model)        # J* − J
     task.total_variation(agent.policy.model)              # from π*
 
-What an agent optimises here is what it would on any other token environment, J(π) = E_π[r] − β·KL(π‖π_ref), and its
-maximum is known: π*(y) ∝ π_ref(y)·e^{r(y)/β}, J* = β·log E_ref[e^{r/β}] (Ziebart 2010; Rafailov et al. 2023,
-arXiv:2305.18290, appendix A.1). An agent whose signs, masks or indices are wrong misses it.
+The objective is that of any token environment, J(π) = E_π[r] − β·KL(π‖π_ref). Its maximum is at π*(y) ∝
+π_ref(y)·e^{r(y)/β}, with J* = β·log E_ref[e^{r/β}] (Ziebart 2010; Rafailov et al. 2023, arXiv:2305.18290, appendix
+A.1). An agent whose signs, masks or indices are wrong misses it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import string
 from dataclasses import dataclass
@@ -40,8 +38,7 @@ LETTERS = string.ascii_lowercase
 class EnumerableTask:
     """One prompt, V tokens, T steps, no stop token, a reward for each of the V^T responses.
 
-    Where a *policy* is asked for, it is a causal LM, or the probability of each response, (V^T,), in the order of
-    `strings`.
+    A *policy* is given as a causal LM or as the probability of each response, (V^T,), in the order of `strings`.
     """
 
     reference: PreTrainedModel
@@ -73,7 +70,7 @@ class EnumerableTask:
 
     @cached_property
     def best(self) -> float:
-        """J* = β·log Σ_y π_ref(y)·e^{r(y)/β}: no policy's objective is higher, and only that of π* is as high."""
+        """J* = β·log Σ_y π_ref(y)·e^{r(y)/β}, the objective of π*, which no other policy reaches."""
         top = self._log_weights.max()
         return float(self.beta * (top + np.log(np.exp(self._log_weights - top).sum())))
 
@@ -83,23 +80,25 @@ class EnumerableTask:
 
         The first is J*. Along any response, V*(s_{t+1}) − β·log(π*/π_ref)(a_t|s_t) = V*(s_t).
         """
-        weights, prior = np.exp(self._log_weights), np.exp(self._reference_log_probs)  # (V^T,) each
+        weights = np.exp(self._log_weights)  # (V^T,)
+        prior = np.exp(self._reference_log_probs)  # (V^T,)
         tables = []
         for t in range(self.strings.shape[1]):
             count = self.reference.config.vocab_size**t
-            total, mass = (table.reshape(count, -1).sum(1) for table in (weights, prior))  # (V^t,) each
+            total = weights.reshape(count, -1).sum(1)  # (V^t,)
+            mass = prior.reshape(count, -1).sum(1)  # (V^t,)
             tables.append(self.beta * np.log(total / mass))
         return np.concatenate(tables)
 
     @property
     def mode(self) -> int:
-        """The likeliest response of π*, as its place in `strings`: what the best *deterministic* policy says."""
+        """The place in `strings` of π*'s likeliest response, which the best *deterministic* policy gives."""
         return int(self._log_weights.argmax())
 
     def best_of(self, n: int) -> np.ndarray:
-        """The distribution of the best of n responses of π_ref, (V^T,): F(r)^n − F(r−)^n, F that of π_ref's rewards.
+        """The distribution of the best of n responses of π_ref, (V^T,): F(r)^n − F(r−)^n.
 
-        Responses with the same reward share theirs as they do in π_ref.
+        F is the distribution function of π_ref's rewards. Responses with the same reward share their mass as in π_ref.
         """
         if n < 1:
             raise ValueError(f"expected n >= 1, got {n}")
@@ -108,26 +107,6 @@ class EnumerableTask:
         mass = np.bincount(level_of, weights=prior, minlength=len(levels))  # (R,)
         chosen = np.diff(np.cumsum(mass / mass.sum()) ** n, prepend=0.0)  # (R,)
         return chosen[level_of] * prior / mass[level_of]
-
-    def beta_at(self, kl: float) -> float:
-        """The β whose optimum has this KL, in nats: the multiplier of max E_π[r] subject to KL(π‖π_ref) ≤ kl.
-
-        The optimum's KL falls as β grows, dKL/dβ = −Var_π*(r)/β³, so it is found by halving.
-
-        Raises:
-            ValueError: no β > 0 has so much; the policies that say only the best of all have −log of what π_ref gives
-                those.
-        """
-        best = np.isclose(self.rewards, self.rewards.max())
-        most = -float(np.log(np.exp(self._reference_log_probs)[best].sum()))
-        if not 0 < kl < most:
-            raise ValueError(f"expected a KL between 0 and {most:.4f}, got {kl}")
-        low, high = 1e-4, 1e4
-        for _ in range(100):
-            middle = float(np.sqrt(low * high))
-            other = dataclasses.replace(self, beta=middle)
-            low, high = (middle, high) if self.kl(other.optimum) > kl else (low, middle)
-        return middle
 
     # -- a policy ---------------------------------------------------------------------------------------------------
 
@@ -207,12 +186,21 @@ def gpt2_task(seed: int, *, vocab_size: int = 4, horizon: int = 3, beta: float =
         vocab_size: V.
         horizon: T.
         beta: β.
-        config: whatever else `GPT2Config` takes. Weights are drawn wide, so that π_ref is far from uniform.
+        config: other arguments of `GPT2Config`. Weights are drawn wide, so that π_ref is far from uniform.
     """
     settings: dict[str, Any] = {
-        "n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 8, "initializer_range": 0.2, "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1,
-    }  # fmt: skip
+        "n_layer": 2,
+        "n_embd": 32,
+        "n_head": 2,
+        "n_positions": 8,
+        "initializer_range": 0.2,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reference = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **(settings | config))).eval()
@@ -225,7 +213,7 @@ def all_responses(vocab_size: int, horizon: int) -> torch.Tensor:
 
 
 def letter_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """The letters a, b, c … as tokens 0, 1, 2 …, and no special token at all."""
+    """The letters a, b, c … as tokens 0, 1, 2 …, without any special token."""
     if not 1 <= vocab_size <= len(LETTERS):
         raise ValueError(f"expected vocab_size in 1 … {len(LETTERS)} (letters), got {vocab_size}")
     inner = Tokenizer(WordLevel({letter: i for i, letter in enumerate(LETTERS[:vocab_size])}, unk_token="a"))

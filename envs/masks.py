@@ -16,8 +16,8 @@ from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits
 class ActionMask:
     """What `action_masks()` allows in a state: the support of a filtered π_ref.
 
-    The mask is the agent's to obey. The environment takes any token, as without it, and π_ref in the reward is not
-    filtered: the MDP is the same.
+    The agent obeys the mask; the environment takes any token. π_ref in the reward is not filtered, so that the MDP is
+    the same with and without it.
     """
 
     top_k: int = 0
@@ -45,11 +45,11 @@ class ActionMask:
 
     @property
     def reads_reference(self) -> bool:
-        """Whether π_ref has a say."""
+        """Whether the mask depends on π_ref."""
         return self.top_k > 0 or self.top_p < 1.0
 
     def check(self, *, vocab_size: int, stop_token_ids: Sequence[int], has_reference: bool) -> None:
-        """Every state keeps an allowed token, and π_ref is there where it is asked.
+        """Raise where a state may have no allowed token, or π_ref is needed and not there.
 
         Raises:
             ValueError: saying what was expected and what came.
@@ -72,9 +72,9 @@ class ActionMask:
         """Allowed tokens (N, V) bool from π_ref's next-token logits (N, V); the likeliest unbarred one always is.
 
         Args:
-            logits: fp32; any constant where π_ref has no say.
+            logits: fp32; any constant where the mask does not depend on π_ref.
             response_lengths: response tokens so far, (N,).
-            stop_token_ids: what `min_new_tokens` bars.
+            stop_token_ids: the tokens that `min_new_tokens` bars.
         """
         lengths = torch.from_numpy(response_lengths).to(logits.device)
         filtered = behaviour_logits(

@@ -1,8 +1,8 @@
 """Few actions instead of a vocabulary: an agent chooses among π_ref's k likeliest tokens of the state.
 
-Agents that keep a number per action (DQN's Q-values) do not get far with Discrete(V). With these wrappers the action is
-a place in the shortlist, 0 the likeliest token. Nothing else changes: the reward holds the exact log π_ref of the token
-chosen, and π_ref is run once a step, for the shortlist and for the reward.
+Agents that keep a number per action, such as DQN, do not get far with Discrete(V). With these wrappers an action is a
+place in the shortlist, where 0 is the likeliest token. The reward still holds the exact log π_ref of the token chosen,
+and π_ref is run once a step for both.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rlhf_gym.envs.vector_env import TokenVectorEnv
 class ShortlistActions(gym.ActionWrapper, RecordConstructorArgs):
     """`ShortlistActions(gym.make("rlhf_gym/…"), k)`: `Discrete(k)` over π_ref's k likeliest tokens at the state.
 
-    Where the environment has an `action_mask`, the k likeliest of the tokens it allows; are they fewer than k, the
-    places left over stand for the likeliest one, and `action_masks()` says so.
+    Where the environment has an `action_mask`, they are the k likeliest of the tokens it allows. If it allows fewer,
+    the places left over stand for the likeliest one, and `action_masks()` is False there.
 
     Args:
         env: a `TokenEnv` with a reference, in whatever Gymnasium wrapped it.
@@ -94,7 +94,7 @@ class ShortlistVectorActions(VectorWrapper):
 
 
 class _Shortlist:
-    """What both wrappers share: the engine's k likeliest tokens, slot by slot."""
+    """π_ref's k likeliest tokens in each slot of an engine, for both wrappers."""
 
     def __init__(self, engine: TokenVectorEnv, k: int) -> None:
         if not 1 <= k <= engine.vocab_size:
@@ -126,11 +126,10 @@ class _Shortlist:
         return np.take_along_axis(self.tokens()[0], places.clip(0, self.k - 1)[:, None].astype(np.int64), axis=1)[:, 0]
 
     def attach(self, policy: None) -> None:
-        """A policy over the shortlist does not say log π of a token: the agent is read as deterministic."""
+        """Refuse a policy: one over the shortlist does not say log π of a token."""
         if policy is not None:
             raise TypeError(
                 f"expected no policy to attach, got {type(policy).__name__}: its actions are places in a shortlist, "
-                "not tokens. Without one the agent is read as deterministic, log π = 0, which is what a value-based "
-                "agent is"
+                "not tokens. Without one the agent is read as deterministic, log π = 0, as value-based agents are"
             )
         self.engine.attach(None)

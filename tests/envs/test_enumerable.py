@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -129,14 +128,3 @@ def test_wrong_arguments_say_what_was_expected():
         tabular_task(0, vocab_size=27, horizon=1).env(1)
     with pytest.raises(ValueError, match=r"expected the probabilities of V\^T = 64 responses, got \(63,\)"):
         tabular_lm(np.ones(63) / 63, 4, 3)
-
-
-def test_the_beta_at_a_kl_is_that_of_the_constrained_optimum():
-    task = tabular_task(0)
-    for kl in (0.05, 0.4, 1.5):
-        other = dataclasses.replace(task, beta=task.beta_at(kl))
-        assert other.kl(other.optimum) == pytest.approx(kl, rel=1e-6)
-    most = -float(np.log(task.probabilities(task.reference)[task.rewards.argmax()]))
-    assert task.beta_at(0.99 * most) < task.beta_at(0.5 * most)
-    with pytest.raises(ValueError, match=f"expected a KL between 0 and {most:.4f}, got 9"):
-        task.beta_at(9.0)
