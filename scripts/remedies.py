@@ -33,6 +33,7 @@ from study import (
     markdown_table,
     mean_and_error,
     picture,
+    put_into_page,
     quiet_prepare,
     quiet_run,
     study_config,
@@ -50,7 +51,6 @@ from rlhf_gym.tasks import Task
 Source = Literal["single", "separate", "shared"]
 Figures = dict[int, dict[str, Any]]  # of one arm, by seed
 CALIBRATION_SEEDS = (100, 101)
-BEGIN, END = "<!-- table: scripts/remedies.py -->", "<!-- end of table -->"
 LEVELS = (5.0, 15.0, 30.0)  # nats from the SFT policy at which arms are compared
 FAR = LEVELS[1:]  # those at which the difference to no remedy is taken, seed by seed: beyond the peak
 
@@ -362,19 +362,6 @@ def difference(values: dict[int, float], base: dict[int, float]) -> str:
     return f"{text}{star}, {sum(d > 0 for d in differences)}/{n}"
 
 
-def write_docs(table: str, path: Path) -> None:
-    """Put the table between its marks, leaving what is written around it.
-
-    Raises:
-        ValueError: the page has no marks.
-    """
-    page = path.read_text() if path.is_file() else f"# Remedies\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"expected {BEGIN} and {END} in {path}, got a page without")
-    head, rest = page.split(BEGIN, 1)
-    path.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}")
-
-
 # -- the picture -------------------------------------------------------------------------------------------------------
 
 
@@ -447,7 +434,7 @@ def main() -> None:
     print("n/m: seeds won")
     print_disagreement([study.disagreement(seed) for seed in found[NONE]])
     if not a.quick:
-        write_docs(markdown_table(HEADER, lines), a.docs / "remedies.md")
+        put_into_page(a.docs / "remedies.md", "table", "remedies.py", markdown_table(HEADER, lines))
         draw_figure(found, a.docs / "images" / "remedies.png")
 
 

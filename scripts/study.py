@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -214,8 +215,8 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
 
 def minus(text: str) -> str:
-    """The text with real minus signs."""
-    return text.replace("-", "−")
+    """The text with real minus signs before numbers."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -233,6 +234,21 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "  ".join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
         for row in table
     )
+
+
+def put_into_page(path: Path, name: str, script: str, text: str) -> None:
+    """Put text between a page's marks of this name, leaving what is written around them.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    begin = f"<!-- {name}: scripts/{script} -->"
+    end = f"<!-- end of {name} -->"
+    page = path.read_text()
+    if begin not in page or end not in page:
+        raise ValueError(f"expected {begin} and {end} in {path}, got a page without")
+    head, rest = page.split(begin, 1)
+    path.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

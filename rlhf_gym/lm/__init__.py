@@ -9,6 +9,7 @@ from rlhf_gym.lm.parts import LMParts, ValueHead
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.split import LowerStates, Split
 from rlhf_gym.lm.tabular import TabularLM, tabular_lm
+from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
 
 __all__ = [
     "Decoder",
@@ -23,11 +24,14 @@ __all__ = [
     "TabularLM",
     "ValueHead",
     "context_length",
+    "decode",
+    "encode_prompts",
     "generate",
     "load_causal_lm",
     "load_tokenizer",
     "merged",
     "quiet_transformers",
+    "stop_token_ids",
     "tabular_lm",
     "token_log_probs",
 ]

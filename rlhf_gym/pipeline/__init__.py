@@ -1,5 +1,8 @@
 """The circle: pretrain → SFT → collect preferences → reward model → PPO → evaluate → report, into a run folder."""
 
+from rlhf_gym.pipeline.candidates import draw_candidates
+from rlhf_gym.pipeline.collect import all_preferences
+from rlhf_gym.pipeline.comparison import difference_at_equal, win_rate
 from rlhf_gym.pipeline.ppo import train
 from rlhf_gym.pipeline.preparation import Run, prepare
 from rlhf_gym.pipeline.samples import Samples, draw, gold_scores, log_probs, proxy_scores
@@ -29,8 +32,11 @@ __all__ = [
     "RunFolder",
     "Samples",
     "TaskConfig",
+    "all_preferences",
     "default_config",
+    "difference_at_equal",
     "draw",
+    "draw_candidates",
     "execute",
     "gold_scores",
     "log_probs",
@@ -38,5 +44,6 @@ __all__ = [
     "proxy_scores",
     "run",
     "train",
+    "win_rate",
     "write_report",
 ]

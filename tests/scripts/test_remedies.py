@@ -65,11 +65,5 @@ def test_the_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ways = [trajectory(f[0]) for f in found.values()]
     assert all(way.tokens[0] == 0 and abs(way.kl[0]) < 1e-3 for way in ways)
     assert (ways[1].tokens[1:] > ways[1].tokens[:-1]).all(), "the second round's tokens come after the first's"
-    remedies.write_docs("| a |", tmp_path / "page.md")
-    remedies.write_docs("| b |", tmp_path / "page.md")
-    assert "| b |" in (page := (tmp_path / "page.md").read_text()) and "| a |" not in page
-    (tmp_path / "other.md").write_text("# no marks\n")
-    with pytest.raises(ValueError, match="table: scripts/remedies"):
-        remedies.write_docs("", tmp_path / "other.md")
     remedies.draw_figure(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000

@@ -85,3 +85,13 @@ def test_scripts_are_there(script: str, monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit):
         module.main()
     assert "--run-dir" in capsys.readouterr().out
+
+
+def test_what_is_written_by_hand_is_kept(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table: scripts/x.py -->\nold\n<!-- end of table -->\nafter\n")
+    for text in ("first", "second"):
+        study.put_into_page(page, "table", "x.py", text)
+    assert page.read_text() == "before\n<!-- table: scripts/x.py -->\nsecond\n<!-- end of table -->\nafter\n"
+    with pytest.raises(ValueError, match=r"expected <!-- other: scripts/x\.py -->"):
+        study.put_into_page(page, "other", "x.py", "text")
