@@ -33,7 +33,7 @@ from rlhf_gym.pipeline.inspection import keep_views
 from rlhf_gym.pipeline.monitor import make_monitor, what_it_said
 from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.progress import IterationLog, PPOProgress, Watch
-from rlhf_gym.pipeline.restraints import how_stopped, pretraining_mix, stop_on_kl
+from rlhf_gym.pipeline.restraints import how_stopped, regularisers, stop_on_kl
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import ScoreError
 from rlhf_gym.runs.agent_config import PPOConfig
@@ -111,8 +111,8 @@ def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, 
     checkpoint = folder / CHECKPOINT
     if checkpoint.is_file():
         given: dict[str, Any] = {"preferences": preferences(run, round)} if config.agent == "dpo" else {}
-        if config.ptx_coef:
-            given["ptx"] = pretraining_mix(config, run.task, seed)
+        if AGENTS[config.agent].learns_from == "rewards":
+            given["regularisers"] = regularisers(config, run.task, stage, seed)
         agent = AGENTS[config.agent].load(checkpoint, env=env, device=run.device, **given)
     else:
         agent = make_agent(run, stage, round, seed, env)
@@ -182,11 +182,9 @@ def make_agent(run: Run, stage: StageName, round: int, seed: int, env: TokenVect
     if config.agent == "dpo":
         return DPO("LMPolicy", env, beta=config.kl_coef, preferences=preferences(run, round), **settings)
     settings |= {
-        "ent_coef": config.ent_coef,
         "target_kl": config.target_kl,
         "kl_controller": FixedKL(0.0) if stage == "unleashed" else kl_controller(config),
-        "ptx": pretraining_mix(config, run.task, seed),
-        "ema_reference": 0.0 if stage == "unleashed" else config.ema_reference,
+        "regularisers": regularisers(config, run.task, stage, seed),
     }
     if config.agent in ("ppo", "a2c"):
         settings["policy_kwargs"]["critic"] = config.critic

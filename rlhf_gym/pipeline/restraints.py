@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_gym.agents import PretrainingMix, StopOnKL
+from rlhf_gym.agents import EntropyBonus, MovingReference, PretrainingMix, Regulariser, StopOnKL
 from rlhf_gym.preferences import read_texts
 from rlhf_gym.runs.agent_config import PPOConfig
 from rlhf_gym.runs.folder import StageName
@@ -31,11 +31,17 @@ def ptx_texts(config: PPOConfig, task: Task) -> Sequence[str] | list[list[int]]:
     )
 
 
-def pretraining_mix(config: PPOConfig, task: Task, seed: int) -> PretrainingMix | None:
-    """ptx of one seed's agent; None where there is to be none."""
-    if not config.ptx_coef:
-        return None
-    return PretrainingMix(ptx_texts(config, task), config.ptx_coef, batch_size=config.ptx_batch_size, seed=seed)
+def regularisers(config: PPOConfig, task: Task, stage: StageName, seed: int) -> list[Regulariser]:
+    """What is added to the objective of one seed's agent."""
+    found: list[Regulariser] = []
+    if config.ent_coef:
+        found.append(EntropyBonus(config.ent_coef))
+    if config.ptx_coef:
+        texts = ptx_texts(config, task)
+        found.append(PretrainingMix(texts, config.ptx_coef, batch_size=config.ptx_batch_size, seed=seed))
+    if config.ema_reference and stage != "unleashed":
+        found.append(MovingReference(config.ema_reference))
+    return found
 
 
 def stop_on_kl(config: PPOConfig, stage: StageName) -> StopOnKL | None:
