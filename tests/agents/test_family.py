@@ -249,7 +249,7 @@ def test_grpos_two_ways_to_take_the_mean(aggregation):
         if aggregation == "token"
         else (objective.sum(dim=1) / buffer.response_lengths).mean()
     )
-    size, total = MinibatchSize(buffer.num_tokens, 16), 0.0
+    size, total = MinibatchSize(buffer.num_tokens, 16, aggregation), 0.0
     for rows in np.array_split(np.arange(16), 3):
         batch = buffer.batch(rows)
         part = agent.policy.evaluate_episodes(batch.input_ids, batch.action_mask)

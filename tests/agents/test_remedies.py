@@ -220,9 +220,7 @@ def test_ptx_interrupted_is_never_stopped(tmp_path):
     loaded = interrupted(make_agent(regularisers=[mix()]), tmp_path, load={"regularisers": [mix()]})
     assert loaded.regularisers[0].used == expected.regularisers[0].used
     assert_same(weights(loaded), weights(expected))
-    with pytest.raises(
-        ValueError, match=r"expected regularisers=\[PretrainingMix\(…\), …\], as learning began"
-    ):
+    with pytest.raises(ValueError, match=r"expected regularisers=\[PretrainingMix\(…\), …\], as learning began"):
         TokenPPO.load(tmp_path / "agent", word_env(), device="cpu").learn(10, reset_num_timesteps=False)
     with pytest.raises(ValueError, match="expected the 5 texts that learning began with, got 2"):
         TokenPPO.load(tmp_path / "agent", word_env(), device="cpu", regularisers=[PretrainingMix(TEXTS[:2], 0.5)])
