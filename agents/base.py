@@ -477,8 +477,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def get_state(self) -> AgentState:
         """What `save` writes. In the middle of a rollout it is the start of the iteration."""
         optimizer = self.policy.optimizer.state_dict()
-        names = ("n_episodes", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm", "target_kl", "seed")
-        names += ("verbose", "tensorboard_log", *self.saved_arguments)
+        names = ("n_episodes", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm", "seed", "verbose")
+        names += ("tensorboard_log", *self.saved_arguments, *(("target_kl",) if self.learns_from == "rewards" else ()))
         data = {
             "class": type(self).__name__,
             "arguments": {name: vars(self)[name] for name in names},
