@@ -13,8 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-WIDTH, HEIGHT = 380.0, 236.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 38.0
+WIDTH = 380.0
+HEIGHT = 236.0
+LEFT = 46.0
+RIGHT = 12.0
+TOP = 12.0
+BOTTOM = 38.0
 
 
 class Line(NamedTuple):
@@ -136,7 +140,9 @@ class IntervalChart(NamedTuple):
 
     def svg(self) -> str:
         """The picture as an `<svg>` element."""
-        width, left, row_height = 420.0, 92.0, 30.0
+        width = 420.0
+        left = 92.0
+        row_height = 30.0
         bottom = TOP + row_height * len(self.rows)
         ends = [0.0, *(v + side * e for _, estimates in self.rows for v, e, _ in estimates for side in (-2, 2))]
         axis = Axis.over(np.array(ends), left, width - 14, pad=0.05, ticks=5)
@@ -292,11 +298,11 @@ def _level(level: Level, axis: Axis) -> str:
 
 
 def _level_label(level: Level, axis: Axis) -> str:
-    y = float(axis.place(level.y))
-    return (
-        f'<text class="note {level.kind}" x="{WIDTH - RIGHT - 2:.0f}" y="{y - 4:.1f}" text-anchor="end">'
-        f"{escape(level.label)}</text>"
-    )
+    return _note(level.label, level.kind, WIDTH - RIGHT - 2, float(axis.place(level.y)) - 4, "end")
+
+
+def _note(text: str, kind: str, x: float, y: float, anchor: str) -> str:
+    return f'<text class="note {kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _line(line: Line, x_axis: Axis, y_axis: Axis) -> str:
@@ -322,13 +328,9 @@ def _radii(weight: ArrayLike | None, n: int) -> np.ndarray:
 def _mark(mark: Mark, x_axis: Axis, y_axis: Axis) -> str:
     x = float(x_axis.place(mark.x))
     y = float(y_axis.place(mark.y))
-    anchor = "end" if x > WIDTH * 0.7 else "start"
-    shift = -7 if anchor == "end" else 7
-    return (
-        f'<circle class="mark {mark.kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-        f'<text class="note {mark.kind}" x="{x + shift:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}">'
-        f"{escape(mark.label)}</text>"
-    )
+    left = x > WIDTH * 0.7
+    note = _note(mark.label, mark.kind, x - 7 if left else x + 7, y - 6, "end" if left else "start")
+    return f'<circle class="mark {mark.kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>{note}'
 
 
 def _for_pointer(lines: Sequence[Line], x_axis: Axis, y_axis: Axis) -> str:

@@ -41,7 +41,8 @@ pairs; on the dashed line {PROXY} is as often right as it is sure. Expected cali
 
 def reliability_chart(bins: Sequence[dict[str, Any]]) -> Chart:
     """Accuracy over confidence, a circle a bin, and the line on which the two are one."""
-    x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+    x = [b["confidence"] for b in bins]
+    y = [b["accuracy"] for b in bins]
     lines = [
         Line([0.5, 1.0], [0.5, 1.0], "sft", style="dashed"),
         Line(x, y, "ppo", "accuracy", style="thin"),
@@ -192,7 +193,8 @@ def _baselines(found: dict[str, Any]) -> str:
     head.append(f"where it is wrong,<br>{PROXY} is right in")
     equal = ""
     if found["equal_length_n"]:
-        n, share = found["equal_length_n"], found["equal_length"]
+        n = found["equal_length_n"]
+        share = found["equal_length"]
         equal = f" Of {n:,} pairs of two responses of as many words, {PROXY} is right about {share:.0%}."
     text = f"{found['word_price']:+.3f}".replace("-", "−")
     return f"""

@@ -35,57 +35,21 @@ class Quantity(NamedTuple):
 
 
 GOLD = Quantity("rlhf/gold", "gold reward", "No agent sees gold: it is read off the responses it was learning from.")
-SCORE = Quantity(
-    "rlhf/score",
-    "score of r_φ",
-    "What the agent maximises, before the KL penalty, in standard deviations of the SFT policy’s scores.",
-)
+SCORE = Quantity("rlhf/score", "score of r_φ", "What is maximised, before the KL penalty, in SFT standard deviations.")
 LOGGED = (
-    Quantity(
-        "rlhf/kl",
-        "KL to π_ref, nats a response",
-        "What the KL penalty charges for: Σ log π − log π_ref over the response.",
-        from_zero=True,
-    ),
+    Quantity("rlhf/kl", "KL to π_ref, nats a response", "Σ log π − log π_ref over the response.", from_zero=True),
     Quantity("rlhf/kl_coef", "β of the KL penalty", "The price of a nat, as its controller set it."),
-    Quantity(
-        "rlhf/entropy",
-        "entropy, nats a token",
-        "How undecided the policy is; near 0 it always writes the same.",
-        from_zero=True,
-    ),
-    Quantity("rlhf/response_length", "response length, tokens", "Much of what looks like progress can be mere length."),
+    Quantity("rlhf/entropy", "entropy, nats a token", "Near 0 the policy always writes the same.", from_zero=True),
+    Quantity("rlhf/response_length", "response length, tokens", "What looks like progress can be mere length."),
     Quantity("rlhf/stopped", "share of responses that end", "The rest were cut at the longest length."),
-    Quantity(
-        "train/explained_variance",
-        "explained variance of the critic",
-        "1 when the value head foresees every return, 0 when it knows the mean alone.",
-    ),
-    Quantity(
-        "train/clip_fraction",
-        "share of clipped ratios",
-        "Tokens whose probability moved more than ε in one iteration.",
-        from_zero=True,
-    ),
-    Quantity(
-        "train/accuracy",
-        "share of pairs that the policy agrees with",
-        "Pairs whose chosen response has gained more in probability than the rejected one, before they are learned.",
-    ),
-    Quantity(
-        "train/margin",
-        "margin, in units of reward",
-        "β times the chosen response’s log π − log π_ref, less the rejected one’s.",
-    ),
+    Quantity("train/explained_variance", "explained variance of the critic", "1 when it foresees every return."),
+    Quantity("train/clip_fraction", "share of clipped ratios", "Tokens that moved more than ε.", from_zero=True),
+    Quantity("train/accuracy", "share of pairs that the policy agrees with", "Before they are learned from."),
+    Quantity("train/margin", "margin of chosen over rejected", "The difference of β(log π − log π_ref)."),
 )
 """The curves of training, each drawn where it was logged and moves."""
 MONITORED = (
-    Quantity(
-        SURPRISE,
-        "surprise of π_ref, nats a token",
-        "How improbable π_ref finds the responses: the log of its perplexity.",
-        alarm="drift",
-    ),
+    Quantity(SURPRISE, "surprise of π_ref, nats a token", "The log of its perplexity of the responses.", alarm="drift"),
     Quantity(
         "monitor/held_out_perplexity",
         "perplexity on held-out texts",
@@ -110,11 +74,7 @@ MONITORED = (
         "Share of a response’s pairs of tokens that were there before.",
         alarm="repetition",
     ),
-    Quantity(
-        "monitor/score_length_correlation",
-        "correlation of score and length",
-        "By ranks, within a rollout: does the reward pay for length itself?",
-    ),
+    Quantity("monitor/score_length_correlation", "correlation of score and length", "By ranks, within a rollout."),
 )
 """The curves of the monitor, each drawn where it was measured and moves."""
 
