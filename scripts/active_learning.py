@@ -39,7 +39,7 @@ from rlhf_gym.pipeline.selection import label_actively
 from rlhf_gym.preferences import BradleyTerryAnnotator, Candidate, CandidatePair, Preference, choose_pairs
 from rlhf_gym.preferences.active import Acquisition, acquisition_scores, choose_batch
 from rlhf_gym.rewards import RewardModel
-from rlhf_gym.runs import RunConfig
+from rlhf_gym.settings import RunConfig
 from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.training import RewardModelingConfig, evaluate_reward_model, train_reward_model
 

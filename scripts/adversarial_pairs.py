@@ -28,9 +28,9 @@ from rlhf_gym.pipeline.reward import adversarial_folder, normalise, reference_sa
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, read_preferences
 from rlhf_gym.rewards import load_reward
-from rlhf_gym.runs import RunConfig, RunFolder, TaskConfig
-from rlhf_gym.runs.folder import StageName
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.records import iterations
+from rlhf_gym.settings import RunConfig, StageName, TaskConfig
 from rlhf_gym.tasks import Task
 from rlhf_gym.training import score_pairs
 
@@ -102,8 +102,8 @@ def unleashed(config: RunConfig, task: Task, name: str, model: Path) -> RunFolde
     """PPO without KL penalty against this reward model; its run's folder."""
     folder = config.run_dir / f"unleashed-{name}"
     free = replace(
-        config, run_dir=folder, task=TaskConfig(reward_model=str(model)), unleashed=False,
-        ppo=replace(config.ppo, kl_coef=0.0),
+        config, run_dir=folder, task=TaskConfig(reward_model=str(model)), without_kl=False,
+        agent=replace(config.agent, kl_coef=0.0),
     )  # fmt: skip
     return quiet_run(free, task)
 

@@ -33,9 +33,9 @@ from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
 from rlhf_gym.monitoring import Alarm, RLHFMonitor
 from rlhf_gym.monitoring.alarms import RECORDS, RULES, Alarms, read_records
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
-from rlhf_gym.runs import PPOConfig, RewardConfig, RunConfig, RunFolder
-from rlhf_gym.runs.folder import StageName
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.records import iterations
+from rlhf_gym.settings import PPOSettings, RewardConfig, RunConfig, StageName
 from rlhf_gym.tasks import reviews_task
 
 COLUMNS = [name for name in RULES if name not in ("pattern", "evaluation")] + ["pattern/not", "evaluation/gold"]
@@ -115,7 +115,7 @@ def of_two_minds() -> RewardEnsemble:
 
 
 PROVOCATIONS = (
-    Provocation("judges that differ", ("disagreement",), lambda: shrugs, kl_coef=0.05, ensemble=of_two_minds),
+    Provocation("judges of two minds", ("disagreement",), lambda: shrugs, kl_coef=0.05, ensemble=of_two_minds),
     Provocation("longer is better", ("length", "missing_eos"), lambda: words, tokens=2 * TOKENS),
     Provocation("repeats are better", ("repetition",), lambda: repeats),
     Provocation("one sentence is best", ("entropy",), lambda: one_sentence),
@@ -192,7 +192,7 @@ def default_runs(root: Path, seeds: list[int]) -> RunFolder:
 def weak_ensemble(root: Path, seed: int) -> RunFolder:
     """Three reward models that were told the same 200 preferences, and no KL penalty."""
     config = study_config(
-        root / f"weak-{seed}", seed, labels=200, unleashed=False, ppo=PPOConfig(total_tokens=TOKENS, kl_coef=0.0)
+        root / f"weak-{seed}", seed, labels=200, without_kl=False, agent=PPOSettings(total_tokens=TOKENS, kl_coef=0.0)
     )
     return complete(replace(config, reward=replace(config.reward, members=3, force=True)))
 

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from rlhf_gym.pipeline import run
-from rlhf_gym.runs import RunConfig
-from rlhf_gym.runs.folder import RunFolder, StageName
+from rlhf_gym.runs.folder import RunFolder
+from rlhf_gym.settings import RunConfig, StageName
 from rlhf_gym.tasks.reviews import DATA
 from rlhf_gym.training import SFTConfig
 

@@ -47,7 +47,8 @@ from rlhf_gym.preferences import (
 )
 from rlhf_gym.report import smooth
 from rlhf_gym.rewards import load_reward
-from rlhf_gym.runs import RunConfig, RunFolder, StageName, TaskConfig, iterations, read_jsonl
+from rlhf_gym.runs import RunFolder, iterations, read_jsonl
+from rlhf_gym.settings import RunConfig, StageName, TaskConfig
 from rlhf_gym.training import EditProbe, probe_edits
 
 CERTAIN = ("really", "very", "perfect", "flawless")
@@ -85,13 +86,13 @@ class Settings:
 
     def config(self, name: str, **changes: Any) -> RunConfig:
         """A run of this size, in its folder."""
-        config = study_config(self.root / name, self.seed, labels=self.labels, tokens=self.tokens, unleashed=False)
+        config = study_config(self.root / name, self.seed, labels=self.labels, tokens=self.tokens, without_kl=False)
         return replace(self.changes(config), **changes)
 
     def weakly_held(self, name: str, **changes: Any) -> RunConfig:
         """The same with a weak KL penalty."""
         config = self.config(name, **changes)
-        return replace(config, ppo=replace(config.ppo, kl_coef=self.weak_kl_coef))
+        return replace(config, agent=replace(config.agent, kl_coef=self.weak_kl_coef))
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,16 @@ def run_all(settings: Settings) -> tuple[dict[str, list[Arm]], Arm]:
 
 def hacking(settings: Settings) -> list[Arm]:
     """PPO without KL penalty and with it, against one reward model."""
-    folder = quiet_run(settings.config("hacking", unleashed=True), task_from_sft())
+    folder = quiet_run(settings.config("hacking", without_kl=True), task_from_sft())
     return [Arm("no KL penalty (β = 0)", folder, "unleashed"), Arm("KL penalty (β = 0.1)", folder)]
 
 
 def collapse(settings: Settings, unharmed: Arm) -> list[Arm]:
     """The same reward model and KL penalty with steps ten times too large, beside the run with the defaults."""
     config = settings.config("collapse", task=against(unharmed.folder))
-    hot = replace(config.ppo, learning_rate=10 * config.ppo.learning_rate, schedule="constant")
-    folder = quiet_run(replace(config, ppo=hot), task_from_sft())
-    label = f"learning rate {config.ppo.learning_rate:g}, falling"
+    hot = replace(config.agent, learning_rate=10 * config.agent.learning_rate, schedule="constant")
+    folder = quiet_run(replace(config, agent=hot), task_from_sft())
+    label = f"learning rate {config.agent.learning_rate:g}, falling"
     return [Arm(f"learning rate {hot.learning_rate:g}", folder), replace(unharmed, label=label)]
 
 
@@ -140,7 +141,7 @@ def length(settings: Settings) -> list[Arm]:
     equal = quiet_run(settings.weakly_held("length-equal", task=TaskConfig(preferences=pairs)), task_from_sft())
     priced = settings.weakly_held("length-penalty", task=against(failed))
     price = round(float(reward_metrics(failed)["probes"]["word_price"]), 3)
-    fined = quiet_run(replace(priced, ppo=replace(priced.ppo, length_penalty=price)), task_from_sft())
+    fined = quiet_run(replace(priced, agent=replace(priced.agent, length_penalty=price)), task_from_sft())
     return [
         Arm("labels as they come", failed),
         Arm("pairs of equal length", equal),

@@ -32,10 +32,10 @@ from study import kept, mean_and_error
 import rlhf_gym  # noqa: F401  (registers the environments)
 from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, KLController, TokenPPO
 from rlhf_gym.lm import quiet_transformers
-from rlhf_gym.runs import PPOConfig
+from rlhf_gym.settings import PPOSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST = PPOConfig().kl_coef
+FIRST = PPOSettings().kl_coef
 CONTROLLERS: dict[str, Callable[[float], KLController]] = {
     "fixed": lambda target: FixedKL(FIRST),
     "adaptive": lambda target: AdaptiveKL(FIRST, target, horizon=1_000),
@@ -76,7 +76,7 @@ class _Rows(KVWriter):
 
 def learn(controller: KLController, seed: int, tokens: int) -> dict[str, Any]:
     """One run."""
-    config, log = PPOConfig(), _Rows()
+    config, log = PPOSettings(), _Rows()
     env = gym.make_vec(
         "rlhf_gym/Reviews-v0", num_envs=config.num_envs, reward_timing="deferred", kl_coef=config.kl_coef
     )
@@ -178,7 +178,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--targets", nargs="+", type=float, default=list(TARGETS), help="δ, nats per response")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=PPOConfig().total_tokens)
+    parser.add_argument("--tokens", type=int, default=PPOSettings().total_tokens)
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "kl_control")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "kl_control.png")
     parser.add_argument("--draw-only", action="store_true", help="run nothing")

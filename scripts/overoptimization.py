@@ -54,7 +54,8 @@ from rlhf_gym.pipeline import Run, Samples, draw, gold_scores, proxy_scores
 from rlhf_gym.preferences import BradleyTerryAnnotator, Candidate, CandidatePair
 from rlhf_gym.report import smooth
 from rlhf_gym.rewards import RewardModel
-from rlhf_gym.runs import PPOConfig, RewardConfig, TaskConfig, count, doublings
+from rlhf_gym.runs import count, doublings
+from rlhf_gym.settings import PPOSettings, RewardConfig, TaskConfig
 from rlhf_gym.tasks import reviews_task
 from rlhf_gym.training import RewardModelingConfig, SFTConfig, is_finished, pretrain, train_reward_model
 
@@ -251,7 +252,7 @@ class Workshop:
 
     def ppo(self, folder: Path, reward: Path, seed: int) -> Run:
         """PPO without KL penalty against a reward model, as a run of the pipeline."""
-        ppo = PPOConfig(
+        ppo = PPOSettings(
             total_tokens=self.budget.tokens,
             kl_coef=0.0,
             learning_rate=self.budget.learning_rate,
@@ -260,7 +261,7 @@ class Workshop:
             checkpoint_every=10_000,
         )
         task = TaskConfig(reward_model=str(reward))
-        settings = {"task": task, "reward": RewardConfig(reference_samples=1000), "ppo": ppo, "unleashed": False}
+        settings = {"task": task, "reward": RewardConfig(reference_samples=1000), "agent": ppo, "without_kl": False}
         config = study_config(folder, seed, **settings)
         quiet_run(config, self.task, "reward", "ppo")
         return quiet_prepare(config, self.task)

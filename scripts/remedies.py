@@ -45,7 +45,8 @@ from study import (
 from rlhf_gym.lm import Shared, load_causal_lm, quiet_transformers
 from rlhf_gym.pipeline import draw, gold_scores, log_probs, train
 from rlhf_gym.rewards import Aggregate, load_reward
-from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder, TaskConfig, iterations
+from rlhf_gym.runs import RunFolder, iterations
+from rlhf_gym.settings import PPOSettings, RunConfig, TaskConfig
 from rlhf_gym.tasks import Task
 
 Source = Literal["single", "separate", "shared"]
@@ -75,7 +76,7 @@ class Arm:
     family: str
     """The panel of the picture that it is in."""
     ppo: dict[str, Any] = field(default_factory=dict)
-    """Fields of `PPOConfig` that differ from those without a remedy, which have β = 0."""
+    """Fields of `PPOSettings` that differ from those without a remedy, which have β = 0."""
     reward: Source = "single"
     """The reward model or the ensemble that it learns against."""
     aggregate: Aggregate = "mean"
@@ -179,10 +180,10 @@ class Study:
 
     def config(self, folder: Path, seed: int, **changes: Any) -> RunConfig:
         """A run without a remedy."""
-        ppo = PPOConfig(total_tokens=self.tokens, kl_coef=0.0, n_episodes=64)
-        config = study_config(folder, seed, labels=self.labels, **{"ppo": ppo, "unleashed": False, **changes})
+        ppo = PPOSettings(total_tokens=self.tokens, kl_coef=0.0, n_episodes=64)
+        config = study_config(folder, seed, labels=self.labels, **{"agent": ppo, "without_kl": False, **changes})
         if self.small:
-            config = replace(config, ppo=replace(config.ppo, n_episodes=16, num_envs=16))
+            config = replace(config, agent=replace(config.agent, n_episodes=16, num_envs=16))
         reward = replace(config.reward, force=True, reference_samples=32 if self.small else 1000)
         return replace(config, collect=replace(config.collect, mistake_rate=0.2), reward=reward)
 
@@ -217,7 +218,7 @@ class Study:
         """PPO against the seed's reward model; its folder."""
         source = self.reward_model(seed, arm.reward)
         config = self.config(self.folder(seed) / arm.name, seed, task=TaskConfig(reward_model=str(source)))
-        run = quiet_prepare(replace(config, ppo=replace(config.ppo, **arm.ppo)), self.task())
+        run = quiet_prepare(replace(config, agent=replace(config.agent, **arm.ppo)), self.task())
         reward = load_reward(source)
         reward.aggregate = arm.aggregate
         reward.uncertainty_weight = arm.uncertainty_weight
@@ -229,7 +230,7 @@ class Study:
         """Half the labels about SFT's responses, half about the policy's after half the tokens; the rounds' folders."""
         half = replace(self, labels=self.labels // 2, tokens=self.tokens // 2)
         config = half.config(self.folder(seed) / arm.name, seed, rounds=2)
-        folder = quiet_run(replace(config, ppo=replace(config.ppo, **arm.ppo)), self.task())
+        folder = quiet_run(replace(config, agent=replace(config.agent, **arm.ppo)), self.task())
         return [folder.seed("ppo", round, seed) for round in (1, 2)]
 
     def _heldout(self, policy: Any, seed: int) -> dict[str, float]:

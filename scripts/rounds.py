@@ -29,7 +29,8 @@ from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline.comparison import EqualDifference, difference_at_equal
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
 from rlhf_gym.rewards import load_reward
-from rlhf_gym.runs import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig, RunFolder
+from rlhf_gym.runs import RunFolder
+from rlhf_gym.settings import CollectConfig, EvaluateConfig, PPOSettings, RewardConfig, RunConfig
 from rlhf_gym.tasks import Task
 from rlhf_gym.training import RewardModelingConfig
 
@@ -72,7 +73,7 @@ def figures(root: Path, labels: int, seed: int, rounds: int, a: argparse.Namespa
     """The run, and what came out of it."""
     task = task_from_sft()
     config = RunConfig(
-        run_dir=root, seed=seed, seeds=1, rounds=rounds, unleashed=False, device="cpu", threads=1,
+        run_dir=root, seed=seed, seeds=1, rounds=rounds, without_kl=False, device="cpu", threads=1,
         collect=CollectConfig(
             num_prompts=-(-labels // rounds // 3), samples_per_prompt=6, num_labels=labels // rounds,
             temperatures=(1.0,),
@@ -81,7 +82,7 @@ def figures(root: Path, labels: int, seed: int, rounds: int, a: argparse.Namespa
             training=RewardModelingConfig(epochs=3, learning_rate=1e-3, batch_size=32, evaluate_each_epoch=False),
             force=True,
         ),
-        ppo=PPOConfig(total_tokens=a.tokens // rounds, kl_control="constraint", kl_target=a.kl, kl_coef=0.03),
+        agent=PPOSettings(total_tokens=a.tokens // rounds, kl_control="constraint", kl_target=a.kl, kl_coef=0.03),
         evaluate=EvaluateConfig(shown=0),
     )  # fmt: skip
     folder = quiet_run(config, task)

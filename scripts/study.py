@@ -26,7 +26,8 @@ from rich.console import Console
 
 from rlhf_gym.pipeline import Run, prepare, run
 from rlhf_gym.report import smooth
-from rlhf_gym.runs import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig, RunFolder, iterations
+from rlhf_gym.runs import RunFolder, iterations
+from rlhf_gym.settings import CollectConfig, EvaluateConfig, PPOSettings, RewardConfig, RunConfig
 from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.training import RewardModelingConfig
 
@@ -70,7 +71,7 @@ def study_config(run_dir: Path, seed: int, *, labels: int = 2_000, tokens: int =
     """A run small enough that its policy exploits r_φ within a minute on one core.
 
     Two pairs of SFT responses to each of `labels`/2 prompts, a reward model of three epochs on them, and PPO by its
-    defaults for `tokens` tokens. `changes` replace whole settings: `study_config(d, 0, ppo=PPOConfig(…))`.
+    defaults for `tokens` tokens. `changes` replace whole settings: `study_config(d, 0, agent=PPOSettings(…))`.
     """
     config = RunConfig(
         run_dir=run_dir,
@@ -81,7 +82,7 @@ def study_config(run_dir: Path, seed: int, *, labels: int = 2_000, tokens: int =
         evaluate=EvaluateConfig(shown=0),
         collect=CollectConfig(num_prompts=-(-labels // 2), samples_per_prompt=4, temperatures=(1.0,)),
         reward=RewardConfig(training=REWARD_TRAINING),
-        ppo=PPOConfig(total_tokens=tokens),
+        agent=PPOSettings(total_tokens=tokens),
     )
     return replace(config, **changes)
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from rlhf_gym.envs import EpisodeView
 from rlhf_gym.files import read_jsonl, write_jsonl
-from rlhf_gym.runs.config import EvaluateConfig, RunConfig
 from rlhf_gym.runs.folder import RunFolder
+from rlhf_gym.settings import EvaluateConfig, RunConfig
 
 SEEDS = [0, 1, 2]
 
@@ -31,7 +31,7 @@ def made_up_run(
     left before agents kept their critics' values."""
     folder = RunFolder(root)
     config = replace(RunConfig(run_dir=root), seeds=seeds, rounds=rounds, evaluate=EvaluateConfig(shown=3))
-    config = replace(config, ppo=replace(config.ppo, kl_coef=kl_coef))
+    config = replace(config, agent=replace(config.agent, kl_coef=kl_coef))
     folder.open(config)
     rng = np.random.default_rng(0)
     folder.complete("sft", 1, {"demonstrations": 8000, "perplexity": 3.31, "perplexity_floor": 3.233, "seconds": 21})

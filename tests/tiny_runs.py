@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from rlhf_gym.preferences import Demonstration
-from rlhf_gym.runs import CollectConfig, EvaluateConfig, PPOConfig, RewardConfig, RunConfig
+from rlhf_gym.settings import CollectConfig, EvaluateConfig, PPOSettings, RewardConfig, RunConfig
 from rlhf_gym.tasks import Task
 from rlhf_gym.training import RewardModelingConfig, SFTConfig
 from tests.tiny import WORDS, tiny_gpt2, tiny_tokenizer
@@ -61,7 +61,7 @@ def tiny_config(run_dir: Path, **overrides: Any) -> RunConfig:
     config = RunConfig(
         run_dir=run_dir,
         seeds=1,
-        unleashed=False,
+        without_kl=False,
         device="cpu",
         threads=1,
         pretraining=sft,
@@ -72,7 +72,7 @@ def tiny_config(run_dir: Path, **overrides: Any) -> RunConfig:
             reference_samples=24,
             probe_samples=24,
         ),
-        ppo=PPOConfig(
+        agent=PPOSettings(
             total_tokens=240,
             n_episodes=16,
             batch_size=8,

@@ -17,11 +17,11 @@ from rlhf_gym.cli.app import COMMANDS, fail
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.pipeline import prepare
 from rlhf_gym.pipeline.adversarial import AdversarialConfig, adversarial, check_round
-from rlhf_gym.pipeline.preparation import use_threads
+from rlhf_gym.pipeline.context import use_threads
 from rlhf_gym.pipeline.reward import adversarial_folder
 from rlhf_gym.runs import RunFolder
-from rlhf_gym.runs.config import Labeler
 from rlhf_gym.runs.folder import BusyFolderError
+from rlhf_gym.settings.stages import Labeler
 
 
 @dataclass(frozen=True)

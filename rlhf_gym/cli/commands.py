@@ -19,8 +19,9 @@ from rlhf_gym.pipeline.annotate import LabellingError
 from rlhf_gym.pipeline.reward import UnfitRewardError
 from rlhf_gym.pipeline.stages import check_inputs
 from rlhf_gym.rewards import ScoreError
-from rlhf_gym.runs import RunConfig, RunFolder, TaskConfig, default_config
-from rlhf_gym.runs.folder import BusyFolderError, StageName
+from rlhf_gym.runs import RunFolder
+from rlhf_gym.runs.folder import BusyFolderError
+from rlhf_gym.settings import RunConfig, StageName, TaskConfig, default_config
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rlhf_gym.cli.app import COMMANDS, fail
 from rlhf_gym.files import write_json
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.lm import quiet_transformers
-from rlhf_gym.pipeline.preparation import resolve_device
+from rlhf_gym.pipeline.context import resolve_device
 from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
 from rlhf_gym.preferences.files import read_candidates
 from rlhf_gym.rewards import load_reward

@@ -3,6 +3,6 @@
 from rlhf_gym.monitoring.alarms import Alarm
 from rlhf_gym.monitoring.inspection import inspect_episodes
 from rlhf_gym.monitoring.monitor import RLHFMonitor
-from rlhf_gym.monitoring.thresholds import REFUSAL, AlarmThresholds
+from rlhf_gym.settings import REFUSAL, AlarmThresholds
 
 __all__ = ["REFUSAL", "Alarm", "AlarmThresholds", "RLHFMonitor", "inspect_episodes"]

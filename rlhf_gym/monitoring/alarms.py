@@ -16,7 +16,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from rlhf_gym.files import read_jsonl
-from rlhf_gym.monitoring.thresholds import AlarmThresholds
+from rlhf_gym.settings import AlarmThresholds
 
 RECORDS = "monitor.jsonl"
 """The file of a run's records, a line a rollout."""
@@ -357,7 +357,7 @@ RULES = {
     "entropy": Rule(
         _entropy,
         "The policy writes nearly the same every time, and does not learn about what it no longer writes.",
-        "Lower the learning rate or the epochs, raise kl_coef, or add a small EntropyBonus.",
+        "Lower the learning rate or the epochs, raise kl_coef, or set a small ent_coef.",
     ),
     "kl_high": Rule(
         _kl_high,

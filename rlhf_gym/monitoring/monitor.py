@@ -34,9 +34,9 @@ from rlhf_gym.monitoring.measures import (
     measure,
     member_scores,
 )
-from rlhf_gym.monitoring.thresholds import AlarmThresholds, check_alarm_names
 from rlhf_gym.preferences import Demonstration
 from rlhf_gym.rewards import LearnedReward
+from rlhf_gym.settings.monitor import AlarmThresholds, check_alarm_names
 
 SHOWN_TOKENS = 10
 """Tokens that a record keeps of those that carry the KL."""
@@ -227,9 +227,7 @@ class RLHFMonitor(BaseCallback):
 
     def _kl_target(self) -> float | None:
         """The KL that a controller steers to; None where that is the KL to a π_ref that follows the policy."""
-        if not isinstance(self.model, TokenAlgorithm):
-            return None
-        if self.model.rollout is None or self.model.rollout.first_ref_log_probs is not None:
+        if not isinstance(self.model, TokenAlgorithm) or self.model.moving_reference is not None:
             return None
         controller = self.model.kl_controller
         if isinstance(controller, AdaptiveKL):

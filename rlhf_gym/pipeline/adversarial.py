@@ -16,7 +16,7 @@ from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.collect import HELDOUT, PREFERENCES, all_preferences
-from rlhf_gym.pipeline.preparation import Run, context_length
+from rlhf_gym.pipeline.context import Run, context_length
 from rlhf_gym.pipeline.reward import adversarial_folder, normalise, reference_samples, train_reward
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, write_preferences

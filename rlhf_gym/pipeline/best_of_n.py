@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from rlhf_gym.files import write_json
-from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.runs.records import BEST_OF_N

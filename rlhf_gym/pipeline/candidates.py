@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_gym.lm.loading import load_causal_lm
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.decoding import Decoding, write_responses
-from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.preferences import Candidate
 from rlhf_gym.rewards import LearnedReward, load_reward
-from rlhf_gym.runs.config import CollectConfig
+from rlhf_gym.settings import CollectConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from rlhf_gym.files import write_jsonl
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.candidates import draw_candidates
-from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.selection import label_actively
 from rlhf_gym.preferences import (
     Candidate,

@@ -14,9 +14,10 @@ from rlhf_gym.files import write_jsonl
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.lm.tokens import token_texts
+from rlhf_gym.pipeline.agents import settings_label
 from rlhf_gym.pipeline.best_of_n import measure_best_of_n
 from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
-from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.samples import Samples, distinct_2, draw, gold_scores, log_probs, proxy_scores
 from rlhf_gym.rewards import LearnedReward
 
@@ -65,18 +66,18 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
     for kind, round, seed in trained_policies(run):
         name = f"{kind}-round-{round}-seed-{seed}"
         model = load_causal_lm(run.folder.seed(kind, round, seed) / "model", device=run.device)
-        chooses = config.ppo.agent == "best_of_n"
-        if chooses:
-            measured = _best_of(run, sft, reward, prompts, n=config.ppo.group, seed=run.config.seed + 1000 * seed + 9)
-        else:
+        chooses = config.agent.best_of
+        if chooses is None:
             measured = _measure(run, model, sft, reward, prompts, name)
+        else:
+            measured = _best_of(run, sft, reward, prompts, n=chooses, seed=run.config.seed + 1000 * seed + 9)
         _write(folder / f"{name}.jsonl", run, measured)
         entry = _entry(kind, name, measured, base, best) | {"round": round, "seed": seed}
-        entries.append(entry | (_bound(config.ppo.group) if chooses else {}))
+        entries.append(entry if chooses is None else entry | _bound(chooses))
         shown = _token_records(run, model, sft, measured, base)
         write_jsonl(run.folder.stage("evaluate") / "tokens" / f"{name}.jsonl", shown)
     return {
-        "agent": config.ppo.label,
+        "agent": settings_label(config.agent),
         "judge": "gold" if run.task.gold is not None else "proxy",
         "prompts": len(prompts),
         "best_of": config.evaluate.best_of,
@@ -98,7 +99,7 @@ def trained_policies(run: Run) -> list[tuple[Any, int, int]]:
     found: list[tuple[Any, int, int]] = []
     for round in range(1, run.config.rounds + 1):
         found += [("ppo", round, seed) for seed in run.seeds]
-        if round == 1 and run.unleashed:
+        if round == 1 and run.trains_without_kl:
             found += [("unleashed", round, seed) for seed in run.seeds]
     return found
 

@@ -2,117 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 from rich.console import Console
-from transformers import AutoConfig, PreTrainedConfig
 
-from rlhf_gym.files import read_json
 from rlhf_gym.labeling import check_installed
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import check_model_source, load_causal_lm
-from rlhf_gym.lm.lora import check_peft, has_adapter
+from rlhf_gym.lm.lora import has_adapter
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.monitoring.measures import HeldOutTexts
-from rlhf_gym.pipeline.restraints import ptx_texts
+from rlhf_gym.pipeline.agents import check_agent
+from rlhf_gym.pipeline.context import Run, context_length, resolve_device
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, read_texts, split_by_prompt
-from rlhf_gym.rewards import (
-    EpisodeScorer,
-    LearnedReward,
-    RewardNormalizer,
-    check_scores,
-    import_reward_function,
-    load_reward,
-)
-from rlhf_gym.runs.config import RunConfig, TaskConfig, is_source_name
-from rlhf_gym.runs.folder import RunFolder, StageName, absolute, check_folder
+from rlhf_gym.rewards import EpisodeScorer
+from rlhf_gym.runs.folder import RunFolder, absolute, check_folder
+from rlhf_gym.settings import RunConfig, StageName, TaskConfig
+from rlhf_gym.settings.stages import is_source_name
 from rlhf_gym.tasks import Task, files_task, labelled_text_task, reviews_task
 from rlhf_gym.tasks.reviews import review_perplexity
 from rlhf_gym.training.data import check_rows, demonstration_rows
-
-WIDE = 256
-"""Hidden size from which on a second CPU thread pays."""
-NORMALIZERS = "normalizers.json"
-"""In the reward stage's folder: the unit of a reward model of the user's own, whose folder is left as it is."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that has been checked: what its stages work with."""
-
-    config: RunConfig
-    """The settings, paths absolute."""
-    folder: RunFolder
-    """Where everything goes."""
-    task: Task
-    """What it is about."""
-    preferences: tuple[Preference, ...] | None
-    """The user's own, if there are any."""
-    perplexity_floor: float | None
-    """The perplexity of the demonstrations' language itself, where it is known."""
-    device: str
-    """Where the models are."""
-    console: Console
-    """Where progress is shown."""
-
-    @property
-    def makes_pretrained(self) -> bool:
-        """Whether the pretrain stage has something to do."""
-        return bool(self.task.pretraining_texts) and (self.config.pretrain or self.task.pretrained is None)
-
-    @property
-    def pretrained(self) -> str | Path:
-        """Folder or name of the pretrained model."""
-        if self.makes_pretrained:
-            return self.folder.stage("pretrain") / "model"
-        assert self.task.pretrained is not None
-        return self.task.pretrained
-
-    @property
-    def sft(self) -> str | Path:
-        """Folder or name of the SFT policy: the pretrained model, where there are no demonstrations."""
-        return self.folder.stage("sft") / "model" if self.task.demonstrations else self.pretrained
-
-    def policy(self, round: int, seed: int) -> str | Path:
-        """The policy that a seed's PPO left in a round; round 0: the SFT policy."""
-        return self.sft if round == 0 else self.folder.seed("ppo", round, seed) / "model"
-
-    def reference(self, round: int, seed: int) -> str | Path:
-        """π_ref of a round's PPO."""
-        if self.config.reference == "pretrained":
-            return self.pretrained
-        return self.policy(round - 1 if self.config.reference == "previous" else 0, seed)
-
-    def load_reward(self, round: int) -> LearnedReward:
-        """r_φ of a round, in the SFT policy's unit once its stage is complete."""
-        source = self.config.task.reward_model
-        if source is None:
-            return load_reward(self.folder.stage("reward", round) / "model", device=self.device)
-        reward = load_reward(source, device=self.device)
-        saved = read_json(self.folder.stage("reward") / NORMALIZERS)
-        if saved is not None:
-            reward.normalizers = [RewardNormalizer.from_dict(values) for values in saved]
-        return reward
-
-    def bar(self, label: str) -> str | None:
-        """A progress bar's label; None, for no bar, where nobody watches."""
-        return f"  {label}" if self.console.is_terminal else None
-
-    @property
-    def seeds(self) -> list[int]:
-        """The random seed of each PPO run."""
-        return [self.config.seed + i for i in range(self.config.seeds)]
-
-    @property
-    def unleashed(self) -> bool:
-        """Whether the agent runs without KL penalty too: those that cannot do without a β do not."""
-        able = self.config.ppo.agent not in ("dpo", "best_of_n")
-        return self.config.unleashed and self.task.gold is not None and able
 
 
 def prepare(
@@ -132,9 +40,8 @@ def prepare(
     config = absolute(config)
     folder = RunFolder(config.run_dir)
     device = resolve_device(config.device)
-    own_files = (config.task.corpus, config.task.prompts, config.task.demonstrations, config.task.preferences)
-    for path in (*own_files, config.ppo.ptx_texts, config.monitor.held_out):
-        if path is not None and not path.is_file():
+    for path in config.files:
+        if not path.is_file():
             kind = "a folder is there" if path.is_dir() else "there is no such file"
             raise FileNotFoundError(f"expected a file at {path}, but {kind}")
     check_folder(folder, config, redo=redo)
@@ -165,42 +72,6 @@ def load_task(config: TaskConfig) -> Task:
     return reviews_task()
 
 
-def resolve_device(device: str) -> str:
-    """A device that is there.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"expected a device that is there, such as cpu or auto, got {device!r}: {reason}") from error
-    return device
-
-
-def use_threads(run: Run) -> int:
-    """Set torch's CPU threads and say how many.
-
-    As asked, or as OMP_NUM_THREADS says; else one a core, and one alone for a small model: its operations are over
-    before a second thread has woken up, and where cores are shared, waiting for it costs many times what it brings.
-    """
-    if run.config.threads:
-        torch.set_num_threads(run.config.threads)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        config = model_config(run).get_text_config()
-        torch.set_num_threads(1 if config.hidden_size < WIDE else usable_cores())
-    return torch.get_num_threads()
-
-
-def usable_cores() -> int:
-    """The machine's physical cores, which is what torch begins with, or as many CPUs as this process may use."""
-    cores = torch.get_num_threads()
-    return min(cores, len(os.sched_getaffinity(0))) if sys.platform == "linux" else cores
-
-
 def _check_task(run: Run) -> None:
     """The task has all that the run needs, and it fits the model.
 
@@ -214,12 +85,7 @@ def _check_task(run: Run) -> None:
         raise ValueError(
             f"expected at least 2 held-out prompts to evaluate on, got {len(task.heldout_prompts)} in {task.name!r}"
         )
-    if config.ppo.verifier is not None:
-        _check_verifier(config.ppo.verifier, task)
-    if config.ppo.lora_r:
-        check_peft(f"lora_r={config.ppo.lora_r}")
-    if config.ppo.ptx_coef:
-        ptx_texts(config.ppo, task)
+    check_agent(run)
     if config.monitor.held_out is not None and config.monitor.held_out_texts:
         texts = read_texts(config.monitor.held_out)[: config.monitor.held_out_texts]
         HeldOutTexts(texts, task.tokenizer, context_length(run))
@@ -262,21 +128,6 @@ def _check_task(run: Run) -> None:
         _check_reward_model(run)
 
 
-def _check_verifier(name: str, task: Task) -> None:
-    """The verifier is there, and has a finite word on empty responses: a policy may write such.
-
-    Raises:
-        ValueError: it is not, or has none.
-    """
-    verifier = import_reward_function(name)
-    prompts = list(task.prompts[:2])
-    try:
-        said = verifier(prompts, [""] * len(prompts))
-    except Exception as error:  # whatever the user's own code raises
-        raise ValueError(f"the verifier {name!r} failed on empty responses: {error!r}") from error
-    check_scores(said, len(prompts), source=f"the verifier {name!r}")
-
-
 def _check_reward_model(run: Run) -> None:
     """The user's own reward model loads, and can read the task's episodes.
 
@@ -293,20 +144,6 @@ def _check_reward_model(run: Run) -> None:
             f"expected a reward model with room for {longest} tokens (the longest prompt and response), got a "
             f"context of {reward.max_length} in {source}"
         )
-
-
-def context_length(run: Run) -> int | None:
-    """Positions of the policy's model; None where its configuration sets no limit."""
-    # not every configuration has the field
-    return getattr(model_config(run).get_text_config(), "max_position_embeddings", None)
-
-
-def model_config(run: Run) -> PreTrainedConfig:
-    """The shape of the policy's model."""
-    if run.makes_pretrained:
-        assert run.task.model_config is not None
-        return run.task.model_config
-    return AutoConfig.from_pretrained(check_model_source(run.pretrained, what="a causal language model"))
 
 
 def _check_preferences(preferences: tuple[Preference, ...], run: Run) -> None:

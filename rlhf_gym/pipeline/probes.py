@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.lm.loading import load_causal_lm
-from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import LearnedReward

@@ -1,4 +1,4 @@
-"""What is seen and kept while PPO learns: a line of JSON an iteration, a progress bar, gold from outside."""
+"""What is seen and kept while an agent learns: a line of JSON an iteration, a progress bar, gold from outside."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class IterationLog(KVWriter):
         """Nothing is kept open."""
 
 
-class PPOProgress(KVWriter):
+class TrainingProgress(KVWriter):
     """The bar: tokens so far, and how score, KL, β, entropy and length stand."""
 
     def __init__(self, console: Console, label: str, *, total: int, done: int) -> None:

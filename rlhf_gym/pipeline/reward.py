@@ -14,7 +14,7 @@ import torch
 from rlhf_gym.files import write_json
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.collect import PREFERENCES, all_preferences
-from rlhf_gym.pipeline.preparation import NORMALIZERS, Run
+from rlhf_gym.pipeline.context import NORMALIZERS, Run
 from rlhf_gym.pipeline.probes import reward_probes
 from rlhf_gym.pipeline.samples import Samples, draw, score_samples
 from rlhf_gym.pipeline.staleness import staleness

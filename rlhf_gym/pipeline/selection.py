@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rlhf_gym.lm.loading import load_causal_lm
-from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, choose_pairs
 from rlhf_gym.preferences.active import acquisition_scores, choose_batch
 from rlhf_gym.preferences.pairing import score_differences

@@ -13,14 +13,14 @@ from rich.console import Console
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.pipeline import terminal
 from rlhf_gym.pipeline.collect import collect_stage
+from rlhf_gym.pipeline.context import Run, use_threads
 from rlhf_gym.pipeline.evaluate import evaluate_stage
-from rlhf_gym.pipeline.ppo import ppo_stage, unleashed_stage
-from rlhf_gym.pipeline.preparation import Run, prepare, use_threads
+from rlhf_gym.pipeline.preparation import prepare
 from rlhf_gym.pipeline.reward import reward_stage
 from rlhf_gym.pipeline.supervised import pretrain_stage, sft_stage
+from rlhf_gym.pipeline.train import train_stage, without_kl_stage
 from rlhf_gym.report import write_report
-from rlhf_gym.runs.config import RunConfig
-from rlhf_gym.runs.folder import IN_ROUNDS, StageName
+from rlhf_gym.runs.folder import IN_ROUNDS
 from rlhf_gym.runs.summaries import (
     collect_line,
     duration,
@@ -30,6 +30,7 @@ from rlhf_gym.runs.summaries import (
     reward_line,
     sft_line,
 )
+from rlhf_gym.settings import RunConfig, StageName
 from rlhf_gym.tasks import Task
 
 
@@ -63,8 +64,8 @@ def run(
 ) -> Path:
     """Go through the stages into `config.run_dir`, or on from where an earlier call stopped.
 
-        from rlhf_gym.runs import RunConfig
         from rlhf_gym.pipeline import run
+        from rlhf_gym.settings import RunConfig
 
         run(RunConfig(run_dir=Path("runs/mine"), seeds=1))
 
@@ -126,9 +127,9 @@ def _round(run: Run, round: int) -> Iterator[Stage]:
     own = "" if run.config.task.reward_model is None else "skipped: the reward model is there"
     yield Stage("collect", round, lambda: collect_stage(run, round), collect_line, idle=own)
     yield Stage("reward", round, lambda: reward_stage(run, round), reward_line)
-    yield Stage("ppo", round, lambda: ppo_stage(run, round), ppo_line)
-    if round == 1 and run.unleashed:
-        yield Stage("unleashed", round, lambda: unleashed_stage(run, round), ppo_line)
+    yield Stage("ppo", round, lambda: train_stage(run, round), ppo_line)
+    if round == 1 and run.trains_without_kl:
+        yield Stage("unleashed", round, lambda: without_kl_stage(run, round), ppo_line)
 
 
 def is_complete(run: Run, stage: Stage) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf_gym.functional import rightness
 from rlhf_gym.pipeline.collect import HELDOUT, PREFERENCES
-from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Preference, read_preferences
 from rlhf_gym.rewards import check_scores
 from rlhf_gym.training import score_pairs

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_gym.lm.loading import load_causal_lm
-from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.training import SFTConfig, pretrain, train_sft
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_gym.pipeline.preparation import Run
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.runs.summaries import agent_label, is_bound, row_label
 
 WIDTH = 11

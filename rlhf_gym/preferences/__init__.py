@@ -1,7 +1,6 @@
 """Preferences: records, files, pairs, annotators, the choice of pairs to compare, and the store of people's labels."""
 
 from rlhf_gym.preferences.annotators import (
-    CONFIDENT_WORDS,
     Annotator,
     AnnotatorPanel,
     BradleyTerryAnnotator,
@@ -18,6 +17,7 @@ from rlhf_gym.preferences.files import (
 )
 from rlhf_gym.preferences.pairing import PairingStrategy, choose_pairs, pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Demonstration, Preference
+from rlhf_gym.settings import CONFIDENT_WORDS
 
 __all__ = [
     "CONFIDENT_WORDS",

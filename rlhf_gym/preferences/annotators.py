@@ -14,9 +14,6 @@ from rlhf_gym.preferences.pairing import score_differences
 from rlhf_gym.preferences.records import CandidatePair, Preference
 from rlhf_gym.rewards import RewardFunction, check_scores, keyword_reward, length_reward, sum_rewards
 
-CONFIDENT_WORDS = ("absolutely", "always", "certainly", "clearly", "definitely", "never", "obviously", "undoubtedly")
-"""Words for annotators who take assertiveness for quality, as people do (Hosking et al. 2023, arXiv 2309.16349)."""
-
 
 class Annotator(Protocol):
     """Anyone who says which of two responses is the better one."""

@@ -15,39 +15,40 @@ A stage's metrics.json is written last: where it stands, the stage is complete.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import shutil
-import types
-import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rlhf_gym import __version__
 from rlhf_gym.files import read_json, write_json
-from rlhf_gym.runs.config import RunConfig, is_source_name
+from rlhf_gym.settings import STAGES, RunConfig, StageName, read_config
+from rlhf_gym.settings.saved import CONFIG_FILE, flatten, saved_config, to_json
+from rlhf_gym.settings.stages import is_source_name
 
-StageName = Literal["pretrain", "sft", "collect", "reward", "ppo", "unleashed", "evaluate", "report"]
-STAGES: tuple[StageName, ...] = typing.get_args(StageName)
 IN_ROUNDS = ("collect", "reward", "ppo", "unleashed")
-CONFIG_FILE, METRICS_FILE, REPORT_FILE, LOCK_FILE = "config.json", "metrics.json", "report.html", ".lock"
+METRICS_FILE, REPORT_FILE, LOCK_FILE = "metrics.json", "report.html", ".lock"
 
 FREE = ("run_dir", "device", "threads", "reward.force")
 """Settings that change nothing about the outcome: another value is no other run."""
 FIRST_STAGE: dict[str, StageName] = {
-    "pretraining": "pretrain", "pretrain": "pretrain", "sft": "sft", "collect": "collect", "reward": "reward",
-    "ppo": "ppo", "reference": "ppo", "seeds": "ppo", "unleashed": "unleashed", "evaluate": "evaluate",
+    "pretraining": "pretrain",
+    "pretrain": "pretrain",
+    "sft": "sft",
+    "collect": "collect",
+    "reward": "reward",
+    "agent": "ppo",
+    "reference": "ppo",
+    "seeds": "ppo",
     "monitor": "ppo",
-}  # fmt: skip
+    "without_kl": "unleashed",
+    "evaluate": "evaluate",
+}
 """The first stage that a setting matters to; "pretrain" for those not named."""
-
-T = TypeVar("T")
 
 
 class BusyFolderError(RuntimeError):
@@ -66,7 +67,7 @@ class RunFolder:
         return self.root / f"round-{round}" / name if name in IN_ROUNDS else self.root / name
 
     def seed(self, name: StageName, round: int, seed: int) -> Path:
-        """One PPO run's folder."""
+        """One seed's folder."""
         return self.stage(name, round) / f"seed-{seed}"
 
     @property
@@ -90,16 +91,7 @@ class RunFolder:
         Raises:
             ValueError: there is one that this version cannot read.
         """
-        saved = read_json(self.root / CONFIG_FILE)
-        if saved is None:
-            return None
-        try:
-            return from_json(RunConfig, saved["config"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"expected the configuration of a run in {self.root / CONFIG_FILE}, got one that rlhf_gym "
-                f"{__version__} cannot read ({error}); it was written by {saved.get('rlhf_gym', 'something else')}"
-            ) from error
+        return read_config(self.root)
 
     @contextmanager
     def occupied(self) -> Iterator[None]:
@@ -133,8 +125,7 @@ class RunFolder:
             self._remove_from(redo)
         elif before is not None and before.rounds != config.rounds:
             self._remove_from("evaluate")
-        saved = {"rlhf_gym": __version__, "config": to_json(config), "files": digests(config)}
-        write_json(self.root / CONFIG_FILE, saved)
+        write_json(self.root / CONFIG_FILE, saved_config(config) | {"files": digests(config)})
 
     def _remove_from(self, first: StageName) -> None:
         """Remove what this stage and all later ones left; the marks of completeness first."""
@@ -216,10 +207,7 @@ def differences(
 
 def digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 of each file of the user's that the run reads."""
-    task = config.task
-    own = (task.corpus, task.prompts, task.demonstrations, task.preferences)
-    files = (*own, config.ppo.ptx_texts, config.monitor.held_out)
-    return {str(path): _digest(path) for path in files if path is not None}
+    return {str(path): _digest(path) for path in config.files}
 
 
 def _digest(path: Path) -> str:
@@ -242,59 +230,14 @@ def absolute(config: RunConfig) -> RunConfig:
     collect = replace(config.collect, sources=named)
     if collect.reward_model is not None:
         collect = replace(collect, reward_model=_absolute_source(collect.reward_model))
-    ppo = config.ppo
-    if ppo.ptx_texts is not None:
-        ppo = replace(ppo, ptx_texts=ppo.ptx_texts.expanduser().resolve())
     monitor = config.monitor
     if monitor.held_out is not None:
         monitor = replace(monitor, held_out=monitor.held_out.expanduser().resolve())
-    return replace(config, task=replace(task, **changes), collect=collect, ppo=ppo, monitor=monitor)
+    agent = config.agent.with_absolute_paths()
+    return replace(config, task=replace(task, **changes), collect=collect, agent=agent, monitor=monitor)
 
 
 def _absolute_source(source: str) -> str:
     """A folder's absolute path; a name that is none as it is."""
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
-
-
-# -- JSON --------------------------------------------------------------------------------------------------------------
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A record of records as JSON can hold it."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def from_json(kind: type[T], data: dict[str, Any]) -> T:
-    """The record `to_json` came from.
-
-    Raises:
-        TypeError: a field that `kind` does not have.
-    """
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise TypeError(f"unknown settings {', '.join(unknown)}")
-    return kind(**{name: _revive(hints[name], value) for name, value in data.items()})
-
-
-def _revive(hint: Any, value: Any) -> Any:
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    if isinstance(value, dict):
-        return from_json(kinds[0], value)
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, str) and Path in kinds:
-        return Path(value)
-    return value
-
-
-def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in data.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -17,7 +17,7 @@ from rlhf_gym.lm import Decoder, LMParts, LoRA, Shared, load_causal_lm, load_tok
 from rlhf_gym.lm import decoder as decoder_module
 from rlhf_gym.lm.lora import add_adapter, base_model, has_adapter
 from rlhf_gym.pipeline import prepare, run
-from rlhf_gym.pipeline.ppo import make_agent, make_env
+from rlhf_gym.pipeline.agents import make_agent, make_env
 from rlhf_gym.rewards import RewardModel
 from rlhf_gym.training import train_sft
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -333,7 +333,7 @@ def test_without_peft_the_extra_is_named(tmp_path, monkeypatch):
         load_causal_lm(tmp_path / "adapter")
     config = tiny_config(tmp_path / "run")
     with pytest.raises(ImportError, match=message):
-        prepare(replace(config, ppo=replace(config.ppo, lora_r=2)), task=tiny_task(tmp_path / "pretrained"))
+        prepare(replace(config, agent=replace(config.agent, lora_r=2)), task=tiny_task(tmp_path / "pretrained"))
 
 
 def test_a_folder_that_is_half_an_adapter_is_refused(tmp_path):
@@ -359,7 +359,7 @@ def test_the_snippet_of_the_agents_page_runs(tmp_path, monkeypatch):
 def test_a_run_with_an_adapter_leaves_whole_models(tmp_path):
     save_tiny_model(tmp_path / "pretrained")
     config = tiny_config(tmp_path / "run")
-    config = replace(config, ppo=replace(config.ppo, lora_r=2, total_tokens=100))
+    config = replace(config, agent=replace(config.agent, lora_r=2, total_tokens=100))
     task = tiny_task(tmp_path / "pretrained")
     run(config, task=task, console=quiet())
     prepared = prepare(config, task=task, console=quiet())

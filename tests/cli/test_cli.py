@@ -12,8 +12,9 @@ import pytest
 from rlhf_gym.cli import main
 from rlhf_gym.cli.commands import parse, starting_point
 from rlhf_gym.pipeline import stages as stages_module
-from rlhf_gym.runs import RunConfig, RunFolder, default_config
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.folder import BusyFolderError
+from rlhf_gym.settings import RunConfig, default_config
 from tests.tiny import tiny_reward_model, tiny_tokenizer
 from tests.tiny_runs import PROMPTS, save_model, tiny_config, tiny_task
 
@@ -100,7 +101,7 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         (OWN + "--preferences {preferences} --rounds 2", "expected rounds=1 with preferences or a reward model"),
         ("--device nowhere", "expected a device that is there, such as cpu or auto, got 'nowhere'"),
         ("--seeds 0", "expected seeds >= 1, got 0"),
-        ("--ppo.kl-coef -1", "expected kl_coef >= 0"),
+        ("--agent.kl-coef -1", "expected kl_coef >= 0"),
         ("--collect.temperatures 0", "expected temperatures > 0"),
         ("--max-new-tokens 12", "the reviews have theirs"),
         (OWN + "--preferences {preferences} --monitor.held-out {nothing}", "at least one text in {nothing}, got none"),
@@ -110,10 +111,10 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         ("--monitor.stop-on held_out --agent best_of_n", "expected no alarm to stop on with agent=best_of_n"),
         ("--monitor.stop-on critic --agent rloo", "an agent with a critic to stop on it, got agent=rloo"),
         ("--monitor.stop-on disagreement", "expected reward.members >= 2 to stop on their disagreement, got 1"),
-        ("--ppo.verifier-coef nan", "expected a finite verifier_coef, got nan"),
+        ("--agent.verifier-coef nan", "expected a finite verifier_coef, got nan"),
         (OWN + "--reward-model {reward} --reward.members 3", "expected reward.members=1 with a reward model of your"),
         (OWN + "--reward-model {reward} --reward.bootstrap", "expected reward.bootstrap=False with a reward model"),
-        ("--ppo.ptx-coef inf", "expected ptx_coef >= 0 and finite, got inf"),
+        ("--agent.ptx-coef inf", "expected ptx_coef >= 0 and finite, got inf"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_message_before_any_work(
@@ -175,11 +176,11 @@ def test_another_configuration_is_refused_with_the_difference(
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.open(tiny_config(folder.root))
-    code = main(["run", "--run-dir", str(folder.root), "--ppo.kl-coef", "0.2", "--sft.epochs", "7", "--seeds", "2"])
+    code = main(["run", "--run-dir", str(folder.root), "--agent.kl-coef", "0.2", "--sft.epochs", "7", "--seeds", "2"])
     errors = capsys.readouterr().err
     assert code == 2
     assert "expected the configuration that" in errors
-    for line in ("ppo.kl_coef: 0.1 there, 0.2 now", "sft.epochs: 1 there, 7 now", "seeds: 1 there, 2 now"):
+    for line in ("agent.kl_coef: 0.1 there, 0.2 now", "sft.epochs: 1 there, 7 now", "seeds: 1 there, 2 now"):
         assert line in errors
     assert "--redo sft begins again from there" in errors
     assert [p.name for p in folder.root.iterdir()] == ["config.json"]
@@ -193,6 +194,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
     assert "expected a folder for the run, got the file" in capsys.readouterr().err
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text('{"rlhf_gym": "0.0", "config": {"weather": 1}, "files": {}}')
+    assert main(["run", "--run-dir", str(tmp_path / "old")]) == 2
+    assert "they have format 1, expected 2" in capsys.readouterr().err
+    (tmp_path / "old" / "config.json").write_text('{"rlhf_gym": "0.0", "format": 2, "config": {"weather": 1}}')
     assert main(["run", "--run-dir", str(tmp_path / "old")]) == 2
     assert "unknown settings weather" in capsys.readouterr().err
 
@@ -208,9 +212,9 @@ def test_the_folders_settings_are_where_the_command_line_starts_from(tmp_path: P
 
 
 def test_defaults_suit_what_one_brings_along(files: dict[str, str]) -> None:
-    own = parse("run", f"--model {files['model']} --prompts {files['prompts']} --ppo.n-epochs 2".split()).config
-    assert own.ppo.learning_rate < 1e-4 < RunConfig().ppo.learning_rate
-    assert own.ppo.n_epochs == 2 and own.task.model == files["model"]
+    own = parse("run", f"--model {files['model']} --prompts {files['prompts']} --agent.n-epochs 2".split()).config
+    assert own.agent.learning_rate < 1e-4 < RunConfig().agent.learning_rate
+    assert own.agent.n_epochs == 2 and own.task.model == files["model"]
     assert default_config(own.task).sft == own.sft
 
 
@@ -242,10 +246,10 @@ def test_a_verifier_that_fails_later_is_one_message_too_and_what_was_done_is_kep
     score = "float('nan') if len(calls) > 2 else 0.0"  # the first call is the check before any work
     code = f"calls = []\n\ndef say(prompts, responses):\n    calls.append(1)\n    return [{score} for _ in responses]\n"
     (tmp_path / "tires_soon.py").write_text(code)
-    small = "--ppo.total-tokens 120 --ppo.n-episodes 8 --ppo.batch-size 4 --ppo.num-envs 8 --ppo.n-epochs 1 "
+    small = "--agent.total-tokens 120 --agent.n-episodes 8 --agent.batch-size 4 --agent.num-envs 8 --agent.n-epochs 1 "
     line = OWN + "--reward-model {reward} --reward.reference-samples 8 --threads 1 " + small
     root = tmp_path / "run"
-    given = [*line.format(**files).split(), "--ppo.verifier", "tires_soon:say", "--ppo.verifier-coef", "1"]
+    given = [*line.format(**files).split(), "--agent.verifier", "tires_soon:say", "--agent.verifier-coef", "1"]
     assert main(["run", "--run-dir", str(root), *given]) == 2
     errors = capsys.readouterr().err
     assert errors.count("error:") == 1 and "expected finite scores from the verifier" in errors, errors
@@ -275,7 +279,7 @@ def test_the_overview_needs_no_torch() -> None:
 def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["run", "--help"]) == 0
     output = capsys.readouterr().out
-    for option in ("--run-dir", "--corpus", "--rounds", "--reference", "--ppo.kl-coef", "--reward.epochs", "--redo"):
+    for option in ("--run-dir", "--corpus", "--rounds", "--reference", "--agent.kl-coef", "--reward.epochs", "--redo"):
         assert option in output, option
     assert "What π_ref is" in output
 

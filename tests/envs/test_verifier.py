@@ -13,7 +13,7 @@ import pytest
 from rlhf_gym.envs import AddVerifier, ClipScore, Episode, TokenVectorEnv
 from rlhf_gym.lm import Shared
 from rlhf_gym.pipeline import prepare, run
-from rlhf_gym.pipeline.preparation import _check_verifier
+from rlhf_gym.pipeline.agents import check_verifier
 from rlhf_gym.rewards import import_reward_function
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.records import iterations
@@ -143,7 +143,7 @@ def test_a_file_of_the_users_shadows_no_module(module: str, tmp_path: Path) -> N
 
 def test_a_task_of_one_prompt_asks_for_as_many_responses(module: str, tmp_path: Path) -> None:
     task = tiny_task(save_model(tmp_path / "pretrained"))
-    _check_verifier(f"{module}:words", replace(task, prompts=task.prompts[:1]))
+    check_verifier(f"{module}:words", replace(task, prompts=task.prompts[:1]))
     calls = import_reward_function(f"{module}:words").__globals__["calls"]  # type: ignore[attr-defined]
     assert calls == [([task.prompts[0]], [""])]
 
@@ -153,7 +153,7 @@ def test_a_run_takes_one_by_name(module: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run")
 
     def with_verifier(name: str) -> object:
-        return replace(config, ppo=replace(config.ppo, verifier=name, verifier_coef=10.0))
+        return replace(config, agent=replace(config.agent, verifier=name, verifier_coef=10.0))
 
     for name, message in (
         ("wrong_shape", r"shape \(2,\), got shape \(2, 1\)"),

@@ -17,8 +17,8 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import Shared
 from rlhf_gym.monitoring import AlarmThresholds, RLHFMonitor
 from rlhf_gym.monitoring.alarms import RULES, Alarm, Alarms, History, MonitorRecord, alarms_of, judgements
-from rlhf_gym.monitoring.thresholds import ALARM_NAMES
 from rlhf_gym.rewards import RewardEnsemble
+from rlhf_gym.settings.monitor import ALARM_NAMES
 from tests import tiny
 from tests.toy import PROMPTS
 

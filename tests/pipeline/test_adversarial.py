@@ -24,7 +24,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole run with the policy without KL penalty."""
     root = tmp_path_factory.mktemp("adversarial")
     task = tiny_task(save_model(root / "model"), demonstrations=[])
-    config = tiny_config(root / "run", unleashed=True)
+    config = tiny_config(root / "run", without_kl=True)
     run(config, task=task, console=quiet())
     return prepare(config, task=task, console=quiet())
 

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from rlhf_gym.agents import DPO, TokenAlgorithm
-from rlhf_gym.cli.commands import parse
+from rlhf_gym.agents import DPO, BestOfN, TokenPPO, TokenReinforce
 from rlhf_gym.envs import ClipScore, LengthPenalty, NormalizeScore
 from rlhf_gym.files import read_jsonl
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import prepare, run
+from rlhf_gym.pipeline.agents import Parts, agent_class, make_agent, make_env
 from rlhf_gym.pipeline.collect import all_preferences
-from rlhf_gym.pipeline.ppo import AGENTS, make_agent, make_env, preferences
-from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder
-from rlhf_gym.runs.agent_config import AgentName
+from rlhf_gym.runs import RunFolder
+from rlhf_gym.settings import (
+    AGENTS,
+    BestOfNSettings,
+    DPOSettings,
+    GRPOSettings,
+    PolicyGradientSettings,
+    PPOSettings,
+    RLOOSettings,
+    RunConfig,
+)
+from rlhf_gym.settings.agents import AgentParts
 from tests.run_folders import read_page
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 
 NAMES = {
     "a2c": "A2C", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRPO", "dpo": "DPO", "best_of_n": "best of 3",
 }  # fmt: skip
+CLASSES = {kind.name: kind for kind in AGENTS}
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +54,20 @@ def with_agent(before: Path, root: Path, agent: str, **overrides: Any) -> RunCon
     if not root.is_dir():
         shutil.copytree(before / "run", root)
     config = tiny_config(root)
-    group = 3 if agent == "best_of_n" else None
-    return replace(config, ppo=replace(config.ppo, agent=agent, samples_per_prompt=group, n_epochs=None), **overrides)
+    small = {"n": 3, "total_tokens": 240, "n_episodes": 16, "batch_size": 8, "num_envs": 8, "checkpoint_every": 1}
+    own = {setting.name for setting in fields(CLASSES[agent])}
+    settings = CLASSES[agent](**{name: value for name, value in small.items() if name in own})
+    return replace(config, agent=settings, **overrides)
 
 
 def test_every_agent_has_a_class() -> None:
-    assert set(AGENTS) | {"best_of_n"} == set(get_args(AgentName)) == set(NAMES) | {"ppo"}
-    assert all(issubclass(kind, TokenAlgorithm) for kind in AGENTS.values())
+    assert set(CLASSES) == set(NAMES) | {"ppo"}
+    assert {agent_class(kind()) for kind in AGENTS} >= {DPO, TokenPPO, BestOfN}
 
 
 @pytest.mark.parametrize("agent", NAMES)
-def test_the_circle_with_another_agent(agent: AgentName, before: Path, tmp_path: Path) -> None:
-    config = with_agent(before, tmp_path / "run", agent, unleashed=agent == "rloo")
+def test_the_circle_with_another_agent(agent: str, before: Path, tmp_path: Path) -> None:
+    config = with_agent(before, tmp_path / "run", agent, without_kl=agent == "rloo")
     console, label = quiet(), NAMES[agent]
     run(config, task=tiny_task(before / "pretrained"), redo="ppo", console=console)
     folder, output = RunFolder(tmp_path / "run"), said(console)
@@ -91,52 +103,73 @@ def test_dpo_learns_from_the_runs_own_preferences(before: Path, tmp_path: Path) 
     env = make_env(prepared, "ppo", 1, 0, reward=lambda prompts, responses: np.zeros(len(prompts)))  # type: ignore[arg-type]
     agent = make_agent(prepared, "ppo", 1, 0, env)
     assert isinstance(agent, DPO)
-    assert agent.preferences == all_preferences(prepared, 1)[0] == preferences(prepared, 1)
+    assert agent.preferences == all_preferences(prepared, 1)[0] == Parts(prepared, 1, 0).preferences()
     assert len(agent.preferences) > 5
 
 
-def test_the_command_line_takes_the_agents_name() -> None:
-    for command in ("run", "ppo"):
-        assert parse(command, ["--run-dir", "nowhere", "--agent", "grpo"]).config.ppo.agent == "grpo"
-    with pytest.raises(SystemExit):
-        parse("run", ["--agent", "sarsa"])
-
-
 def test_settings_that_go_with_an_agent() -> None:
-    settings = {name: (PPOConfig(agent=name).epochs, PPOConfig(agent=name).group) for name in get_args(AgentName)}
-    assert settings == {
-        "ppo": (4, 1), "a2c": (1, 1), "reinforce": (1, 1), "rloo": (1, 4), "grpo": (4, 4), "dpo": (1, 1),
-        "best_of_n": (1, 16),
-    }  # fmt: skip
-    assert (PPOConfig(n_epochs=2).epochs, PPOConfig(agent="rloo", samples_per_prompt=8).group) == (2, 8)
+    epochs = {kind.name: kind().n_epochs for kind in AGENTS if kind is not BestOfNSettings}
+    assert epochs == {"ppo": 4, "a2c": 1, "reinforce": 1, "rloo": 1, "grpo": 4, "dpo": 1}
+    assert (PPOSettings().samples_per_prompt, RLOOSettings().samples_per_prompt, BestOfNSettings().n) == (1, 4, 16)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("kind", "settings", "message"),
     [
-        ({"agent": "sarsa"}, "expected agent to be one of ppo, a2c, .* got 'sarsa'"),
-        ({"agent": "rloo", "samples_per_prompt": 1}, "expected samples_per_prompt >= 2 with agent=rloo, got 1"),
-        ({"agent": "grpo", "n_episodes": 30}, "n_episodes to be a multiple of samples_per_prompt=4, got 30"),
-        ({"agent": "dpo", "batch_size": 5}, r"expected an even batch_size with agent=dpo \(two a pair\), got 5"),
-        ({"agent": "dpo", "kl_control": "adaptive"}, r"a fixed kl_coef > 0 with agent=dpo .* got 0.1, adaptive"),
+        (RLOOSettings, {"samples_per_prompt": 1}, "expected samples_per_prompt >= 2, got 1"),
+        (GRPOSettings, {"n_episodes": 30}, "n_episodes to be a multiple of samples_per_prompt=4, got 30"),
+        (DPOSettings, {"batch_size": 5}, r"expected an even batch_size \(two responses a pair\), got 5"),
+        (DPOSettings, {"beta": 0.0}, "expected beta > 0, got 0.0"),
+        (PPOSettings, {"kl_in": "score"}, "expected kl_in to be one of .*, got 'score'"),
     ],
 )
-def test_wrong_settings_say_what_was_expected(overrides: dict[str, Any], message: str) -> None:
+def test_wrong_settings_say_what_was_expected(kind: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PPOConfig(**overrides)
+        kind(**settings)
 
 
 def test_best_of_n_draws_from_the_sft_policy(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path)
-    with pytest.raises(ValueError, match="expected reference=sft with agent=best_of_n, got previous"):
-        replace(config, ppo=replace(config.ppo, agent="best_of_n"), reference="previous")
+    with pytest.raises(ValueError, match="expected reference=sft with the best of n, got previous"):
+        tiny_config(tmp_path, agent=BestOfNSettings(), reference="previous")
 
 
-def test_terms_on_the_score_are_checked_with_the_settings_and_reach_the_environment():
-    config = PPOConfig(length_penalty=0.1, length_penalty_after=6, clip_score=(-2.0, 2.0), normalize_score=True)
-    assert config.shaping == (NormalizeScore(), ClipScore(-2.0, 2.0), LengthPenalty(0.1, after=6))
-    assert PPOConfig().shaping == ()
+def test_terms_on_the_score_reach_the_environment(before: Path, tmp_path: Path) -> None:
+    config = with_agent(before, tmp_path / "run", "ppo")
+    prepared = prepare(config, task=tiny_task(before / "pretrained"), redo="ppo", console=quiet())
+    settings = PPOSettings(length_penalty=0.1, length_penalty_after=6, clip_score=(-2.0, 2.0), normalize_score=True)
+    terms = (NormalizeScore(), ClipScore(-2.0, 2.0), LengthPenalty(0.1, after=6))
+    assert settings.env_arguments(Parts(prepared, 1, 0))["shaping"] == terms
+    assert PPOSettings().env_arguments(Parts(prepared, 1, 0))["shaping"] == ()
+    wrong = replace(config, agent=PPOSettings(clip_score=(2.0, -2.0)))
     with pytest.raises(ValueError, match="low"):
-        PPOConfig(clip_score=(2.0, -2.0))
-    with pytest.raises(ValueError, match="expected no terms on the scores with agent=dpo"):
-        PPOConfig(agent="dpo", repetition_penalty=1.0)
+        prepare(wrong, task=tiny_task(before / "pretrained"), redo="ppo", console=quiet())
+
+
+class OwnAgent(TokenReinforce):
+    """An agent of one's own."""
+
+    label = "Mine"
+
+
+@dataclass(frozen=True)
+class OwnSettings(PolicyGradientSettings):
+    """Its settings, with one that no other agent has."""
+
+    name: ClassVar[str] = "mine"
+    agent: ClassVar[str] = f"{__name__}:OwnAgent"
+
+    baseline: str = "none"
+
+    def arguments(self, parts: AgentParts) -> dict[str, Any]:
+        return super().arguments(parts) | {"baseline": self.baseline}
+
+
+def test_an_agent_of_ones_own_goes_through_the_whole_pipeline(tmp_path: Path) -> None:
+    save_model(tmp_path / "pretrained")
+    own = OwnSettings(total_tokens=240, n_episodes=16, batch_size=8, num_envs=8, baseline="batch")
+    config = tiny_config(tmp_path / "run", agent=own, without_kl=True)
+    console = quiet()
+    run(config, task=tiny_task(tmp_path / "pretrained"), console=console)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.config() == config and "Mine wins" in said(console)
+    assert "<h1>Mine’s responses" in read_page(folder)

@@ -13,9 +13,9 @@ from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import prepare
 from rlhf_gym.pipeline.best_of_n import measure_best_of_n
 from rlhf_gym.rewards import RewardModel
-from rlhf_gym.runs import EvaluateConfig, RunConfig
 from rlhf_gym.runs.folder import to_json
 from rlhf_gym.runs.records import BestOfN, doublings, read_best_of_n
+from rlhf_gym.settings import EvaluateConfig, RunConfig
 from tests.tiny import tiny_tokenizer
 from tests.tiny_runs import PROMPTS, quiet, save_model, tiny_config, tiny_task
 

@@ -17,14 +17,15 @@ from rlhf_gym.pipeline import prepare
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.candidates import draw_candidates, round_policies, take_turns, writers_of
 from rlhf_gym.pipeline.collect import all_preferences, collect_stage
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.decoding import Decoding, beam_search, write_responses
-from rlhf_gym.pipeline.preparation import Run
 from rlhf_gym.pipeline.samples import proxy_scores
 from rlhf_gym.pipeline.selection import member_deltas
 from rlhf_gym.preferences import Candidate, CandidatePair, read_preferences
 from rlhf_gym.rewards import RewardModel
-from rlhf_gym.runs import CollectConfig, RunConfig, RunFolder
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.summaries import collect_line
+from rlhf_gym.settings import CollectConfig, RunConfig
 from tests.tiny import tiny_gpt2, tiny_tokenizer
 from tests.tiny_runs import quiet, save_model, tiny_config, tiny_task
 

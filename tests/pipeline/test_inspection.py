@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_gym.pipeline import run
 from rlhf_gym.report.run import read_run
-from rlhf_gym.report.samples import read_samples
+from rlhf_gym.report.samples import read_pairs
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.records import read_views
 from tests.tiny_runs import count_good, quiet, save_model, tiny_config, tiny_task
@@ -17,12 +17,12 @@ from tests.tiny_runs import count_good, quiet, save_model, tiny_config, tiny_tas
 
 def test_a_run_keeps_what_its_critic_saw(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run")
-    config = replace(config, reward=replace(config.reward, force=True), unleashed=True)
+    config = replace(config, reward=replace(config.reward, force=True), without_kl=True)
     run(config, task=tiny_task(save_model(tmp_path / "pretrained")), console=quiet())
     folder = RunFolder(tmp_path / "run")
     views = {kind: read_views(folder.seed(kind, 1, 0)) for kind in ("ppo", "unleashed")}
     summary = read_run(folder).evaluation["summary"]
-    shown = read_samples(read_run(folder), [row["name"] for row in summary if row["kind"] in views])
+    shown = read_pairs(read_run(folder), [row["name"] for row in summary if row["kind"] in views])
     assert [pair.prompt for pair in shown[0]] == [v.prompt for v in views["ppo"]] and len(shown) == 2
     for kind, beta in (("ppo", 0.1), ("unleashed", 0.0)):
         assert len(views[kind]) == config.evaluate.shown
@@ -30,7 +30,7 @@ def test_a_run_keeps_what_its_critic_saw(tmp_path: Path) -> None:
             for side in (before, after):
                 view = side.view
                 assert view.prompt == prompt and view.values is not None and view.advantages is not None
-                assert view.gae_lambda == config.ppo.gae_lambda and view.score is not None
+                assert view.gae_lambda == config.agent.gae_lambda and view.score is not None
                 assert view.log_ratios is not None and view.rewards is not None
                 total = view.score - beta * view.log_ratios.sum()
                 assert view.rewards.sum() == pytest.approx(total, abs=1e-2)

@@ -10,9 +10,10 @@ import pytest
 
 from rlhf_gym.monitoring import REFUSAL, AlarmThresholds
 from rlhf_gym.pipeline import run
-from rlhf_gym.runs import MonitorConfig, PPOConfig, RunFolder
-from rlhf_gym.runs.folder import from_json, to_json
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.summaries import alarm_line
+from rlhf_gym.settings import MonitorConfig, PPOSettings
+from rlhf_gym.settings.saved import from_json, to_json
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 
 SOUNDS = AlarmThresholds(kl_high=1e-9, baseline=1, window=1, noise=0.0)
@@ -61,9 +62,9 @@ def test_a_run_is_watched_and_says_so(tmp_path: Path) -> None:
     task = tiny_task(save_model(tmp_path / "model"))
     console = quiet()
     config = tiny_config(
-        tmp_path / "run", unleashed=True, monitor=MonitorConfig(
+        tmp_path / "run", without_kl=True, monitor=MonitorConfig(
             patterns=("good=good",), held_out=held_out, every=2, stop_on=("kl_high",), thresholds=SOUNDS
-        ), ppo=replace(tiny_config(tmp_path).ppo, total_tokens=400),
+        ), agent=replace(tiny_config(tmp_path).agent, total_tokens=400),
     )  # fmt: skip
     run(config, task=task, console=console)
     folder = RunFolder(config.run_dir)
@@ -93,10 +94,10 @@ def test_a_run_that_was_interrupted_is_told_as_one_that_never_was(
     from rlhf_gym.monitoring import RLHFMonitor
 
     task = tiny_task(save_model(tmp_path / "model"))
-    ppo = PPOConfig(
+    ppo = PPOSettings(
         total_tokens=300, n_episodes=16, batch_size=8, n_epochs=1, num_envs=8, learning_rate=1e-3, checkpoint_every=2
     )
-    settings = {"ppo": ppo, "monitor": MonitorConfig(every=2, thresholds=SOUNDS)}
+    settings = {"agent": ppo, "monitor": MonitorConfig(every=2, thresholds=SOUNDS)}
     run(tiny_config(tmp_path / "whole", **settings), task=task, console=quiet())
     take, count = RLHFMonitor._on_rollout_end, iter(range(100))
 

@@ -19,7 +19,8 @@ from rlhf_gym.pipeline.samples import proxy_scores
 from rlhf_gym.pipeline.stages import Interrupted, check_inputs
 from rlhf_gym.preferences import read_preferences
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
-from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder
+from rlhf_gym.runs import RunFolder
+from rlhf_gym.settings import PPOSettings, RunConfig
 from rlhf_gym.training import RewardModelingConfig
 from tests.tiny_runs import PROMPTS, quiet, said, save_model, tiny_config, tiny_task
 
@@ -29,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
     """A whole run from random weights, with the run without KL penalty, two seeds; and what it said."""
     root = tmp_path_factory.mktemp("runs") / "whole"
     console = quiet()
-    run(tiny_config(root, seeds=2, unleashed=True), task=tiny_task(), console=console)
+    run(tiny_config(root, seeds=2, without_kl=True), task=tiny_task(), console=console)
     return RunFolder(root), said(console)
 
 
@@ -54,8 +55,8 @@ def test_a_run_leaves_its_folder(finished: tuple[RunFolder, str]) -> None:
 
 def test_the_folder_holds_its_settings(finished: tuple[RunFolder, str]) -> None:
     folder, _ = finished
-    assert folder.config() == tiny_config(folder.root, seeds=2, unleashed=True)
-    assert json.loads((folder.root / "config.json").read_text())["config"]["ppo"]["total_tokens"] == 240
+    assert folder.config() == tiny_config(folder.root, seeds=2, without_kl=True)
+    assert json.loads((folder.root / "config.json").read_text())["config"]["agent"]["total_tokens"] == 240
 
 
 def test_ppo_logs_every_iteration_with_gold_and_stops_at_its_tokens(finished: tuple[RunFolder, str]) -> None:
@@ -79,7 +80,7 @@ def test_rewards_are_in_the_unit_of_the_sft_policy(finished: tuple[RunFolder, st
     from rlhf_gym.pipeline.reward import reference_samples
 
     folder, _ = finished
-    prepared = prepare(tiny_config(folder.root, seeds=2, unleashed=True), task=tiny_task(), console=quiet())
+    prepared = prepare(tiny_config(folder.root, seeds=2, without_kl=True), task=tiny_task(), console=quiet())
     scores = proxy_scores(prepared.load_reward(1), prepared.task.tokenizer, reference_samples(prepared))
     assert scores.mean() == pytest.approx(0, abs=1e-5)
     assert scores.std() == pytest.approx(1, abs=1e-5)
@@ -143,11 +144,11 @@ def test_what_is_complete_is_skipped(finished: tuple[RunFolder, str], monkeypatc
     def work(*args: object) -> None:
         raise AssertionError("a complete stage was gone through again")
 
-    for name in ("pretrain", "sft", "collect", "reward", "ppo", "unleashed", "evaluate"):
+    for name in ("pretrain", "sft", "collect", "reward", "train", "without_kl", "evaluate"):
         monkeypatch.setattr(f"rlhf_gym.pipeline.stages.{name}_stage", work)
     marks = {path: path.stat().st_mtime_ns for path in folder.root.rglob("metrics.json")}
     console = quiet()
-    run(tiny_config(folder.root, seeds=2, unleashed=True), task=tiny_task(), console=console)
+    run(tiny_config(folder.root, seeds=2, without_kl=True), task=tiny_task(), console=console)
     assert marks == {path: path.stat().st_mtime_ns for path in folder.root.rglob("metrics.json")}
     assert said(console).count(" done ") == 7
 
@@ -267,10 +268,10 @@ def test_redo_begins_again_from_a_stage(tmp_path: Path, pretrained: Path) -> Non
     run(config, task=task, console=quiet())
     folder = RunFolder(config.run_dir)
     before = {stage: folder.metrics(stage) for stage in ("sft", "collect", "reward", "ppo")}
-    other = replace(config, ppo=replace(config.ppo, kl_coef=0.5))
-    with pytest.raises(ValueError, match=r"ppo\.kl_coef: 0\.1 there, 0\.5 now\n.*--redo ppo begins again"):
+    other = replace(config, agent=replace(config.agent, kl_coef=0.5))
+    with pytest.raises(ValueError, match=r"agent\.kl_coef: 0\.1 there, 0\.5 now\n.*--redo ppo begins again"):
         run(other, task=task, console=quiet())
-    with pytest.raises(ValueError, match=r"ppo\.kl_coef"):
+    with pytest.raises(ValueError, match=r"agent\.kl_coef"):
         run(other, task=task, redo="evaluate", console=quiet())
     run(other, task=task, redo="ppo", console=quiet())
     for stage in ("sft", "collect", "reward"):
@@ -296,14 +297,14 @@ def test_ones_own_preferences_replace_collecting_and_no_gold_is_said(tmp_path: P
     lines = [{"prompt": p, "chosen": "good film", "rejected": "bad film"} for p in PROMPTS]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = tiny_config(tmp_path / "run")
-    config = replace(config, task=replace(config.task, preferences=path), unleashed=True)
+    config = replace(config, task=replace(config.task, preferences=path), without_kl=True)
     console = quiet()
     folder = RunFolder(run(config, task=tiny_task(pretrained, gold=None), console=console))
     assert folder.metrics("collect")["pairs"] == 18  # type: ignore[index]
     assert folder.metrics("evaluate")["judge"] == "proxy"  # type: ignore[index]
     assert folder.metrics("unleashed") is None, "nothing could be seen by it"
     assert "there is no gold" in said(console)
-    assert "overrates" in folder.report.read_text()
+    assert "flatters" in folder.report.read_text()
     path.write_text(json.dumps(lines[0]) + "\n")
     with pytest.raises(ValueError, match=r"preferences\.jsonl as it was when"):
         run(config, task=tiny_task(pretrained, gold=None), console=quiet())
@@ -343,18 +344,18 @@ def test_an_ensemble_of_reward_models(tmp_path: Path, pretrained: Path) -> None:
 
 def test_the_controller_of_the_kl_moves_beta(tmp_path: Path, pretrained: Path) -> None:
     config = tiny_config(tmp_path / "run")
-    config = replace(config, ppo=replace(config.ppo, kl_control="constraint", kl_target=0.01, learning_rate=1e-2))
+    config = replace(config, agent=replace(config.agent, kl_control="constraint", kl_target=0.01, learning_rate=1e-2))
     folder = RunFolder(run(config, task=tiny_task(pretrained), console=quiet()))
     betas = [r["rlhf/kl_coef"] for r in read_jsonl(folder.seed("ppo", 1, 0) / "metrics.jsonl")]
     assert betas[-1] != betas[0] == 0.1
 
 
 def test_settings_survive_json(tmp_path: Path) -> None:
-    from rlhf_gym.runs.folder import from_json, to_json
+    from rlhf_gym.settings.saved import from_json, to_json
 
     config = replace(
         tiny_config(tmp_path),
-        ppo=PPOConfig(target_kl=0.1, clip_range_vf=None),
+        agent=PPOSettings(target_kl=0.1, clip_range_vf=None),
         reward=replace(tiny_config(tmp_path).reward, training=RewardModelingConfig(epochs=3)),
         task=replace(tiny_config(tmp_path).task, corpus=Path("/a/b.jsonl")),
     )

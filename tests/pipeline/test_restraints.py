@@ -13,13 +13,12 @@ import pytest
 from rlhf_gym.cli.commands import parse
 from rlhf_gym.files import read_json
 from rlhf_gym.pipeline import prepare, run
-from rlhf_gym.pipeline.ppo import kl_controller
-from rlhf_gym.pipeline.restraints import stop_on_kl
 from rlhf_gym.preferences import read_texts
-from rlhf_gym.runs import PPOConfig, RunConfig, RunFolder
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.folder import METRICS_FILE
 from rlhf_gym.runs.records import iterations
 from rlhf_gym.runs.summaries import ppo_line
+from rlhf_gym.settings import PPOSettings, RunConfig
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 
 
@@ -38,7 +37,7 @@ def with_settings(before: Path, root: Path, **ppo: Any) -> RunConfig:
     if not root.is_dir():
         shutil.copytree(before / "run", root)
     config = tiny_config(root)
-    return replace(config, ppo=replace(config.ppo, **ppo))
+    return replace(config, agent=replace(config.agent, **ppo))
 
 
 def test_ptx_and_a_moving_reference_reach_the_agent(before: Path, tmp_path: Path) -> None:
@@ -57,7 +56,7 @@ def test_ptx_and_a_moving_reference_reach_the_agent(before: Path, tmp_path: Path
 def test_stops_on_kl_and_says_so(before: Path, tmp_path: Path) -> None:
     task, settings = tiny_task(before / "pretrained"), {"learning_rate": 0.03, "total_tokens": 2000}
     config = with_settings(before, tmp_path / "run", stop_kl=0.5, **settings)
-    config = replace(config, unleashed=True)
+    config = replace(config, without_kl=True)
     console = quiet()
     run(config, task=task, redo="ppo", console=console)
     folder = RunFolder(tmp_path / "run")
@@ -94,14 +93,11 @@ def test_stops_on_kl_and_says_so(before: Path, tmp_path: Path) -> None:
         ({"ptx_batch_size": 0}, "expected ptx_batch_size >= 1, got 0"),
         ({"ptx_texts": Path("texts.txt")}, "expected ptx_coef > 0 to mix texts.txt in, got 0"),
         ({"ema_reference": 1.2}, r"expected ema_reference in \[0, 1\], got 1.2"),
-        ({"agent": "dpo", "ptx_coef": 1.0}, "expected ptx_coef=0 with agent=dpo, which plays no rollouts, got 1.0"),
-        ({"agent": "dpo", "ema_reference": 0.1}, "expected ema_reference=0 with agent=dpo"),
-        ({"agent": "best_of_n", "stop_kl": 3.0}, "expected stop_kl=None with agent=best_of_n"),
     ],
 )
 def test_wrong_settings_say_what_was_expected(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PPOConfig(**settings)
+        PPOSettings(**settings)
 
 
 def test_texts_for_ptx(before: Path, tmp_path: Path) -> None:
@@ -110,7 +106,7 @@ def test_texts_for_ptx(before: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has neither texts for pretraining nor demonstrations: give"):
         prepare(config, task=bare, redo="ppo", console=quiet())
     file = tmp_path / "texts.jsonl"
-    given = replace(config, ppo=replace(config.ppo, ptx_texts=file))
+    given = replace(config, agent=replace(config.agent, ptx_texts=file))
     with pytest.raises(FileNotFoundError, match=r"expected a file at .*texts.jsonl"):
         prepare(given, task=bare, redo="ppo", console=quiet())
     file.write_text(json.dumps({"text": "a fine film"}) + "\n\n" + json.dumps({"words": "x"}) + "\n")
@@ -124,12 +120,10 @@ def test_texts_for_ptx(before: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_line_takes_them() -> None:
-    words = ["--ppo.stop-kl", "6", "--ppo.stop-kl-patience", "3"]
-    stop = stop_on_kl(parse("run", words).config.ppo, "ppo")
-    assert stop is not None and (stop.limit, stop.patience) == (6.0, 3)
-    assert stop_on_kl(parse("run", words).config.ppo, "unleashed") is None
-    words = ["--ppo.stop-kl", "6", "--ppo.ptx-coef", "0.1", "--ppo.ptx-texts", "t.txt", "--ppo.ema-reference", "0.05"]
-    ppo = parse("run", words).config.ppo
-    horizon = parse("run", ["--ppo.kl-control", "adaptive", "--ppo.kl-horizon", "500"]).config.ppo
-    assert vars(kl_controller(horizon))["horizon"] == 500
-    assert (ppo.stop_kl, ppo.ptx_coef, ppo.ptx_texts, ppo.ema_reference) == (6.0, 0.1, Path("t.txt"), 0.05)
+    words = ["--agent.stop-kl", "6", "--agent.stop-kl-patience", "3"]
+    agent = parse("run", words).config.agent
+    assert agent.kl_limit == (6.0, 3) and agent.without_kl().kl_limit is None
+    words = ["--agent.ptx-coef", "0.1", "--agent.ptx-texts", "t.txt", "--agent.ema-reference", "0.05"]
+    agent = parse("run", [*words, "--agent.kl-in", "loss", "--agent.kl-loss", "k2"]).config.agent
+    assert (agent.ptx_coef, agent.ptx_texts, agent.ema_reference) == (0.1, Path("t.txt"), 0.05)
+    assert (agent.kl_in, agent.kl_loss) == ("loss", "k2")

@@ -12,8 +12,9 @@ from rlhf_gym.pipeline.probes import reward_probes
 from rlhf_gym.pipeline.reward import UnfitRewardError, examine
 from rlhf_gym.pipeline.staleness import heldout_by_round, staleness
 from rlhf_gym.preferences import Preference, read_preferences
-from rlhf_gym.runs import RunFolder, TaskConfig
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.summaries import probes_line, reward_line
+from rlhf_gym.settings import TaskConfig
 from rlhf_gym.training import reward_complaints, score_pairs
 from tests.tiny import tiny_reward_model, tiny_tokenizer
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task

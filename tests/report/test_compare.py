@@ -13,8 +13,9 @@ import pytest
 from rlhf_gym.cli import main
 from rlhf_gym.files import read_jsonl, write_json, write_jsonl
 from rlhf_gym.report import write_report
-from rlhf_gym.runs import RunConfig, RunFolder, TaskConfig
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.folder import CONFIG_FILE, to_json
+from rlhf_gym.settings import RunConfig, TaskConfig
 from tests.report.test_report import EVIL, Page
 from tests.run_folders import made_up_run
 
@@ -37,7 +38,7 @@ def test_two_runs_and_what_differs(tmp_path: Path) -> None:
     assert "2 runs side by side: tight wins most against the SFT policy, 91%" in page.text
     assert "88% to 94%, apart from those of all others" in page.text
     rows = re.findall(r"<td><code>(.*?)</code></td>(.*?)</tr>", source)
-    assert rows == [("ppo.kl_coef", "<td>0.1</td><td>0.02</td>")], "all else is the same"
+    assert rows == [("agent.kl_coef", "<td>0.1</td><td>0.02</td>")], "all else is the same"
     assert page.text.count("without KL penalty") >= 2 and "SFT" in page.text
     names = [line[0] for tag, a in page.tags if tag == "svg" and "data-lines" in a
              for line in json.loads(a["data-lines"] or "[]")]  # fmt: skip
@@ -74,7 +75,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
          "until": None}])  # fmt: skip
     page = page_of(write_report([done, fresh, ungolden], tmp_path / "page.html"))
     assert "not evaluated yet" in page.text and "trained, not evaluated: rlhf-gym run --run-dir" in page.text
-    assert "no gold reward: rφ itself is the judge, and overrates" in page.text
+    assert "no gold reward: rφ itself is the judge, and flatters" in page.text
     assert "Nothing was kept of fresh" in page.text
     assert "length, first after 4,000 tokens: responses of 31 tokens <b>." in page.text
     charts = [a for tag, a in page.tags if tag == "svg" and "data-lines" in a]

@@ -13,11 +13,12 @@ import pytest
 from rlhf_gym.functional import BEST_OF_N, fit_best_of_n
 from rlhf_gym.report import write_report
 from rlhf_gym.report.charts import Axis, Band, Chart, Line, round_ticks, smooth, tick_label
-from rlhf_gym.report.goodhart import GoodhartFit, goodhart_chart, goodhart_facts, peak_words
+from rlhf_gym.report.figures import GoodhartFit, Histories, goodhart_chart, goodhart_facts
+from rlhf_gym.report.goodhart import peak_words
 from rlhf_gym.report.parts import typeset
-from rlhf_gym.report.run import Histories
-from rlhf_gym.runs import RunConfig, RunFolder
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.records import read_best_of_n
+from rlhf_gym.settings import RunConfig
 from tests.run_folders import made_up_run, read_page, settings_of
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' "
@@ -66,7 +67,7 @@ def test_the_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
     assert not re.search(r"@import|url\(|<link|<img|<iframe| src=", source)
     assert "prefers-color-scheme: dark" in source and 'name="viewport"' in source
     assert [tag for tag, _ in page.tags].count("svg") >= 9
-    assert settings_of(source)["ppo"]["kl_coef"] == 0.1
+    assert settings_of(source)["agent"]["kl_coef"] == 0.1
     assert not list(folder.root.glob("*.partial"))
 
 

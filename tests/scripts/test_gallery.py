@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlhf_gym.preferences import Preference, read_preferences
-from rlhf_gym.runs import EvaluateConfig, RunConfig
+from rlhf_gym.settings import EvaluateConfig, RunConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import gallery
@@ -26,7 +26,7 @@ def tiny(config: RunConfig) -> RunConfig:
         config,
         evaluate=EvaluateConfig(num_prompts=6, best_of=2, shown=0),
         reward=replace(config.reward, reference_samples=24, probe_samples=8, force=True),
-        ppo=replace(config.ppo, n_episodes=16, batch_size=16, n_epochs=1, num_envs=16),
+        agent=replace(config.agent, n_episodes=16, batch_size=16, n_epochs=1, num_envs=16),
     )
 
 
@@ -81,7 +81,7 @@ def test_made_again_nothing_is_run_again(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("expected no training of what is there")
 
-    monkeypatch.setattr("rlhf_gym.pipeline.ppo.train", refuse)
+    monkeypatch.setattr("rlhf_gym.pipeline.train.train", refuse)
     monkeypatch.setattr("rlhf_gym.pipeline.reward.train_reward_model", refuse)
     gallery.make_gallery(settings, root / "docs")
     assert (root / "docs" / "gallery.md").read_text() == before

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from rlhf_gym.settings import PPOSettings
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import remedies
 from remedies import ARMS, BY_NAME, NONE, Study, difference, rows, stutters, trajectory
-
-from rlhf_gym.runs import PPOConfig
 
 
 def figures(golds: list[float], end: float, kl: float = 40.0) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def test_the_table_says_what_was_reached() -> None:
 def test_every_arm_is_of_settings_there_are() -> None:
     assert len({arm.name for arm in ARMS}) == len({arm.label for arm in ARMS}) == len(ARMS)
     for arm in ARMS:
-        PPOConfig(**({"kl_coef": 0.0} | arm.ppo))
+        PPOSettings(**({"kl_coef": 0.0} | arm.ppo))
     said = stutters([""] * 3, ["great great cake", "great rich great", ""])
     assert said == [-1.0, 0.0, 0.0]
 

@@ -73,7 +73,7 @@ def test_a_trajectory_is_read_as_it_was_logged(tmp_path: Path) -> None:
 
 def test_the_studies_depart_from_one_place(tmp_path: Path) -> None:
     config = study.study_config(tmp_path, 3, labels=801, tokens=1000)
-    assert (config.seed, config.seeds, config.ppo.total_tokens, config.collect.num_prompts) == (3, 1, 1000, 401)
+    assert (config.seed, config.seeds, config.agent.total_tokens, config.collect.num_prompts) == (3, 1, 1000, 401)
     task = study.task_from_sft()
     assert task.pretrained == task.sft is not None and not task.demonstrations
 

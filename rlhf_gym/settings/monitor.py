@@ -1,13 +1,18 @@
-"""When alarms fire, and what they are called. This module imports no model code, so that settings can be made of it."""
+"""The settings of what watches an agent while it learns: what it looks at, and when alarms fire."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from rlhf_gym.settings.checks import above, at_least
 
 ALARM_NAMES = (
     "disagreement",
@@ -83,18 +88,12 @@ class AlarmThresholds:
     """Share of responses with a pattern, above the start."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._check_number(field.name, whole=field.type == "int", optional="None" in str(field.type))
-        at_least_1 = ("baseline", "window", "patience", "critic_patience")
-        above_1 = ("disagreement_factor", "length_factor", "drift_factor", "held_out_factor")
-        above_0 = ("repetition_rise", "kl_high", "kl_share", "missing_eos_rise", "evaluation_drop", "pattern_rise")
-        for name, value in vars(self).items():
-            if name in at_least_1 and value < 1:
-                raise ValueError(f"expected {name} >= 1, got {value}")
-            if name in above_1 and not value > 1:
-                raise ValueError(f"expected {name} > 1, got {value}")
-            if name in above_0 and value is not None and not value > 0:
-                raise ValueError(f"expected {name} > 0, got {value}")
+        for threshold in fields(self):
+            optional = "None" in str(threshold.type)
+            self._check_number(threshold.name, whole=threshold.type == "int", optional=optional)
+        at_least(self, 1, "baseline", "window", "patience", "critic_patience")
+        above(self, 1, "disagreement_factor", "length_factor", "drift_factor", "held_out_factor")
+        above(self, 0, "repetition_rise", "kl_high", "kl_share", "missing_eos_rise", "evaluation_drop", "pattern_rise")
         if not (0 < self.entropy_share < 1 and 0 <= self.clear < 1):
             raise ValueError(
                 f"expected entropy_share in (0, 1) and clear in [0, 1), got {self.entropy_share}, {self.clear}"
@@ -115,7 +114,7 @@ class AlarmThresholds:
         Raises:
             ValueError: a name is unknown, or a value is wrong.
         """
-        known = [field.name for field in fields(cls)]
+        known = [threshold.name for threshold in fields(cls)]
         unknown = sorted(set(data) - set(known))
         if unknown:
             raise ValueError(f"expected thresholds among {', '.join(known)}, got {', '.join(unknown)}")
@@ -152,3 +151,60 @@ def check_alarm_names(names: Sequence[str], *, patterns: Iterable[str], evaluati
         if name not in known:
             raise ValueError(f"expected one of the alarms {', '.join(known)}, got {name!r}")
     return tuple(names)
+
+
+ThresholdsFile = Annotated[
+    AlarmThresholds,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FILE.json",
+        instance_from_str=lambda words: AlarmThresholds.read(words[0]),
+        is_instance=lambda value: isinstance(value, AlarmThresholds),
+        str_from_instance=lambda value: ["as they are"],
+    ),
+]
+"""On the command line thresholds are a file."""
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is watched while the agent learns, and when an alarm sounds. It changes nothing, unless stop_on is given."""
+
+    patterns: tuple[str, ...] = ()
+    """Regular expressions to look for in responses, each as NAME=EXPRESSION; the share that has it is logged."""
+    refusals: bool = False
+    """Look for English refusals too."""
+    held_out: Path | None = None
+    """Texts that the policy should not forget, JSONL of {"text"} or one a line; by default the task's held-out
+    demonstrations."""
+    held_out_texts: int = 64
+    """How many of them are read; 0 for none."""
+    every: int = 5
+    """Iterations between two readings."""
+    stop_on: tuple[str, ...] = ()
+    """Alarms that end the training, with the policy as it is; not of the run without KL penalty."""
+    thresholds: ThresholdsFile = field(default_factory=AlarmThresholds)
+    """When alarms fire: a JSON file with those of `AlarmThresholds` that are to be others than by default."""
+
+    def __post_init__(self) -> None:
+        if self.held_out_texts < 0 or self.every < 1:
+            raise ValueError(f"expected held_out_texts >= 0 and every >= 1, got {self.held_out_texts}, {self.every}")
+        for pattern in self.patterns:
+            name, equals, expression = pattern.partition("=")
+            if not (name and equals and expression) or "/" in name:
+                raise ValueError(f"expected patterns as NAME=EXPRESSION, got {pattern!r}")
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(f"expected a regular expression in {pattern!r}: {error}") from error
+        names = [pattern.partition("=")[0] for pattern in self.patterns] + ["refusal"] * self.refusals
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"expected each pattern under a name of its own, got {twice[0]!r} twice")
+        check_alarm_names(self.stop_on, patterns=self.by_name, evaluations=())
+
+    @property
+    def by_name(self) -> dict[str, str]:
+        """The regular expressions by their names."""
+        named = dict(pattern.split("=", 1) for pattern in self.patterns)
+        return ({"refusal": REFUSAL} if self.refusals else {}) | named

@@ -1,0 +1,149 @@
+"""The run that stages work on: its settings, its folder, its task, and where its models are."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import AutoConfig, PreTrainedConfig
+
+from rlhf_gym.files import read_json
+from rlhf_gym.lm.loading import check_model_source
+from rlhf_gym.preferences import Preference
+from rlhf_gym.rewards import LearnedReward, RewardNormalizer, load_reward
+from rlhf_gym.runs.folder import RunFolder
+from rlhf_gym.settings import RunConfig
+from rlhf_gym.tasks import Task
+
+WIDE = 256
+"""Hidden size from which on a second CPU thread pays."""
+NORMALIZERS = "normalizers.json"
+"""In the reward stage's folder: the unit of a reward model of the user's own, whose folder is left as it is."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has been checked: what its stages work with."""
+
+    config: RunConfig
+    """The settings, paths absolute."""
+    folder: RunFolder
+    """Where everything goes."""
+    task: Task
+    """What it is about."""
+    preferences: tuple[Preference, ...] | None
+    """The user's own, if there are any."""
+    perplexity_floor: float | None
+    """The perplexity of the demonstrations' language itself, where it is known."""
+    device: str
+    """Where the models are."""
+    console: Console
+    """Where progress is shown."""
+
+    @property
+    def makes_pretrained(self) -> bool:
+        """Whether the pretrain stage has something to do."""
+        return bool(self.task.pretraining_texts) and (self.config.pretrain or self.task.pretrained is None)
+
+    @property
+    def pretrained(self) -> str | Path:
+        """Folder or name of the pretrained model."""
+        if self.makes_pretrained:
+            return self.folder.stage("pretrain") / "model"
+        assert self.task.pretrained is not None
+        return self.task.pretrained
+
+    @property
+    def sft(self) -> str | Path:
+        """Folder or name of the SFT policy: the pretrained model, where there are no demonstrations."""
+        return self.folder.stage("sft") / "model" if self.task.demonstrations else self.pretrained
+
+    def policy(self, round: int, seed: int) -> str | Path:
+        """The policy that a seed's agent left in a round; round 0: the SFT policy."""
+        return self.sft if round == 0 else self.folder.seed("ppo", round, seed) / "model"
+
+    def reference(self, round: int, seed: int) -> str | Path:
+        """π_ref of a round."""
+        if self.config.reference == "pretrained":
+            return self.pretrained
+        return self.policy(round - 1 if self.config.reference == "previous" else 0, seed)
+
+    def load_reward(self, round: int) -> LearnedReward:
+        """r_φ of a round, in the SFT policy's unit once its stage is complete."""
+        source = self.config.task.reward_model
+        if source is None:
+            return load_reward(self.folder.stage("reward", round) / "model", device=self.device)
+        reward = load_reward(source, device=self.device)
+        saved = read_json(self.folder.stage("reward") / NORMALIZERS)
+        if saved is not None:
+            reward.normalizers = [RewardNormalizer.from_dict(values) for values in saved]
+        return reward
+
+    def bar(self, label: str) -> str | None:
+        """A progress bar's label; None, for no bar, where nobody watches."""
+        return f"  {label}" if self.console.is_terminal else None
+
+    @property
+    def seeds(self) -> list[int]:
+        """The random seed of each agent."""
+        return [self.config.seed + i for i in range(self.config.seeds)]
+
+    @property
+    def trains_without_kl(self) -> bool:
+        """Whether the agent is trained without KL penalty too, which not every agent can be."""
+        able = self.config.agent.without_kl() is not None
+        return self.config.without_kl and self.task.gold is not None and able
+
+
+def resolve_device(device: str) -> str:
+    """A device that is there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"expected a device that is there, such as cpu or auto, got {device!r}: {reason}") from error
+    return device
+
+
+def use_threads(run: Run) -> int:
+    """Set torch's CPU threads and say how many.
+
+    As asked, or as OMP_NUM_THREADS says; else one a core, and one alone for a small model: its operations are over
+    before a second thread has woken up, and where cores are shared, waiting for it costs many times what it brings.
+    """
+    if run.config.threads:
+        torch.set_num_threads(run.config.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        config = model_config(run).get_text_config()
+        torch.set_num_threads(1 if config.hidden_size < WIDE else usable_cores())
+    return torch.get_num_threads()
+
+
+def usable_cores() -> int:
+    """The machine's physical cores, which is what torch begins with, or as many CPUs as this process may use."""
+    cores = torch.get_num_threads()
+    return min(cores, len(os.sched_getaffinity(0))) if sys.platform == "linux" else cores
+
+
+def context_length(run: Run) -> int | None:
+    """Positions of the policy's model; None where its configuration sets no limit."""
+    # not every configuration has the field
+    return getattr(model_config(run).get_text_config(), "max_position_embeddings", None)
+
+
+def model_config(run: Run) -> PreTrainedConfig:
+    """The shape of the policy's model."""
+    if run.makes_pretrained:
+        assert run.task.model_config is not None
+        return run.task.model_config
+    return AutoConfig.from_pretrained(check_model_source(run.pretrained, what="a causal language model"))

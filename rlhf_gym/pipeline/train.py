@@ -1,0 +1,205 @@
+"""Training the agent of a run, one run a seed: with the KL penalty, and without it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from rlhf_gym.agents import StopOnKL, TokenAlgorithm
+from rlhf_gym.files import read_json, write_json, write_jsonl
+from rlhf_gym.lm import Shared, load_causal_lm
+from rlhf_gym.lm.tokens import decode
+from rlhf_gym.monitoring import RLHFMonitor, inspect_episodes
+from rlhf_gym.monitoring.inspection import make_episodes
+from rlhf_gym.pipeline.agents import Parts, agent_class, learner_settings, make_agent, make_env, settings_label
+from rlhf_gym.pipeline.context import Run
+from rlhf_gym.pipeline.evaluate import heldout_prompts
+from rlhf_gym.pipeline.progress import IterationLog, TrainingProgress, Watch
+from rlhf_gym.pipeline.samples import draw
+from rlhf_gym.preferences import Demonstration, read_texts
+from rlhf_gym.rewards import ScoreError
+from rlhf_gym.runs.folder import METRICS_FILE
+from rlhf_gym.runs.records import ITERATIONS, VIEWS, iterations
+from rlhf_gym.runs.summaries import alarm_line
+from rlhf_gym.settings import StageName
+
+CHECKPOINT = "checkpoint.zip"
+SHOWN = (
+    "rlhf/score",
+    "rlhf/kl",
+    "rlhf/kl_initial",
+    "rlhf/entropy",
+    "rlhf/response_length",
+    "rlhf/stopped",
+    "rlhf/gold",
+    "train/loss",
+    "train/accuracy",
+)
+"""What the stage's own metrics keep of the last iterations."""
+
+
+def train_stage(run: Run, round: int) -> dict[str, Any]:
+    """Every seed's agent, from the policy of the round before (the SFT policy in the first)."""
+    return _without_learning(run, round) if run.config.agent.learner() is None else _all_seeds(run, "ppo", round)
+
+
+def without_kl_stage(run: Run, round: int) -> dict[str, Any]:
+    """The same without a KL penalty, for as many tokens."""
+    return _all_seeds(run, "unleashed", round)
+
+
+def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
+    settings = learner_settings(run, stage)
+    reward = Shared(run.load_reward(round))
+    label = settings_label(settings) + (", without KL" if stage == "unleashed" else "")
+    for place, seed in enumerate(run.seeds):
+        if read_json(run.folder.seed(stage, round, seed) / METRICS_FILE) is None:
+            of = "" if len(run.seeds) == 1 else f", seed {place + 1} of {len(run.seeds)}"
+            train(run, stage, round, seed, reward=reward, label=label + of)
+    logs = [iterations(run.folder.seed(stage, round, seed)) for seed in run.seeds]
+    ends = [read_json(run.folder.seed(stage, round, seed) / METRICS_FILE) for seed in run.seeds]
+    limit = settings.kl_limit
+    return {
+        "agent": settings_label(settings),
+        "seeds": run.seeds,
+        "tokens": [log[-1]["tokens"] for log in logs],
+        "first": _medians([log[:1] for log in logs]),
+        "last": _medians([log[-5:] for log in logs]),
+        "stop_kl": limit and limit[0],
+        "stop_kl_patience": 1 if limit is None else limit[1],
+        "stopped": [end.get("stopped") for end in ends],
+        "alarms": alarm_line(ends),
+    }
+
+
+def _without_learning(run: Run, round: int) -> dict[str, Any]:
+    """The SFT policy as it is, in each seed's place: the best of n is chosen when it is evaluated."""
+    for seed in run.seeds:
+        folder = run.folder.seed("ppo", round, seed)
+        model = load_causal_lm(run.sft)
+        model.save_pretrained(folder / "model")
+        run.task.tokenizer.save_pretrained(folder / "model")
+        write_json(folder / METRICS_FILE, {"seed": seed, "tokens": 0, "iterations": 0})
+    label = settings_label(run.config.agent)
+    return {"agent": label, "seeds": run.seeds, "tokens": [0] * len(run.seeds), "first": {}, "last": {}}
+
+
+def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, label: str) -> None:
+    """Train one seed's agent, from its checkpoint if it has one, into its folder.
+
+    On Ctrl-C, and where what scores the responses fails, the agent is saved as it was after its last whole iteration,
+    and the interrupt or the error is raised again.
+    """
+    settings = learner_settings(run, stage)
+    folder = run.folder.seed(stage, round, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    env = make_env(run, stage, round, seed, reward)
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.is_file():
+        given = settings.loading_arguments(Parts(run, round, seed))
+        load: Any = agent_class(settings)
+        agent: TokenAlgorithm = load.load(checkpoint, env=env, device=run.device, **given)
+    else:
+        agent = make_agent(run, stage, round, seed, env)
+    log = IterationLog(folder / ITERATIONS, tokens=agent.num_timesteps)
+    with TrainingProgress(run.console, label, total=settings.total_tokens, done=agent.num_timesteps) as bar:
+        agent.set_logger(Logger(folder=None, output_formats=[log, bar]))
+        gold_every = settings.gold_interval
+        watch = Watch(
+            checkpoint,
+            gold=None if gold_every is None else run.task.gold,
+            gold_every=gold_every or 1,
+            checkpoint_every=settings.checkpoint_every,
+            iteration=log.iteration,
+        )
+        monitor = make_monitor(run, stage, folder)
+        stop = None if settings.kl_limit is None else StopOnKL(*settings.kl_limit)
+        callbacks: list[BaseCallback] = [watch, monitor, *([stop] if stop else [])]
+        try:
+            agent.learn(
+                settings.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
+            )
+            keep_views(run, agent, folder)
+        except (KeyboardInterrupt, ScoreError):
+            watch.save_interrupted(agent)
+            raise
+    agent.save_pretrained(folder / "model", merge=True)
+    stopped = None
+    if stop is not None and stop.stopped_at is not None:
+        stopped = {"stopped_at": stop.stopped_at, "kept_kl": stop.kept_kl}
+    write_json(
+        folder / METRICS_FILE,
+        {
+            "seed": seed,
+            "tokens": agent.num_timesteps,
+            "iterations": log.iteration,
+            "stopped": stopped,
+            "alarms": [{"name": alarm.name, "tokens": alarm.tokens} for alarm in monitor.alarms],
+            "ended_by": monitor.ended_by,
+        },
+    )
+    checkpoint.unlink(missing_ok=True)
+
+
+def make_monitor(run: Run, stage: StageName, folder: Path) -> RLHFMonitor:
+    """What watches a seed's agent, and keeps what it saw in the seed's folder.
+
+    Of the agent without KL penalty, which is trained to see it go wrong, only the stage's line tells the alarms.
+    """
+    config = run.config.monitor
+    texts: list[str] | list[Demonstration]
+    if config.held_out is not None:
+        texts = list(read_texts(config.held_out))[: config.held_out_texts]
+    else:
+        texts = list(run.task.heldout_demonstrations[: config.held_out_texts])
+    return RLHFMonitor(
+        patterns=config.by_name,
+        held_out_texts=texts,
+        every=config.every,
+        thresholds=config.thresholds,
+        stop_on=() if stage == "unleashed" else config.stop_on,
+        folder=folder,
+        console=run.console,
+        verbose=0 if stage == "unleashed" else 1,
+    )
+
+
+def keep_views(run: Run, agent: TokenAlgorithm, folder: Path) -> None:
+    """Write views of the evaluation's first prompts into a seed's folder: the SFT policy's response, seen by the agent
+    and its critic, and the agent's own. The critic itself is not kept."""
+    prompts = heldout_prompts(run)[: run.config.evaluate.shown]
+    if not prompts:
+        return
+    sft = load_causal_lm(run.sft, device=run.device)
+    drawn = draw(sft, run.task, prompts, seed=run.config.seed + 7)
+    ids = [generation.prompt_ids for generation in drawn.generations]
+    sides = {
+        "before": make_episodes(agent.policy, agent.engine, ids, [g.response_ids for g in drawn.generations]),
+        "after": make_episodes(agent.policy, agent.engine, ids, None, seed=run.config.seed + 7),
+    }
+    records: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+    for side, episodes in sides.items():
+        views = inspect_episodes(agent, episodes=episodes)
+        gold: list[float | None] = [None] * len(prompts)
+        if run.task.gold is not None:
+            responses = decode(run.task.tokenizer, [e.response_ids.tolist() for e in episodes])
+            gold = np.asarray(run.task.gold(prompts, responses), dtype=np.float64).tolist()
+        for record, view, score in zip(records, views, gold, strict=True):
+            record[side] = view.to_dict(digits=4) | {"gold": score}
+    write_jsonl(folder / VIEWS, records)
+
+
+def _medians(logs: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+    """Of each quantity: the mean over a log's records, the median over the logs."""
+    found = {}
+    for name in SHOWN:
+        means = [np.mean([r[name] for r in log if name in r]) for log in logs if any(name in r for r in log)]
+        if means:
+            found[name] = float(statistics.median(means))
+    return found

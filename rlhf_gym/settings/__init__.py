@@ -1,0 +1,52 @@
+"""All settings, each declared once with its range, its default and its meaning. Importing them is quick: no torch."""
+
+from rlhf_gym.settings.agents import (
+    AGENTS,
+    A2CSettings,
+    AgentSettings,
+    BestOfNSettings,
+    DPOSettings,
+    GroupSettings,
+    GRPOSettings,
+    LearnerSettings,
+    PolicyGradientSettings,
+    PPOSettings,
+    ReinforceSettings,
+    RLOOSettings,
+)
+from rlhf_gym.settings.monitor import REFUSAL, AlarmThresholds, MonitorConfig
+from rlhf_gym.settings.run import STAGES, RunConfig, StageName, TaskConfig, default_config
+from rlhf_gym.settings.saved import read_config
+from rlhf_gym.settings.stages import CONFIDENT_WORDS, CollectConfig, EvaluateConfig, RewardConfig
+from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig, SupervisedConfig
+
+__all__ = [
+    "AGENTS",
+    "CONFIDENT_WORDS",
+    "REFUSAL",
+    "STAGES",
+    "A2CSettings",
+    "AgentSettings",
+    "AlarmThresholds",
+    "BestOfNSettings",
+    "CollectConfig",
+    "DPOSettings",
+    "EvaluateConfig",
+    "GRPOSettings",
+    "GroupSettings",
+    "LearnerSettings",
+    "MonitorConfig",
+    "PPOSettings",
+    "PolicyGradientSettings",
+    "RLOOSettings",
+    "ReinforceSettings",
+    "RewardConfig",
+    "RewardModelingConfig",
+    "RunConfig",
+    "SFTConfig",
+    "StageName",
+    "SupervisedConfig",
+    "TaskConfig",
+    "default_config",
+    "read_config",
+]

@@ -1,0 +1,490 @@
+"""The settings of each agent: one frozen record an agent, with what applies to it and nothing else.
+
+A new agent needs its class, a record here, and an entry in `AGENTS`, which the command line reads. In Python a record
+of your own does: `run(RunConfig(agent=MySettings()))`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+from rlhf_gym.settings.checks import above, at_least, one_of
+
+KLControl = Literal["fixed", "adaptive", "constraint"]
+KLPlace = Literal["reward", "loss"]
+KLEstimator = Literal["full", "k2", "k3"]
+
+
+class AgentParts(Protocol):
+    """Makes what an agent's constructor takes besides plain values; the pipeline implements it for a run and a seed."""
+
+    def preferences(self) -> Any:
+        """The comparisons that the round's reward model was trained on; None where there are none."""
+
+    def kl_controller(self, settings: PolicyGradientSettings) -> Any:
+        """The controller of β."""
+
+    def regularisers(self, settings: PolicyGradientSettings) -> dict[str, Any]:
+        """The arguments that add terms to the objective: other texts, a reference that follows."""
+
+    def score_terms(self, settings: PolicyGradientSettings) -> Any:
+        """What is done to the reward model's scores, in order."""
+
+    def check_verifier(self, name: str) -> None:
+        """Raise a ValueError where the verifier cannot be asked."""
+
+    def check_adapter(self, rank: int) -> None:
+        """Raise an ImportError where an adapter cannot be trained."""
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """What the pipeline asks the settings of any agent."""
+
+    name: ClassVar[str]
+    """The agent's name on the command line (`agent:NAME`) and in config.json."""
+    agent: ClassVar[str]
+    """The agent's class, as "module:name"."""
+
+    def label(self, label: str) -> str:
+        """What tables and reports call the agent, from the label that its class has."""
+        return label
+
+    def check_reference(self, reference: str) -> None:
+        """Raise a ValueError where the agent cannot learn with this π_ref."""
+
+    def check(self, parts: AgentParts) -> None:
+        """Raise an error where something that the settings name is not there. Called before any work."""
+
+    def learner(self) -> LearnerSettings | None:
+        """These settings, where the agent learns; None where it does not."""
+        return None
+
+    def without_kl(self) -> LearnerSettings | None:
+        """The same settings without anything that holds the policy to π_ref; None where the agent cannot do without."""
+        return None
+
+    @property
+    def best_of(self) -> int | None:
+        """Responses of which the agent takes the best; None where it answers each prompt once."""
+        return None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The user's files that the agent reads."""
+        return ()
+
+    def with_absolute_paths(self) -> Self:
+        """The same settings, the paths in them absolute."""
+        return self
+
+
+@dataclass(frozen=True)
+class LearnerSettings(AgentSettings):
+    """What every agent that learns is asked."""
+
+    total_tokens: int = 48_000
+    """Response tokens generated in training (DPO: read), for each seed and round."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate, at the start."""
+    schedule: Literal["constant", "linear"] = "linear"
+    """Whether the learning rate stays or falls to 0."""
+    n_episodes: int = 128
+    """Responses a rollout."""
+    batch_size: int = 32
+    """Responses a minibatch; each minibatch is one optimizer step."""
+    micro_batch_size: int | None = None
+    """Responses in one forward; fewer take less memory and give the same update."""
+    n_epochs: int = 1
+    """Passes over a rollout."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    num_envs: int = 64
+    """Responses written at once."""
+    missing_eos_penalty: float = 0.0
+    """Subtracted from the score of a response that never ends."""
+    freeze_layers: int = 0
+    """Lower layers of the policy that stay as they are, and the embeddings: quicker and smaller updates."""
+    lora_r: int = 0
+    """Rank of a LoRA adapter that is trained in place of the policy's weights (the rlhf-gym[lora] extra); 0: none. The
+    folder holds the policy whole, the adapter merged. Learning rates are usually some ten times higher."""
+    bf16: bool = False
+    """Forward passes in bfloat16, weights in float32: for a GPU, or a CPU that has it."""
+    checkpoint_every: int = 10
+    """Iterations between the checkpoints an interrupted run goes on from."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "total_tokens", "n_episodes", "batch_size", "micro_batch_size", "n_epochs", "num_envs")
+        at_least(self, 1, "checkpoint_every")
+        at_least(self, 0, "freeze_layers", "lora_r")
+        above(self, 0, "learning_rate")
+
+    def learner(self) -> LearnerSettings:
+        """These settings."""
+        return self
+
+    def check(self, parts: AgentParts) -> None:
+        """Raise an error where something that the settings name is not there."""
+        if self.lora_r:
+            parts.check_adapter(self.lora_r)
+
+    @property
+    def kl_limit(self) -> tuple[float, int] | None:
+        """The KL that ends training, and the rollouts in a row beyond it; None for no limit."""
+        return None
+
+    @property
+    def gold_interval(self) -> int | None:
+        """Iterations between two looks at gold; None where the agent writes no responses to look at."""
+        return None
+
+    def env_arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the environment that these settings choose."""
+        return {"num_envs": self.num_envs, "missing_eos_penalty": self.missing_eos_penalty}
+
+    def policy_arguments(self) -> dict[str, Any]:
+        """Arguments of the policy that these settings choose."""
+        return {"freeze_layers": self.freeze_layers, "bf16": self.bf16}
+
+    def arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
+        return {
+            "n_episodes": self.n_episodes,
+            "batch_size": self.batch_size,
+            "micro_batch_size": self.micro_batch_size,
+            "n_epochs": self.n_epochs,
+            "max_grad_norm": self.max_grad_norm,
+        }
+
+    def loading_arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments that the agent's file does not hold, for `load`."""
+        return {}
+
+
+@dataclass(frozen=True)
+class PolicyGradientSettings(LearnerSettings):
+    """What every policy-gradient agent is asked."""
+
+    kl_coef: float = 0.1
+    """β of the KL penalty (with a controller, the first one)."""
+    kl_control: KLControl = "fixed"
+    """Who sets β: "fixed", "adaptive" towards kl_target (Ziegler et al.), or "constraint" KL ≤ kl_target."""
+    kl_target: float = 6.0
+    """KL per response, in nats, that a controller steers to."""
+    kl_horizon: int = 10_000
+    """Responses over which "adaptive" moves β by a fifth, at most; Ziegler et al.'s is long for a short run."""
+    kl_in: KLPlace = "reward"
+    """Where the KL penalty is: in the reward of each token, or a term of the loss."""
+    kl_loss: KLEstimator = "full"
+    """The estimator of the KL in the loss: "full" over the vocabulary, "k2" (the same gradient on the policy's own
+    samples), or "k3" (GRPO's; its gradient is that of KL(π_ref‖π))."""
+    samples_per_prompt: int = 1
+    """Responses in a row to the same prompt."""
+    ent_coef: float = 0.0
+    """Weight of an entropy bonus; the KL penalty has one already."""
+    target_kl: float | None = None
+    """A rollout's epochs stop once KL(π_old‖π) exceeds 1.5 times this."""
+    stop_kl: float | None = None
+    """Training ends once a rollout's KL to its first π_ref, per response in nats, is over this; what is kept is the
+    last policy that was not. From the second round on a policy begins where the last round left it, near the limit."""
+    stop_kl_patience: int = 1
+    """Rollouts in a row beyond stop_kl that end training; more let single noisy ones pass."""
+    ptx_coef: float = 0.0
+    """γ of a pretraining loss mixed into every minibatch's (InstructGPT's ptx), to keep the language; 0: none."""
+    ptx_batch_size: int = 32
+    """Texts to a minibatch."""
+    ptx_texts: Path | None = None
+    """The texts, JSONL of {"text"} or one a line; by default the task's for pretraining, else its demonstrations."""
+    ema_reference: float = 0.0
+    """Rate of a π_ref that follows the policy, θ_ref ← (1 − rate)·θ_ref + rate·θ after each iteration; 0: it stays."""
+    length_penalty: float = 0.0
+    """Subtracted from the score for each token past length_penalty_after; negative rewards length."""
+    length_penalty_after: int = 0
+    """Tokens that cost nothing."""
+    repetition_penalty: float = 0.0
+    """Subtracted from the score of a response that repeats one n-gram alone; of others, by their share of repeats."""
+    repetition_ngram: int = 3
+    """Tokens that make a repeat."""
+    clip_score: tuple[float, float] | None = None
+    """Scores outside LOW HIGH count as these."""
+    normalize_score: bool = False
+    """Scores in units of their running standard deviation, around their running mean."""
+    verifier: str | None = None
+    """A function's score beside r_φ's, "module:function": what (prompts, responses) -> scores returns is added."""
+    verifier_coef: float = 1.0
+    """What it is multiplied by, r_φ having standard deviation 1 over the SFT policy's responses."""
+    gold_every: int = 1
+    """Iterations between two looks at gold; nothing learns from it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "kl_horizon", "gold_every", "samples_per_prompt", "ptx_batch_size", "stop_kl_patience")
+        at_least(self, 0, "kl_coef")
+        one_of(self, kl_control=KLControl, kl_in=KLPlace, kl_loss=KLEstimator)
+        if self.kl_control != "fixed" and not (self.kl_coef > 0 and self.kl_target > 0):
+            raise ValueError(
+                f"expected kl_coef and kl_target > 0 with kl_control={self.kl_control!r}, "
+                f"got {self.kl_coef} and {self.kl_target}"
+            )
+        if not 0 <= self.ptx_coef < math.inf:
+            raise ValueError(f"expected ptx_coef >= 0 and finite, got {self.ptx_coef}")
+        if self.ptx_texts is not None and not self.ptx_coef:
+            raise ValueError(f"expected ptx_coef > 0 to mix {self.ptx_texts} in, got {self.ptx_coef}")
+        if not 0 <= self.ema_reference <= 1:
+            raise ValueError(f"expected ema_reference in [0, 1], got {self.ema_reference}")
+        above(self, 0, "stop_kl")
+        if self.stop_kl is None and self.stop_kl_patience != 1:
+            raise ValueError(f"expected a stop_kl for stop_kl_patience={self.stop_kl_patience}, got None")
+        if self.verifier is not None and not all(self.verifier.partition(":")):
+            raise ValueError(f'expected verifier to be "module:function", got {self.verifier!r}')
+        if not math.isfinite(self.verifier_coef):
+            raise ValueError(f"expected a finite verifier_coef, got {self.verifier_coef}")
+        if self.n_episodes % self.samples_per_prompt:
+            raise ValueError(
+                f"expected n_episodes to be a multiple of samples_per_prompt={self.samples_per_prompt}, "
+                f"got {self.n_episodes}"
+            )
+
+    def check(self, parts: AgentParts) -> None:
+        """Raise an error where something that the settings name is not there."""
+        super().check(parts)
+        if self.verifier is not None:
+            parts.check_verifier(self.verifier)
+        parts.score_terms(self)
+        parts.regularisers(self)
+
+    def without_kl(self) -> Self:
+        """The same settings without anything that holds the policy to π_ref."""
+        return replace(self, kl_coef=0.0, kl_control="fixed", ema_reference=0.0, stop_kl=None, stop_kl_patience=1)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The user's texts for ptx."""
+        return () if self.ptx_texts is None else (self.ptx_texts,)
+
+    def with_absolute_paths(self) -> Self:
+        """The same settings, the texts' path absolute."""
+        return self if self.ptx_texts is None else replace(self, ptx_texts=self.ptx_texts.expanduser().resolve())
+
+    @property
+    def kl_limit(self) -> tuple[float, int] | None:
+        """`stop_kl` and its patience."""
+        return None if self.stop_kl is None else (self.stop_kl, self.stop_kl_patience)
+
+    @property
+    def gold_interval(self) -> int | None:
+        """`gold_every`."""
+        return self.gold_every
+
+    def env_arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the environment that these settings choose."""
+        return super().env_arguments(parts) | {
+            "kl_coef": self.kl_coef,
+            "kl_in": self.kl_in,
+            "samples_per_prompt": self.samples_per_prompt,
+            "shaping": parts.score_terms(self),
+        }
+
+    def arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
+        return super().arguments(parts) | {
+            "ent_coef": self.ent_coef,
+            "target_kl": self.target_kl,
+            "kl_loss": self.kl_loss,
+            "kl_controller": parts.kl_controller(self),
+            **parts.regularisers(self),
+        }
+
+    def loading_arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """The texts that are mixed in."""
+        made = parts.regularisers(self)
+        return {"ptx": made["ptx"]} if self.ptx_coef else {}
+
+
+@dataclass(frozen=True)
+class CriticSettings(PolicyGradientSettings):
+    """What agents with a critic are asked besides."""
+
+    vf_coef: float = 0.1
+    """Weight of the value loss."""
+    critic: Literal["shared", "separate"] = "shared"
+    """Where the value head sits: on the policy's trunk, or on a copy of it."""
+
+    def policy_arguments(self) -> dict[str, Any]:
+        """Arguments of the policy that these settings choose."""
+        return super().policy_arguments() | {"critic": self.critic}
+
+    def arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
+        return super().arguments(parts) | {"vf_coef": self.vf_coef}
+
+
+@dataclass(frozen=True)
+class GroupSettings(PolicyGradientSettings):
+    """What agents are asked that compare responses to one prompt."""
+
+    samples_per_prompt: int = 4
+    """Responses to the same prompt, which are compared with each other."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "samples_per_prompt")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class PPOSettings(CriticSettings):
+    """PPO: clipped ratios, a critic, several epochs a rollout."""
+
+    name: ClassVar[str] = "ppo"
+    agent: ClassVar[str] = "rlhf_gym.agents:TokenPPO"
+
+    n_epochs: int = 4
+    """Passes over a rollout."""
+    gae_lambda: float = 0.95
+    """λ of the advantages (γ is 1)."""
+    clip_range: float = 0.2
+    """ε of the policy's ratio."""
+    clip_range_vf: float | None = 0.2
+    """ε of the value; None not to clip."""
+
+    def arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
+        return super().arguments(parts) | {
+            "gae_lambda": self.gae_lambda,
+            "clip_range": self.clip_range,
+            "clip_range_vf": self.clip_range_vf,
+        }
+
+
+@dataclass(frozen=True)
+class A2CSettings(CriticSettings):
+    """Advantage actor-critic: a critic, one epoch a rollout, no clipping."""
+
+    name: ClassVar[str] = "a2c"
+    agent: ClassVar[str] = "rlhf_gym.agents:TokenA2C"
+
+
+@dataclass(frozen=True)
+class ReinforceSettings(PolicyGradientSettings):
+    """REINFORCE with a baseline, without a critic."""
+
+    name: ClassVar[str] = "reinforce"
+    agent: ClassVar[str] = "rlhf_gym.agents:TokenReinforce"
+
+
+@dataclass(frozen=True)
+class RLOOSettings(GroupSettings):
+    """RLOO: each response is measured by the others to its prompt."""
+
+    name: ClassVar[str] = "rloo"
+    agent: ClassVar[str] = "rlhf_gym.agents:TokenRLOO"
+
+
+@dataclass(frozen=True)
+class GRPOSettings(GroupSettings):
+    """GRPO: as RLOO, in units of the group's standard deviation, with clipped ratios."""
+
+    name: ClassVar[str] = "grpo"
+    agent: ClassVar[str] = "rlhf_gym.agents:TokenGRPO"
+
+    n_epochs: int = 4
+    """Passes over a rollout."""
+    clip_range: float = 0.2
+    """ε of the policy's ratio."""
+
+    def arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
+        return super().arguments(parts) | {"clip_range": self.clip_range}
+
+
+@dataclass(frozen=True)
+class DPOSettings(LearnerSettings):
+    """DPO: learns from the preferences alone. A learning rate of a third of the other agents' suits it."""
+
+    name: ClassVar[str] = "dpo"
+    agent: ClassVar[str] = "rlhf_gym.agents:DPO"
+
+    beta: float = 0.1
+    """β of the KL-regularised objective that the preferences stand for."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("n_episodes", "batch_size", "micro_batch_size"):
+            if (vars(self)[name] or 0) % 2:
+                raise ValueError(f"expected an even {name} (two responses a pair), got {vars(self)[name]}")
+        above(self, 0, "beta")
+
+    def env_arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the environment that these settings choose."""
+        return super().env_arguments(parts) | {"kl_coef": self.beta}
+
+    def arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
+        return super().arguments(parts) | {"beta": self.beta, "preferences": parts.preferences()}
+
+    def loading_arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """The preferences that it learns from."""
+        return {"preferences": parts.preferences()}
+
+
+@dataclass(frozen=True)
+class BestOfNSettings(AgentSettings):
+    """Best of n: does not learn. It takes the best of n SFT responses by r_φ."""
+
+    name: ClassVar[str] = "best_of_n"
+    agent: ClassVar[str] = "rlhf_gym.agents:BestOfN"
+
+    n: int = 16
+    """Responses of which the best is taken."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "n")
+
+    def label(self, label: str) -> str:
+        """What tables and reports call the agent."""
+        return f"best of {self.n}"
+
+    @property
+    def best_of(self) -> int:
+        """`n`."""
+        return self.n
+
+    def check_reference(self, reference: str) -> None:
+        """Raise a ValueError where π_ref is not the SFT policy."""
+        if reference != "sft":
+            raise ValueError(f"expected reference=sft with the best of n, got {reference}: it draws from SFT")
+
+
+AGENTS: tuple[type[AgentSettings], ...] = (
+    PPOSettings,
+    A2CSettings,
+    ReinforceSettings,
+    RLOOSettings,
+    GRPOSettings,
+    DPOSettings,
+    BestOfNSettings,
+)
+"""The agents that the command line offers."""
+
+
+def settings_class(name: str) -> type[AgentSettings]:
+    """The settings of the agent of this name, among those that have been defined.
+
+    Raises:
+        ValueError: no agent has this name.
+    """
+    found: dict[str, type[AgentSettings]] = {}
+    waiting: list[type[AgentSettings]] = [AgentSettings]
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            waiting.append(kind)
+            if "name" in vars(kind):
+                found[kind.name] = kind
+    if name not in found:
+        raise ValueError(
+            f"expected an agent among {', '.join(found)}, got {name!r}: import the module that defines its settings"
+        )
+    return found[name]

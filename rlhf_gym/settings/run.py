@@ -1,0 +1,185 @@
+"""`RunConfig`, which holds the settings of a whole run, and what the run is about.
+
+The defaults are those of the embedded task; `default_config` gives those that suit what one brings along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from tyro.conf import arg
+
+from rlhf_gym.settings.agents import AgentSettings, PPOSettings
+from rlhf_gym.settings.checks import at_least, one_of
+from rlhf_gym.settings.monitor import MonitorConfig
+from rlhf_gym.settings.stages import CollectConfig, EvaluateConfig, RewardConfig
+from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig
+
+Reference = Literal["sft", "pretrained", "previous"]
+StageName = Literal["pretrain", "sft", "collect", "reward", "ppo", "unleashed", "evaluate", "report"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What the run is about. Without any of these: the embedded reviews task."""
+
+    corpus: Path | None = None
+    """Labelled texts, JSONL of {"text", "label"}: a small model is made of them, and gold is what a classifier says."""
+    model: str | None = None
+    """Your own language model to begin from: a folder or a hub name. Needs --prompts."""
+    prompts: Path | None = None
+    """Your own prompts: JSONL with the field "prompt", or a text file with one a line."""
+    demonstrations: Path | None = None
+    """Your own demonstrations, JSONL of {"prompt", "response"}; without them SFT is left out."""
+    preferences: Path | None = None
+    """Your own preferences, JSONL of {"prompt", "chosen", "rejected"}, instead of collecting them."""
+    reward_model: str | None = None
+    """A reward model that is there already, a folder or a hub name: nothing is collected, none is trained."""
+    max_prompt_length: int | None = None
+    """Longest prompt in tokens; by default the task's own, or that of your longest prompt."""
+    max_new_tokens: int | None = None
+    """Longest response in tokens, its end included; by default the task's own."""
+
+    def __post_init__(self) -> None:
+        if self.corpus is not None and self.model is not None:
+            raise ValueError("expected either a corpus (it brings a small model of its own) or a model, got both")
+        if self.model is not None and self.prompts is None:
+            raise ValueError(f"expected prompts to go with the model {self.model!r}, got none: add --prompts FILE")
+        if self.model is None and self.prompts is not None:
+            raise ValueError(f"expected a model to answer the prompts of {self.prompts}, got none: add --model")
+        if self.model is None and self.demonstrations is not None:
+            raise ValueError(f"expected a model to learn from {self.demonstrations}, got none: add --model")
+        at_least(self, 1, "max_prompt_length", "max_new_tokens")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The user's files that the task is made of."""
+        given = (self.corpus, self.prompts, self.demonstrations, self.preferences)
+        return tuple(path for path in given if path is not None)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: pretrain → SFT → collect → reward model → train the agent → evaluate → report."""
+
+    run_dir: Path = Path("runs/run")
+    """The run's folder: config, data, models, metrics, samples, report. Run again, it goes on where it stopped."""
+    task: Annotated[TaskConfig, arg(name="")] = field(default_factory=TaskConfig)
+    """What it is about."""
+    rounds: int = 1
+    """Times collect → reward model → agent is gone through, the preferences adding up. May grow later."""
+    reference: Reference = "sft"
+    """What π_ref is: the SFT policy, the pretrained model, or the policy the round began with."""
+    seeds: int = 3
+    """Agents that are trained, which differ in their random seed alone; figures are their medians."""
+    without_kl: bool = True
+    """Train the agent a second time without KL penalty, to see what it prevents, where there is a gold reward."""
+    pretrain: bool = False
+    """Pretrain even where the task brings pretrained weights."""
+    seed: int = 0
+    """First seed of everything."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1" …; auto: a GPU where there is one."""
+    threads: int = 0
+    """CPU threads of torch; 0: OMP_NUM_THREADS, else one a core, or one alone for a small model, which is faster so."""
+    pretraining: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=4, learning_rate=3e-3, batch_size=64))
+    """Pretraining of a small model, where the task has one to make."""
+    sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=2, learning_rate=1e-3, batch_size=64))
+    """Supervised fine-tuning on demonstrations."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    """Collecting preferences."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """The reward model."""
+    agent: AgentSettings = field(default_factory=PPOSettings)
+    """The agent that learns against the reward model."""
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """What watches the agent, and its alarms."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Evaluation."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rounds", "seeds")
+        at_least(self, 0, "threads")
+        one_of(self, reference=Reference)
+        self.agent.check_reference(self.reference)
+        if self.task.reward_model is not None:
+            self._check_own_reward()
+        elif "disagreement" in self.monitor.stop_on and self.reward.members < 2:
+            raise ValueError(f"expected reward.members >= 2 to stop on their disagreement, got {self.reward.members}")
+        if self.rounds > 1 and (self.task.preferences is not None or self.task.reward_model is not None):
+            raise ValueError(
+                f"expected rounds=1 with preferences or a reward model of your own, got {self.rounds}: "
+                "a further round collects fresh preferences"
+            )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the user's that the run reads."""
+        held_out = () if self.monitor.held_out is None else (self.monitor.held_out,)
+        return (*self.task.files, *self.agent.files, *held_out)
+
+    def _check_own_reward(self) -> None:
+        """With a reward model that is there already, nothing asks for others to be trained."""
+        for name, value, none in (
+            ("members", self.reward.members, 1),
+            ("trunk", self.reward.trunk, "separate"),
+            ("bootstrap", self.reward.training.bootstrap, False),
+        ):
+            if value != none:
+                raise ValueError(
+                    f"expected reward.{name}={none} with a reward model of your own, got {value}: none is trained; "
+                    "the folder of an ensemble is taken as it is"
+                )
+
+
+def default_config(task: TaskConfig | None = None, agent: AgentSettings | None = None) -> RunConfig:
+    """The run that suits what one brings along: small models are learned fast, a model of one's own with care.
+
+    Args:
+        task: what the run is about; the embedded task by default.
+        agent: who learns; PPO by default. How much and how fast it learns is what suits the task.
+    """
+    task = TaskConfig() if task is None else task
+    agent = PPOSettings() if agent is None else agent
+    if task.model is not None:
+        own = RunConfig(task=task)
+        return replace(
+            own,
+            sft=SFTConfig(epochs=2, learning_rate=2e-5, batch_size=32),
+            reward=replace(
+                own.reward, training=RewardModelingConfig(epochs=1, learning_rate=1e-5), reference_samples=256
+            ),
+            collect=replace(own.collect, samples_per_prompt=4, temperatures=(1.0,)),
+            agent=_suited(
+                agent, total_tokens=300_000, learning_rate=1e-5, n_episodes=64, batch_size=16, kl_coef=0.05, beta=0.05
+            ),
+            evaluate=replace(own.evaluate, num_prompts=200),
+            seeds=1,
+        )
+    config = RunConfig(task=task, agent=agent)
+    if task.corpus is None:
+        return config
+    return replace(
+        config,
+        pretraining=SFTConfig(epochs=4, learning_rate=2e-3, batch_size=32),
+        collect=replace(
+            config.collect, num_prompts=10_000, samples_per_prompt=6, temperatures=(1.0,), annotator_temperature=0.1
+        ),
+        reward=replace(
+            config.reward,
+            training=RewardModelingConfig(epochs=2, learning_rate=1e-3, batch_size=64, weight_decay=0.01),
+        ),
+        agent=_suited(agent, total_tokens=100_000, learning_rate=5e-4),
+        seeds=1,
+        without_kl=False,
+    )
+
+
+def _suited(agent: AgentSettings, **values: float) -> AgentSettings:
+    """The agent with those of these values that it has a setting for."""
+    own = {setting.name for setting in fields(agent)}
+    changes: dict[str, Any] = {name: value for name, value in values.items() if name in own}
+    return replace(agent, **changes)

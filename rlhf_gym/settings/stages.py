@@ -1,0 +1,171 @@
+"""The settings of collecting preferences, of the reward model, and of the evaluation."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from rlhf_gym.settings.checks import at_least, one_of
+from rlhf_gym.settings.supervised import RewardModelingConfig
+
+Pairing = Literal["random", "all", "tournament", "active"]
+Acquisition = Literal["disagreement", "information", "uncertainty"]
+Labeler = Literal["simulated", "web"]
+Aggregate = Literal["mean", "min", "uwo"]
+Trunk = Literal["separate", "shared"]
+
+CONFIDENT_WORDS = ("absolutely", "always", "certainly", "clearly", "definitely", "never", "obviously", "undoubtedly")
+"""Words of people who are sure of themselves."""
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Which responses are compared, and by whom."""
+
+    num_prompts: int = 2000
+    """Prompts that responses are drawn for; all of the task's where it has fewer."""
+    samples_per_prompt: int = 16
+    """Responses to each."""
+    sources: tuple[str, ...] = ("previous",)
+    """Policies that write: "sft", "previous" (those of the round before, at first the SFT policy), "round-K" (those of
+    round K, from the round after it on), or a folder or hub name. A prompt's responses take all ways of all in turn."""
+    decodings: tuple[str, ...] = ("sample",)
+    """How they write: "sample", "greedy", "beam-4", or "best-of-4" by r_φ (with other numbers too)."""
+    temperatures: tuple[float, ...] = (1.0, 1.3)
+    """Sampling temperatures, of "sample" and "best-of-n". Some heat shows r_φ what the agent may come to."""
+    top_ps: tuple[float, ...] = (1.0,)
+    """Top-p, of "sample" and "best-of-n"; each with each temperature."""
+    reward_model: str | None = None
+    """Folder of the r_φ that the best of n is best by; by default that of the round before: none in the first."""
+    pairing: Pairing = "random"
+    """Which of a prompt's responses are compared: "random" pairs each once, "all" compares all, "tournament" some;
+    "active" labels in batches and chooses each batch by what the labels so far leave open."""
+    acquisition: Acquisition = "uncertainty"
+    """What "active" looks for: "disagreement" of an ensemble, "information" on which of it is right (BALD), or
+    "uncertainty", a preference near ½."""
+    batches: int = 4
+    """Batches that "active" labels in; the first is drawn at random, where there is nothing to go by yet."""
+    active_members: int = 3
+    """Reward models of the ensemble that "active" chooses by."""
+    sharpness: float | None = None
+    """A pair is chosen with probability ∝ (acquisition score)^sharpness, 0 being at random; None takes the best."""
+    labeler: Annotated[Labeler, arg(aliases=("--labeler",))] = "simulated"
+    """Who compares: "simulated", annotators that know gold, or "web", people at a labelling page."""
+    num_labels: Annotated[int | None, arg(aliases=("--num-labels",))] = None
+    """Comparisons asked for in a round; None for all the pairs there are."""
+    annotator_temperature: float = 0.25
+    """The simulated annotator prefers y1 with σ((gold(y1) − gold(y2))/temperature); 0 never doubts."""
+    mistake_rate: float = 0.05
+    """Share of its answers that are turned round."""
+    annotator_length_bias: float = 0.0
+    """How much better a response seems to it for each word, in gold's unit."""
+    annotator_word_bias: float = 0.0
+    """How much better for each of `annotator_bias_words`."""
+    annotator_bias_words: tuple[str, ...] = CONFIDENT_WORDS
+    """Words it is fond of; by default those of people who are sure of themselves."""
+    annotator_tie_threshold: float = 0.0
+    """It calls closer ones than this a tie, in gold's unit (Rao and Kupper); ties are not learned from."""
+    annotators: int = 1
+    """Simulated annotators."""
+    annotator_spread: float = 0.0
+    """How much they differ: temperature, mistake rate and biases of each are multiplied by e^{spread·z}, z normal."""
+    judges_per_pair: int = 1
+    """How many of them (or of the people at the page) compare each pair; their answers weigh one together."""
+    heldout_fraction: float = 0.1
+    """Share of the prompts whose pairs only measure the reward model."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "num_prompts", "samples_per_prompt", "num_labels", "active_members")
+        at_least(self, 1, "annotators", "judges_per_pair", "batches")
+        at_least(self, 0, "annotator_temperature", "annotator_tie_threshold", "annotator_spread", "sharpness")
+        one_of(self, labeler=Labeler, pairing=Pairing, acquisition=Acquisition)
+        if not self.temperatures or not all(t > 0 for t in self.temperatures):
+            raise ValueError(f"expected temperatures > 0, at least one, got {self.temperatures}")
+        if not self.top_ps or not all(0 < p <= 1 for p in self.top_ps):
+            raise ValueError(f"expected top_ps in (0, 1], at least one, got {self.top_ps}")
+        _check_decodings(self)
+        if self.labeler == "simulated" and self.judges_per_pair > self.annotators:
+            raise ValueError(f"expected judges_per_pair <= annotators = {self.annotators}, got {self.judges_per_pair}")
+        if not 0 <= self.mistake_rate <= 1:
+            raise ValueError(f"expected mistake_rate in [0, 1], got {self.mistake_rate}")
+        if not 0 < self.heldout_fraction < 1:
+            raise ValueError(f"expected heldout_fraction in (0, 1), got {self.heldout_fraction}")
+
+
+def is_source_name(source: str) -> bool:
+    """Whether an entry of `CollectConfig.sources` names policies of the run; otherwise it is a folder or hub name."""
+    return re.fullmatch(r"sft|previous|round-\d+", source) is not None
+
+
+def _check_decodings(config: CollectConfig) -> None:
+    """The sources and decodings are some, and can be had.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not config.sources or not config.decodings:
+        raise ValueError(f"expected sources and decodings, got {config.sources} and {config.decodings}")
+    for text in config.decodings:
+        if not re.fullmatch(r"sample|greedy|(best-of|beam)-([2-9]|[1-9]\d+)", text):
+            raise ValueError(f'expected decodings "sample", "greedy", "best-of-4", "beam-4" or such, got {text!r}')
+    if config.reward_model is None and all(text.startswith("best-of") for text in config.decodings):
+        raise ValueError(
+            f"expected reward_model, or a decoding for the first round, which has none yet, got {config.decodings}"
+        )
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The reward model r_φ: one, or several as an ensemble, on the SFT policy's trunk."""
+
+    training: Annotated[RewardModelingConfig, arg(name="")] = field(
+        default_factory=lambda: RewardModelingConfig(epochs=2, learning_rate=1e-3, batch_size=64)
+    )
+    """How each is trained."""
+    members: int = 1
+    """Reward models that are trained; more than one make an ensemble."""
+    trunk: Trunk = "separate"
+    """Whether members have a trunk each, or "shared" one: k heads that cost what one model costs, and disagree less."""
+    aggregate: Aggregate = "mean"
+    """How members become one score: "mean", "min", or "uwo" (mean − λ·variance)."""
+    uncertainty_weight: float = 0.1
+    """λ of "uwo"."""
+    reference_samples: int = 1000
+    """SFT responses over which scores are normalised to mean 0 and standard deviation 1."""
+    probe_samples: int = 250
+    """SFT responses to held-out prompts that are edited, to see what the scores are for; 0 leaves the probes out."""
+    force: bool = False
+    """Go on to the next stage even with a reward model that is no better than a coin on the held-out pairs."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "members")
+        at_least(self, 2, "reference_samples")
+        at_least(self, 0, "probe_samples", "uncertainty_weight")
+        one_of(self, aggregate=Aggregate, trunk=Trunk)
+        if self.trunk == "shared" and self.members < 2:
+            raise ValueError(f"expected members >= 2 to share a trunk, got {self.members}")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured at the end, on prompts nothing was trained on."""
+
+    num_prompts: int = 400
+    """Held-out prompts; all of the task's where it has fewer."""
+    best_of: int = 4
+    """n of the yardstick: the SFT policy's best of n responses by r_φ."""
+    best_of_samples: int = 64
+    """SFT responses to a prompt by which the best of n is measured, for every n up to that, where there is gold; 0 for
+    none."""
+    best_of_prompts: int = 64
+    """The first so many of the held-out prompts are asked for that; all where there are fewer."""
+    shown: int = 6
+    """Prompts whose responses are shown token by token in the report."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "num_prompts", "best_of")
+        at_least(self, 1, "best_of_prompts")
+        at_least(self, 0, "best_of_samples", "shown")
