@@ -2,21 +2,18 @@
 
 assert __name__ == "rlhf_gym.agents", f"import this package as rlhf_gym.agents, not as {__name__}"
 
-from rlhf_gym.agents.a2c import TokenA2C
 from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.best_of_n import BestOfN
 from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
-from rlhf_gym.agents.callbacks import AttachPolicy
+from rlhf_gym.agents.callbacks import AttachPolicy, StopOnKL
 from rlhf_gym.agents.dpo import DPO
 from rlhf_gym.agents.features import LMFeaturesExtractor
-from rlhf_gym.agents.grpo import TokenGRPO
 from rlhf_gym.agents.kl_control import AdaptiveKL, ConstraintKL, FixedKL, KLController
 from rlhf_gym.agents.policy import LMActorCriticPolicy
+from rlhf_gym.agents.policy_gradients import TokenA2C, TokenGRPO, TokenReinforce, TokenRLOO
 from rlhf_gym.agents.ppo import TokenPPO
-from rlhf_gym.agents.pretraining_mix import PretrainingMix
-from rlhf_gym.agents.reinforce import TokenReinforce
-from rlhf_gym.agents.rloo import TokenRLOO
-from rlhf_gym.agents.stop_on_kl import StopOnKL
+from rlhf_gym.agents.regularisers import EntropyBonus, KLInLoss, MovingReference, PretrainingMix, Regulariser
+from rlhf_gym.agents.rollout import Rollout, collect_rollout
 
 __all__ = [
     "DPO",
@@ -24,13 +21,18 @@ __all__ = [
     "AttachPolicy",
     "BestOfN",
     "ConstraintKL",
+    "EntropyBonus",
     "EpisodeBatch",
     "EpisodeBuffer",
     "FixedKL",
     "KLController",
+    "KLInLoss",
     "LMActorCriticPolicy",
     "LMFeaturesExtractor",
+    "MovingReference",
     "PretrainingMix",
+    "Regulariser",
+    "Rollout",
     "StopOnKL",
     "TokenA2C",
     "TokenAlgorithm",
@@ -38,4 +40,5 @@ __all__ = [
     "TokenPPO",
     "TokenRLOO",
     "TokenReinforce",
+    "collect_rollout",
 ]

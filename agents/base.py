@@ -1,53 +1,74 @@
-"""What the token agents share: whole-episode rollouts, their rewards, minibatches, logs, saving and resuming."""
+"""`TokenAlgorithm`: what the agents share. Rollouts of whole episodes, updates on their minibatches, resuming."""
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self, Unpack
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from rlhf_gym.agents import saving
 from rlhf_gym.agents.arguments import (
-    SAVED,
-    KLLoss,
     LearnsFrom,
+    Plumbing,
     check_counts,
-    check_groups,
-    check_kl_loss,
     check_no_critic,
+    check_regularisers,
+    check_words,
     make_env,
     unwrap_env,
 )
 from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
-from rlhf_gym.agents.interrupts import finish_before_interrupt
-from rlhf_gym.agents.kl_control import FixedKL, KLController
-from rlhf_gym.agents.logs import forget_pending, record_rollout
-from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize
-from rlhf_gym.agents.moving_reference import MovingReference
+from rlhf_gym.agents.kl_control import FixedKL, KLController, kl_controller_from
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
-from rlhf_gym.agents.pretraining_mix import PretrainingMix
-from rlhf_gym.agents.reference import start_of
-from rlhf_gym.agents.rollout import collect_episodes
-from rlhf_gym.agents.update import update
-from rlhf_gym.envs import EpisodeRewards, SB3VecEnv, TokenVectorEnv
+from rlhf_gym.agents.regularisers import (
+    SAVED_WHOLE,
+    Aggregation,
+    KLInLoss,
+    LossTerm,
+    MinibatchSize,
+    Regulariser,
+)
+from rlhf_gym.agents.rollout import Rollout, collect_rollout
+from rlhf_gym.agents.saving import (
+    AgentState,
+    Kept,
+    load_named_weights,
+    named_weights,
+    policy_from_json,
+    policy_to_json,
+    read_state,
+    schedule_from_json,
+    schedule_to_json,
+    write_state,
+)
+from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.losses import PolicyLoss, ppo_policy_loss
-from rlhf_gym.lm.loading import quiet_transformers
+from rlhf_gym.functional.whitening import masked_mean
+from rlhf_gym.lm.loading import Shared, quiet_transformers
 from rlhf_gym.lm.lora import save_model
+
+MinibatchLoss = Callable[[EpisodeBatch, EpisodeEvaluation, MinibatchSize], LossTerm]
+"""A micro-batch's share of an agent's loss, its means taken over the whole minibatch's size."""
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -72,8 +93,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     """Whether the agent needs k > 1 responses to each prompt."""
     default_group: ClassVar[int] = 1
     """Responses to each prompt, where nobody says how many."""
-    saved_arguments: ClassVar[tuple[str, ...]] = SAVED
-    """Constructor arguments that its file holds, the learning rate aside."""
+    saved_arguments: ClassVar[tuple[str, ...]] = ()
+    """A subclass's own arguments that its file holds as they are."""
+    saved_schedules: ClassVar[tuple[str, ...]] = ()
+    """A subclass's own arguments that may be functions of the remaining progress."""
+    episodes_together: ClassVar[int] = 1
+    """Consecutive episodes that one minibatch holds all of."""
+    aggregation: Aggregation = "token"
 
     def __init__(
         self,
@@ -85,76 +111,67 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         batch_size: int | None,
         n_epochs: int,
         micro_batch_size: int | None = None,
-        gamma: float = 1.0,
-        gae_lambda: float = 1.0,
-        normalize_advantage: bool = False,
-        ent_coef: float = 0.0,
-        vf_coef: float = 0.0,
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
         kl_controller: KLController | None = None,
-        kl_loss: KLLoss = "full",
-        ptx: PretrainingMix | None = None,
-        ema_reference: float = 0.0,
-        samples_per_prompt: int | None = None,
-        n_envs: int = 64,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
+        regularisers: Sequence[Regulariser] = (),
+        **plumbing: Unpack[Plumbing],
     ) -> None:
         """What a subclass's `__init__` calls; the arguments are documented there and in `TokenArguments`."""
+        check_words(type(self).__name__, plumbing, Plumbing)
         check_counts(n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs, micro_batch_size=micro_batch_size)
-        check_kl_loss(kl_loss)
+        check_regularisers(regularisers)
+        policy_kwargs = dict(plumbing.get("policy_kwargs") or {})
         if not self.uses_critic:
-            check_no_critic(type(self).__name__, policy_kwargs or {})
+            check_no_critic(type(self).__name__, policy_kwargs)
         if isinstance(env, str):
-            k = (samples_per_prompt or self.default_group) if self.compares_groups else None
-            env = make_env(env, n_envs=n_envs, samples_per_prompt=k)
-        self.n_episodes, self.batch_size, self.n_epochs = n_episodes, batch_size or n_episodes, n_epochs
-        self.micro_batch_size, self.samples_per_prompt = micro_batch_size, samples_per_prompt
+            env = make_env(env, n_envs=plumbing.get("n_envs", 64), **self._env_settings())
+        self.n_episodes = n_episodes
+        self.batch_size = batch_size or n_episodes
+        self.n_epochs = n_epochs
+        self.micro_batch_size = micro_batch_size
+        self.target_kl = target_kl
+        self.regularisers = tuple(regularisers)
         OnPolicyAlgorithm.__init__(
             self,
             policy,
             env,  # type: ignore[arg-type]
             learning_rate=learning_rate,
             n_steps=n_episodes,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
+            gamma=1.0,
+            gae_lambda=1.0,
+            ent_coef=0.0,
+            vf_coef=0.0,
             max_grad_norm=max_grad_norm,
             use_sde=False,
             sde_sample_freq=-1,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=dict(policy_kwargs or {}),
-            verbose=verbose,
-            seed=seed,
-            device=device,
+            stats_window_size=plumbing.get("stats_window_size", 100),
+            tensorboard_log=plumbing.get("tensorboard_log"),
+            policy_kwargs=policy_kwargs,
+            verbose=plumbing.get("verbose", 0),
+            seed=plumbing.get("seed"),
+            device=plumbing.get("device", "auto"),
             _init_setup_model=False,
             supported_action_spaces=(spaces.Discrete,),
         )
-        self.normalize_advantage, self.target_kl, self.kl_loss = normalize_advantage, target_kl, kl_loss
-        self.kl_controller = kl_controller or FixedKL(self.engine.kl_coef if self.env is not None else 0.0)
         self.buffer: EpisodeBuffer | None = None
-        self.earned: EpisodeRewards | None = None  # by the buffer's episodes, where they were played and scored
-        self.ptx, self.ema_reference, self.began_with_ptx = ptx, ema_reference, False
-        self.moving_reference = MovingReference(ema_reference) if ema_reference else None
-        self.mean_kl = self.mean_kl_initial = float("nan")  # the latter to where a moving π_ref began
-        self.notes: dict[str, Any] = {}
-        """What callbacks want saved and taken back with an iteration, under names of theirs, for JSON."""
-        self.kept_weights: dict[str, dict[str, Tensor]] = {}
-        """Weights that callbacks want saved, by name."""
+        self.rollout: Rollout | None = None
+        """The last rollout played; None before the first, and where none is played."""
+        self._active: tuple[Regulariser, ...] = ()  # while learning
+        self._kept: dict[str, Kept] = {type(regulariser).__name__: regulariser for regulariser in regularisers}
+        self._unclaimed: dict[str, dict[str, Any]] = {}  # states in a loaded file that nothing was given for yet
+        self._unclaimed_weights: dict[str, dict[str, Tensor]] = {}
+        self._not_given: list[str] = []  # regularisers in a loaded file that it cannot make again
         self._finished = False
         self._snapshot: dict[str, Any] | None = None
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(self.seed)
         if self.env is not None:
             self._check_env(self.engine)
-        if _init_setup_model:
+            if kl_controller is None:
+                self.engine.kl_controller = None  # that of an earlier agent
+                kl_controller = FixedKL(self.engine.kl_coef)
+        self.kl_controller = kl_controller or FixedKL(0.0)
+        if plumbing.get("_init_setup_model", True):
             self._setup_model()
 
     @staticmethod
@@ -168,15 +185,32 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         assert isinstance(self.env, SB3VecEnv), "set an environment first: set_env(env)"
         return self.env.engine
 
+    @property
+    def kl_controller(self) -> KLController:
+        """The owner of β: the environment's rewards and the KL in the loss read it. Another one may be set."""
+        return self._kl_controller
+
+    @kl_controller.setter
+    def kl_controller(self, controller: KLController) -> None:
+        self._kl_controller = controller
+        if self.env is not None:
+            self._own_kl_coef()
+
+    def _own_kl_coef(self) -> None:
+        if self.learns_from == "rewards":
+            self.engine.kl_controller = self.kl_controller
+
+    def _env_settings(self) -> dict[str, Any]:
+        """What an environment that is made from an id is made with."""
+        return {}
+
     def _check_env(self, env: TokenVectorEnv) -> None:
         """The environment is one this agent can learn in."""
-        if self.compares_groups:
-            check_groups(
-                type(self).__name__,
-                env,
-                n_episodes=self.n_episodes,
-                samples_per_prompt=self.samples_per_prompt,
-                default=self.default_group,
+        kls = [type(regulariser).__name__ for regulariser in self.regularisers if regulariser.is_kl]
+        if kls and env.token_reward.kl_in != "loss":
+            raise ValueError(
+                f'expected an environment with kl_in="loss" for {kls[0]}, got one with kl_in={env.token_reward.kl_in!r}'
+                ": the KL would count twice"
             )
 
     def _setup_model(self) -> None:
@@ -184,7 +218,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.set_random_seed(self.seed)
         kwargs = dict(self.policy_kwargs)
         if "model" not in kwargs:
-            kwargs["model"] = start_of(self.engine)
+            kwargs["model"] = _start_of(self.engine)
         self.policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **kwargs)  # type: ignore[assignment]
         self.policy = self.policy.to(self.device)
 
@@ -192,16 +226,37 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """As in SB3; the reset it makes draws no prompts: rollouts reset by themselves."""
+        if self._not_given:
+            raise ValueError(
+                f"expected regularisers=[{', '.join(f'{name}(…)' for name in self._not_given)}, …], as learning began "
+                "with, got none: what they hold is not saved, give all regularisers again when loading ([] to go on "
+                "without)"
+            )
         self._restore_snapshot()
-        self._snapshot, self._finished = None, False
-        saving.check_ptx(self)
-        if self.ptx is not None:
-            self.ptx.prepare(self.engine.tokenizer, self.policy.parts)
+        self._snapshot = None
+        self._finished = False
+        self._own_kl_coef()
         state = self.engine.state_dict()
         self.engine.discard_episodes()
         result = super()._setup_learn(*args, **kwargs)
         self.engine.load_state_dict(state)
+        self._begin_regularisers()
         return result
+
+    def _begin_regularisers(self) -> None:
+        kl_in_loss = self.learns_from == "rewards" and self.engine.token_reward.kl_in == "loss"
+        known = any(regulariser.is_kl for regulariser in self.regularisers)
+        self._active = self.regularisers if known or not kl_in_loss else (*self.regularisers, KLInLoss("full"))
+        try:
+            for regulariser in self._active:
+                regulariser.begin(self.policy, self.engine)
+        except BaseException:
+            self._end_regularisers()
+            raise
+
+    def _end_regularisers(self) -> None:
+        for regulariser in self._active:
+            regulariser.end()
 
     def learn(
         self,
@@ -221,15 +276,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
-        callback.on_training_start(locals(), globals())
-        moving = self.moving_reference
-        with nullcontext() if moving is None else moving.at_work(self.engine.token_reward, self.policy):
-            try:
-                self._learn_until(total_timesteps, callback, log_interval)
-            finally:
-                if self._snapshot is not None:  # an iteration cut short is taken back, and what was logged of it
-                    self._restore_snapshot()
-                    forget_pending(self.logger)
+        try:
+            callback.on_training_start(locals(), globals())
+            self._learn_until(total_timesteps, callback, log_interval)
+        finally:
+            if self._snapshot is not None:  # an iteration cut short is taken back, and what was logged of it
+                self._restore_snapshot()
+                _forget_pending(self.logger)
+            self._end_regularisers()
         callback.on_training_end()
         return self
 
@@ -237,7 +291,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Rollout and update, in turn, until so many tokens or until a callback says stop."""
         iteration = 0
         while self.num_timesteps < total_timesteps:
-            started, before = time.perf_counter(), self.num_timesteps
+            started = time.perf_counter()
+            before = self.num_timesteps
             if not self.collect_rollouts(self.env, callback):  # type: ignore[arg-type]
                 return
             iteration += 1
@@ -264,26 +319,32 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     ) -> bool:
         """Play `n_episodes` whole episodes and work out their rewards and advantages; False if a callback stopped."""
         engine = self.engine
+        n_episodes = n_rollout_steps or self.n_episodes
         self._begin_iteration()
-        engine.kl_coef = self.kl_controller.kl_coef
+        self._own_kl_coef()
         engine.attach(self.policy)
         callback.on_rollout_start()
+        callback.update_locals({"self": self, "env": engine, "n_episodes": n_episodes})
         started = time.perf_counter()
-        rollout = collect_episodes(self, engine, callback, n_rollout_steps or self.n_episodes)
+
+        def on_step(*, acting: int, **seen: Any) -> bool:
+            self.num_timesteps += acting
+            callback.update_locals(seen)
+            return callback.on_step()
+
+        rollout = collect_rollout(self.policy, engine, n_episodes, critic=self.uses_critic, on_step=on_step)
         if rollout is None:
             return False
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
+        for regulariser in self._active:
+            rollout = regulariser.after_rollout(rollout)
         buffer = rollout.buffer()
         self.compute_advantages(buffer)
-        self.buffer, self.earned = buffer, rollout.rewards
-        scores, log_ratios = rollout.rewards.scores, rollout.rewards.log_ratios
-        self.mean_kl = record_rollout(self.logger, buffer, scores, log_ratios, kl_coef=self.kl_controller.kl_coef)
-        if engine.token_reward.shaping and (raw := rollout.rewards.raw_scores) is not None:
-            self.logger.record("rlhf/raw_score", float(raw.mean()))
-        self.mean_kl_initial = self.mean_kl
-        if self.moving_reference is not None:
-            self.mean_kl_initial = self.moving_reference.kl_from_start(rollout.episodes, rollout.log_probs)
-            self.logger.record("rlhf/kl_initial", self.mean_kl_initial)
+        self.buffer = buffer
+        self.rollout = rollout
+        _record_rollout(self.logger, rollout, buffer, kl_coef=self.kl_controller.kl_coef)
+        if engine.token_reward.shaping and rollout.rewards.raw_scores is not None:
+            self.logger.record("rlhf/raw_score", float(rollout.rewards.raw_scores.mean()))
         for total, length in zip(buffer.rewards.sum(dim=1).tolist(), buffer.response_lengths.tolist(), strict=True):
             self.ep_info_buffer.append({"r": total, "l": length, "t": time.time() - self.start_time / 1e9})  # type: ignore[union-attr]
         callback.update_locals(locals())
@@ -293,60 +354,50 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _begin_iteration(self) -> None:
         """Keep what the iteration must be begun again from if it is cut short; the policy is to act."""
         self._restore_snapshot()
-        self._snapshot = saving.host_state(self)
+        self._snapshot = self._host_state()
         self.policy.set_training_mode(False)
         self.policy.invalidate()
 
     def compute_advantages(self, buffer: EpisodeBuffer) -> None:
-        """Fill the buffer's advantages and returns."""
-        buffer.compute_advantages(gamma=self.gamma, gae_lambda=self.gae_lambda, normalize=self.normalize_advantage)
+        """Fill the buffer's advantages, and the returns where there is a critic: nothing, unless a subclass does."""
+
+    @abstractmethod
+    def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
+        """A micro-batch's share of the loss, its means taken over the whole minibatch's `size`."""
 
     def train(self) -> None:
         """Epochs over the rollout's minibatches; each minibatch is one optimizer step, however many micro-batches."""
         assert self.buffer is not None, "collect_rollouts() comes first"
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        update(self)
+        started = time.perf_counter()
+        done = update(self.policy, self.buffer, self.minibatch_loss, self._active, self.update_settings, self._rng)
+        self._n_updates += done.steps
+        for name, value in done.metrics.items():
+            self.logger.record(name, value)
+        if self.uses_critic:
+            self.logger.record("train/explained_variance", self.buffer.explained_variance())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/stopped_early", float(done.stopped))
+        self.logger.record("time/update_seconds", time.perf_counter() - started)
         self.policy.set_training_mode(False)
-        self.kl_controller.update(self.mean_kl, len(self.buffer))
-        if self.moving_reference is not None:
-            self.moving_reference.follow(self.policy)
+        if self.rollout is not None:
+            self.kl_controller.update(self.rollout.mean_kl, len(self.buffer))
+        for regulariser in self._active:
+            regulariser.after_iteration()
         self._snapshot = None  # the iteration is complete
 
-    def minibatches(self) -> Iterator[np.ndarray]:
-        """Rows of the buffer, a minibatch at a time."""
-        assert self.buffer is not None
-        return self.buffer.minibatches(self.batch_size, self._rng)
-
-    def micro_batches(self, rows: np.ndarray) -> list[np.ndarray]:
-        """A minibatch's rows in parts of at most `micro_batch_size`, as equal as can be."""
-        return np.array_split(rows, -(-len(rows) // (self.micro_batch_size or len(rows))))
-
     @property
-    def kl_in_loss(self) -> bool:
-        """Whether the loss has a KL term."""
-        return self.engine.token_reward.kl_in == "loss"
-
-    @abstractmethod
-    def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> MinibatchLoss:
-        """A micro-batch's share of the loss, its means taken over the whole minibatch's `size`."""
-
-    def token_weights(self, batch: EpisodeBatch, size: MinibatchSize) -> Tensor:
-        """How much each episode's tokens count in the loss, (B, 1): all alike, unless a subclass says otherwise."""
-        return batch.log_probs.new_ones(len(batch.mask), 1)
-
-    def _policy_loss(
-        self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize, *, clip_range: float = math.inf
-    ) -> PolicyLoss:
-        """−Ê[min(r·Â, clip(r, 1 − ε, 1 + ε)·Â)], and without ε −Ê[r·Â]: REINFORCE's gradient where r = 1, on the
-        rollout's own policy, and importance-weighted after a step away from it."""
-        return ppo_policy_loss(
-            evaluation.log_probs,
-            batch.log_probs,
-            batch.advantages * self.token_weights(batch, size),
-            batch.mask,
-            clip_range=clip_range,
-            denominator=size.tokens,
+    def update_settings(self) -> UpdateSettings:
+        """How the agent goes through a rollout."""
+        return UpdateSettings(
+            n_epochs=self.n_epochs,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            max_grad_norm=self.max_grad_norm,
+            target_kl=self.target_kl,
+            aggregation=self.aggregation,
+            together=self.episodes_together,
         )
 
     # -- state ------------------------------------------------------------------------------------------------------
@@ -358,18 +409,102 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def restore_own_state(self, state: dict[str, Any]) -> None:
         """Go on from `own_state()`."""
 
+    def keep(self, name: str, kept: Kept) -> None:
+        """For callbacks when training begins: save this with the agent, and let it go on from what was saved.
+
+        It is taken back with an iteration that is cut short. Another one kept under the same name is replaced, and
+        its state handed on.
+        """
+        before = self._kept.get(name)
+        if before is not None and before is not kept:
+            kept.load_state_dict(before.state_dict())
+            kept.load_weights(before.weights())
+        if name in self._unclaimed:
+            kept.load_state_dict(self._unclaimed.pop(name))
+            kept.load_weights(self._unclaimed_weights.pop(name, {}))
+        self._kept[name] = kept
+
+    def _host_state(self) -> dict[str, Any]:
+        """Counters, random states and the prompts' position: what an iteration begins with, besides weights and β."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "num_timesteps": self.num_timesteps,
+            "n_updates": self._n_updates,
+            "torch_rng": torch.get_rng_state().tolist(),
+            "cuda_rng": None if cuda is None else cuda.tolist(),
+            "minibatch_rng": self._rng.bit_generator.state,
+            "env": self.engine.state_dict() if self.env is not None else None,
+            "agent": self.own_state(),
+            "kept": self._unclaimed | {name: kept.state_dict() for name, kept in self._kept.items()},
+            "ep_infos": None if self.ep_info_buffer is None else list(self.ep_info_buffer),  # of SB3's rolling means
+        }
+
+    def _restore_host_state(self, state: dict[str, Any]) -> None:
+        """Go on from `_host_state()`. An environment with other prompts begins their order anew, and says so."""
+        self.num_timesteps = state["num_timesteps"]
+        self._n_updates = state["n_updates"]
+        torch.set_rng_state(torch.tensor(state["torch_rng"], dtype=torch.uint8))
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(torch.tensor(state["cuda_rng"], dtype=torch.uint8), self.device)
+        self._rng.bit_generator.state = state["minibatch_rng"]
+        self.restore_own_state(state["agent"])
+        for name, own in state["kept"].items():
+            if name in self._kept:
+                self._kept[name].load_state_dict(own)
+            else:
+                self._unclaimed[name] = own
+        if state["ep_infos"] is not None:
+            self.ep_info_buffer = deque(state["ep_infos"], maxlen=self._stats_window_size)
+            self.ep_success_buffer = deque(maxlen=self._stats_window_size)  # SB3 looks for both; this one stays empty
+        if state["env"] is None or self.env is None:
+            return
+        known = state["env"]["prompts"]["num_prompts"]
+        given = self.engine.num_prompts
+        if known == given:
+            self.engine.load_state_dict(state["env"])
+            return
+        warnings.warn(
+            f"expected an environment with {known} prompts, got {given}: their order begins anew", stacklevel=3
+        )
+        state["env"] = None
+
     def _restore_snapshot(self) -> None:
         """Go back to the start of an iteration that was cut short, so that it plays the same episodes again."""
         if self._snapshot is not None:
             self.engine.discard_episodes()
-            saving.restore_host_state(self, self._snapshot)
+            self._restore_host_state(self._snapshot)
+
+    def get_state(self) -> AgentState:
+        """What `save` writes. In the middle of a rollout it is the start of the iteration."""
+        optimizer = self.policy.optimizer.state_dict()
+        names = ("n_episodes", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm", "seed", "verbose")
+        names += ("tensorboard_log", *self.saved_arguments, *(("target_kl",) if self.learns_from == "rewards" else ()))
+        data = {
+            "class": type(self).__name__,
+            "arguments": {name: vars(self)[name] for name in names},
+            "schedules": {
+                name: schedule_to_json(vars(self)[name]) for name in ("learning_rate", *self.saved_schedules)
+            },
+            "kl_controller": self.kl_controller.state_dict(),
+            "regularisers": {type(own).__name__: own.settings() for own in self.regularisers}
+            | dict.fromkeys(self._not_given),
+            "policy_class": type(self.policy).__name__,
+            "policy": policy_to_json(self.policy),
+            "observation_length": self.observation_space["input_ids"].shape[0],  # type: ignore[index]
+            "vocab_size": int(self.action_space.n),  # type: ignore[attr-defined]
+            "optimizer_groups": optimizer["param_groups"],
+            "total_timesteps": self._total_timesteps,
+            "state": self._snapshot if self._snapshot is not None else self._host_state(),
+        }
+        kept = self._unclaimed_weights | {name: own.weights() for name, own in self._kept.items()}
+        return AgentState(data, named_weights(self.policy), optimizer["state"], kept)
 
     def save(self, path: str | Path, exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
         """Write policy, optimizer, random states, β and the prompts' position to a zip of safetensors and JSON.
 
         In the middle of a rollout what is saved is the start of the iteration. Nothing is pickled.
         """
-        saving.save(self, Path(path))
+        write_state(self.get_state(), Path(path))
 
     @classmethod
     def load(  # type: ignore[override]
@@ -379,8 +514,59 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         device: torch.device | str = "auto",
         **kwargs: Any,
     ) -> Self:
-        """What `save` wrote. `kwargs` replace constructor arguments; an environment can also be set later."""
-        return saving.load(cls, Path(path), env, device, kwargs)
+        """What `save` wrote. `kwargs` replace constructor arguments; an environment can also be set later.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file holds another kind of agent, or is none of ours.
+        """
+        state = read_state(Path(path))
+        data = state.data
+        if data["class"] != cls.__name__:
+            raise ValueError(f"expected a saved {cls.__name__}, {path} holds a {data['class']}")
+        if "policy" not in kwargs and data["policy_class"] != LMActorCriticPolicy.__name__:
+            raise ValueError(f"expected the class of the saved policy: pass policy={data['policy_class']} when loading")
+        seed = kwargs.get("seed")
+        arguments = dict(data["arguments"])
+        lost: list[str] = []
+        if cls.learns_from == "rewards":
+            if "kl_controller" not in kwargs:
+                arguments["kl_controller"] = kl_controller_from(data["kl_controller"])
+            if "regularisers" not in kwargs:
+                saved = {name: own for name, own in data["regularisers"].items() if own is not None}
+                lost = [name for name in data["regularisers"] if name not in saved or name not in SAVED_WHOLE]
+                arguments["regularisers"] = [
+                    SAVED_WHOLE[name](**own) for name, own in saved.items() if name not in lost
+                ]
+        for name, value in data["schedules"].items():
+            arguments[name] = kwargs.pop(name) if name in kwargs else schedule_from_json(name, value)
+        policy = kwargs.pop("policy", "LMPolicy")
+        arguments["policy_kwargs"] = policy_from_json(data["policy"], kwargs.pop("policy_kwargs", {}))
+        arguments |= {"device": device, "_init_setup_model": False, **kwargs}
+        agent = cls(policy, env, **arguments)  # type: ignore[call-arg]
+        agent._not_given = lost
+        if env is None:
+            agent.observation_space, agent.action_space = _spaces(data["observation_length"], data["vocab_size"])
+            agent.n_envs = 1
+        # Random weights are drawn and then replaced; the random state they come from is restored below.
+        agent._setup_model()
+        load_named_weights(agent.policy, state.policy)
+        agent.policy.optimizer.load_state_dict({"state": state.optimizer, "param_groups": data["optimizer_groups"]})
+        agent.policy.invalidate()
+        dropped = data["regularisers"].keys() - agent._kept.keys() - set(lost)
+        for name, weights in state.kept.items():
+            if name in agent._kept:
+                agent._kept[name].load_weights(weights)
+            elif name not in dropped:
+                agent._unclaimed_weights[name] = weights
+        for name in dropped:
+            data["state"]["kept"].pop(name, None)
+        agent._total_timesteps = data["total_timesteps"]
+        agent._snapshot = data["state"]  # `learn` begins from here, whatever is drawn until then
+        agent._restore_host_state(data["state"])
+        if seed is not None:
+            agent.set_random_seed(seed)
+        return agent
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """As in SB3, for a `TokenVectorEnv`; only the vocabulary must be that of the one before."""
@@ -388,9 +574,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if env.action_space != self.action_space:
             raise ValueError(f"expected an environment with actions {self.action_space}, got {env.action_space}")
         self._check_env(env.engine)
+        if self.env is not None and self.engine.kl_controller is self.kl_controller:
+            self.engine.kl_controller = None
         self.n_envs = env.num_envs
         self.observation_space = self.policy.observation_space = env.observation_space
         BaseAlgorithm.set_env(self, env, force_reset)
+        self._own_kl_coef()
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """As in SB3; a saved random state that `learn` was to go on from is given up."""
@@ -410,3 +599,193 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             save_model(self.policy.model, folder, merge=merge)
         if self.env is not None:
             self.engine.tokenizer.save_pretrained(folder)
+
+
+# -- updating ------------------------------------------------------------------------------------------------------
+
+
+class UpdateSettings(NamedTuple):
+    """How an update goes through a rollout."""
+
+    n_epochs: int
+    """Passes over the rollout."""
+    batch_size: int
+    """Episodes a minibatch; each minibatch is one optimizer step."""
+    micro_batch_size: int | None = None
+    """Episodes in one forward; None for the whole minibatch."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    target_kl: float | None = None
+    """The update ends when KL(π_old‖π) exceeds 1.5 times this."""
+    aggregation: Aggregation = "token"
+    """Whether all tokens of a minibatch count alike, or all its episodes."""
+    together: int = 1
+    """Consecutive episodes that one micro-batch holds all of."""
+
+
+class UpdateResult(NamedTuple):
+    """What an update did."""
+
+    metrics: dict[str, float]
+    """Means over the minibatches, under their names in the log."""
+    steps: int
+    """Optimizer steps."""
+    stopped: bool
+    """Whether `target_kl` ended it."""
+
+
+def update(
+    policy: LMActorCriticPolicy,
+    buffer: EpisodeBuffer,
+    loss: MinibatchLoss,
+    regularisers: Sequence[Regulariser],
+    settings: UpdateSettings,
+    rng: np.random.Generator,
+) -> UpdateResult:
+    """`n_epochs` over the rollout's minibatches, or fewer if `target_kl` ends them."""
+    totals: dict[str, list[float]] = {}
+    steps = 0
+    stopped = False
+    for _ in range(settings.n_epochs):
+        for rows in buffer.minibatches(settings.batch_size, rng, together=settings.together):
+            metrics = minibatch_gradient(policy, buffer, rows, loss, regularisers, settings)
+            for name, value in metrics.items():
+                totals.setdefault(name, []).append(value)
+            # SB3's rule: stop before the step that would go too far
+            if settings.target_kl is not None and metrics["train/approx_kl"] > 1.5 * settings.target_kl:
+                stopped = True
+                break
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
+            totals.setdefault("train/grad_norm", []).append(float(norm))
+            policy.optimizer.step()
+            steps += 1
+        if stopped:
+            break
+    policy.optimizer.zero_grad(set_to_none=True)
+    return UpdateResult({name: float(np.mean(values)) for name, values in totals.items()}, steps, stopped)
+
+
+def minibatch_gradient(
+    policy: LMActorCriticPolicy,
+    buffer: EpisodeBuffer,
+    rows: np.ndarray,
+    loss: MinibatchLoss,
+    regularisers: Sequence[Regulariser],
+    settings: UpdateSettings,
+) -> dict[str, float]:
+    """Gradient of one minibatch, accumulated over micro-batches weighted by their tokens; what is logged of it."""
+    policy.optimizer.zero_grad(set_to_none=True)
+    tokens = int(buffer.response_lengths[torch.from_numpy(rows)].sum())
+    size = MinibatchSize(tokens, len(rows), settings.aggregation)
+    totals: dict[str, Tensor] = {}
+    units = rows.reshape(-1, settings.together)
+    parts = -(-len(units) // ((settings.micro_batch_size or len(rows)) // settings.together))
+    for part in np.array_split(units, parts):
+        batch = buffer.batch(part.reshape(-1), policy.device)
+        evaluation = policy.evaluate_episodes(
+            batch.input_ids,
+            batch.action_mask,
+            with_entropy=any(regulariser.reads_entropy for regulariser in regularisers),
+            lower_states=batch.lower_states,
+        )
+        terms = [loss(batch, evaluation, size)]
+        terms += [term for own in regularisers if (term := own.loss(batch, evaluation, size)) is not None]
+        total = torch.stack([term.loss for term in terms]).sum()
+        total.backward()
+        entropy = masked_mean(evaluation.entropy.detach(), batch.mask, size.tokens)
+        for term in terms:
+            _add(totals, term.metrics)
+        _add(totals, {"rlhf/entropy": entropy, "train/loss": total.detach()})
+    for regulariser in regularisers:
+        _add(totals, regulariser.add_gradient(settings.micro_batch_size))
+    return {name: float(value) for name, value in totals.items()}
+
+
+def _add(totals: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    """Sums of what micro-batches contribute."""
+    for name, value in more.items():
+        totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value
+
+
+def weighted_policy_loss(
+    batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize, *, clip_range: float = math.inf
+) -> PolicyLoss:
+    """−Ê[min(r·Â, clip(r, 1 − ε, 1 + ε)·Â)], and without ε −Ê[r·Â].
+
+    The latter is REINFORCE's gradient where r = 1, on the rollout's own policy, and importance-weighted after a step
+    away from it.
+    """
+    return ppo_policy_loss(
+        evaluation.log_probs,
+        batch.log_probs,
+        batch.advantages * size.weights(batch),
+        batch.mask,
+        clip_range=clip_range,
+        denominator=size.tokens,
+    )
+
+
+@contextmanager
+def finish_before_interrupt() -> Iterator[None]:
+    """Hold SIGINT back until the block is done, then send it again: half an update is no state to save.
+
+    Only the main thread can (Python's rule for signals); elsewhere this does nothing.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    # None: a handler that Python did not install and could not put back
+    if threading.current_thread() is not threading.main_thread() or previous is None:
+        yield
+        return
+    caught: list[int] = []
+    signal.signal(signal.SIGINT, lambda signum, frame: caught.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if caught:
+        signal.raise_signal(signal.SIGINT)  # whatever handles it, Python's KeyboardInterrupt or the system's end
+
+
+# -- small parts ---------------------------------------------------------------------------------------------------
+
+
+def _record_rollout(logger: Logger, rollout: Rollout, buffer: EpisodeBuffer, *, kl_coef: float) -> None:
+    """Log a rollout's means over its episodes and tokens. Each name is defined in docs/metrics.md."""
+    lengths = buffer.response_lengths.numpy()  # (E,)
+    kl = rollout.rewards.log_ratios.sum(axis=1)  # (E,)
+    scores = rollout.rewards.scores  # (E,)
+    logger.record("rlhf/score", float(scores.mean()))
+    logger.record("rlhf/score_std", float(scores.std()))
+    logger.record("rlhf/kl", rollout.mean_kl)
+    logger.record("rlhf/kl_per_token", float(kl.sum() / lengths.sum()))
+    logger.record("rlhf/kl_coef", kl_coef)
+    logger.record("rlhf/return", float(buffer.rewards.sum(dim=1).mean()))
+    logger.record("rlhf/response_length", float(lengths.mean()))
+    logger.record("rlhf/stopped", float(np.mean([e.finish_reason == "stop" for e in buffer.episodes])))
+    if rollout.first_ref_log_probs is not None:
+        logger.record("rlhf/kl_initial", rollout.mean_kl_from_first)
+
+
+def _forget_pending(logger: Logger) -> None:
+    """Take back what was logged since the last line was written."""
+    for pending in (logger.name_to_value, logger.name_to_count, logger.name_to_excluded):
+        pending.clear()
+
+
+def _start_of(env: TokenVectorEnv) -> Shared[PreTrainedModel]:
+    """The environment's π_ref, for a policy to start as a copy of."""
+    reference = env.token_reward.reference
+    if reference is None:
+        raise ValueError(
+            "expected policy_kwargs={'model': folder, name or Shared(model)}: the environment has no reference to "
+            "start the policy from"
+        )
+    return Shared(reference.model)
+
+
+def _spaces(length: int, vocab_size: int) -> tuple[spaces.Space, spaces.Space]:
+    observation = spaces.Dict(
+        input_ids=spaces.Box(0, vocab_size - 1, (length,), np.int64),
+        attention_mask=spaces.Box(0, 1, (length,), np.int8),
+    )
+    return observation, spaces.Discrete(vocab_size)

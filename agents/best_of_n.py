@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from rlhf_gym.agents.arguments import LearnsFrom, make_env, unwrap_env
-from rlhf_gym.agents.reference import check_reference, draw_from_reference
-from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
+from rlhf_gym.envs import Episode, EpisodeRewards, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.best_of_n import best_of_n_kl
+from rlhf_gym.lm.sampling import sample
 from rlhf_gym.lm.tokens import decode
 
 
@@ -125,3 +125,40 @@ class BestOfN:
         return BestOfNFigures(
             float(best.scores.mean()), float(best.all_scores.mean()), float(best_of_n_kl(self.n)), self.n, best.tokens
         )
+
+
+class ReferenceEpisodes(NamedTuple):
+    """What π_ref wrote."""
+
+    episodes: list[Episode]
+    """One to each prompt, in the prompts' order."""
+    earned: EpisodeRewards
+    """Their scores and log π_ref of their actions; the rewards are those of an agent read as deterministic."""
+
+
+@torch.no_grad()
+def draw_from_reference(
+    env: TokenVectorEnv, prompts: Sequence[Sequence[int]] | Sequence[str], generator: torch.Generator | None = None
+) -> ReferenceEpisodes:
+    """One response of π_ref to each prompt; repeat a prompt to have several. The environment ends up parked.
+
+    Args:
+        env: with a reference.
+        prompts: texts, or token ids.
+        generator: source of randomness, on π_ref's device; torch's own by default.
+    """
+    env.attach(None)
+    env.reset(options={"prompts": prompts})
+    episodes: list[Episode] = []
+    while not env.parked.all():
+        actions, _ = sample(env.reference_logits(), generator=generator)  # (N,)
+        env.step(actions)
+        episodes += env.last_step.episodes
+    episodes.sort(key=lambda episode: episode.number)
+    return ReferenceEpisodes(episodes, env.score_episodes(episodes))
+
+
+def check_reference(agent: str, env: TokenVectorEnv) -> None:
+    """The environment has a π_ref."""
+    if env.token_reward.reference is None:
+        raise ValueError(f"expected an environment with a reference, got one without: {agent} begins from π_ref")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
 from rlhf_gym.envs.episode import Episode, stack_rows
@@ -93,11 +94,25 @@ class EpisodeBuffer:
         if normalize:
             self.advantages = masked_whiten(self.advantages, self.mask)
 
-    def minibatches(self, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Rows of each minibatch: a random split of the episodes into parts of at most `batch_size`, as equal as can
-        be, each sorted by length for little padding."""
-        for rows in np.array_split(rng.permutation(len(self)), -(-len(self) // batch_size)):
-            yield rows[np.argsort(self.lengths.numpy()[rows], kind="stable")]
+    def explained_variance(self) -> float:
+        """1 − Var[return − value] / Var[return] over the actions; NaN where all returns are the same."""
+        return float(explained_variance(self.values[self.mask].numpy(), self.returns[self.mask].numpy()))
+
+    def minibatches(self, batch_size: int, rng: np.random.Generator, *, together: int = 1) -> Iterator[np.ndarray]:
+        """Rows of each minibatch: a random split of the episodes into parts of at most `batch_size`.
+
+        The parts are as equal as can be, and each is sorted by length for little padding.
+
+        Args:
+            batch_size: episodes.
+            rng: draws the split.
+            together: consecutive episodes that stay side by side, such as the two of a pair.
+        """
+        units = np.arange(len(self)).reshape(-1, together)  # (E / together, together)
+        longest = self.lengths.numpy()[units].max(axis=1)  # (E / together,)
+        parts = -(-len(units) // max(1, batch_size // together))
+        for part in np.array_split(rng.permutation(len(units)), parts):
+            yield units[part[np.argsort(longest[part], kind="stable")]].reshape(-1)
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> EpisodeBatch:
         """These episodes, cut to the longest among them."""

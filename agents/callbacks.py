@@ -1,13 +1,20 @@
-"""SB3 callbacks for token environments."""
+"""SB3 callbacks for token environments: attaching a stock agent's policy, stopping on the KL to π_ref."""
 
 from __future__ import annotations
 
+import math
 import warnings
+from typing import Any
 
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import SubprocVecEnv
+from torch import Tensor
 
+from rlhf_gym.agents.base import TokenAlgorithm
+from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import ActionLogProb
 
 
@@ -41,3 +48,138 @@ class AttachPolicy(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
+
+
+class StopOnKL(BaseCallback):
+    """Training ends once a rollout's mean KL(π‖π_ref) per response is over the limit: score is bought with KL, and past
+    some KL what r_φ pays for is no longer better (Gao et al. 2023, arXiv:2210.10760).
+
+    The policy kept is the last one whose own rollout was *within* the limit: of the first one beyond, the limit is not
+    true, and nothing is known of any in between. Where the very first rollout is beyond, there is none to go back to:
+    training ends where it stands, with a warning. The policy after the last update of a run that was never stopped is
+    not measured.
+
+    The KL is that to the reference that training began with, also where π_ref follows the policy (`MovingReference`).
+    Our agents save what it remembers with themselves, so that an interrupted run stops where it would have. Of stock
+    SB3 agents it reads the KL from the infos of the episodes that end in a rollout (attach the policy for that:
+    `callback=[AttachPolicy(), StopOnKL(6.0)]`). They still do the update on the last rollout, which is then taken back.
+
+    Args:
+        limit: of the mean KL per response, in nats.
+        patience: rollouts in a row beyond the limit that end training: 1 stops at the first; more let one noisy
+            estimate pass.
+    """
+
+    def __init__(self, limit: float, patience: int = 1) -> None:
+        if not limit > 0 or patience < 1:
+            raise ValueError(f"expected limit > 0 and patience >= 1, got {limit} and {patience}")
+        super().__init__()
+        self.limit = limit
+        self.patience = patience
+        self.stopped_at: float | None = None
+        """Mean KL of the rollout that ended training; None while none has."""
+        self.kept_kl: float | None = None
+        """Mean KL of the last rollout within the limit; None if there was none."""
+        self._beyond = 0  # rollouts in a row
+        self._kept: dict[str, Tensor] = {}  # weights of the last policy within the limit
+        self._ours: TokenAlgorithm | None = None  # the agent, if it is one of ours
+        self._seen: list[float] = []  # KL of the episodes that a stock agent's rollout has ended
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many rollouts in a row were beyond the limit, and the KL of the last one within, for JSON."""
+        return {"beyond": self._beyond, "kept_kl": self.kept_kl}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self._beyond = state["beyond"]
+        self.kept_kl = state["kept_kl"]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to go back to, by name."""
+        return self._kept
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Go on from `weights()`."""
+        self._kept = weights
+
+    def _init_callback(self) -> None:
+        self._ours = self.model if isinstance(self.model, TokenAlgorithm) else None
+
+    def _on_training_start(self) -> None:
+        if self._ours is not None:
+            if self._ours.engine.token_reward.reference is None:
+                raise ValueError("expected an environment with a reference to stop on the KL to it, got one without")
+            if not self._ours.plays_rollouts:
+                raise ValueError(
+                    f"expected rollouts with a KL to π_ref, got {type(self._ours).__name__}, which has none"
+                )
+            self._ours.keep(type(self).__name__, self)
+        self.stopped_at = None
+        if self.num_timesteps == 0:  # a new run, not the rest of one
+            self._beyond = 0
+            self.kept_kl = None
+            self._kept = {}
+
+    def _on_rollout_start(self) -> None:
+        self._seen = []
+
+    def _on_step(self) -> bool:
+        if self._ours is not None:
+            return True
+        for info in self.locals["infos"]:
+            if "finish_reason" in info and "kl" not in info:
+                raise ValueError(
+                    "expected infos with the KL of the episodes that end, got none: attach the policy, "
+                    "callback=[AttachPolicy(), StopOnKL(…)], in an environment with a reference and rewards at each "
+                    "step"
+                )
+            if "kl" in info:
+                self._seen.append(float(info["kl"]))
+        return self.stopped_at is None
+
+    def _on_rollout_end(self) -> None:
+        kl = self._rollout_kl()
+        if math.isnan(kl) or self.stopped_at is not None:  # no episode has ended; or a stock agent's last steps
+            return
+        if kl <= self.limit:
+            self._beyond = 0
+            self.kept_kl = kl
+            self._kept = {name: value.detach().clone() for name, value in _trained(self.model.policy).items()}
+            return
+        self._beyond += 1
+        if self._beyond < self.patience:
+            return
+        self.stopped_at = kl
+        self._beyond = 0
+        if self._ours is not None:
+            self._go_back()
+            self._ours.finish()
+
+    def _on_training_end(self) -> None:
+        if self.stopped_at is not None and self._ours is None:
+            self._go_back()
+
+    def _rollout_kl(self) -> float:
+        if self._ours is not None:
+            assert self._ours.rollout is not None
+            return self._ours.rollout.mean_kl_from_first
+        return sum(self._seen) / len(self._seen) if self._seen else math.nan
+
+    def _go_back(self) -> None:
+        if not self._kept:
+            warnings.warn(
+                f"expected a policy within KL {self.limit} to begin with, got one at {self.stopped_at:.2f}: training "
+                "ends, and there is none to go back to",
+                stacklevel=2,
+            )
+            return
+        with torch.no_grad():
+            for name, value in _trained(self.model.policy).items():
+                value.copy_(self._kept[name])
+        self._kept = {}
+        if isinstance(self.model.policy, LMActorCriticPolicy):
+            self.model.policy.invalidate()
+
+
+def _trained(policy: BasePolicy) -> dict[str, Tensor]:
+    return {name: value for name, value in policy.named_parameters() if value.requires_grad}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Unpack, get_args
 
 import numpy as np
@@ -11,13 +11,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlhf_gym.agents.arguments import LEARNER, LearnerArguments, LearnsFrom, check_words
+from rlhf_gym.agents.arguments import LearnerArguments, LearnsFrom, check_words
 from rlhf_gym.agents.base import TokenAlgorithm
+from rlhf_gym.agents.best_of_n import check_reference, draw_from_reference
 from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
-from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
-from rlhf_gym.agents.reference import check_reference, draw_from_reference
-from rlhf_gym.agents.walk import walk
+from rlhf_gym.agents.regularisers import LossTerm, MinibatchSize, walk
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.functional.losses import dpo_loss
@@ -87,7 +86,8 @@ class DPO(TokenAlgorithm):
     learns_from: ClassVar[LearnsFrom] = "preferences"
     plays_rollouts: ClassVar[bool] = False
     uses_critic: ClassVar[bool] = False
-    saved_arguments: ClassVar[tuple[str, ...]] = (*LEARNER, "beta", "loss", "label_smoothing")
+    episodes_together: ClassVar[int] = 2
+    saved_arguments: ClassVar[tuple[str, ...]] = ("beta", "loss", "label_smoothing")
 
     def __init__(
         self,
@@ -112,14 +112,16 @@ class DPO(TokenAlgorithm):
             raise ValueError(
                 f'expected label_smoothing in [0, 0.5], and 0 with loss="ipo", got {label_smoothing} with {loss!r}'
             )
-        counts = {"n_episodes": n_episodes, "batch_size": batch_size,
-                  "micro_batch_size": arguments.get("micro_batch_size")}  # fmt: skip
+        micro_batch_size = arguments.get("micro_batch_size")
+        counts = {"n_episodes": n_episodes, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
         for name, count in counts.items():
             if count is not None and count % 2:
                 raise ValueError(f"expected an even {name} (responses, two a pair), got {count}")
         if preferences is not None and not len(preferences):
             raise ValueError("expected at least one preference, got none")
-        self.beta, self.loss, self.label_smoothing = beta, loss, label_smoothing
+        self.beta = beta
+        self.loss = loss
+        self.label_smoothing = label_smoothing
         self.preferences = preferences
         self._given: Pairs | None = None
         self._used = 0  # pairs, of those given
@@ -182,25 +184,7 @@ class DPO(TokenAlgorithm):
         self._used += n
         return self._given.take(places)
 
-    def minibatches(self) -> Iterator[np.ndarray]:
-        """Rows of the buffer, both of a pair side by side."""
-        assert self.buffer is not None
-        pairs = len(self.buffer) // 2
-        for part in np.array_split(self._rng.permutation(pairs), -(-pairs // max(1, self.batch_size // 2))):
-            yield both(part)
-
-    def micro_batches(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Pairs stay together."""
-        pairs = rows[::2] // 2
-        size = (self.micro_batch_size or len(rows)) // 2
-        return [both(part) for part in np.array_split(pairs, -(-len(pairs) // size))]
-
-    @property
-    def kl_in_loss(self) -> bool:
-        """The loss has its KL in it already, wherever the environment would have put it."""
-        return False
-
-    def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> MinibatchLoss:
+    def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
         """−log σ(βh), or IPO's; rows are a pair's chosen response, then its rejected one."""
         pairs = size.episodes // 2
         own = zero_masked(evaluation.log_probs, batch.mask).sum(dim=1)  # (B,)
@@ -222,20 +206,17 @@ class DPO(TokenAlgorithm):
             "train/chosen_reward": result.chosen_reward.sum() / pairs,
             "train/rejected_reward": result.rejected_reward.sum() / pairs,
         }
-        return MinibatchLoss(result.loss, metrics)
+        return LossTerm(result.loss, metrics)
 
     def own_state(self) -> dict[str, Any]:
-        """Where the given pairs stand."""
+        """How many of the given pairs were read, and in which order."""
         return {"used": self._used, "order": self._order, "preferences": self._expected}
 
     def restore_own_state(self, state: dict[str, Any]) -> None:
         """Go on from `own_state()`."""
-        self._used, self._order, self._expected = state["used"], state["order"], state["preferences"]
-
-
-def both(pairs: np.ndarray) -> np.ndarray:
-    """Rows of these pairs, chosen and rejected in turn."""
-    return np.stack([2 * pairs, 2 * pairs + 1], axis=1).reshape(-1)
+        self._used = state["used"]
+        self._order = state["order"]
+        self._expected = state["preferences"]
 
 
 def make_pairs(env: TokenVectorEnv, n: int, rng: np.random.Generator) -> Pairs:

@@ -1,4 +1,4 @@
-"""Who sets β: fixed, adaptive, or the multiplier of a constraint on the KL.
+"""The owners of β: fixed, adaptive, or the multiplier of a constraint on the KL.
 
 A controller is told the mean KL of a rollout, per sequence (a sum over the response, in nats), and answers with the β
 of the next one.
@@ -58,7 +58,9 @@ class AdaptiveKL(KLController):
     def __init__(self, kl_coef: float, target: float, horizon: int = 10_000) -> None:
         if not (kl_coef > 0 and target > 0 and horizon > 0):
             raise ValueError(f"expected kl_coef, target and horizon > 0, got {kl_coef}, {target}, {horizon}")
-        self.kl_coef, self.target, self.horizon = kl_coef, target, horizon
+        self.kl_coef = kl_coef
+        self.target = target
+        self.horizon = horizon
 
     def update(self, kl: float, n: int) -> float:
         self.kl_coef = adaptive_kl_coef(self.kl_coef, kl, target=self.target, n=n, horizon=self.horizon)
@@ -115,8 +117,12 @@ class ConstraintKL(KLController):
             )
         if not (proportional >= 0 and lookahead >= 0):
             raise ValueError(f"expected proportional and lookahead >= 0, got {proportional} and {lookahead}")
-        self.kl_coef, self.limit, self.learning_rate, self.smoothing = kl_coef, limit, learning_rate, smoothing
-        self.proportional, self.lookahead = proportional, lookahead
+        self.kl_coef = kl_coef
+        self.limit = limit
+        self.learning_rate = learning_rate
+        self.smoothing = smoothing
+        self.proportional = proportional
+        self.lookahead = lookahead
         self.lowest, self.highest = bounds
         self.average: float | None = None
         self.trend = 0.0
@@ -127,7 +133,8 @@ class ConstraintKL(KLController):
         self.average = self.smoothing * before + (1 - self.smoothing) * kl
         self.trend = TREND * self.trend + (1 - TREND) * (self.average - before)
         error = float(np.clip((self.average + self.lookahead * self.trend) / self.limit - 1, -1, 1))
-        low, high = math.log(self.lowest), math.log(self.highest)
+        low = math.log(self.lowest)
+        high = math.log(self.highest)
         self.integral = float(np.clip(self.integral + self.learning_rate * error, low, high))
         log_coef = np.clip(self.integral + self.proportional * error, low, high)
         self.kl_coef = float(np.clip(np.exp(log_coef), self.lowest, self.highest))

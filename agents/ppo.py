@@ -8,11 +8,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from rlhf_gym.agents.arguments import SAVED, TokenArguments
-from rlhf_gym.agents.base import TokenAlgorithm
-from rlhf_gym.agents.buffer import EpisodeBatch
-from rlhf_gym.agents.losses import MinibatchLoss, MinibatchSize
+from rlhf_gym.agents.arguments import TokenArguments
+from rlhf_gym.agents.base import TokenAlgorithm, weighted_policy_loss
+from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
+from rlhf_gym.agents.regularisers import LossTerm, MinibatchSize
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.losses import ppo_value_loss
 
@@ -37,9 +37,8 @@ class TokenPPO(TokenAlgorithm, PPO):
     """
 
     label: ClassVar[str] = "PPO"
-    saved_arguments: ClassVar[tuple[str, ...]] = (
-        *SAVED, "gamma", "gae_lambda", "normalize_advantage", "vf_coef", "clip_range", "clip_range_vf",
-    )  # fmt: skip
+    saved_arguments: ClassVar[tuple[str, ...]] = ("gamma", "gae_lambda", "normalize_advantage", "vf_coef")
+    saved_schedules: ClassVar[tuple[str, ...]] = ("clip_range", "clip_range_vf")
 
     def __init__(
         self,
@@ -57,7 +56,6 @@ class TokenPPO(TokenAlgorithm, PPO):
         vf_coef: float = 0.1,
         **arguments: Unpack[TokenArguments],
     ) -> None:
-        self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
         super().__init__(
             policy,
             env,
@@ -65,29 +63,29 @@ class TokenPPO(TokenAlgorithm, PPO):
             n_episodes=n_episodes,
             batch_size=batch_size,
             n_epochs=n_epochs,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            normalize_advantage=normalize_advantage,
-            vf_coef=vf_coef,
             **arguments,
         )
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.clip_range = FloatSchedule(clip_range)
+        self.clip_range_vf = None if clip_range_vf is None else FloatSchedule(clip_range_vf)
+        self.normalize_advantage = normalize_advantage
+        self.vf_coef = vf_coef
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self.clip_range = FloatSchedule(self.clip_range)
-        if self.clip_range_vf is not None:
-            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+    def compute_advantages(self, buffer: EpisodeBuffer) -> None:
+        """GAE, whitened if `normalize_advantage`."""
+        buffer.compute_advantages(gamma=self.gamma, gae_lambda=self.gae_lambda, normalize=self.normalize_advantage)
 
-    def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> MinibatchLoss:
+    def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
         """−L^CLIP + c₁·L^VF."""
         progress = self._current_progress_remaining
-        policy = self._policy_loss(batch, evaluation, size, clip_range=self.clip_range(progress))  # type: ignore[operator]
+        policy = weighted_policy_loss(batch, evaluation, size, clip_range=self.clip_range(progress))
         value = ppo_value_loss(
             evaluation.values,
             batch.values,
             batch.returns,
             batch.mask,
-            clip_range_vf=None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
+            clip_range_vf=None if self.clip_range_vf is None else self.clip_range_vf(progress),
             denominator=size.tokens,
         )
         metrics = {
@@ -97,4 +95,4 @@ class TokenPPO(TokenAlgorithm, PPO):
             "train/clip_fraction": policy.clip_fraction,
             "train/value_clip_fraction": value.clip_fraction,
         }
-        return MinibatchLoss(policy.loss + self.vf_coef * value.loss, metrics)
+        return LossTerm(policy.loss + self.vf_coef * value.loss, metrics)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from rlhf_gym.agents.buffer import EpisodeBuffer
@@ -15,9 +14,6 @@ from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import Episode, EpisodeRewards, stack_rows
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.lm.split import LowerStates
-
-if TYPE_CHECKING:
-    from rlhf_gym.agents.base import TokenAlgorithm
 
 
 class Rollout(NamedTuple):
@@ -33,21 +29,59 @@ class Rollout(NamedTuple):
     """What they earned."""
     lower: LowerStates | None
     """What the policy's frozen lower layers give for them, where some are frozen."""
+    first_ref_log_probs: list[np.ndarray] | None = None
+    """log π_ref of each one's actions, (T_e,) each, by the π_ref that learning began with; None where that is still
+    the environment's."""
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean over the episodes of Σ_t log π − log π_ref."""
+        return float(self.rewards.log_ratios.sum(axis=1).mean())
+
+    @property
+    def mean_kl_from_first(self) -> float:
+        """The same to the π_ref that learning began with."""
+        if self.first_ref_log_probs is None:
+            return self.mean_kl
+        pairs = zip(self.log_probs, self.first_ref_log_probs, strict=True)
+        return float(np.mean([own.sum(dtype=np.float64) - ref.sum(dtype=np.float64) for own, ref in pairs]))
 
     def buffer(self) -> EpisodeBuffer:
-        """To learn from; without advantages as yet."""
+        """A buffer of the episodes, its advantages not yet computed."""
         lower = None if self.lower is None else self.lower.states
         buffer = EpisodeBuffer(self.episodes, self.log_probs, self.values, lower_states=lower)
         buffer.set_rewards(self.rewards.rewards, self.rewards.ref_log_probs)
         return buffer
 
 
-def collect_episodes(
-    agent: TokenAlgorithm, env: TokenVectorEnv, callback: BaseCallback, n_episodes: int
+class OnStep(Protocol):
+    """What is called after each step; False ends the rollout."""
+
+    def __call__(self, *, acting: int, actions: np.ndarray, dones: np.ndarray, infos: dict[str, Any]) -> bool:
+        """`acting` slots took one of the `actions` (N,)."""
+
+
+def collect_rollout(
+    policy: LMActorCriticPolicy,
+    env: TokenVectorEnv,
+    n_episodes: int,
+    *,
+    critic: bool = True,
+    on_step: OnStep | None = None,
 ) -> Rollout | None:
-    """Act in `env` until `n_episodes` have been started and have ended; None if the callback said stop."""
-    policy = agent.policy
-    stepwise_values = agent.uses_critic and policy.critic == "shared" and not policy.bf16
+    """Act in `env` until `n_episodes` have been started and have ended; None if `on_step` said stop.
+
+    Args:
+        policy: in evaluation mode, and attached to the environment where rewards are given at each step.
+        env: whose next prompts are answered.
+        n_episodes: E.
+        critic: whether values are wanted.
+        on_step: called after each step.
+
+    Raises:
+        RuntimeError: `on_step` has stepped the environment.
+    """
+    stepwise_values = critic and policy.critic == "shared" and not policy.bf16
     observation, _ = env.reset(options={"episodes": n_episodes})
     log_probs: list[Tensor] = []  # (N,) a step
     values: list[Tensor] = []  # (N,) a step
@@ -55,7 +89,6 @@ def collect_episodes(
     log_ratios: list[np.ndarray] = []  # (N,) a step
     ended: list[tuple[int, Episode, float]] = []  # the step of the last action, the episode, its score
     members: dict[int, np.ndarray] = {}  # (k,) by the episode's number, where it is scored at once
-    callback.update_locals({"self": agent, "env": env, "n_episodes": n_episodes})
     while not env.parked.all():
         step_actions, step_values, step_log_probs = policy.act(observation, with_values=stepwise_values)
         actions = step_actions.cpu().numpy()
@@ -64,15 +97,12 @@ def collect_episodes(
         log_probs.append(step_log_probs)
         values.append(step_values)
         rewards.append(step_rewards)
-        log_ratios.append(env.last_step.log_ratios)
-        scores = env.last_step.scores.tolist()
-        ended += [(len(rewards) - 1, e, s) for e, s in zip(env.last_step.episodes, scores, strict=True)]
-        agent.num_timesteps += acting
-        callback.update_locals({"infos": infos, "dones": dones, "actions": actions})
         record = env.last_step
+        log_ratios.append(record.log_ratios)
+        ended += [(len(rewards) - 1, e, s) for e, s in zip(record.episodes, record.scores.tolist(), strict=True)]
         if record.member_scores is not None:
             members |= zip((e.number for e in record.episodes), record.member_scores.T, strict=True)
-        if not callback.on_step():
+        if on_step is not None and not on_step(acting=acting, actions=actions, dones=dones, infos=infos):
             return None
         if env.last_step is not record:
             raise RuntimeError(
@@ -101,7 +131,7 @@ def collect_episodes(
         earned = EpisodeRewards(
             _pad(cut(np.stack(rewards))), step_scores, ratios, _pad(episode_log_probs) - ratios, member_scores=each
         )
-    if not agent.uses_critic:
+    if not critic:
         episode_values = None
     elif policy.bf16:
         episode_values = trained.values

@@ -1,95 +1,111 @@
-"""A token agent as a zip of safetensors and JSON. Nothing is pickled, so nothing unknown is run on loading."""
+"""An agent's state as a zip of safetensors and JSON. Nothing is pickled, so nothing unknown is run on loading."""
 
 from __future__ import annotations
 
-import copy
 import json
-import warnings
 import zipfile
-from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import safetensors.torch
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from rlhf_gym import __version__
-from rlhf_gym.agents.kl_control import kl_controller_from
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 
-if TYPE_CHECKING:
-    from rlhf_gym.agents.base import TokenAlgorithm
-
-Agent = TypeVar("Agent", bound="TokenAlgorithm")
-
+FORMAT = 2
+"""Of the file. Files of the first format had other arguments, and no number."""
 OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad)
 """Found again by name; another must be given again at loading."""
-SCHEDULES = ("clip_range", "clip_range_vf")
-"""Arguments besides the learning rate that may be functions of the remaining progress."""
-REFERENCE, KEPT = "reference", ".kept.safetensors"
-"""A moving π_ref among the weights kept beside the policy's, and how their files end."""
+DATA = "data.json"
+TENSORS = ".safetensors"
 
 
-# -- what is not weights -----------------------------------------------------------------------------------------------
+class Kept(Protocol):
+    """What is saved with an agent and taken back with an iteration that is cut short: regularisers, callbacks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but weights, for JSON."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights by name."""
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Go on from `weights()`."""
 
 
-def host_state(agent: TokenAlgorithm) -> dict[str, Any]:
-    """Counters, random states and the prompts' position: what an iteration begins with, besides weights and β."""
-    cuda = torch.cuda.get_rng_state(agent.device) if agent.device.type == "cuda" else None
-    return {
-        "num_timesteps": agent.num_timesteps,
-        "n_updates": agent._n_updates,
-        "torch_rng": torch.get_rng_state().tolist(),
-        "cuda_rng": None if cuda is None else cuda.tolist(),
-        "minibatch_rng": agent._rng.bit_generator.state,
-        "env": agent.engine.state_dict() if agent.env is not None else None,
-        "agent": agent.own_state(),
-        "ptx": None if agent.ptx is None else agent.ptx.state_dict(),
-        "notes": copy.deepcopy(agent.notes),
-        "ep_infos": None if agent.ep_info_buffer is None else list(agent.ep_info_buffer),  # of SB3's rolling means
+class AgentState(NamedTuple):
+    """What an agent's file holds."""
+
+    data: dict[str, Any]
+    """Everything but tensors, for JSON."""
+    policy: dict[str, Tensor]
+    """The policy's weights by name."""
+    optimizer: dict[int, dict[str, Tensor]]
+    """State of each parameter, by its number in the optimizer's groups."""
+    kept: dict[str, dict[str, Tensor]]
+    """Other weights, by what they belong to and by name."""
+
+
+def write_state(state: AgentState, path: Path) -> None:
+    """Write to `path` (`.zip` is added where there is no suffix), atomically."""
+    path = path if path.suffix else path.with_suffix(".zip")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flat = {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in state.optimizer.items()
+        for name, value in values.items()
     }
+    tensors = {"policy": state.policy, "optimizer": flat, **{name: own for name, own in state.kept.items() if own}}
+    data = {"format": FORMAT, "rlhf_gym": __version__, **state.data}
+    partial = path.with_name(path.name + ".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(DATA, json.dumps(data, indent=1, default=_plain))
+        for name, table in tensors.items():
+            content = safetensors.torch.save({key: value.contiguous() for key, value in table.items()})
+            archive.writestr(name + TENSORS, content)
+    partial.replace(path)
 
 
-def restore_host_state(agent: TokenAlgorithm, state: dict[str, Any]) -> None:
-    """Put back what `host_state` took. An environment with other prompts begins their order anew, and says so."""
-    agent.num_timesteps, agent._n_updates = state["num_timesteps"], state["n_updates"]
-    torch.set_rng_state(torch.tensor(state["torch_rng"], dtype=torch.uint8))
-    if state["cuda_rng"] is not None and agent.device.type == "cuda":
-        torch.cuda.set_rng_state(torch.tensor(state["cuda_rng"], dtype=torch.uint8), agent.device)
-    agent._rng.bit_generator.state = state["minibatch_rng"]
-    agent.restore_own_state(state["agent"])
-    if agent.ptx is not None and state.get("ptx") is not None:
-        agent.ptx.load_state_dict(state["ptx"])
-    agent.notes = copy.deepcopy(state.get("notes", {}))
-    if state.get("ep_infos") is not None:
-        agent.ep_info_buffer = deque(state["ep_infos"], maxlen=agent._stats_window_size)
-        agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)  # SB3 looks for both; we never fill this one
-    if state["env"] is None or agent.env is None:
-        return
-    known, given = state["env"]["prompts"]["num_prompts"], agent.engine.num_prompts
-    if known == given:
-        agent.engine.load_state_dict(state["env"])
-        return
-    warnings.warn(f"expected an environment with {known} prompts, got {given}: their order begins anew", stacklevel=3)
-    state["env"] = None
-
-
-def check_ptx(agent: TokenAlgorithm) -> None:
-    """The texts that learning began with are there, where it is to go on.
+def read_state(path: Path) -> AgentState:
+    """What `write_state` wrote.
 
     Raises:
-        ValueError: they were not given again at loading.
+        FileNotFoundError: no such file.
+        ValueError: the file is none of ours, or of another format.
     """
-    if agent.ptx is None and agent.began_with_ptx:
-        raise ValueError(
-            "expected ptx=PretrainingMix(…), as learning began with, got none: the texts are not saved, give them "
-            "again when loading (with coef=0 to go on without)"
-        )
+    path = path if path.is_file() or path.suffix else path.with_suffix(".zip")
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a saved agent at {path}, but there is no such file")
+    expected = [DATA, "policy" + TENSORS, "optimizer" + TENSORS]
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"expected a zip with {', '.join(expected)}, but {path} is no zip")
+    with zipfile.ZipFile(path) as archive:
+        if not set(expected) <= set(archive.namelist()):
+            raise ValueError(f"expected a zip with {', '.join(expected)}, {path} holds {', '.join(archive.namelist())}")
+        data = json.loads(archive.read(DATA))
+        if data.get("format", 1) != FORMAT:
+            raise ValueError(
+                f"expected an agent's file of format {FORMAT}, {path} has format {data.get('format', 1)} (written by "
+                f"rlhf-gym {data['rlhf_gym']}): load it with that version; its save_pretrained folder can be used here"
+            )
+        names = [name.removesuffix(TENSORS) for name in archive.namelist() if name.endswith(TENSORS)]
+        tensors = {name: safetensors.torch.load(archive.read(name + TENSORS)) for name in names}
+    optimizer: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.pop("optimizer").items():
+        index, name = key.split(".", 1)
+        optimizer.setdefault(int(index), {})[name] = value
+    return AgentState(data, tensors.pop("policy"), optimizer, tensors)
+
+
+# -- schedules -----------------------------------------------------------------------------------------------------
 
 
 def schedule_to_json(schedule: Any) -> Any:
@@ -112,142 +128,35 @@ def schedule_from_json(name: str, value: Any) -> Any:
     return value
 
 
-# -- the zip -----------------------------------------------------------------------------------------------------------
+# -- the policy ----------------------------------------------------------------------------------------------------
 
 
-def save(agent: TokenAlgorithm, path: Path) -> None:
-    """Write the agent to `path` (`.zip` is added where there is no suffix), atomically."""
-    path = path if path.suffix else path.with_suffix(".zip")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    optimizer = agent.policy.optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": torch.as_tensor(value).contiguous()
-        for index, state in optimizer["state"].items()
-        for name, value in state.items()
+def policy_to_json(policy: LMActorCriticPolicy) -> dict[str, Any]:
+    """The arguments a policy of the same kind is made with, its optimizer's class by name."""
+    arguments = policy._get_constructor_parameters()
+    for name in ("observation_space", "action_space", "lr_schedule"):
+        del arguments[name]
+    arguments["optimizer_class"] = policy.optimizer_class.__name__
+    return {
+        name: {"model_type": value.model_type, **value.to_dict()} if isinstance(value, PretrainedConfig) else value
+        for name, value in arguments.items()
     }
-    constructor = agent.policy._get_constructor_parameters()
-    arguments = [name for name in agent.saved_arguments if name not in (*SCHEDULES, "kl_controller")]
-    schedules = ["learning_rate", *(name for name in agent.saved_arguments if name in SCHEDULES)]
-    data = {
-        "class": type(agent).__name__,
-        "rlhf_gym": __version__,
-        "hyperparameters": {name: vars(agent)[name] for name in arguments},
-        "kl_controller": agent.kl_controller.state_dict(),
-        "schedules": {name: schedule_to_json(vars(agent)[name]) for name in schedules},
-        "policy_class": type(agent.policy).__name__,
-        "policy": {
-            key: _config_to_json(value) if isinstance(value, PretrainedConfig) else value
-            for key, value in constructor.items()
-            if key not in ("observation_space", "action_space", "lr_schedule", "optimizer_class")
-        },
-        "optimizer_class": agent.policy.optimizer_class.__name__,
-        "observation_length": agent.observation_space["input_ids"].shape[0],  # type: ignore[index]
-        "vocab_size": int(agent.action_space.n),  # type: ignore[attr-defined]
-        "optimizer_groups": optimizer["param_groups"],
-        "total_timesteps": agent._total_timesteps,
-        "state": agent._snapshot if agent._snapshot is not None else host_state(agent),
-    }
-    more = {REFERENCE: agent.moving_reference.weights()} if agent.moving_reference is not None else {}
-    more = {name: weights for name, weights in (more | agent.kept_weights).items() if weights}
-    partial = path.with_name(path.name + ".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("data.json", json.dumps(data, indent=1, default=_plain))
-        archive.writestr("policy.safetensors", safetensors.torch.save(named_weights(agent.policy)))
-        archive.writestr("optimizer.safetensors", safetensors.torch.save(tensors))
-        for name, weights in more.items():
-            archive.writestr(name + KEPT, safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}))
-    partial.replace(path)
 
 
-def load(cls: type[Agent], path: Path, env: Any, device: torch.device | str, overrides: dict[str, Any]) -> Agent:
-    """The agent that `save` wrote.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file holds another kind of agent, or is none of ours.
-    """
-    archive = _read(path)
-    data = archive.data
-    if data["class"] != cls.__name__:
-        raise ValueError(f"expected a saved {cls.__name__}, {path} holds a {data['class']}")
-    if "policy" not in overrides and data["policy_class"] != LMActorCriticPolicy.__name__:
-        raise ValueError(f"expected the class of the saved policy: pass policy={data['policy_class']} when loading")
-    seed = overrides.get("seed")
-    kwargs = dict(data["hyperparameters"])
-    if "kl_controller" in cls.saved_arguments and "kl_controller" not in overrides:
-        kwargs["kl_controller"] = kl_controller_from(data["kl_controller"])
-    for name, value in data["schedules"].items():
-        kwargs[name] = overrides.pop(name) if name in overrides else schedule_from_json(name, value)
-    policy_kwargs = _policy_kwargs(data, overrides.pop("policy_kwargs", {}))
-    policy = overrides.pop("policy", "LMPolicy")
-    kwargs |= {"policy_kwargs": policy_kwargs, "device": device, "_init_setup_model": False} | overrides
-    agent = cls(policy, env, **kwargs)  # type: ignore[call-arg]
-    if env is None:
-        agent.observation_space, agent.action_space = _spaces(data["observation_length"], data["vocab_size"])
-        agent.n_envs = 1
-    # Random weights are drawn and then replaced; the random state they come from is restored below.
-    agent._setup_model()
-    load_named_weights(agent.policy, archive.weights)
-    agent.policy.optimizer.load_state_dict({"state": archive.optimizer, "param_groups": data["optimizer_groups"]})
-    agent.policy.invalidate()
-    reference = archive.kept.pop(REFERENCE, {})
-    if agent.moving_reference is not None:
-        agent.moving_reference.load_weights(reference)
-    agent.kept_weights = archive.kept
-    agent.began_with_ptx = data["state"].get("ptx") is not None
-    agent._total_timesteps = data["total_timesteps"]
-    agent._snapshot = data["state"]  # `learn` begins from here, whatever is drawn until then
-    restore_host_state(agent, data["state"])
-    if seed is not None:
-        agent.set_random_seed(seed)
-    return agent
-
-
-class _Archive(NamedTuple):
-    data: dict[str, Any]
-    weights: dict[str, Tensor]
-    optimizer: dict[int, dict[str, Tensor]]
-    """State of each parameter, by its number in the optimizer's groups."""
-    kept: dict[str, dict[str, Tensor]]
-    """Other weights, by what they are and by name."""
-
-
-def _read(path: Path) -> _Archive:
-    path = path if path.is_file() or path.suffix else path.with_suffix(".zip")
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a saved agent at {path}, but there is no such file")
-    expected = ["data.json", "policy.safetensors", "optimizer.safetensors"]
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"expected a zip with {', '.join(expected)}, but {path} is no zip")
-    with zipfile.ZipFile(path) as archive:
-        if not set(expected) <= set(archive.namelist()):
-            raise ValueError(f"expected a zip with {', '.join(expected)}, {path} holds {', '.join(archive.namelist())}")
-        data = json.loads(archive.read("data.json"))
-        weights = safetensors.torch.load(archive.read("policy.safetensors"))
-        flat = safetensors.torch.load(archive.read("optimizer.safetensors"))
-        names = [name for name in archive.namelist() if name.endswith(KEPT)]
-        kept = {name.removesuffix(KEPT): safetensors.torch.load(archive.read(name)) for name in names}
-    optimizer: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        index, name = key.split(".", 1)
-        optimizer.setdefault(int(index), {})[name] = value
-    return _Archive(data, weights, optimizer, kept)
-
-
-def _policy_kwargs(data: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+def policy_from_json(saved: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     """The policy's arguments as saved, then those given anew."""
-    saved = dict(data["policy"])
-    for key in ("model", "critic_model"):
-        saved[key] = None if saved[key] is None else AutoConfig.for_model(**saved[key])
+    arguments = dict(saved)
+    for name in ("model", "critic_model"):
+        arguments[name] = None if saved[name] is None else AutoConfig.for_model(**saved[name])
     if "optimizer_class" not in extra:
         known = {kind.__name__: kind for kind in OPTIMIZERS}
-        if data["optimizer_class"] not in known:
+        if saved["optimizer_class"] not in known:
             raise ValueError(
                 f"expected the class of the saved optimizer: pass policy_kwargs={{'optimizer_class': "
-                f"{data['optimizer_class']}}} when loading"
+                f"{saved['optimizer_class']}}} when loading"
             )
-        saved["optimizer_class"] = known[data["optimizer_class"]]
-    return saved | extra
+        arguments["optimizer_class"] = known[saved["optimizer_class"]]
+    return arguments | extra
 
 
 def named_weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -263,23 +172,12 @@ def load_named_weights(module: torch.nn.Module, weights: dict[str, Tensor]) -> N
     own = dict(module.named_parameters(remove_duplicate=True)) | dict(module.named_buffers())
     expected = named_weights(module).keys()
     if set(weights) != set(expected):
-        missing, surplus = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+        missing = sorted(set(expected) - set(weights))
+        surplus = sorted(set(weights) - set(expected))
         raise ValueError(f"expected the weights of this policy; missing {missing[:3]}, unexpected {surplus[:3]}")
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
-
-
-def _config_to_json(config: PretrainedConfig) -> dict[str, Any]:
-    return {"model_type": config.model_type, **config.to_dict()}
-
-
-def _spaces(length: int, vocab_size: int) -> tuple[Any, Any]:
-    observation = spaces.Dict(
-        input_ids=spaces.Box(0, vocab_size - 1, (length,), np.int64),
-        attention_mask=spaces.Box(0, 1, (length,), np.int8),
-    )
-    return observation, spaces.Discrete(vocab_size)
 
 
 def _plain(value: Any) -> Any:

@@ -41,7 +41,7 @@ class TokenEnv(gym.Env):
 
     @property
     def kl_coef(self) -> float:
-        """β; may be set between steps."""
+        """β; may be set between steps while no agent's controller owns it."""
         return self.engine.kl_coef
 
     @kl_coef.setter

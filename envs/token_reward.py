@@ -10,7 +10,7 @@ policy gradient is right inside a reward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -28,13 +28,19 @@ from rlhf_gym.rewards import EpisodeScorer
 KLPlace = Literal["reward", "loss"]
 
 
+class KLCoefOwner(Protocol):
+    """Whoever sets β, such as those of `rlhf_gym.agents`."""
+
+    kl_coef: float
+
+
 class TokenReward:
     """Score at the end minus β times the log-ratio at every token.
 
     Args:
         scorer: scores whole episodes.
         reference: π_ref; None for a reward without a KL term.
-        kl_coef: β ≥ 0; may be set at any time.
+        kl_coef: β ≥ 0, while no controller owns it.
         kl_in: `"reward"`, or `"loss"` where the agent adds a KL term to its loss: rewards are then the score alone.
         missing_eos_penalty: subtracted from the score of a response that ended by its length, after all shaping.
         shaping: the terms applied to r_φ's score.
@@ -56,10 +62,20 @@ class TokenReward:
             raise ValueError(f"expected kl_in to be one of {get_args(KLPlace)}, got {kl_in!r}")
         if reference is None and kl_coef > 0:
             raise ValueError(f"expected a reference for kl_coef={kl_coef}, got None; give one, or kl_coef=0")
-        self.scorer, self.kl_coef, self.kl_in = scorer, kl_coef, kl_in
+        self.scorer = scorer
+        self.kl_in = kl_in
+        self.own_kl_coef = kl_coef
+        """β where no controller owns it."""
+        self.kl_controller: KLCoefOwner | None = None
+        """The owner of β."""
         self.missing_eos_penalty = missing_eos_penalty
         self.shaping = shaping
         self.use_reference(reference)
+
+    @property
+    def kl_coef(self) -> float:
+        """β: the controller's, where one owns it."""
+        return self.own_kl_coef if self.kl_controller is None else self.kl_controller.kl_coef
 
     def use_reference(self, reference: LMParts | None) -> None:
         """Let this be π_ref from now on; what was computed with another is forgotten."""

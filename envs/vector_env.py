@@ -40,7 +40,7 @@ from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.prompts import PromptFeed
 from rlhf_gym.envs.shaping import ScoreTerm, Shaping
 from rlhf_gym.envs.slots import Slots
-from rlhf_gym.envs.token_reward import KLPlace, TokenReward
+from rlhf_gym.envs.token_reward import KLCoefOwner, KLPlace, TokenReward
 from rlhf_gym.envs.view import EpisodeView
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import Shared
@@ -242,16 +242,42 @@ class TokenVectorEnv(VectorEnv):
 
     @property
     def kl_coef(self) -> float:
-        """β; may be set between steps."""
+        """β. It may be set between steps while no agent's KL controller owns it.
+
+        Raises:
+            ValueError: a controller owns it, or β is out of range.
+        """
         return self.token_reward.kl_coef
 
     @kl_coef.setter
     def kl_coef(self, value: float) -> None:
         if not value >= 0:
             raise ValueError(f"expected kl_coef >= 0, got {value}")
+        if self.kl_controller is not None:
+            raise ValueError(
+                f"expected to set kl_coef={value} where it belongs, to the agent's {type(self.kl_controller).__name__} "
+                f"(now {self.kl_coef}): say agent.kl_controller = FixedKL({value}), or env.kl_controller = None first"
+            )
+        self._check_kl_coef(value)
+        self.token_reward.own_kl_coef = value
+
+    @property
+    def kl_controller(self) -> KLCoefOwner | None:
+        """The owner of β, whose `kl_coef` every reward reads; None where the environment's own β counts.
+
+        An agent of ours makes its controller the owner. Setting None gives the environment its own β back.
+        """
+        return self.token_reward.kl_controller
+
+    @kl_controller.setter
+    def kl_controller(self, controller: KLCoefOwner | None) -> None:
+        if controller is not None:
+            self._check_kl_coef(controller.kl_coef)
+        self.token_reward.kl_controller = controller
+
+    def _check_kl_coef(self, value: float) -> None:
         if value > 0 and self.token_reward.reference is None:
             raise ValueError(f"expected kl_coef=0 in an environment without a reference, got {value}")
-        self.token_reward.kl_coef = value
 
     @property
     def parked(self) -> np.ndarray:
@@ -403,7 +429,7 @@ class TokenVectorEnv(VectorEnv):
         return {
             "rng": self.np_random.bit_generator.state,
             **self._feed.state_dict(),
-            "kl_coef": self.kl_coef,
+            "kl_coef": self.token_reward.own_kl_coef,
             "shaping": self.token_reward.shaping.state_dict(),
         }
 
@@ -411,7 +437,7 @@ class TokenVectorEnv(VectorEnv):
         """Go on from `state_dict()`; reset the environment next."""
         self.np_random.bit_generator.state = state["rng"]
         self._feed.load_state_dict(state)
-        self.kl_coef = float(state["kl_coef"])
+        self.token_reward.own_kl_coef = float(state["kl_coef"])
         self.token_reward.shaping.load_state_dict(state.get("shaping", []))
         self._needs_reset = True
 

@@ -115,7 +115,7 @@ def of_two_minds() -> RewardEnsemble:
 
 
 PROVOCATIONS = (
-    Provocation("judges of two minds", ("disagreement",), lambda: shrugs, kl_coef=0.05, ensemble=of_two_minds),
+    Provocation("judges that differ", ("disagreement",), lambda: shrugs, kl_coef=0.05, ensemble=of_two_minds),
     Provocation("longer is better", ("length", "missing_eos"), lambda: words, tokens=2 * TOKENS),
     Provocation("repeats are better", ("repetition",), lambda: repeats),
     Provocation("one sentence is best", ("entropy",), lambda: one_sentence),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rlhf_gym.agents import LMActorCriticPolicy
+from rlhf_gym.agents import LMActorCriticPolicy, TokenAlgorithm, base
 from rlhf_gym.envs.enumerable import EnumerableTask as Toy
 from rlhf_gym.envs.enumerable import gpt2_task as make_toy
 from rlhf_gym.envs.enumerable import letter_tokenizer
@@ -25,11 +25,19 @@ __all__ = [
     "letter_tokenizer",
     "make_tabular_toy",
     "make_toy",
+    "minibatch_gradient",
     "tabular_model",
     "word_policy",
     "word_reward",
     "word_settings",
 ]
+
+
+def minibatch_gradient(agent: TokenAlgorithm, rows: np.ndarray) -> dict[str, float]:
+    """Leave the gradient of one minibatch of the agent's rollout in its policy; returns what is logged of it."""
+    assert agent.buffer is not None
+    own = agent.minibatch_loss, agent._active, agent.update_settings
+    return base.minibatch_gradient(agent.policy, agent.buffer, rows, *own)
 
 
 def bandit(beta: float) -> Toy:

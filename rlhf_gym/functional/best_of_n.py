@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln
 
 Array = NDArray[np.float64]
 
@@ -62,18 +63,13 @@ def best_of_n_estimate(proxy: ArrayLike, values: ArrayLike, n: Sequence[int]) ->
 
 
 def _weights(samples: int, n: Sequence[int]) -> Array:
-    """C(i − 1, n − 1)/C(N, n), i = 1 … N down the rows, a column for each n: (N, n).
-
-    By F_n(i) = C(i, n)/C(N, n) = F_{n−1}(i)·(i − n + 1)/(N − n + 1), the chance that all n are among the lowest i:
-    no binomial coefficient is ever formed. The weight is F_n(i) − F_n(i − 1).
-    """
-    below = np.arange(samples + 1, dtype=np.float64)  # (N + 1,)
-    share, columns = np.ones(samples + 1), {}
-    for size in range(1, max(n, default=0) + 1):
-        share = share * np.maximum(below - size + 1, 0) / (samples - size + 1)
-        if size in n:
-            columns[size] = np.diff(share)  # (N,)
-    return np.stack([columns[size] for size in n], axis=1) if columns else np.zeros((samples, 0))
+    """C(i − 1, n − 1)/C(N, n), i = 1 … N down the rows, a column for each n: (N, n), through log Γ: none overflows."""
+    i = np.arange(1, samples + 1, dtype=np.float64)[:, None]  # (N, 1)
+    size = np.asarray(n, dtype=np.float64)[None, :]  # (1, n)
+    below = np.maximum(i - size, 0)  # (N, n)
+    ways = gammaln(i) - gammaln(size) - gammaln(below + 1)  # (N, n)
+    of = gammaln(samples + 1) - gammaln(size + 1) - gammaln(samples - size + 1)  # (1, n)
+    return np.where(i >= size, np.exp(ways - of), 0.0)
 
 
 def _tied_means(proxy: Array, values: Array) -> Array:

@@ -357,7 +357,7 @@ RULES = {
     "entropy": Rule(
         _entropy,
         "The policy writes nearly the same every time, and does not learn about what it no longer writes.",
-        "Lower the learning rate or the epochs, raise kl_coef, or set a small ent_coef.",
+        "Lower the learning rate or the epochs, raise kl_coef, or add a small EntropyBonus.",
     ),
     "kl_high": Rule(
         _kl_high,

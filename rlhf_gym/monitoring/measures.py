@@ -13,13 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import explained_variance as stock_explained_variance
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.agents.base import TokenAlgorithm
-from rlhf_gym.agents.logs import explained_variance
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.functional.text_statistics import (
@@ -78,22 +77,23 @@ def last_rollout(agent: TokenAlgorithm) -> ScoredEpisodes | None:
     π_ref is the one that learning began with, also where the agent's own follows the policy. The reward model was
     trained on texts near that one, and a policy may leave them together with its reference.
     """
-    buffer, earned = agent.buffer, agent.earned
-    if buffer is None or earned is None:
+    buffer = agent.buffer
+    rollout = agent.rollout
+    if buffer is None or rollout is None:
         return None
     lengths = buffer.response_lengths.tolist()
     ref_log_probs: Sequence[np.ndarray] | None = None
-    if agent.moving_reference is not None:
-        ref_log_probs = agent.moving_reference.start_log_probs
+    if rollout.first_ref_log_probs is not None:
+        ref_log_probs = rollout.first_ref_log_probs
     elif agent.engine.token_reward.reference is not None:
         ref_log_probs = unpadded(buffer.ref_log_probs, lengths)
     return ScoredEpisodes(
         buffer.episodes,
-        earned.scores,
+        rollout.rewards.scores,
         unpadded(buffer.log_probs, lengths),
         ref_log_probs,
-        earned.member_scores,
-        explained_variance(buffer) if agent.uses_critic else None,
+        rollout.rewards.member_scores,
+        buffer.explained_variance() if agent.uses_critic else None,
     )
 
 
@@ -128,7 +128,7 @@ class EpisodeCollector:
         """Add the variance of a rollout's returns that the critic explains, where there is one."""
         if isinstance(agent, OnPolicyAlgorithm):
             buffer = agent.rollout_buffer
-            self._explained.append(float(stock_explained_variance(buffer.values.flatten(), buffer.returns.flatten())))
+            self._explained.append(float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())))
 
     def scored_episodes(self, engine: TokenVectorEnv) -> ScoredEpisodes:
         """All that were collected. π_ref reads the whole episodes once, in batches."""

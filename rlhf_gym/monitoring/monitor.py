@@ -227,7 +227,9 @@ class RLHFMonitor(BaseCallback):
 
     def _kl_target(self) -> float | None:
         """The KL that a controller steers to; None where that is the KL to a π_ref that follows the policy."""
-        if not isinstance(self.model, TokenAlgorithm) or self.model.moving_reference is not None:
+        if not isinstance(self.model, TokenAlgorithm):
+            return None
+        if self.model.rollout is None or self.model.rollout.first_ref_log_probs is not None:
             return None
         controller = self.model.kl_controller
         if isinstance(controller, AdaptiveKL):

@@ -13,9 +13,13 @@ from rlhf_gym.agents import (
     AdaptiveKL,
     BestOfN,
     ConstraintKL,
+    EntropyBonus,
     FixedKL,
     KLController,
+    KLInLoss,
+    MovingReference,
     PretrainingMix,
+    Regulariser,
     TokenAlgorithm,
 )
 from rlhf_gym.envs import (
@@ -71,13 +75,19 @@ class Parts:
             return ConstraintKL(settings.kl_coef, settings.kl_target)
         return FixedKL(settings.kl_coef)
 
-    def regularisers(self, settings: PolicyGradientSettings) -> dict[str, Any]:
-        """The arguments that add terms to the objective: other texts, a reference that follows."""
-        mix = None
+    def regularisers(self, settings: PolicyGradientSettings) -> list[Regulariser]:
+        """What is added to the objective: an entropy bonus, the KL in the loss, other texts, a moving reference."""
+        found: list[Regulariser] = []
+        if settings.ent_coef:
+            found.append(EntropyBonus(settings.ent_coef))
+        if settings.kl_in == "loss":
+            found.append(KLInLoss(settings.kl_loss))
         if settings.ptx_coef:
             texts = ptx_texts(settings, self.run.task)
-            mix = PretrainingMix(texts, settings.ptx_coef, batch_size=settings.ptx_batch_size, seed=self.seed)
-        return {"ptx": mix, "ema_reference": settings.ema_reference}
+            found.append(PretrainingMix(texts, settings.ptx_coef, batch_size=settings.ptx_batch_size, seed=self.seed))
+        if settings.ema_reference:
+            found.append(MovingReference(settings.ema_reference))
+        return found
 
     def score_terms(self, settings: PolicyGradientSettings) -> tuple[ScoreTerm, ...]:
         """What is done to r_φ's scores, in order. Imports the verifier."""

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from rlhf_gym.labeling import check_installed
 from rlhf_gym.pipeline.context import Run
-from rlhf_gym.preferences import AnnotatorPanel, CandidatePair, Preference, simulated_annotators
+from rlhf_gym.preferences import Annotator, AnnotatorPanel, CandidatePair, Preference, simulated_annotators
 from rlhf_gym.preferences.labels import label_summary, labelled_preferences
 from rlhf_gym.preferences.store import STORE_FILE, LabelStore, comparisons
 
@@ -52,10 +52,10 @@ def annotate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int 
         seed=run.config.seed,
         chance=run.config.seed + 1000 * round + 100_000 * part,
     )
-    if len(people) == 1:
-        return people[0].label(pairs, round=round)
-    panel = AnnotatorPanel(people, config.judges_per_pair, seed=run.config.seed + 1000 * round + part)
-    return panel.label(pairs, round=round)
+    annotator: Annotator = people[0]
+    if len(people) > 1:
+        annotator = AnnotatorPanel(people, config.judges_per_pair, seed=run.config.seed + 1000 * round + part)
+    return annotator.label(pairs, round=round)
 
 
 def annotate_on_page(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int = 0) -> list[Preference]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlhf_gym.files import append_jsonl, read_jsonl
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.preferences.records import Candidate
 from rlhf_gym.preferences.store import Item, Judgement
@@ -162,8 +162,7 @@ def compare_batch(ours: str, theirs: str) -> str:
 def write_human_evaluation(folder: RunFolder, result: HumanWinRate) -> Path:
     """Append a result to the run's `human_evaluation.jsonl`."""
     path = folder.root / "human_evaluation.jsonl"
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(result)) + "\n")
+    append_jsonl(path, asdict(result))
     return path
 
 
@@ -181,5 +180,4 @@ def _responses(folder: RunFolder, name: str) -> dict[str, str]:
     there = sorted(path.stem for path in samples.glob("*.jsonl"))
     if name not in there:
         raise ValueError(f"expected one of the policies ppo, {', '.join(there)}, got {name!r}")
-    rows = [json.loads(line) for line in (samples / f"{name}.jsonl").read_text().splitlines()]
-    return {row["prompt"]: row["response"] for row in rows}
+    return {row["prompt"]: row["response"] for row in read_jsonl(samples / f"{name}.jsonl")}

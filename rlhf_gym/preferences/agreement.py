@@ -65,22 +65,22 @@ def agreement(opinions: Iterable[Opinion]) -> Agreement | None:
     if len(names) == 2 and len(categories) > 1:
         first, second = ([said[name] for said in shared] for name in names)
         cohen = float(cohen_kappa_score(first, second))
-    return Agreement(len(names), len(shared), raw_agreement(counts), cohen, fleiss_kappa(counts))
+    raw, fleiss = fleiss_kappa(counts)
+    return Agreement(len(names), len(shared), raw, cohen, fleiss)
 
 
-def fleiss_kappa(counts: ArrayLike) -> float | None:
-    """κ = (P̄ − P_e)/(1 − P_e) of several annotators (Fleiss 1971, Psychological Bulletin 76).
+def fleiss_kappa(counts: ArrayLike) -> tuple[float, float | None]:
+    """(P̄, κ) of several annotators with κ = (P̄ − P_e)/(1 − P_e) (Fleiss 1971, Psychological Bulletin 76).
 
-    P_i = Σ_c n_ic·(n_ic − 1)/(n_i·(n_i − 1)), P̄ is their mean, p_c = Σ_i n_ic/Σ_i n_i, P_e = Σ_c p_c².
-
-    Fleiss has the same n_i for every unit, and so has the function of statsmodels. People skip items, so n_i differs
-    here: this is the plain generalisation, in which each unit counts alike in P̄.
+    P̄ is the mean of P_i = Σ_c n_ic·(n_ic − 1)/(n_i·(n_i − 1)), the chance that two judgements of unit i say the same.
+    P_e = Σ_c p_c² with p_c = Σ_i n_ic/Σ_i n_i. Fleiss has the same n_i for every unit, and so has statsmodels. People
+    skip items, so n_i differs here, and each unit counts alike in P̄.
 
     Args:
         counts: n_ic, how many annotators put unit i into category c, shape (units, categories), at least 2 a unit.
 
     Returns:
-        κ; None where everything is in one category, so that P_e = 1.
+        P̄ and κ; κ is None where everything is in one category, so that P_e = 1.
 
     Raises:
         ValueError: another shape, a negative count, or a unit with fewer than two judgements.
@@ -88,18 +88,12 @@ def fleiss_kappa(counts: ArrayLike) -> float | None:
     table = np.asarray(counts, dtype=np.float64)  # (units, categories)
     if table.ndim != 2 or not table.size or (table < 0).any():
         raise ValueError(f"expected counts >= 0 of shape (units, categories), got shape {table.shape}")
-    if (table.sum(axis=1) < 2).any():
-        raise ValueError(f"expected at least 2 judgements of each unit, got {table.sum(axis=1).min():.0f}")
-    shares = table.sum(axis=0) / table.sum()  # (categories,)
-    chance = float((shares**2).sum())
-    return None if chance == 1 else (raw_agreement(table) - chance) / (1 - chance)
-
-
-def raw_agreement(counts: ArrayLike) -> float:
-    """P̄ of `fleiss_kappa`: the chance that two of a unit's judgements, drawn at random, say the same."""
-    table = np.asarray(counts, dtype=np.float64)  # (units, categories)
     each = table.sum(axis=1)  # (units,)
-    return float(((table * (table - 1)).sum(axis=1) / (each * (each - 1))).mean())
+    if (each < 2).any():
+        raise ValueError(f"expected at least 2 judgements of each unit, got {each.min():.0f}")
+    raw = float(((table * (table - 1)).sum(axis=1) / (each * (each - 1))).mean())
+    chance = float(((table.sum(axis=0) / table.sum()) ** 2).sum())
+    return raw, None if chance == 1 else (raw - chance) / (1 - chance)
 
 
 def opinions_of(judgements: Iterable[Judgement], items: Iterable[Item]) -> list[Opinion]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from rlhf_gym.files import write_jsonl
 from rlhf_gym.preferences.agreement import agreement, opinions_of
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, Preference
@@ -164,7 +165,7 @@ def write_log(path: str | Path, store: LabelStore) -> int:
         How many records there are.
     """
     items = {item.id: item for item in store.items()}
-    lines = []
+    records = []
     for judgement in store.log():
         item = items[judgement.item]
         about = {
@@ -175,6 +176,6 @@ def write_log(path: str | Path, store: LabelStore) -> int:
             "responses": list(item.responses),
             "sources": [candidate.source for candidate in item.candidates],
         }
-        lines.append(json.dumps(asdict(judgement) | about) + "\n")
-    Path(path).expanduser().write_text("".join(lines))
-    return len(lines)
+        records.append(asdict(judgement) | about)
+    write_jsonl(Path(path).expanduser(), records)
+    return len(records)

@@ -11,8 +11,8 @@ from pathlib import Path
 from string import Template
 
 from rlhf_gym.files import write_text
-from rlhf_gym.report.alarms import about_section
 from rlhf_gym.report.compare import (
+    about_section,
     check_runs,
     compare_head,
     compare_samples,
@@ -23,13 +23,11 @@ from rlhf_gym.report.compare import (
     unique_names,
 )
 from rlhf_gym.report.goodhart import goodhart_section
-from rlhf_gym.report.making import making_section
-from rlhf_gym.report.monitor import monitor_section
+from rlhf_gym.report.overview import head_section, making_section, table_section
 from rlhf_gym.report.reward import reward_section
 from rlhf_gym.report.run import ReportRun, read_run
 from rlhf_gym.report.samples import samples_section
-from rlhf_gym.report.table import head_section, table_section
-from rlhf_gym.report.training import training_section
+from rlhf_gym.report.training import monitor_section, training_section
 from rlhf_gym.runs.folder import RunFolder
 
 HERE = Path(__file__).parent

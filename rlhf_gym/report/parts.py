@@ -1,56 +1,70 @@
-"""What the report's sections are written with: figures, legends, typeset words."""
+"""Pieces of HTML that the report's sections share: figures, legends, tables, typeset words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
-from rlhf_gym.report.charts import Chart
-from rlhf_gym.report.figures import Histories
+from rlhf_gym.report.charts import Chart, share_bar
+from rlhf_gym.report.run import KINDS, Histories
 
 PROXY = "r<sub>φ</sub>"
 DASH = "–"
 
 
 def signed(value: float) -> str:
-    """With its sign, two digits."""
+    """A number with its sign and two digits."""
     return f"{value:+.2f}".replace("-", "−")
 
 
 def typeset(text: str) -> str:
-    """Escaped, the symbols' subscripts set as such."""
+    """Escaped text, with the subscripts of symbols set as such."""
     text = escape(text)
     for symbol, index in (("r", "φ"), ("π", "ref"), ("π", "SFT"), ("π", "old")):
         text = text.replace(f"{symbol}_{index}", f"{symbol}<sub>{index}</sub>")
     return text
 
 
-def figure(chart: Chart, caption: str, *, key: str = "") -> str:
+def figure(chart: Chart, caption: str) -> str:
     """A chart under its title, over its caption."""
     below = f"<figcaption>{typeset(caption)}</figcaption>" if caption else ""
-    return f"<figure><h3>{typeset(chart.title)}</h3>{key}{chart.svg()}{below}</figure>"
+    return f"<figure><h3>{typeset(chart.title)}</h3>{chart.svg()}{below}</figure>"
 
 
-def legend(histories: Histories, agent: str, forms: Iterable[tuple[str, str]] = ()) -> str:
-    """Which colour is which kind of run; `forms` are (form of the mark, what it stands for)."""
-    items = [
-        f'<div><i class="{kind}"></i><span>{escape(agent)} {name}</span></div>'
-        for kind, name in (("ppo", "with KL penalty"), ("unleashed", "without KL penalty"))
-        if kind in histories.logs
-    ]
-    if any(len(logs) > 1 for logs in histories.logs.values()) and not forms:
-        items.append('<div><i class="thin"></i><span>single seeds</span></div>')
-    items += [f'<div><i class="{form}"></i><span>{typeset(name)}</span></div>' for form, name in forms]
-    return f'<div class="legend">{"".join(items)}</div>'
+def legend(items: Iterable[tuple[str, str]]) -> str:
+    """What each mark stands for, as (its CSS class, the text)."""
+    rows = "".join(f'<div><i class="{mark}"></i><span>{typeset(text)}</span></div>' for mark, text in items)
+    return f'<div class="legend">{rows}</div>'
 
 
-def share_bar(rate: list[float], kind: str) -> str:
-    """A share with its interval, against a half; `kind` is the class that colours it."""
-    middle, low, high = (4 + 96 * share for share in rate)
-    return (
-        '<svg viewBox="0 0 104 18" aria-hidden="true"><line class="track" x1="4" x2="100" y1="9" y2="9"/>'
-        '<line class="half" x1="52" x2="52" y1="1" y2="17"/>'
-        f'<line class="{kind}" stroke-width="3" stroke-linecap="round" x1="{low:.1f}" x2="{high:.1f}" y1="9" y2="9"/>'
-        f'<circle class="{kind}" fill="currentColor" cx="{middle:.1f}" cy="9" r="4.5"/></svg><b>{rate[0]:.1%}</b> '
-        f"<small>{100 * rate[1]:.0f}–{100 * rate[2]:.0f}</small>"
-    )
+def kind_legend(histories: Histories, agent: str) -> list[tuple[str, str]]:
+    """The items of a legend for the kinds of training."""
+    return [(kind, f"{agent} {name}") for kind, name in KINDS.items() if kind in histories.logs]
+
+
+def seed_legend(histories: Iterable[Histories]) -> list[tuple[str, str]]:
+    """The item of a legend for single seeds, where there are several."""
+    several = any(len(logs) > 1 for history in histories for logs in history.logs.values())
+    return [("thin", "single seeds")] if several else []
+
+
+def table(kind: str, head: Sequence[str], rows: Iterable[str]) -> str:
+    """A table of rows made by `row`; the head's cells are HTML."""
+    cells = "".join(f"<th>{cell}</th>" for cell in head)
+    return f'<table class="{kind}"><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def row(cells: Sequence[str], kind: str = "") -> str:
+    """One row of a table, its cells HTML."""
+    start = f'<tr class="{kind}">' if kind else "<tr>"
+    return f"{start}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def swatch(kind: str) -> str:
+    """A dot of a kind's colour."""
+    return f'<i class="swatch fill-{kind}"></i>'
+
+
+def share_cell(rate: Sequence[float], kind: str, digits: int = 0) -> str:
+    """A share with its interval, (share, low, high), as a bar and a number."""
+    return f'<span class="bar">{share_bar(rate, kind)}<span>{rate[0]:.{digits}%}</span></span>'

@@ -2,12 +2,82 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_gym.report.figures import Histories
+import numpy as np
+
+from rlhf_gym.files import read_jsonl
+from rlhf_gym.monitoring.alarms import ALARMS
 from rlhf_gym.runs.folder import CONFIG_FILE, RunFolder
-from rlhf_gym.settings import RunConfig
+from rlhf_gym.runs.records import iterations
+from rlhf_gym.settings import RunConfig, StageName
+
+Log = list[dict[str, Any]]
+KINDS: dict[StageName, str] = {"ppo": "with KL penalty", "unleashed": "without KL penalty"}
+"""The stages that train a policy, as the page calls them."""
+SURPRISE = "monitor/ref_surprise"
+"""The log of `monitor/ref_perplexity`, which is drawn since perplexities grow exponentially."""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What each kind of training logged, a log a seed, the rounds one after another."""
+
+    logs: dict[str, list[Log]]
+    """By kind, "ppo" and perhaps "unleashed"; tokens count on from round to round."""
+    breaks: tuple[float, ...]
+    """Tokens at which a new round begins."""
+
+    @classmethod
+    def read(cls, folder: RunFolder, seeds: Sequence[int], rounds: int) -> Histories:
+        """The logs of a run folder."""
+        logs: list[Log] = [[] for _ in seeds]
+        ends = [0]
+        for round in range(1, rounds + 1):
+            for log, seed in zip(logs, seeds, strict=True):
+                log += [r | {"tokens": r["tokens"] + ends[-1]} for r in _read_log(folder, "ppo", round, seed)]
+            ends.append(max([ends[-1], *(log[-1]["tokens"] for log in logs if log)]))
+        without = [_read_log(folder, "unleashed", 1, seed) for seed in seeds]
+        return cls({"ppo": logs} | ({"unleashed": without} if all(without) else {}), tuple(map(float, ends[1:-1])))
+
+    def curve(self, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The mean over the seeds of a quantity, on a grid of tokens they all reach."""
+        logs = [column(log, name) for log in self.logs[kind]]
+        logs = [(x, y) for x, y in logs if len(x)]
+        if not logs:
+            return np.zeros(0), np.zeros(0)
+        first = max(x[0] for x, _ in logs)
+        last = min(x[-1] for x, _ in logs)
+        grid = np.linspace(first, last, max(2, min(len(x) for x, _ in logs)))
+        return grid, np.mean([np.interp(grid, x, y) for x, y in logs], axis=0)
+
+    def kl(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """`curve` of the KL to the π_ref that training began with, where π_ref follows the policy too."""
+        moving = any("rlhf/kl_initial" in record for log in self.logs[kind] for record in log)
+        return self.curve(kind, "rlhf/kl_initial" if moving else "rlhf/kl")
+
+    @property
+    def names(self) -> set[str]:
+        """Every quantity that was logged."""
+        return {name for logs in self.logs.values() for log in logs for record in log for name in record}
+
+
+def column(log: Log, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and values of a quantity, where it was logged."""
+    found = [(record["tokens"], record[name]) for record in log if name in record]
+    table = np.array(found, dtype=float).reshape(-1, 2)  # (n, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _read_log(folder: RunFolder, stage: StageName, round: int, seed: int) -> Log:
+    log = iterations(folder.seed(stage, round, seed))
+    for record in log:
+        if "monitor/ref_perplexity" in record:
+            record[SURPRISE] = math.log(record["monitor/ref_perplexity"])
+    return log
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,9 +85,9 @@ class ReportRun:
     """What a section is given."""
 
     folder: RunFolder
-    """Where everything lies."""
+    """The run's folder."""
     name: str
-    """What it is called on the page, where no other run has that name."""
+    """Its name on the page, which no other run there has."""
     config: RunConfig
     """Its settings."""
     metrics: dict[str, Any] | None
@@ -33,7 +103,7 @@ class ReportRun:
     @property
     def logged(self) -> bool:
         """Whether its agents have left anything."""
-        return any(log for logs in self.histories.logs.values() for log in logs)
+        return bool(self.histories.names)
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -47,6 +117,21 @@ class ReportRun:
                 f"expected an evaluated run in {self.folder.root}, got one without: run `rlhf-gym evaluate` first"
             )
         return self.metrics
+
+    def final_row(self, kind: StageName = "ppo") -> dict[str, Any] | None:
+        """The last round's summary of the policies of a kind; None where there are none or they were not evaluated."""
+        rows = [row for row in self.metrics["summary"] if row["kind"] == kind] if self.metrics is not None else []
+        return rows[-1] if rows else None
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """The alarms of all kinds, seeds and rounds, each with its own; empty without a monitor."""
+        found = []
+        for round in range(1, self.config.rounds + 1):
+            for kind in KINDS:
+                for seed in self.seeds:
+                    where = {"kind": kind, "seed": seed, "round": round}
+                    found += [alarm | where for alarm in read_jsonl(self.folder.seed(kind, round, seed) / ALARMS)]
+        return found
 
 
 def read_run(folder: RunFolder, *, name: str | None = None) -> ReportRun:

@@ -27,8 +27,8 @@ class AgentParts(Protocol):
     def kl_controller(self, settings: PolicyGradientSettings) -> Any:
         """The controller of β."""
 
-    def regularisers(self, settings: PolicyGradientSettings) -> dict[str, Any]:
-        """The arguments that add terms to the objective: other texts, a reference that follows."""
+    def regularisers(self, settings: PolicyGradientSettings) -> Any:
+        """What is added to the objective, in order."""
 
     def score_terms(self, settings: PolicyGradientSettings) -> Any:
         """What is done to the reward model's scores, in order."""
@@ -291,17 +291,14 @@ class PolicyGradientSettings(LearnerSettings):
     def arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
         return super().arguments(parts) | {
-            "ent_coef": self.ent_coef,
             "target_kl": self.target_kl,
-            "kl_loss": self.kl_loss,
             "kl_controller": parts.kl_controller(self),
-            **parts.regularisers(self),
+            "regularisers": parts.regularisers(self),
         }
 
     def loading_arguments(self, parts: AgentParts) -> dict[str, Any]:
-        """The texts that are mixed in."""
-        made = parts.regularisers(self)
-        return {"ptx": made["ptx"]} if self.ptx_coef else {}
+        """What is added to the objective, whose texts the agent's file does not hold."""
+        return {"regularisers": parts.regularisers(self)}
 
 
 @dataclass(frozen=True)

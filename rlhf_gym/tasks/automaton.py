@@ -57,19 +57,6 @@ def sample(arcs: Arcs, start: Hashable, rng: np.random.Generator) -> list[str]:
         state = arc.target
 
 
-def log_prob(arcs: Arcs, start: Hashable, words: Sequence[str]) -> float:
-    """Log-probability of the text, its end included; −inf for a text that is not in the language."""
-    total = 0.0
-    state = start
-    for word in (*words, END):
-        arc = next((arc for arc in arcs(state) if arc.word == word), None)
-        if arc is None or arc.probability == 0.0:
-            return -math.inf
-        total += math.log(arc.probability)
-        state = arc.target
-    return total
-
-
 def extent(arcs: Arcs, start: Hashable) -> Extent:
     """Expected length and entropy of the texts from `start` on, exactly. The automaton must have no cycles."""
     known: dict[Hashable, Extent] = {}

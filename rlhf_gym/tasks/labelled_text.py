@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,10 +17,14 @@ from tokenizers.trainers import BpeTrainer
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from rlhf_gym.preferences import Demonstration
-from rlhf_gym.tasks.bag_of_words import BagOfWordsClassifier
 from rlhf_gym.tasks.task import Task
 
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import CountVectorizer
+
 SPECIAL_TOKENS = ("<pad>", "<eos>")
+WORD = r"\w+(?:'\w+)?|[^\w\s]"
+"""A word, or a punctuation mark."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,48 @@ class LabelledText:
 
 @dataclass(frozen=True, eq=False)
 class SentimentGold:
-    """Gold reward: the log-odds of the label 1 for prompt and response together, by a bag-of-words classifier."""
+    """Gold reward: the log-odds of label 1 for prompt and response together, from the words and word pairs in them.
 
-    classifier: BagOfWordsClassifier
-    """Trained on the human labels of the training texts."""
-    heldout_accuracy: float
-    """Its accuracy on the held-out texts."""
+    Wang and Manning 2012, "Baselines and Bigrams: Simple, Good Sentiment and Topic Classification": logistic regression
+    on naive-Bayes features. Feature f of a text is 1 if it occurs, scaled by its log-count ratio
+    log (p_f/‖p‖₁)/(q_f/‖q‖₁) between the positive and the negative training texts, both counts smoothed by 1. A
+    transformer as gold reward would share blind spots with r_φ; counts of words do not.
+    """
 
-    def __call__(self, prompts: list[str], responses: list[str]) -> np.ndarray:
+    vectorizer: CountVectorizer
+    """Texts -> which of F features occur, (n, F) sparse."""
+    weights: np.ndarray
+    """Log-odds that each feature adds where it occurs, (F,)."""
+    bias: float
+    """Log-odds of a text without any known feature."""
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], labels: Sequence[int], *, min_count: int = 2, l2: float = 1.0) -> SentimentGold:
+        """Train on texts (n) with labels 0 or 1 (n).
+
+        Args:
+            min_count: features in fewer texts than this are left out.
+            l2: strength of the penalty ½·l2·‖w‖² on the weights of the scaled features, against the summed loss.
+        """
+        from sklearn.feature_extraction.text import CountVectorizer  # takes a second to import
+        from sklearn.linear_model import LogisticRegression
+
+        vectorizer = CountVectorizer(binary=True, ngram_range=(1, 2), min_df=min_count, token_pattern=WORD)
+        present = vectorizer.fit_transform(texts).astype(np.float64)  # (n, F)
+        positive = np.asarray(labels, dtype=bool)  # (n,)
+        counts = np.stack([present[here].sum(axis=0).A1 + 1 for here in (~positive, positive)])  # (2, F)
+        shares = counts / counts.sum(axis=1, keepdims=True)  # (2, F)
+        ratio = np.log(shares[1] / shares[0])  # (F,)
+        model = LogisticRegression(C=1 / l2, tol=1e-8, max_iter=1000).fit(present.multiply(ratio).tocsr(), positive)
+        return cls(vectorizer, model.coef_[0] * ratio, float(model.intercept_[0]))
+
+    def log_odds(self, texts: Sequence[str]) -> np.ndarray:
+        """log P(1)/P(0) of each text, (n,) float64."""
+        return self.vectorizer.transform(texts) @ self.weights + self.bias
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """(prompts, responses) -> (B,) float64."""
-        return self.classifier.log_odds([p + r for p, r in zip(prompts, responses, strict=True)])
+        return self.log_odds([p + r for p, r in zip(prompts, responses, strict=True)])
 
 
 def labelled_text_task(
@@ -77,8 +114,7 @@ def labelled_text_task(
     if len({record.label for record in train}) < 2:
         raise ValueError(f"{path}: expected texts of both labels to train the gold classifier on, got one label only")
     tokenizer = train_tokenizer([record.text for record in train], vocab_size)
-    classifier = BagOfWordsClassifier.fit([r.text for r in train], [r.label for r in train])
-    accuracy = classifier.accuracy([r.text for r in heldout], [r.label for r in heldout])
+    gold = SentimentGold.fit([r.text for r in train], [r.label for r in train])
 
     def demonstrations(some: Sequence[LabelledText]) -> list[Demonstration]:
         made = [_split(record.text, prompt_words) for record in some if len(record.text.split()) > prompt_words]
@@ -105,7 +141,7 @@ def labelled_text_task(
         demonstrations=shown,
         heldout_demonstrations=kept,
         tokenizer=tokenizer,
-        gold=SentimentGold(classifier, accuracy),
+        gold=gold,
         max_prompt_length=max_prompt_length,
         max_new_tokens=max_new_tokens,
         pretraining_texts=[record.text for record in train],

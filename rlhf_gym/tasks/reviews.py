@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
-from rlhf_gym.tasks.automaton import Extent, extent, log_prob
+from rlhf_gym.tasks.automaton import Extent, extent
 from rlhf_gym.tasks.reviews_gold import reviews_gold
 from rlhf_gym.tasks.reviews_language import ADVERT, CHAT, COMPLAINT, REVIEW, START, arcs, sample_words
 from rlhf_gym.tasks.reviews_words import ASPECTS, HEADINGS, ITEMS, KINDS, NAMES, VOCABULARY, Topic
@@ -98,14 +98,6 @@ def _is_heldout(topic: Topic) -> bool:
 
 def _shuffled(topics: list[Topic]) -> list[Topic]:
     return [topics[i] for i in np.random.default_rng(0).permutation(len(topics))]
-
-
-def review_log_prob(prompt: str, response: str) -> float:
-    """Exact log-probability, in nats, of a response (its end included) under the language of demonstrations.
-
-    −inf for a text that is not in the language.
-    """
-    return log_prob(arcs(Topic.from_prompt(prompt)), START, response.split())
 
 
 def review_extent() -> Extent:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TypeVar, overload
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_gym.preferences import Demonstration
-
-if TYPE_CHECKING:
-    from rlhf_gym.rewards import RewardFunction
+from rlhf_gym.rewards import RewardFunction
 
 T = TypeVar("T")
 
@@ -89,6 +87,3 @@ class Generated(Sequence[T]):
         if not -self._length <= index < self._length:
             raise IndexError(f"index {index} is out of range for a sequence of {self._length}")
         return self._make(index % self._length)
-
-    def __iter__(self) -> Iterator[T]:
-        return (self._make(i) for i in range(self._length))

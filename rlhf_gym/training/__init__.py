@@ -1,7 +1,6 @@
 """The supervised stages: pretraining, fine-tuning on demonstrations, reward modelling."""
 
 from rlhf_gym.settings import RewardModelingConfig, SFTConfig
-from rlhf_gym.training.folder import is_finished
 from rlhf_gym.training.language_modeling import SFTMetrics, evaluate_sft, pretrain, train_sft
 from rlhf_gym.training.reward_baselines import Baseline, train_baselines
 from rlhf_gym.training.reward_diagnosis import (
@@ -21,6 +20,7 @@ from rlhf_gym.training.reward_metrics import (
 )
 from rlhf_gym.training.reward_modeling import train_reward_model
 from rlhf_gym.training.reward_probes import RewardProbes, probe_reward_model
+from rlhf_gym.training.stage import is_finished
 
 __all__ = [
     "Baseline",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,23 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses, pad_rows
+from rlhf_gym.preferences import Demonstration
 
 IGNORED = -100
 """The label of a token that is not predicted."""
-
-
-class HasResponse(Protocol):
-    """A prompt and a response to it, such as `rlhf_gym.tasks.Demonstration`."""
-
-    @property
-    def prompt(self) -> str:
-        """The prompt."""
-        ...
-
-    @property
-    def response(self) -> str:
-        """The response."""
-        ...
 
 
 class Row(NamedTuple):
@@ -40,7 +27,7 @@ class Row(NamedTuple):
     """Index of the first token that is predicted; those before it are given. At least 1."""
 
 
-def demonstration_rows(tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[HasResponse]) -> list[Row]:
+def demonstration_rows(tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration]) -> list[Row]:
     """Prompt, response, EOS; the response and its EOS are predicted."""
     prompts = encode_prompts(tokenizer, [d.prompt for d in demonstrations])
     responses = encode_responses(tokenizer, [d.response for d in demonstrations])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.lm.loading import context_length, load_causal_lm, quiet_transformers
 from rlhf_gym.lm.lora import has_adapter
+from rlhf_gym.preferences import Demonstration
 from rlhf_gym.settings import SFTConfig
 from rlhf_gym.training.data import (
     IGNORED,
     CausalBatch,
-    HasResponse,
     Row,
     check_rows,
     collate_rows,
@@ -29,7 +29,6 @@ from rlhf_gym.training.data import (
     fingerprint,
     text_rows,
 )
-from rlhf_gym.training.folder import STAGING, close_folder, is_finished, open_folder, read_metrics
 from rlhf_gym.training.stage import SupervisedStage, run_stage
 
 
@@ -52,9 +51,9 @@ class SFTMetrics:
 def train_sft(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[HasResponse],
+    demonstrations: Sequence[Demonstration],
     *,
-    heldout: Sequence[HasResponse],
+    heldout: Sequence[Demonstration],
     config: SFTConfig | None = None,
     output_dir: str | Path,
     resume: bool = True,
@@ -108,7 +107,7 @@ def pretrain(
 def evaluate_sft(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[HasResponse],
+    demonstrations: Sequence[Demonstration],
     *,
     batch_size: int = 64,
 ) -> SFTMetrics:
@@ -180,21 +179,15 @@ def _train(
     output_dir: str | Path,
     resume: bool,
 ) -> SFTMetrics:
-    folder = Path(output_dir)
-    run = {
-        "stage": name,
-        "model": f"{type(model).__name__} of {model.num_parameters()} parameters",
-        "config": asdict(config),
-        "data": fingerprint([[row.start, *row.ids] for row in rows]),
-        "heldout": fingerprint([[row.start, *row.ids] for row in heldout]),
-    }
-    open_folder(folder, run, resume=resume)
-    if is_finished(folder):
-        with quiet_transformers():
-            model.load_state_dict(load_causal_lm(folder, dtype=model.dtype).state_dict())
-        model.eval()
-        return SFTMetrics(**read_metrics(folder))
     micro_batch_size = config.micro_batch_size or config.batch_size
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def load(folder: Path) -> None:
+        model.load_state_dict(load_causal_lm(folder, dtype=model.dtype).state_dict())
+
     stage = SupervisedStage(
         name=name,
         model=model,
@@ -203,10 +196,13 @@ def _train(
         collate=collate_rows,
         loss=partial(summed_loss, slices_logits=_slices_logits(model)),
         evaluate=lambda: _evaluate(model, heldout, 2 * micro_batch_size),
+        metrics=SFTMetrics,
+        identity={
+            "model": f"{type(model).__name__} of {model.num_parameters()} parameters",
+            "data": fingerprint([[row.start, *row.ids] for row in rows]),
+            "heldout": fingerprint([[row.start, *row.ids] for row in heldout]),
+        },
+        save=save,
+        load=load,
     )
-    metrics, history = run_stage(stage, config, folder)
-    with quiet_transformers():
-        model.save_pretrained(folder / STAGING)
-        tokenizer.save_pretrained(folder / STAGING)
-    close_folder(folder, history, asdict(metrics))
-    return metrics
+    return run_stage(stage, config, output_dir, resume=resume)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_gym.functional.losses import bradley_terry_loss
-from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import RewardFunction, RewardModel, RewardNormalizer
 from rlhf_gym.settings import RewardModelingConfig
 from rlhf_gym.training.data import check_rows, fingerprint
-from rlhf_gym.training.folder import STAGING, close_folder, is_finished, open_folder, read_metrics
 from rlhf_gym.training.reward_metrics import RewardMetrics, evaluate_reward_model
 from rlhf_gym.training.stage import SupervisedStage, run_stage
 
@@ -108,19 +105,17 @@ def train_reward_model(
     heldout_rows, _ = _checked_pairs(reward_model, heldout, False, "held-out pair")
     if config.bootstrap:
         groups = bootstrapped(groups, heads=len(reward_model), seed=config.seed)
-    folder = Path(output_dir)
-    run = {
-        "stage": "reward modelling",
-        "model": f"{type(reward_model.model).__name__} of {reward_model.model.num_parameters()} parameters",
-        "config": asdict(config),
-        "data": fingerprint([*rows, *(pair[:4] for group in groups for pair in group)]),
-        "heldout": fingerprint(heldout_rows),
-    }
-    open_folder(folder, run, resume=resume)
-    if is_finished(folder):
-        return _load_finished(reward_model, folder)
-    reward_model.normalizers = [RewardNormalizer()] * len(reward_model)
     micro_batch_size = config.micro_batch_size or config.batch_size
+
+    def save(folder: Path) -> None:
+        reward_model.normalizers = [RewardNormalizer()] * len(reward_model)
+        reward_model.save_pretrained(folder)
+
+    def load(folder: Path) -> None:
+        finished = RewardModel.from_pretrained(folder, dtype=reward_model.model.dtype)
+        reward_model.model.load_state_dict(finished.model.state_dict())
+        reward_model.normalizers = finished.normalizers
+
     stage = SupervisedStage(
         name="reward modelling",
         model=reward_model,
@@ -129,12 +124,16 @@ def train_reward_model(
         collate=partial(collate_pairs, rows),
         loss=partial(_summed_loss, label_smoothing=config.label_smoothing, centering=config.centering),
         evaluate=lambda: evaluate_reward_model(mean_of_heads(reward_model, batch_size=4 * micro_batch_size), heldout),
+        metrics=RewardMetrics,
+        identity={
+            "model": f"{type(reward_model.model).__name__} of {reward_model.model.num_parameters()} parameters",
+            "data": fingerprint([*rows, *(pair[:4] for group in groups for pair in group)]),
+            "heldout": fingerprint(heldout_rows),
+        },
+        save=save,
+        load=load,
     )
-    metrics, history = run_stage(stage, config, folder)
-    with quiet_transformers():
-        reward_model.save_pretrained(folder / STAGING)
-    close_folder(folder, history, asdict(metrics))
-    return metrics
+    return run_stage(stage, config, output_dir, resume=resume)
 
 
 def collate_pairs(rows: Sequence[list[int]], groups: Sequence[Sequence[Pair]]) -> PairBatch:
@@ -232,12 +231,3 @@ def _weighing_one(pairs: Sequence[Pair]) -> list[Pair]:
     """The same with weights that sum to 1."""
     total = sum(pair.weight for pair in pairs)
     return [pair._replace(weight=pair.weight / total) for pair in pairs]
-
-
-def _load_finished(reward_model: RewardModel, folder: Path) -> RewardMetrics:
-    with quiet_transformers():
-        finished = RewardModel.from_pretrained(folder, dtype=reward_model.model.dtype)
-    reward_model.model.load_state_dict(finished.model.state_dict())
-    reward_model.normalizers = finished.normalizers
-    reward_model.eval()
-    return RewardMetrics(**read_metrics(folder))

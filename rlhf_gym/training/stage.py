@@ -2,12 +2,22 @@
 
 The summed loss of an optimizer step is divided by the total weight (tokens, or prompts) of that step, so that
 micro-batches add up to exactly the whole batch.
+
+The folder of a stage holds
+
+training.json    what is trained on what, written first: another run does not resume this one
+checkpoint.safetensors    where to resume from, while the stage runs; removed when it has finished
+config.json, *.safetensors, tokenizer files    the trained model, moved in whole at the end
+history.json     what was logged
+metrics.json     written last: the stage has finished
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +31,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rlhf_gym.files import write_json
+from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.settings import SupervisedConfig
-from rlhf_gym.training.folder import CHECKPOINT
 
+RUN_FILE = "training.json"
+HISTORY_FILE = "history.json"
+METRICS_FILE = "metrics.json"
+CHECKPOINT = "checkpoint.safetensors"
+STAGING = "unfinished"
 Example = TypeVar("Example")
+Metrics = TypeVar("Metrics")
 STRETCH = 50
 """Batches whose examples are sorted by length together."""
 
@@ -43,7 +60,7 @@ class Batch(Protocol):
 
 
 @dataclass(frozen=True)
-class SupervisedStage(Generic[Example]):
+class SupervisedStage(Generic[Example, Metrics]):
     """What one supervised stage learns, apart from how it is optimised."""
 
     name: str
@@ -58,8 +75,16 @@ class SupervisedStage(Generic[Example]):
     """Makes a batch of examples."""
     loss: Callable[[nn.Module, Any], Tensor]
     """Summed loss of a batch, differentiable."""
-    evaluate: Callable[[], Any]
+    evaluate: Callable[[], Metrics]
     """Metrics on held-out data, a frozen dataclass; the model is in eval mode."""
+    metrics: type[Metrics]
+    """Class of these metrics."""
+    identity: dict[str, str]
+    """Descriptions of model and data, for JSON: a stage with another identity does not resume this one."""
+    save: Callable[[Path], None]
+    """Writes the trained model into a folder."""
+    load: Callable[[Path], None]
+    """Loads into `model` what `save` wrote."""
 
 
 @dataclass
@@ -74,17 +99,54 @@ class StageState:
     """Entries so far: training loss every few steps, held-out metrics (`heldout_…`) every epoch."""
 
 
+def is_finished(folder: str | Path) -> bool:
+    """Whether a supervised stage has run to its end in `folder`."""
+    return (Path(folder) / METRICS_FILE).is_file()
+
+
 def run_stage(
-    stage: SupervisedStage[Example], config: SupervisedConfig, folder: Path
-) -> tuple[Any, list[dict[str, Any]]]:
-    """Train, going on from the checkpoint in `folder` if there is one. The model ends in eval mode.
+    stage: SupervisedStage[Example, Metrics], config: SupervisedConfig, output_dir: str | Path, *, resume: bool
+) -> Metrics:
+    """Train, and leave model, metrics and history in `output_dir`. The model ends in eval mode.
+
+    Args:
+        stage: what is learned.
+        config: how it is optimised.
+        output_dir: the stage's folder.
+        resume: go on from the checkpoint in `output_dir`; if the stage had finished, load its model. False begins
+            again, removing what an earlier run of ours left.
 
     Returns:
-        The held-out metrics after the last step, and the history.
+        The held-out metrics after the last step.
 
     Raises:
+        FileExistsError: the folder holds a model that no run of ours wrote.
+        ValueError: with `resume`, the folder is another run's.
         FloatingPointError: the loss is no longer finite.
     """
+    folder = Path(output_dir)
+    _open_folder(folder, {"stage": stage.name, **stage.identity, "config": asdict(config)}, resume=resume)  # type: ignore[call-overload]
+    if is_finished(folder):
+        with quiet_transformers():
+            stage.load(folder)
+        stage.model.eval()
+        return stage.metrics(**json.loads((folder / METRICS_FILE).read_text()))
+    metrics, history = _train(stage, config, folder)
+    with quiet_transformers():
+        stage.save(folder / STAGING)
+    for path in sorted((folder / STAGING).iterdir(), key=lambda path: path.name == "config.json"):  # this one last
+        os.replace(path, folder / path.name)
+    (folder / STAGING).rmdir()
+    write_json(folder / HISTORY_FILE, history)
+    write_json(folder / METRICS_FILE, asdict(metrics))  # type: ignore[call-overload]
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return metrics
+
+
+def _train(
+    stage: SupervisedStage[Example, Metrics], config: SupervisedConfig, folder: Path
+) -> tuple[Metrics, list[dict[str, Any]]]:
+    """Train from the checkpoint in `folder`, if there is one; the metrics after the last step, and the history."""
     accelerator = None if config.use_cpu else torch.accelerator.current_accelerator(check_available=True)
     device = accelerator or torch.device("cpu")
     model = stage.model.to(device)
@@ -156,6 +218,32 @@ def schedule_factor(config: SupervisedConfig, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1.0
 
 
+def _open_folder(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
+    """Make `folder` ready for the run that `run` describes, keeping what an earlier start of the same run left."""
+    run = json.loads(json.dumps(run))
+    if not (folder / RUN_FILE).is_file():
+        if (folder / "config.json").is_file():
+            raise FileExistsError(f"expected a new folder or that of an earlier run, got another model in {folder}")
+    elif resume:
+        before = json.loads((folder / RUN_FILE).read_text())
+        differing = sorted(name for name in before.keys() | run.keys() if before.get(name) != run.get(name))
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"expected the run that {folder} was started with, got another {', '.join(differing)} "
+                f"({name}: {before.get(name)} before, {run.get(name)} now). "
+                "Choose another folder, or begin again with resume=False."
+            )
+    else:
+        for name in (METRICS_FILE, HISTORY_FILE, "config.json"):  # the marks of a finished run go first
+            (folder / name).unlink(missing_ok=True)
+        for path in folder.glob("*.safetensors*"):
+            path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+    write_json(folder / RUN_FILE, run)
+
+
 def _optimizer(model: nn.Module, config: SupervisedConfig) -> torch.optim.AdamW:
     """AdamW, whose weight decay leaves biases and the gains of norms alone."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -165,7 +253,7 @@ def _optimizer(model: nn.Module, config: SupervisedConfig) -> torch.optim.AdamW:
 
 
 def _train_step(
-    stage: SupervisedStage[Example],
+    stage: SupervisedStage[Example, Metrics],
     examples: Sequence[Example],
     optimizer: torch.optim.AdamW,
     learning_rate: float,

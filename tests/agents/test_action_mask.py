@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_gym.agents import EpisodeBuffer, TokenPPO
+from rlhf_gym.agents import EntropyBonus, EpisodeBuffer, TokenPPO
 from rlhf_gym.agents.rollout import evaluated, values_of
-from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import Episode, TokenVectorEnv
 from rlhf_gym.functional import gae
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.loading import Shared
 from tests import tiny
-from tests.toy import word_settings
+from tests.toy import minibatch_gradient, word_settings
 
 ROWS = [
     # prompt, then action or another's token in any order; the first and the last row end with another's
@@ -44,7 +43,8 @@ def agent_for(critic: str = "shared", **overrides) -> TokenPPO:
     settings = {"reward_timing": "deferred", "kl_coef": 0.3, "max_new_tokens": 8}
     env = TokenVectorEnv(4, **word_settings(**settings | overrides))
     policy = {"model": Shared(tiny.tiny_gpt2(seed=2)), "critic": critic}
-    agent = TokenPPO(env=env, n_episodes=4, batch_size=4, seed=0, device="cpu", ent_coef=0.01, policy_kwargs=policy)
+    settings = {"n_episodes": 4, "batch_size": 4, "seed": 0, "device": "cpu", "regularisers": [EntropyBonus(0.01)]}
+    agent = TokenPPO(env=env, policy_kwargs=policy, **settings)
     torch.nn.init.normal_(agent.policy.value_head.linear.weight)
     agent._setup_learn(1)
     return agent

@@ -75,7 +75,7 @@ class Rollouts(BaseCallback):
         return True
 
     def _on_rollout_end(self):
-        self.kls.append(self.model.mean_kl)
+        self.kls.append(self.model.rollout.mean_kl)
         self.betas.append(self.model.kl_controller.kl_coef)
 
 

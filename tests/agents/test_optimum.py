@@ -5,12 +5,11 @@ import pytest
 import torch
 from stable_baselines3.common.utils import LinearSchedule
 
-from rlhf_gym.agents import EpisodeBuffer, TokenPPO
-from rlhf_gym.agents.update import minibatch_gradient
+from rlhf_gym.agents import EpisodeBuffer, KLInLoss, TokenPPO
 from rlhf_gym.envs import Episode
 from rlhf_gym.functional.losses import policy_gradient_loss
 from rlhf_gym.lm.loading import Shared
-from tests.toy import bandit, make_tabular_toy, make_toy, tabular_model
+from tests.toy import bandit, make_tabular_toy, make_toy, minibatch_gradient, tabular_model
 
 EXACT = {"gae_lambda": 1.0, "normalize_advantage": False, "clip_range_vf": None, "vf_coef": 0.5, "device": "cpu"}
 """Monte-Carlo advantages as they are: whitening blows up what noise is left near the optimum."""
@@ -62,7 +61,9 @@ def test_bandit_with_the_kl_in_the_reward(beta):
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 def test_bandit_with_the_kl_in_the_loss(beta, kl_loss):
     """One epoch: k2's gradient is the KL's on the policy's own samples. The score's noise never vanishes here."""
-    toy, model = learn_bandit(beta, env_overrides={"kl_in": "loss"}, n_epochs=1, tokens=20_000, kl_loss=kl_loss)
+    toy, model = learn_bandit(
+        beta, env_overrides={"kl_in": "loss"}, n_epochs=1, tokens=20_000, regularisers=[KLInLoss(kl_loss)]
+    )
     assert toy.objective(model) >= toy.best - 0.01
     assert toy.total_variation(model) < 0.02
 

@@ -8,13 +8,12 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from rlhf_gym.agents import LMActorCriticPolicy, TokenPPO
 from rlhf_gym.agents.observations import pack_prefixes
-from rlhf_gym.agents.update import minibatch_gradient
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.sampling import behaviour_logits, entropy, token_log_prob
 from rlhf_gym.rewards import RewardModel
 from tests import tiny
-from tests.toy import word_policy, word_settings
+from tests.toy import minibatch_gradient, word_policy, word_settings
 
 MODELS = {"gpt2": tiny.tiny_gpt2, "llama": tiny.tiny_llama}
 SAMPLINGS = {

@@ -9,13 +9,12 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from rlhf_gym.agents import AdaptiveKL, FixedKL, TokenPPO
-from rlhf_gym.agents.update import minibatch_gradient
+from rlhf_gym.agents import AdaptiveKL, EntropyBonus, FixedKL, KLInLoss, TokenPPO
 from rlhf_gym.envs import SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.functional.kl import full_kl, k2
 from rlhf_gym.lm.loading import Shared
 from tests import tiny
-from tests.toy import word_settings
+from tests.toy import minibatch_gradient, word_settings
 
 
 def word_env(n=8, **overrides):
@@ -121,9 +120,9 @@ def test_the_policy_starts_as_a_copy_of_the_reference():
 
 UPDATES = {
     "plain": ({}, {}),
-    "entropy": ({}, {"ent_coef": 0.01}),
-    "full kl": ({"kl_in": "loss"}, {"kl_loss": "full"}),
-    "k2": ({"kl_in": "loss"}, {"kl_loss": "k2"}),
+    "entropy": ({}, {"regularisers": [EntropyBonus(0.01)]}),
+    "full kl": ({"kl_in": "loss"}, {"regularisers": [KLInLoss("full")]}),
+    "k2": ({"kl_in": "loss"}, {"regularisers": [KLInLoss("k2")]}),
     "separate critic": ({}, {"policy_kwargs": {"critic": "separate"}}),
 }
 
@@ -192,7 +191,11 @@ def test_target_kl_stops_before_the_step_that_would_go_too_far():
 
 @pytest.mark.parametrize("kl_loss", ["full", "k2"])
 def test_the_kl_in_the_loss_is_the_mean_over_tokens(kl_loss):
-    agent = make_agent(word_env(kl_in="loss"), kl_loss=kl_loss, policy_kwargs={"model": Shared(tiny.tiny_gpt2(seed=2))})
+    agent = make_agent(
+        word_env(kl_in="loss"),
+        regularisers=[KLInLoss(kl_loss)],
+        policy_kwargs={"model": Shared(tiny.tiny_gpt2(seed=2))},
+    )
     buffer = collect(agent)
     metrics = minibatch_gradient(agent, np.arange(24))
     reference = agent.engine.token_reward.reference.model
@@ -413,7 +416,8 @@ def test_environments_it_takes(tmp_path):
         ({"batch_size": 0}, "expected batch_size >= 1, got 0"),
         ({"n_epochs": 0}, "expected n_epochs >= 1, got 0"),
         ({"micro_batch_size": 0}, "expected micro_batch_size >= 1, got 0"),
-        ({"kl_loss": "k1"}, "expected kl_loss to be one of .* got 'k1'"),
+        ({"regularisers": [KLInLoss(), KLInLoss("k2")]}, "one regulariser of each class, got KLInLoss more than once"),
+        ({"regularisers": [KLInLoss()]}, 'expected an environment with kl_in="loss" for KLInLoss, .* count twice'),
     ],
 )
 def test_wrong_arguments_say_what_was_expected(overrides, message):

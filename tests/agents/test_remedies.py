@@ -14,6 +14,7 @@ from rlhf_gym.agents import (
     DPO,
     AttachPolicy,
     LMActorCriticPolicy,
+    MovingReference,
     PretrainingMix,
     StopOnKL,
     TokenA2C,
@@ -22,13 +23,12 @@ from rlhf_gym.agents import (
     TokenReinforce,
     TokenRLOO,
 )
-from rlhf_gym.agents.pretraining_mix import language_model_loss
-from rlhf_gym.agents.update import minibatch_gradient
+from rlhf_gym.agents.regularisers import language_model_loss
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.lm import LoRA, Shared, token_log_probs
 from rlhf_gym.lm.tokens import pad_rows
 from tests import tiny
-from tests.toy import word_settings
+from tests.toy import minibatch_gradient, word_settings
 
 TOTAL = 300
 """Tokens: four rollouts or so."""
@@ -118,7 +118,7 @@ def test_ptx_gradient_is_the_sum_of_the_two(policy):
     (0.7 * language_model_loss(plain.policy, ids, denominator=sum(len(row) - 1 for row in ids))).backward()
     lm = gradients(plain)
 
-    mixed = after_a_rollout(make_agent(ptx=PretrainingMix(TEXTS, 0.7, batch_size=len(TEXTS)), **kwargs))
+    mixed = after_a_rollout(make_agent(regularisers=[PretrainingMix(TEXTS, 0.7, batch_size=len(TEXTS))], **kwargs))
     metrics = minibatch_gradient(mixed, rows)
     both = gradients(mixed)
     assert both.keys() == rl.keys() >= lm.keys()
@@ -144,7 +144,7 @@ def test_ptx_loss_is_the_token_mean():
 @pytest.mark.parametrize("size", [1, 3])
 def test_ptx_in_micro_batches_is_one_batch(size):
     whole, parts = (
-        after_a_rollout(make_agent(ptx=PretrainingMix(TEXTS, 2.0, batch_size=7), micro_batch_size=micro))
+        after_a_rollout(make_agent(regularisers=[PretrainingMix(TEXTS, 2.0, batch_size=7)], micro_batch_size=micro))
         for micro in (None, size)
     )
     for agent in (whole, parts):
@@ -155,8 +155,8 @@ def test_ptx_in_micro_batches_is_one_batch(size):
 
 def test_ptx_of_coef_0_is_none_bit_for_bit():
     without = make_agent().learn(100)
-    zero = make_agent(ptx=PretrainingMix(TEXTS, 0.0)).learn(100)
-    some = make_agent(ptx=PretrainingMix(TEXTS, 0.1)).learn(100)
+    zero = make_agent(regularisers=[PretrainingMix(TEXTS, 0.0)]).learn(100)
+    some = make_agent(regularisers=[PretrainingMix(TEXTS, 0.1)]).learn(100)
     assert_same(weights(zero), weights(without))
     assert "train/ptx_loss" not in zero.logger.name_to_value
     with pytest.raises(AssertionError):
@@ -166,12 +166,13 @@ def test_ptx_of_coef_0_is_none_bit_for_bit():
 @pytest.mark.parametrize("kind", [TokenA2C, TokenReinforce, TokenRLOO, TokenGRPO])
 def test_every_token_agent_takes_ptx_and_a_moving_reference(kind):
     env = word_env(samples_per_prompt=4) if kind.compares_groups else word_env()
-    agent = make_agent(kind, env=env, ptx=PretrainingMix([[3, 4, 5]], 1.0, batch_size=2), ema_reference=0.5)
+    mix = PretrainingMix([[3, 4, 5]], 1.0, batch_size=2)
+    agent = make_agent(kind, env=env, regularisers=[mix, MovingReference(0.5)])
     rows = []
     agent.set_logger(rows_logger(rows))
     agent.learn(150)
     assert rows[-1]["train/ptx_loss"] < rows[0]["train/ptx_loss"]
-    assert agent.ptx.used == 2 * agent._n_updates
+    assert mix.used == 2 * agent._n_updates
     assert {"rlhf/kl", "rlhf/kl_initial"} <= rows[-1].keys()
 
 
@@ -204,7 +205,7 @@ def test_ptx_keeps_what_the_policy_could():
     start, left = nats(model), {}
     for coef in (0.0, 1.0):
         env = word_env(reference=Shared(copy.deepcopy(model).requires_grad_(False)), kl_coef=0.0)
-        agent = make_agent(env=env, ptx=PretrainingMix(texts[:32], coef, batch_size=8)).learn(600)
+        agent = make_agent(env=env, regularisers=[PretrainingMix(texts[:32], coef, batch_size=8)]).learn(600)
         left[coef] = nats(agent.policy.model) - start
     print(f"nats a token lost on held-out texts: {left[0.0]:.2f} without, {left[1.0]:.2f} with ptx")
     assert left[0.0] > 0.3
@@ -215,14 +216,14 @@ def test_ptx_interrupted_is_never_stopped(tmp_path):
     def mix():
         return PretrainingMix(TEXTS, 0.5, batch_size=3)
 
-    expected = make_agent(ptx=mix()).learn(TOTAL)
-    loaded = interrupted(make_agent(ptx=mix()), tmp_path, load={"ptx": mix()})
-    assert loaded.ptx.used == expected.ptx.used
+    expected = make_agent(regularisers=[mix()]).learn(TOTAL)
+    loaded = interrupted(make_agent(regularisers=[mix()]), tmp_path, load={"regularisers": [mix()]})
+    assert loaded.regularisers[0].used == expected.regularisers[0].used
     assert_same(weights(loaded), weights(expected))
-    with pytest.raises(ValueError, match=r"expected ptx=PretrainingMix\(…\), as learning began with, got none"):
+    with pytest.raises(ValueError, match=r"expected regularisers=\[PretrainingMix\(…\), …\], as learning began"):
         TokenPPO.load(tmp_path / "agent", word_env(), device="cpu").learn(10, reset_num_timesteps=False)
     with pytest.raises(ValueError, match="expected the 5 texts that learning began with, got 2"):
-        TokenPPO.load(tmp_path / "agent", word_env(), device="cpu", ptx=PretrainingMix(TEXTS[:2], 0.5))
+        TokenPPO.load(tmp_path / "agent", word_env(), device="cpu", regularisers=[PretrainingMix(TEXTS[:2], 0.5)])
 
 
 def test_ptx_says_what_it_expects():
@@ -236,15 +237,15 @@ def test_ptx_says_what_it_expects():
             PretrainingMix(**arguments)
     for texts, message in (([[3]], "at least two tokens"), ([[3, 99]], "token ids below 29 .* got 99")):
         with pytest.raises(ValueError, match=message):
-            make_agent(ptx=PretrainingMix(texts, 1.0)).learn(10)
-    with pytest.raises(TypeError, match="DPO takes no ema_reference, ptx"):
-        DPO(env=word_env(), ptx=PretrainingMix(TEXTS, 1.0), ema_reference=0.1)
+            make_agent(regularisers=[PretrainingMix(texts, 1.0)]).learn(10)
+    with pytest.raises(TypeError, match="DPO takes no regularisers"):
+        DPO(env=word_env(), regularisers=[PretrainingMix(TEXTS, 1.0)])
 
 
 def test_ptx_cuts_long_texts_to_the_context():
     agent = make_agent()
     mix = PretrainingMix([[3] * 150, [4, 5]], 1.0)
-    mix.prepare(agent.engine.tokenizer, agent.policy.parts)
+    mix.begin(agent.policy, agent.engine)
     assert sorted(len(row) for row in mix._rows) == [2, 22, 64, 64]
 
 
@@ -255,7 +256,7 @@ def test_reference_follows_by_its_formula_and_gives_the_environment_its_own_back
     env = word_env()
     own = env.token_reward.reference
     before = {name: value.clone() for name, value in own.model.named_parameters()}
-    agent = make_agent(env=env, ema_reference=0.25)
+    agent = make_agent(env=env, regularisers=[MovingReference(0.25)])
     ways = []
 
     class Look(BaseCallback):
@@ -271,7 +272,7 @@ def test_reference_follows_by_its_formula_and_gives_the_environment_its_own_back
     assert len(ways) >= 3
     assert env.token_reward.reference is own
     assert_same(dict(own.model.named_parameters()), before)  # nobody else's weights have moved
-    moved = agent.moving_reference.weights()
+    moved = agent.regularisers[0].weights()
     for name, value in before.items():
         expected = value
         for way in ways[1:]:
@@ -286,7 +287,7 @@ def test_kl_is_to_the_moving_reference_and_kl_initial_to_the_first(timing, polic
     if policy == "lora":
         pytest.importorskip("peft")
     env = word_env(reward_timing=timing)
-    agent = make_agent(env=env, ema_reference=0.5, policy_kwargs=POLICIES[policy])
+    agent = make_agent(env=env, regularisers=[MovingReference(0.5)], policy_kwargs=POLICIES[policy])
     rows = []
     agent.set_logger(rows_logger(rows))
     checked = []
@@ -296,9 +297,10 @@ def test_kl_is_to_the_moving_reference_and_kl_initial_to_the_first(timing, polic
             return True
 
         def _on_rollout_end(self):
-            buffer, moving = self.model.buffer, self.model.moving_reference
+            buffer, moving = self.model.buffer, self.model.regularisers[0]
             own = (buffer.log_probs * buffer.mask).sum()
-            for model, found in ((moving._parts.model, self.model.mean_kl), (initial, self.model.mean_kl_initial)):
+            rollout = self.model.rollout
+            for model, found in ((moving._parts.model, rollout.mean_kl), (initial, rollout.mean_kl_from_first)):
                 table = token_log_probs(model, buffer.input_ids, buffer.lengths, mask=buffer.action_mask)
                 assert found == pytest.approx(float(own - table.sum()) / len(buffer), abs=1e-4)
             checked.append(1)
@@ -311,21 +313,23 @@ def test_kl_is_to_the_moving_reference_and_kl_initial_to_the_first(timing, polic
 
 
 def test_with_frozen_layers_the_moving_reference_stays_the_same_below():
-    agent = make_agent(ema_reference=0.3, policy_kwargs={"freeze_layers": 1})
+    agent = make_agent(regularisers=[MovingReference(0.3)], policy_kwargs={"freeze_layers": 1})
     agent.learn(200)
     reward = agent.engine.token_reward
-    with agent.moving_reference.at_work(reward, agent.policy):
-        states = agent.policy.lower_states(torch.arange(8)[None] + 3)
-        assert reward._own_lower(states) is not None
+    (moving,) = agent.regularisers
+    moving.begin(agent.policy, agent.engine)
+    states = agent.policy.lower_states(torch.arange(8)[None] + 3)
+    assert reward._own_lower(states) is not None
+    moving.end()
 
 
 def test_moving_reference_interrupted_is_never_stopped(tmp_path):
-    expected = make_agent(ema_reference=0.3).learn(TOTAL)
-    loaded = interrupted(make_agent(ema_reference=0.3), tmp_path, load={})
+    expected = make_agent(regularisers=[MovingReference(0.3)]).learn(TOTAL)
+    loaded = interrupted(make_agent(regularisers=[MovingReference(0.3)]), tmp_path, load={})
     assert_same(weights(loaded), weights(expected))
-    assert_same(loaded.moving_reference.weights(), expected.moving_reference.weights())
+    assert_same(loaded.regularisers[0].weights(), expected.regularisers[0].weights())
     again = TokenPPO.load(tmp_path / "agent", word_env(), device="cpu")
-    again.moving_reference.load_weights({})  # what forgetting where the reference had got to would give
+    again.regularisers[0].load_weights({})  # what forgetting where the reference had got to would give
     again.learn(TOTAL - again.num_timesteps, reset_num_timesteps=False)
     with pytest.raises(AssertionError):
         assert_same(weights(again), weights(expected))
@@ -333,15 +337,17 @@ def test_moving_reference_interrupted_is_never_stopped(tmp_path):
 
 def test_moving_reference_says_what_it_expects():
     for rate in (-0.1, 1.5):
-        with pytest.raises(ValueError, match=rf"expected ema_reference in \(0, 1\].* got {rate}"):
-            make_agent(ema_reference=rate)
-    other = make_agent(ema_reference=0.1, policy_kwargs={"model": Shared(tiny.tiny_gpt2(n_layer=1))})
-    with pytest.raises(ValueError, match="expected a policy with the weights of π_ref for ema_reference"):
+        with pytest.raises(ValueError, match=rf"expected rate in \(0, 1\], got {rate}"):
+            MovingReference(rate)
+    other = make_agent(regularisers=[MovingReference(0.1)], policy_kwargs={"model": Shared(tiny.tiny_gpt2(n_layer=1))})
+    with pytest.raises(ValueError, match="expected a policy with the weights of π_ref for MovingReference"):
         other.learn(10)
     alone = make_agent(
-        env=word_env(reference=None, kl_coef=0.0), ema_reference=0.1, policy_kwargs={"model": Shared(tiny.tiny_gpt2())}
+        env=word_env(reference=None, kl_coef=0.0),
+        regularisers=[MovingReference(0.1)],
+        policy_kwargs={"model": Shared(tiny.tiny_gpt2())},
     )
-    with pytest.raises(ValueError, match="expected an environment with a reference for ema_reference"):
+    with pytest.raises(ValueError, match="expected an environment with a reference for MovingReference"):
         alone.learn(10)
 
 
@@ -359,7 +365,7 @@ class Record(BaseCallback):
         return True
 
     def _on_rollout_end(self):
-        self.kls.append(self.model.mean_kl_initial)
+        self.kls.append(self.model.rollout.mean_kl_from_first)
         self.weights.append(weights(self.model))
 
 
@@ -408,8 +414,9 @@ def test_stopping_interrupted_is_never_stopped(tmp_path):
         def _on_step(self):
             return len(steps) < 5
 
-    agent = make_agent().learn(2 * TOTAL, callback=[InFifthRollout(), stop()])
-    assert agent.notes["stop_on_kl"]["beyond"] == 1
+    first = stop()
+    agent = make_agent().learn(2 * TOTAL, callback=[InFifthRollout(), first])
+    assert first.state_dict()["beyond"] == 1
     agent.save(tmp_path / "agent")
     loaded = TokenPPO.load(tmp_path / "agent", word_env(), device="cpu")
     again = stop()

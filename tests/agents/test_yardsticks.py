@@ -7,14 +7,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from rlhf_gym.agents import DPO, BestOfN, TokenPPO
-from rlhf_gym.agents.dpo import both, make_pairs
-from rlhf_gym.agents.update import minibatch_gradient
+from rlhf_gym.agents.dpo import make_pairs
 from rlhf_gym.envs import SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.functional.best_of_n import best_of_n_kl
 from rlhf_gym.lm.loading import Shared
 from rlhf_gym.preferences import Preference
 from tests import tiny
-from tests.toy import make_tabular_toy, tabular_model, word_reward, word_settings
+from tests.toy import make_tabular_toy, minibatch_gradient, tabular_model, word_reward, word_settings
 
 UNCACHED = pytest.mark.filterwarnings("ignore:.*runs without a cache")
 """π_ref as a table has no keys and values to keep."""
@@ -115,7 +114,7 @@ def test_the_gradient_is_the_papers(loss):
     """DPO: −β·σ(−βh)·(∇log π(y_c) − ∇log π(y_r)); IPO: 2·(h − 1/2β)·(…)."""
     agent = make_dpo(loss=loss, beta=0.3, policy_kwargs={"model": Shared(tiny.tiny_gpt2(seed=2))})
     buffer = collect(agent)
-    metrics = minibatch_gradient(agent, both(np.arange(8)))
+    metrics = minibatch_gradient(agent, np.arange(16))
     found = [p.grad.clone() for p in agent.policy.model.parameters()]
     agent.policy.optimizer.zero_grad()
     evaluation = agent.policy.evaluate_episodes(buffer.input_ids, buffer.action_mask)
@@ -134,7 +133,7 @@ def test_the_gradient_is_the_papers(loss):
 def test_dpo_begins_at_log_2_and_learns_nothing_but_from_pairs():
     agent = make_dpo(word_env(kl_in="loss"))
     collect(agent)
-    metrics = minibatch_gradient(agent, both(np.arange(8)))
+    metrics = minibatch_gradient(agent, np.arange(16))
     assert metrics["train/loss"] == pytest.approx(np.log(2), abs=1e-5)
     assert metrics["train/accuracy"] == pytest.approx(0.5, abs=0.3)
     assert not any("kl_loss" in name or "value" in name for name in metrics)

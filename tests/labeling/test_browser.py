@@ -87,7 +87,7 @@ def test_twenty_pairs_by_keys_with_undo_and_a_killed_server(browser: Chromium, t
         served.kill()  # two more with nobody there to take them
         answer(tab)
         answer(tab)
-        tab.wait("document.getElementById('saved').innerText.includes('kept here')")
+        tab.wait("document.getElementById('saved').innerText.includes('kept in this browser')")
         with LabelStore(path) as store:
             assert len(store.judgements()) == 9
         served.start()

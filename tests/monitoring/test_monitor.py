@@ -17,7 +17,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from rlhf_gym.agents import DPO, AdaptiveKL, AttachPolicy, LMActorCriticPolicy, TokenPPO, TokenRLOO
+from rlhf_gym.agents import DPO, AdaptiveKL, AttachPolicy, LMActorCriticPolicy, MovingReference, TokenPPO, TokenRLOO
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.lm import Shared
 from rlhf_gym.lm.generation import token_log_probs
@@ -147,7 +147,7 @@ def test_a_token_agents_rollout_is_what_was_logged(timing):
     monitor = silent()
     agent.learn(60, callback=monitor)
     assert len(monitor.records) >= 2
-    record, buffer, earned = monitor.records[-1], agent.buffer, agent.earned
+    record, buffer, earned = monitor.records[-1], agent.buffer, agent.rollout.rewards
     logged = agent.logger.name_to_value or {}
     assert not logged  # all of it was written
     ids = buffer.input_ids
@@ -156,7 +156,7 @@ def test_a_token_agents_rollout_is_what_was_logged(timing):
     np.testing.assert_allclose(earned.member_scores, members, atol=1e-5)
     assert record.figures["disagreement"] == pytest.approx(members.std(axis=0).mean(), abs=1e-5)
     assert record.figures["score"] == pytest.approx(members.mean(), abs=1e-5)
-    assert record.figures["kl"] == pytest.approx(agent.mean_kl, abs=1e-5)
+    assert record.figures["kl"] == pytest.approx(agent.rollout.mean_kl, abs=1e-5)
     ratios = buffer.log_probs - buffer.ref_log_probs
     top = record.kl_tokens[0]
     token = agent.engine.tokenizer.convert_tokens_to_ids(top.text)
@@ -168,7 +168,7 @@ def test_a_token_agents_rollout_is_what_was_logged(timing):
 
 def test_a_reference_that_follows_hides_no_drift_from_the_monitor():
     """KL, its tokens and the perplexity are by the π_ref of the start: the moving one runs along."""
-    agent = word_agent(ema_reference=1.0, learning_rate=5e-3, kl_controller=AdaptiveKL(0.1, 6.0))
+    agent = word_agent(regularisers=[MovingReference(1.0)], learning_rate=5e-3, kl_controller=AdaptiveKL(0.1, 6.0))
     monitor = silent()
     agent.learn(150, callback=monitor)
     record, buffer = monitor.records[-1], agent.buffer
@@ -179,8 +179,8 @@ def test_a_reference_that_follows_hides_no_drift_from_the_monitor():
     ]  # fmt: skip
     nats = -sum(float(row.sum()) for row in rows) / int(buffer.response_lengths.sum())
     assert record.figures["ref_perplexity"] == pytest.approx(math.exp(nats), rel=1e-4)
-    assert record.figures["kl"] == pytest.approx(agent.mean_kl_initial, abs=1e-4)
-    assert abs(record.figures["kl"] - agent.mean_kl) > 0.01
+    assert record.figures["kl"] == pytest.approx(agent.rollout.mean_kl_from_first, abs=1e-4)
+    assert abs(record.figures["kl"] - agent.rollout.mean_kl) > 0.01
     assert record.kl_target is None  # the controller's is of the other KL
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_gym.pipeline import run
 from rlhf_gym.report.run import read_run
-from rlhf_gym.report.samples import read_pairs
+from rlhf_gym.report.samples import read_samples
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.records import read_views
 from tests.tiny_runs import count_good, quiet, save_model, tiny_config, tiny_task
@@ -22,7 +22,7 @@ def test_a_run_keeps_what_its_critic_saw(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     views = {kind: read_views(folder.seed(kind, 1, 0)) for kind in ("ppo", "unleashed")}
     summary = read_run(folder).evaluation["summary"]
-    shown = read_pairs(read_run(folder), [row["name"] for row in summary if row["kind"] in views])
+    shown = read_samples(read_run(folder), [row["name"] for row in summary if row["kind"] in views])
     assert [pair.prompt for pair in shown[0]] == [v.prompt for v in views["ppo"]] and len(shown) == 2
     for kind, beta in (("ppo", 0.1), ("unleashed", 0.0)):
         assert len(views[kind]) == config.evaluate.shown

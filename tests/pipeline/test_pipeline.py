@@ -304,7 +304,7 @@ def test_ones_own_preferences_replace_collecting_and_no_gold_is_said(tmp_path: P
     assert folder.metrics("evaluate")["judge"] == "proxy"  # type: ignore[index]
     assert folder.metrics("unleashed") is None, "nothing could be seen by it"
     assert "there is no gold" in said(console)
-    assert "flatters" in folder.report.read_text()
+    assert "overrates" in folder.report.read_text()
     path.write_text(json.dumps(lines[0]) + "\n")
     with pytest.raises(ValueError, match=r"preferences\.jsonl as it was when"):
         run(config, task=tiny_task(pretrained, gold=None), console=quiet())

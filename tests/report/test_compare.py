@@ -75,7 +75,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
          "until": None}])  # fmt: skip
     page = page_of(write_report([done, fresh, ungolden], tmp_path / "page.html"))
     assert "not evaluated yet" in page.text and "trained, not evaluated: rlhf-gym run --run-dir" in page.text
-    assert "no gold reward: rφ itself is the judge, and flatters" in page.text
+    assert "no gold reward: rφ itself is the judge, and overrates" in page.text
     assert "Nothing was kept of fresh" in page.text
     assert "length, first after 4,000 tokens: responses of 31 tokens <b>." in page.text
     charts = [a for tag, a in page.tags if tag == "svg" and "data-lines" in a]

@@ -9,8 +9,8 @@ from pathlib import Path
 from rlhf_gym.files import read_jsonl, write_jsonl
 from rlhf_gym.monitoring.alarms import KLToken, MonitorRecord, alarms_of
 from rlhf_gym.report import write_report
-from rlhf_gym.report.monitor import monitor_section
 from rlhf_gym.report.run import read_run
+from rlhf_gym.report.training import monitor_section
 from rlhf_gym.runs import RunFolder
 from tests.report.test_report import EVIL, Page
 from tests.run_folders import made_up_run, read_page
@@ -40,7 +40,7 @@ def test_alarms_charts_and_tokens(tmp_path: Path) -> None:
     write_report(folder)
     source = read_page(folder)
     text = Page(source).text
-    assert "With the KL penalty no alarm sounded. Without the KL penalty alarms sounded in 3 of 3 seeds" in text
+    assert "With the KL penalty no alarm fired. Without the KL penalty alarms fired in 3 of 3 seeds" in text
     assert re.search(r"the first \(drift\) after 1[01]\d,\d{3} tokens", text) and "3 of 3 seeds" in text
     assert re.search(r"πref's perplexity of the responses is 9\.\d instead of 3\.1", text)
     assert "Read the tokens that carry the KL; raise kl_coef" in text
@@ -54,5 +54,5 @@ def test_alarms_charts_and_tokens(tmp_path: Path) -> None:
 def test_silence_and_nobody_watching(tmp_path: Path) -> None:
     folder = watched(made_up_run(tmp_path / "quiet"), drifts=False)
     section = monitor_section(read_run(folder))
-    assert section.count("no alarm sounded") == 2 and 'table class="monitor"' not in section
+    assert section.count("no alarm fired") == 2 and 'table class="monitor"' not in section
     assert monitor_section(read_run(made_up_run(tmp_path / "unwatched"))) == ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from rlhf_gym.report.probes import edits_chart, probes_part
+from rlhf_gym.report.reward import edits_chart, probes_part
 from rlhf_gym.training import probe_edits
 from tests.training.test_probes import by_order, by_words, probe
 

@@ -13,9 +13,9 @@ import pytest
 from rlhf_gym.functional import BEST_OF_N, fit_best_of_n
 from rlhf_gym.report import write_report
 from rlhf_gym.report.charts import Axis, Band, Chart, Line, round_ticks, smooth, tick_label
-from rlhf_gym.report.figures import GoodhartFit, Histories, goodhart_chart, goodhart_facts
-from rlhf_gym.report.goodhart import peak_words
+from rlhf_gym.report.goodhart import GoodhartFit, goodhart_chart, goodhart_facts, peak_words
 from rlhf_gym.report.parts import typeset
+from rlhf_gym.report.run import Histories
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.records import read_best_of_n
 from rlhf_gym.settings import RunConfig

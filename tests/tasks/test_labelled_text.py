@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_gym.tasks import labelled_text_task
-from rlhf_gym.tasks.bag_of_words import BagOfWordsClassifier
-from rlhf_gym.tasks.labelled_text import read_labelled_text, train_tokenizer
+from rlhf_gym.tasks.labelled_text import SentimentGold, read_labelled_text, train_tokenizer
 
 GOOD = ("superb", "lovely", "warm", "clever")
 BAD = ("dull", "awful", "cold", "stale")
@@ -49,32 +48,32 @@ def test_a_corpus_becomes_a_task(corpus):
     assert task.model_config.vocab_size == len(task.tokenizer) <= 400
 
 
+def accuracy(gold: SentimentGold, texts: list[str], labels: list[int]) -> float:
+    return float(np.mean((gold.log_odds(texts) > 0) == np.asarray(labels, dtype=bool)))
+
+
 def test_gold_is_trained_on_the_labels_and_reads_prompt_and_response(corpus):
     task = labelled_text_task(corpus, vocab_size=400)
-    assert task.gold.heldout_accuracy > 0.95
     good, bad = task.gold(["the film with the", "the film with the"], [" plot was superb .", " plot was dull ."])
     assert good > 0 > bad
     assert task.gold(["superb lovely"], [" film"])[0] > task.gold(["dull awful"], [" film"])[0]
 
 
-def test_the_classifier_counts_presence_not_repetition():
-    rows = make_texts(200)
-    classifier = BagOfWordsClassifier.fit([r["text"] for r in rows], [r["label"] for r in rows])
-    once, twice, nothing = classifier.log_odds(["film superb", "film superb film superb", "unknownword"])
+def test_gold_counts_presence_not_repetition():
+    rows, others = make_texts(200), make_texts(100, seed=1)
+    gold = SentimentGold.fit([r["text"] for r in rows], [r["label"] for r in rows])
+    once, twice, nothing = gold.log_odds(["film superb", "film superb film superb", "unknownword"])
     assert twice == pytest.approx(once, abs=1.0)
-    assert nothing == pytest.approx(classifier.bias)
-    assert (
-        classifier.accuracy([r["text"] for r in make_texts(100, seed=1)], [r["label"] for r in make_texts(100, seed=1)])
-        > 0.95
-    )
+    assert nothing == pytest.approx(gold.bias)
+    assert accuracy(gold, [r["text"] for r in others], [r["label"] for r in others]) > 0.95
 
 
 def test_labels_without_a_signal_are_at_chance():
     rng = np.random.default_rng(0)
     texts = [r["text"] for r in make_texts(400)]
-    labels = rng.integers(0, 2, 400)
-    classifier = BagOfWordsClassifier.fit(texts[:200], labels[:200].tolist())
-    assert abs(classifier.accuracy(texts[200:], labels[200:].tolist()) - 0.5) < 0.1
+    labels = rng.integers(0, 2, 400).tolist()
+    gold = SentimentGold.fit(texts[:200], labels[:200])
+    assert abs(accuracy(gold, texts[200:], labels[200:]) - 0.5) < 0.1
 
 
 def test_byte_level_tokens_know_every_character():

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlhf_gym.tasks import automaton
-from rlhf_gym.tasks.automaton import END, Arc, bigrams, extent, log_prob, reachable, sample
+from rlhf_gym.tasks import automaton, reviews_task
+from rlhf_gym.tasks.automaton import END, Arc, bigrams, extent, reachable, sample
 from rlhf_gym.tasks.reviews_language import REVIEW, START, arcs
 from rlhf_gym.tasks.reviews_words import (
     ASPECTS,
@@ -25,6 +25,19 @@ from rlhf_gym.tasks.reviews_words import (
 SOUP = Topic("soup", "service", "harbour", "cafe")
 CAKE = Topic("cake", "view", "mill", "inn")
 ONE_SENTENCE = replace(REVIEW, stop=(1.0,), opener=0.0, degree=0.0)
+
+
+def log_prob(arcs_of: automaton.Arcs, start: object, words: list[str]) -> float:
+    """Log-probability of the text, its end included; −inf for a text that is not in the language."""
+    total = 0.0
+    state = start
+    for word in (*words, END):
+        arc = next((arc for arc in arcs_of(state) if arc.word == word), None)
+        if arc is None or arc.probability == 0.0:
+            return -math.inf
+        total += math.log(arc.probability)
+        state = arc.target
+    return total
 
 
 def texts(arcs_of: automaton.Arcs, state: object) -> list[tuple[list[str], float]]:
@@ -101,6 +114,12 @@ def test_texts_outside_the_language():
         "the soup was tasty . " * 4,
     ):
         assert log_prob(arcs_of, START, text.split()) == -math.inf, text
+
+
+def test_every_demonstration_is_in_the_language():
+    for demonstration in reviews_task(num_heldout_demonstrations=100).heldout_demonstrations:
+        topic = Topic.from_prompt(demonstration.prompt)
+        assert math.isfinite(log_prob(arcs(topic), START, demonstration.response.split()))
 
 
 def test_every_tone_and_few_extremes():

@@ -1,6 +1,6 @@
-// What was said and is not yet known to be stored. Each record has a key of its own in localStorage, so that neither a
-// reload, nor a crash, nor a second tab loses one; the server knows records by their ids, so that sending one twice
-// does no harm.
+// Judgements that the server has not confirmed yet. Each record has a key of its own in localStorage, so that neither a
+// reload, nor a crash, nor a second tab loses one. The server knows records by their ids, so sending one twice does no
+// harm.
 
 const FIRST_WAIT = 400;
 const LONGEST_WAIT = 5000;
@@ -10,7 +10,7 @@ export class Outbox {
     this.prefix = `rlhf-gym:unsent:${store}:`;
     this.send = send; // (path, body) -> Promise of the answer; rejects with {status} for an answer that is an error
     this.changed = changed; // called with what happened: "waiting", "stored", "refused"
-    this.memory = new Map(); // where the browser keeps nothing for us
+    this.memory = new Map(); // used where the browser has no storage
     this.counter = 0;
     this.busy = false;
     this.wait = FIRST_WAIT;
@@ -94,7 +94,7 @@ export class Outbox {
     }
   }
 
-  // What the server will not take is kept aside, to be looked at; it does not hold up the rest.
+  // Keeps what the server refuses under another key, so that it does not hold up the rest.
   keepRefused(key, record, reason) {
     try {
       localStorage.setItem(key.replace(":unsent:", ":refused:"), JSON.stringify({ ...record, reason }));

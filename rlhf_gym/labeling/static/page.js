@@ -3,8 +3,8 @@
 import { KINDS, element, showText } from "/cards.js";
 import { Outbox } from "/outbox.js";
 
-const AHEAD = 3; // items at hand, so that the next one is there at once, also while the server is away
-const LONGEST = 900; // seconds: who takes longer was elsewhere
+const AHEAD = 3; // items fetched ahead, so that the next one is there at once, even without a connection
+const LONGEST = 900; // seconds: whoever takes longer was interrupted
 const byId = (id) => document.getElementById(id);
 const here = { token: "", annotator: "", session: null, outbox: null, buffer: [], item: null, view: null, history: [],
   progress: null, fetching: false, again: 0 };
@@ -51,7 +51,7 @@ async function begin() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   const annotator = new URLSearchParams(location.search).get("annotator");
   here.token = remember(sessionStorage, "token", given ?? undefined);
-  if (given) history.replaceState(null, "", location.pathname + location.search); // not to be seen, nor shared by mistake
+  if (given) history.replaceState(null, "", location.pathname + location.search); // so that nobody sees it, or shares it by mistake
   here.annotator = (annotator ?? "").trim().slice(0, 60);
   byId("name").value = here.annotator || remember(localStorage, "annotator");
   if (here.token && here.annotator) await enter();
@@ -69,7 +69,7 @@ async function enter() {
   try {
     here.session = await call("/api/session");
   } catch (error) {
-    welcome(error.status === 401 ? "This token is not the page's: the one that was printed at the start is."
+    welcome(error.status === 401 ? "This token is wrong. The right one was printed when the page was started."
       : error.status ? error.message : "The server does not answer. Is it running?");
     return;
   }
@@ -123,10 +123,10 @@ async function refill() {
       take(answer);
       if (here.again === asked) break;
     } catch (error) {
-      if (error.status === 401) { welcome("The server was started anew, with another token."); break; }
+      if (error.status === 401) { welcome("The server was restarted with another token."); break; }
       if (error.status && error.status < 500) { over("Something is wrong", error.message); break; }
-      away();
-      if (!here.item) over("The server does not answer", "Nothing is lost. This page goes on by itself once it is back.");
+      noConnection();
+      if (!here.item) over("The server does not answer", "Nothing is lost. This page continues by itself as soon as the server answers.");
       await new Promise((resolve) => setTimeout(resolve, wait));
       wait = Math.min(wait * 1.6, 5000);
     }
@@ -144,12 +144,12 @@ function take(answer) {
   if (enough) { here.buffer = []; here.item = null; }
   if (here.item) return;
   if (here.buffer.length) return next();
-  if (here.outbox.size) return over("One moment", "The last labels are being saved.");
+  if (here.outbox.size) return over("One moment", "Your last labels are being saved.");
   if (answer.waiting) {
-    over("Nothing free at the moment", "Others are working on what is left. This page looks again every few seconds.");
+    over("Nothing free at the moment", "Others are labelling what is left. This page asks again every few seconds.");
     setTimeout(refill, 4000);
   } else if (enough || here.progress.items > 0) {
-    over(here.progress.mine ? "That is all. Thank you!" : "All is labelled", `${plural(here.progress.mine, "label")} of yours ` +
+    over(here.progress.mine ? "That is all. Thank you!" : "Everything is labelled", `${plural(here.progress.mine, "label")} of yours ` +
       `${here.progress.mine === 1 ? "is" : "are"} saved. You can close this page.`);
   } else over("Nothing to label", "There are no items in this store yet.");
 }
@@ -191,7 +191,7 @@ function submit(action, value, words) {
   announce(`${words}. ${here.buffer.length ? "Next one." : ""}`);
   if (document.activeElement && document.activeElement !== document.body) document.activeElement.blur();
   if (here.buffer.length) next();
-  else over("One moment", "The next one is on its way.");
+  else over("One moment", "The next item is being loaded.");
   showProgress();
   refill();
 }
@@ -283,9 +283,9 @@ function saved(kind, text) {
   if (byId("saved").textContent !== text) byId("saved").textContent = text;
 }
 
-function away() { // whoever finds out says the same
+function noConnection() {
   const left = here.outbox.size;
-  saved("late", left ? `Server away, ${plural(left, "label")} kept here` : "Server away, trying again");
+  saved("late", left ? `No connection, ${plural(left, "label")} kept in this browser` : "No connection, trying again");
 }
 
 function announce(text) {
@@ -294,9 +294,9 @@ function announce(text) {
 
 function onOutbox(event, record, reason) {
   const left = here.outbox.size;
-  if (event === "locked") welcome("The server was started anew, with another token. Your labels wait in this browser.");
-  else if (event === "refused") saved("late", `Not taken: ${reason}`);
-  else if (event === "waiting") away();
+  if (event === "locked") welcome("The server was restarted with another token. Your labels are kept in this browser.");
+  else if (event === "refused") saved("late", `Not saved: ${reason}`);
+  else if (event === "waiting") noConnection();
   else if (left === 0) saved("", "Saved");
   if (event === "stored" && here.progress) { // until the server counts again
     const by = record.path.endsWith("undo") ? -1 : record.body.action === "skip" ? 0 : 1;
@@ -346,7 +346,7 @@ byId("enter").addEventListener("submit", (event) => {
   event.preventDefault();
   here.annotator = byId("name").value.trim();
   if (byId("token").value.trim()) here.token = byId("token").value.trim().replace(/^.*#token=/, "");
-  if (!here.annotator) { byId("problem").textContent = "A name, please: any will do."; return; }
+  if (!here.annotator) { byId("problem").textContent = "Please give a name; any name will do."; return; }
   enter();
 });
 window.addEventListener("online", () => here.outbox?.flush());
