@@ -23,6 +23,11 @@ class KLController(ABC):
 
     kl_coef: float
 
+    @property
+    def desired_kl(self) -> float | None:
+        """The KL per sequence that it steers to, in nats; None without one."""
+        return None
+
     @abstractmethod
     def update(self, kl: float, n: int) -> float:
         """β after a rollout of `n` episodes whose mean KL per sequence was `kl`."""
@@ -61,6 +66,10 @@ class AdaptiveKL(KLController):
         self.kl_coef = kl_coef
         self.target = target
         self.horizon = horizon
+
+    @property
+    def desired_kl(self) -> float:
+        return self.target
 
     def update(self, kl: float, n: int) -> float:
         self.kl_coef = adaptive_kl_coef(self.kl_coef, kl, target=self.target, n=n, horizon=self.horizon)
@@ -127,6 +136,10 @@ class ConstraintKL(KLController):
         self.average: float | None = None
         self.trend = 0.0
         self.integral = math.log(kl_coef)
+
+    @property
+    def desired_kl(self) -> float:
+        return self.limit
 
     def update(self, kl: float, n: int) -> float:
         before = kl if self.average is None else self.average

@@ -15,7 +15,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.agents.base import TokenAlgorithm
@@ -77,23 +76,20 @@ def last_rollout(agent: TokenAlgorithm) -> ScoredEpisodes | None:
     π_ref is the one that learning began with, also where the agent's own follows the policy. The reward model was
     trained on texts near that one, and a policy may leave them together with its reference.
     """
-    buffer = agent.buffer
     rollout = agent.rollout
-    if buffer is None or rollout is None:
+    if rollout is None or agent.buffer is None:
         return None
-    lengths = buffer.response_lengths.tolist()
-    ref_log_probs: Sequence[np.ndarray] | None = None
-    if rollout.first_ref_log_probs is not None:
-        ref_log_probs = rollout.first_ref_log_probs
-    elif agent.engine.token_reward.reference is not None:
-        ref_log_probs = unpadded(buffer.ref_log_probs, lengths)
+    ref = rollout.first_ref_log_probs
+    if ref is None and agent.engine.token_reward.reference is not None:
+        padded = zip(rollout.rewards.ref_log_probs, rollout.episodes, strict=True)
+        ref = [row[: episode.response_length] for row, episode in padded]
     return ScoredEpisodes(
-        buffer.episodes,
+        rollout.episodes,
         rollout.rewards.scores,
-        unpadded(buffer.log_probs, lengths),
-        ref_log_probs,
+        rollout.log_probs,
+        ref,
         rollout.rewards.member_scores,
-        buffer.explained_variance() if agent.uses_critic else None,
+        agent.buffer.explained_variance() if agent.uses_critic else None,
     )
 
 
@@ -151,11 +147,6 @@ class EpisodeCollector:
             np.stack(self._members, axis=1) if every_member else None,
             float(np.mean(known)) if known else None,
         )
-
-
-def unpadded(table: Tensor, lengths: Sequence[int]) -> list[np.ndarray]:
-    """The real part of each row of (E, T)."""
-    return [row[:n] for row, n in zip(table.numpy(), lengths, strict=True)]
 
 
 def member_scores(reward: LearnedReward, engine: TokenVectorEnv, episodes: Sequence[Episode]) -> np.ndarray:

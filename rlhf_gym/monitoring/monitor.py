@@ -17,7 +17,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rlhf_gym.agents.base import TokenAlgorithm
-from rlhf_gym.agents.kl_control import AdaptiveKL, ConstraintKL
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.files import append_jsonl, write_jsonl
@@ -227,14 +226,9 @@ class RLHFMonitor(BaseCallback):
 
     def _kl_target(self) -> float | None:
         """The KL that a controller steers to; None where that is the KL to a π_ref that follows the policy."""
-        if not isinstance(self.model, TokenAlgorithm):
+        if not isinstance(self.model, TokenAlgorithm) or self.model.rollout is None:
             return None
-        if self.model.rollout is None or self.model.rollout.first_ref_log_probs is not None:
-            return None
-        controller = self.model.kl_controller
-        if isinstance(controller, AdaptiveKL):
-            return controller.target
-        return controller.limit if isinstance(controller, ConstraintKL) else None
+        return self.model.kl_controller.desired_kl if self.model.rollout.first_ref_log_probs is None else None
 
     def _log(self, record: MonitorRecord) -> None:
         for name, value in record.figures.items():
