@@ -1,4 +1,4 @@
-"""Who sets β."""
+"""The owners of β, and the one home it has."""
 
 import dataclasses
 
@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
-from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, TokenPPO
+from rlhf_gym.agents import DPO, AdaptiveKL, ConstraintKL, FixedKL, TokenPPO
 from rlhf_gym.agents.kl_control import kl_controller_from
+from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.envs.enumerable import tabular_task
+from rlhf_gym.lm.loading import Shared
+from tests import tiny
+from tests.toy import word_settings
 
 
 def test_fixed_stays():
@@ -146,3 +150,77 @@ def test_a_state_that_lacks_something_is_refused_before_any_work():
         kl_controller_from(state)
     with pytest.raises(ValueError, match=r"one of \['AdaptiveKL', 'ConstraintKL', 'FixedKL'\], got OwnKL"):
         kl_controller_from({"class": "OwnKL"})
+
+
+# -- one home of β -------------------------------------------------------------------------------------------------
+
+
+def word_env(**overrides):
+    return TokenVectorEnv(6, **(word_settings(reward_timing="deferred") | overrides))
+
+
+def make_agent(env, **overrides):
+    start = {"model": Shared(tiny.tiny_gpt2(seed=2))}  # not π_ref: the KL is not 0
+    return TokenPPO(env=env, n_episodes=12, seed=0, device="cpu", policy_kwargs=start, **overrides)
+
+
+class Priced(BaseCallback):
+    """What a nat cost in each rollout, from the rewards themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.betas = []
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        earned = self.model.rollout.rewards
+        self.betas.append(float(((earned.scores - earned.rewards.sum(1)) / earned.log_ratios.sum(1)).mean()))
+
+
+def test_the_environments_kl_coef_is_refused_while_an_agent_owns_it():
+    env = word_env()
+    agent = make_agent(env)
+    with pytest.raises(ValueError, match=r"kl_coef=0.9 .* the agent's FixedKL \(now 0.1\): say agent.kl_contr"):
+        env.kl_coef = 0.9
+    priced = Priced()
+    agent.learn(1, callback=priced)
+    assert env.kl_coef == 0.1
+    agent.kl_controller = FixedKL(0.9)
+    assert env.kl_coef == 0.9
+    agent.learn(1, callback=priced)
+    assert priced.betas == pytest.approx([0.1, 0.9], rel=1e-3)
+
+
+def test_a_controller_that_moves_is_named_and_read_at_once():
+    env = word_env(reward_timing="step")
+    controller = AdaptiveKL(0.2, 1e-3, horizon=60)
+    priced = Priced()
+    agent = make_agent(env, kl_controller=controller)
+    agent.learn(150, callback=priced)
+    assert len(priced.betas) >= 2
+    assert priced.betas[1] == pytest.approx(1.04 * priced.betas[0], rel=1e-3)
+    assert env.kl_coef == controller.kl_coef != 0.2
+    with pytest.raises(ValueError, match="belongs, to the agent's AdaptiveKL"):
+        env.kl_coef = 0.3
+
+
+def test_without_an_agent_kl_coef_is_the_environments_own():
+    env = word_env()
+    env.kl_coef = 0.3
+    assert make_agent(env, kl_controller=FixedKL(0.7)).engine.kl_coef == 0.7
+    assert make_agent(env).kl_controller.kl_coef == 0.3  # the environment's own, not an earlier agent's
+    env.kl_controller = None
+    env.kl_coef = 0.4
+    assert env.kl_coef == env.state_dict()["kl_coef"] == 0.4
+    DPO(env=env, device="cpu")  # its β is its own
+    env.kl_coef = 0.5
+    other = word_env()
+    agent = make_agent(env)
+    agent.set_env(other)
+    assert other.kl_controller is agent.kl_controller
+    assert env.kl_controller is None
+    alone = word_env(reference=None, kl_coef=0.0)
+    with pytest.raises(ValueError, match="expected kl_coef=0 in an environment without a reference"):
+        make_agent(alone, kl_controller=FixedKL(0.2))

@@ -13,15 +13,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from rlhf_gym.agents import (
     DPO,
     AttachPolicy,
+    EntropyBonus,
+    KLInLoss,
     LMActorCriticPolicy,
     MovingReference,
     PretrainingMix,
+    Regulariser,
     StopOnKL,
     TokenA2C,
     TokenGRPO,
     TokenPPO,
     TokenReinforce,
     TokenRLOO,
+    regularisers,
 )
 from rlhf_gym.agents.regularisers import language_model_loss
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
@@ -247,6 +251,73 @@ def test_ptx_cuts_long_texts_to_the_context():
     mix = PretrainingMix([[3] * 150, [4, 5]], 1.0)
     mix.begin(agent.policy, agent.engine)
     assert sorted(len(row) for row in mix._rows) == [2, 22, 64, 64]
+
+
+# -- the protocol --------------------------------------------------------------------------------------------------
+
+
+def test_an_estimator_of_the_kl_is_one_function(monkeypatch):
+    with pytest.raises(ValueError, match=r"expected kind to be one of \('full', 'k2', 'k3'\), got 'k1'"):
+        KLInLoss("k1")
+
+    def absolute(batch, evaluation, policy, reference):
+        return (evaluation.log_probs - batch.ref_log_probs)[batch.mask].abs()
+
+    monkeypatch.setitem(regularisers.KL_ESTIMATORS, "absolute", absolute)
+    start = {"model": Shared(tiny.tiny_gpt2(seed=2))}
+    agent = make_agent(env=word_env(kl_in="loss"), regularisers=[KLInLoss("absolute")], policy_kwargs=start)
+    after_a_rollout(agent)
+    metrics = minibatch_gradient(agent, np.arange(16))
+    buffer = agent.buffer
+    expected = (buffer.log_probs - buffer.ref_log_probs)[buffer.mask].abs().mean()
+    assert metrics["train/kl_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+class Pull(Regulariser):
+    """A user's own: adds what it has been told so often to the value head's gradient."""
+
+    def __init__(self, strength):
+        self.strength = strength
+        self.iterations = 0
+
+    def begin(self, policy, env):
+        self.policy = policy
+
+    def add_gradient(self, micro_batch_size):
+        self.policy.value_head.linear.bias.grad += self.strength * self.iterations
+        return {"train/pull": torch.tensor(float(self.iterations))}
+
+    def after_iteration(self):
+        self.iterations += 1
+
+    def state_dict(self):
+        return {"iterations": self.iterations}
+
+    def load_state_dict(self, state):
+        self.iterations = state["iterations"]
+
+
+def test_a_users_own_regulariser_is_saved_and_resumed_bit_for_bit(tmp_path):
+    expected = make_agent(regularisers=[Pull(0.1), EntropyBonus(0.01)]).learn(TOTAL)
+    agent = make_agent(regularisers=[Pull(0.1), EntropyBonus(0.01)])
+    loaded = interrupted(agent, tmp_path, load={"regularisers": [Pull(0.1), EntropyBonus(0.01)]})
+    assert loaded.regularisers[0].iterations == expected.regularisers[0].iterations > 2
+    assert_same(weights(loaded), weights(expected))
+    kept = TokenPPO.load(tmp_path / "agent", word_env(), device="cpu")
+    assert [type(own) for own in kept.regularisers] == [EntropyBonus]
+    with pytest.raises(ValueError, match=r"expected regularisers=\[Pull\(…\), …\], as learning began with, got none"):
+        kept.learn(10)
+    without = TokenPPO.load(tmp_path / "agent", word_env(), device="cpu", regularisers=[])
+    without.learn(10, reset_num_timesteps=False)
+    assert without.regularisers == ()
+
+
+def test_whatever_fails_at_the_beginning_gives_the_environment_its_reference_back():
+    env = word_env()
+    own = env.token_reward.reference
+    with pytest.raises(ValueError, match="token ids below 29"):
+        make_agent(env=env, regularisers=[MovingReference(0.1), PretrainingMix([[3, 99]], 1.0)]).learn(10)
+    assert env.token_reward.reference is own
 
 
 # -- a reference that follows ------------------------------------------------------------------------------------------

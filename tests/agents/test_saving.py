@@ -352,6 +352,14 @@ def test_wrong_files_say_what_was_expected(tmp_path):
     with pytest.raises(ValueError, match=r"expected a zip with data.json, .*holds policy.pth"):
         TokenPPO.load(tmp_path / "sb3")
     agent.save(tmp_path / "agent")
+    with zipfile.ZipFile(tmp_path / "agent.zip") as archive, zipfile.ZipFile(tmp_path / "old.zip", "w") as old:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name == "data.json":
+                content = json.dumps({k: v for k, v in json.loads(content).items() if k != "format"}).encode()
+            old.writestr(name, content)
+    with pytest.raises(ValueError, match=r"agent's file of format 2, .*old.zip has format 1 \(written by rlhf-gym"):
+        TokenPPO.load(tmp_path / "old")
     with pytest.raises(ValueError, match=r"expected a saved OtherPPO, .* holds a TokenPPO"):
         OtherPPO.load(tmp_path / "agent")
     with pytest.raises(ValueError, match="environment's vocabulary of 40 tokens, got 29"):
