@@ -1,4 +1,4 @@
-"""Records that pass between an environment and whoever learns on it."""
+"""The records that pass between an environment and an agent, and episodes as rows of tokens."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Observation = dict[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One finished episode."""
+    """A finished episode: its tokens, and which of them are actions."""
 
     number: int
-    """Counts the episodes of an environment in the order they were started."""
+    """The episode's place in the order in which its environment started them, from 0."""
     slot: int
     """The slot it was played in."""
     input_ids: np.ndarray
@@ -74,35 +74,35 @@ class Episode:
 
 
 class EpisodeScores(NamedTuple):
-    """What r_φ says of whole episodes, and what becomes of it."""
+    """The scores of whole episodes, before and after shaping."""
 
     scores: np.ndarray
-    """What falls on the last action: shaped, any missing-EOS penalty included, shape (E,)."""
+    """The scores that fall on the last action, with shaping and missing-EOS penalty, shape (E,)."""
     raw_scores: np.ndarray
-    """As r_φ gave them, shape (E,)."""
+    """The scores as r_φ gave them, shape (E,)."""
     member_scores: np.ndarray | None = None
-    """As each of r_φ's k members gave them, shape (k, E); None while deferred."""
+    """The scores of each of r_φ's k members, shape (k, E); None while deferred."""
 
 
 class EpisodeRewards(NamedTuple):
-    """What whole episodes earn; rows are right-padded to the longest response."""
+    """The rewards of whole episodes; rows are packed by action and right-padded to the longest response."""
 
     rewards: np.ndarray
     """Reward of each action, shape (E, T) float32; 0 at padding."""
     scores: np.ndarray
-    """Score of r_φ on the last action, shaped, any missing-EOS penalty included, shape (E,)."""
+    """The score on the last action, with shaping and missing-EOS penalty, shape (E,)."""
     log_ratios: np.ndarray
     """log π(a|s) − log π_ref(a|s), shape (E, T); 0 at padding and without a reference."""
     ref_log_probs: np.ndarray
     """log π_ref(a|s), shape (E, T)."""
     raw_scores: np.ndarray | None = None
-    """As r_φ gave them, before any shaping, shape (E,); None where rewards were taken step by step."""
+    """The scores as r_φ gave them, shape (E,); None where rewards were taken step by step."""
     member_scores: np.ndarray | None = None
-    """As each of r_φ's k members gave them, shape (k, E)."""
+    """The scores of each of r_φ's k members, shape (k, E)."""
 
 
 class StepRecord(NamedTuple):
-    """What a step did that its return value does not say."""
+    """The episodes that a step ended, and the log-ratios of its actions."""
 
     episodes: list[Episode]
     """The episodes it ended."""
@@ -113,7 +113,7 @@ class StepRecord(NamedTuple):
     episode_log_ratios: Sequence[np.ndarray] = ()
     """The same of all actions of each ended episode, (T_e,) each; 0 while deferred."""
     member_scores: np.ndarray | None = None
-    """As each of r_φ's k members gave them, shape (k, episodes); None while deferred and where no episode ended."""
+    """The scores of each of r_φ's k members, shape (k, episodes); None while deferred and where no episode ended."""
 
 
 @runtime_checkable
@@ -121,7 +121,7 @@ class ActionLogProb(Protocol):
     """A policy that knows the log-probability of its actions: what `attach` takes."""
 
     def action_log_prob(self, observation: Observation, action: np.ndarray) -> np.ndarray | Tensor:
-        """log π(a|s) of each slot's action, shape (N,); what it says of parked slots (empty mask) is not read."""
+        """log π(a|s) of each slot's action, shape (N,); values of parked slots (empty mask) are not read."""
         ...
 
 
@@ -147,6 +147,6 @@ def stack_rows(episodes: Sequence[Episode]) -> ActionRows:
 
 
 def at_actions(table: Tensor, episodes: Sequence[Episode]) -> list[np.ndarray]:
-    """What a table (E, L) over all tokens says of each episode's actions, (T_e,) each."""
+    """The entries of a table (E, L) over all tokens at each episode's actions, (T_e,) each."""
     rows = table.cpu().numpy()  # (E, L)
     return [row[: len(e.input_ids)][e.action_mask] for row, e in zip(rows, episodes, strict=True)]

@@ -1,4 +1,4 @@
-"""`SB3VecEnv`: a `TokenVectorEnv` as Stable-Baselines3's `VecEnv`, without a copy of the engine in between."""
+"""`SB3VecEnv`: a `TokenVectorEnv` as a `VecEnv` of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rlhf_gym.envs.vector_env import TokenVectorEnv
 
 
 class SB3VecEnv(VecEnv):
-    """What SB3's agents step: SAME_STEP autoreset, one info dict a slot, `terminal_observation` at the end.
+    """An SB3 `VecEnv`: SAME_STEP autoreset, one info dict a slot, `terminal_observation` at the end.
 
     Each ending info also has `episode` = {r, l, t}, as SB3's Monitor writes it. The policy of a stock agent is attached
     by `model.get_env().env_method("attach", model.policy)` or `rlhf_gym.agents.AttachPolicy()` as a callback.
 
     Args:
-        env: with `autoreset_mode` SAME_STEP; as it is, or with the actions of a shortlist.
+        env: one with `autoreset_mode` SAME_STEP, bare or with the actions of a shortlist.
     """
 
     def __init__(self, env: TokenVectorEnv | ShortlistVectorActions) -> None:
@@ -34,7 +34,8 @@ class SB3VecEnv(VecEnv):
         assert isinstance(engine, TokenVectorEnv)
         if engine.autoreset_mode != AutoresetMode.SAME_STEP:
             raise ValueError(f"expected autoreset_mode SAME_STEP, as SB3 resets, got {engine.autoreset_mode.name}")
-        self.engine, self._outer = engine, env
+        self.engine = engine
+        self._outer = env
         super().__init__(engine.num_envs, env.single_observation_space, env.single_action_space)
         self._actions: np.ndarray | None = None
         self._returns = np.zeros(self.num_envs)
@@ -76,7 +77,8 @@ class SB3VecEnv(VecEnv):
                 "l": int(self._steps[slot]),
                 "t": round(time.time() - self._born, 6),
             }
-            self._returns[slot] = self._steps[slot] = 0
+            self._returns[slot] = 0
+            self._steps[slot] = 0
         return observation, rewards, terminated, infos  # type: ignore[return-value]
 
     def close(self) -> None:
@@ -105,7 +107,7 @@ class SB3VecEnv(VecEnv):
         return [result] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """True for `Monitor`, whose infos these are (`evaluate_policy` asks for them); no slot has another wrapper."""
+        """True for `Monitor`, whose infos these are and which `evaluate_policy` asks for; False for any other."""
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
     def _find(self, name: str) -> Any:

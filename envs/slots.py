@@ -10,12 +10,12 @@ from rlhf_gym.envs.episode import Episode, Observation
 
 
 class Slots:
-    """N left-aligned, right-padded rows of prompt and response, and what each action has earned so far.
+    """N left-aligned, right-padded rows of prompt and response, and the reward of each action so far.
 
     Args:
         num_slots: N.
-        max_prompt_length, max_new_tokens: a row holds their sum, L tokens.
-        pad_token_id: what stands in padded places.
+        max_prompt_length, max_new_tokens: their sum is L, the tokens that a row has room for.
+        pad_token_id: the token in padded places.
     """
 
     def __init__(self, num_slots: int, *, max_prompt_length: int, max_new_tokens: int, pad_token_id: int) -> None:
@@ -35,8 +35,10 @@ class Slots:
         """Empty a slot."""
         self.ids[slot] = self.pad_token_id
         self.action_mask[slot] = False
-        self.lengths[slot] = self.response_lengths[slot] = 0
-        self.log_ratios[slot] = self.log_probs[slot] = self.rewards[slot] = 0
+        self.lengths[slot] = 0
+        self.response_lengths[slot] = 0
+        for table in (self.log_ratios, self.log_probs, self.rewards):
+            table[slot] = 0
 
     def begin(self, slot: int, prompt: Sequence[int], number: int) -> None:
         """Start an episode in a slot."""
@@ -71,7 +73,7 @@ class Slots:
         )
 
     def observation(self, lengths: np.ndarray | None = None) -> Observation:
-        """What the agent sees; `lengths` (N,) replaces the rows' own."""
+        """The observation of all slots; `lengths` (N,) replaces the rows' own."""
         lengths = self.lengths if lengths is None else lengths
         mask = (self._columns < lengths[:, None]).astype(np.int8)  # (N, L)
         return {"input_ids": self.ids.copy(), "attention_mask": mask}

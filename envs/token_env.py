@@ -1,4 +1,4 @@
-"""`TokenEnv`: the token MDP as a plain `gymnasium.Env`; and the embedded task, complete by itself and offline."""
+"""`TokenEnv`: the token MDP as a plain `gymnasium.Env`. Here the embedded reviews task is made, too."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class TokenEnv(gym.Env):
         return _first(observation), float(rewards[0]), self._over, bool(truncated[0]), info
 
     def render(self) -> str | None:  # type: ignore[override]
-        """The response so far, a colour a token and a table: see `EpisodeView`."""
+        """The response so far as coloured tokens and a table: see `EpisodeView`."""
         frames = self.engine.render()
         return None if frames is None else frames[0]
 

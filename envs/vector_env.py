@@ -1,4 +1,4 @@
-"""`TokenVectorEnv`: N episodes of text in progress, a token a step. The engine behind every environment here."""
+"""`TokenVectorEnv`: N episodes of text in progress, one token a step. Every environment here has it as its engine."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class TokenVectorEnv(VectorEnv):
     - Information at the end: `score`, `kl` (Σ log-ratio over the response, in nats; `ref_log_prob` instead where no
       policy is attached), `response_length`, `finish_reason`, and with `texts=True` `prompt` and `response`.
 
-    `reset(options=…)` takes `{"episodes": n}`: n episodes are started, refilling slots, and a slot with nothing left to
-    do is parked: its mask is empty, its action is not read and its reward is 0. `{"prompts": […]}` plays just these
-    prompts, each once. Without options the slots are refilled for ever.
+    `reset(options={"episodes": n})` starts n episodes, refilling slots. A slot with nothing left to do is parked: its
+    mask is empty, its action is not read and its reward is 0. `reset(options={"prompts": […]})` plays these prompts,
+    each once. Without options the slots are refilled for ever.
 
     Args:
         num_envs: N.
@@ -80,15 +80,15 @@ class TokenVectorEnv(VectorEnv):
         reward_timing: `"step"`: each reward is complete as it is returned. `"deferred"`: steps return 0 and the agent
             asks `score_episodes` once per rollout.
         autoreset_mode: `SAME_STEP` or `NEXT_STEP`.
-        action_mask: what `action_masks()` allows, for agents that take masks; no other is affected.
-        stop_token_ids: what ends a response; by default the tokenizer's EOS and the reference's own.
+        action_mask: the tokens that `action_masks()` allows, for agents that take masks.
+        stop_token_ids: the tokens that end a response; by default the tokenizer's EOS and the reference's own.
         missing_eos_penalty: subtracted from the score of a response that reaches the horizon.
-        shaping: terms applied to r_φ's score in this order, see `rlhf_gym.envs.shaping`; `raw_score` at the end is
-            then r_φ's own.
+        shaping: terms applied to r_φ's score in this order, see `rlhf_gym.envs.shaping`. The information at the end
+            then has r_φ's own as `raw_score`.
         samples_per_prompt: episodes in a row with the same prompt.
         shuffle: a new order of the prompts at every pass.
         texts: put prompt and response as text into the information at the end.
-        vocab_size: V where there is no reference to say it; by default the tokenizer's.
+        vocab_size: V where there is no reference; by default the tokenizer's.
         device: of π_ref where it is loaded here.
         render_mode: None, `"ansi"` (text for a terminal) or `"html"` (a snippet for a page).
     """
@@ -198,8 +198,8 @@ class TokenVectorEnv(VectorEnv):
     def attach(self, policy: ActionLogProb | None) -> None:
         """Let `policy` say log π(a|s) of each action, so that each step's reward holds the whole KL term.
 
-        Without one the agent is read as deterministic (log π = 0): a step's reward is then +β·log π_ref(a|s), and the
-        entropy half of the KL is the agent's to add. None detaches.
+        Without a policy the agent is read as deterministic (log π = 0). A step's reward is then +β·log π_ref(a|s), and
+        the agent must add the entropy half of the KL. None detaches.
         """
         if policy is not None and not isinstance(policy, ActionLogProb):
             raise TypeError(
@@ -214,16 +214,16 @@ class TokenVectorEnv(VectorEnv):
         return self._policy
 
     def reference_logits(self) -> Tensor:
-        """π_ref's next-token logits (N, V), fp32, at the present states; the step that follows finds them at hand.
+        """π_ref's next-token logits (N, V), fp32, at the present states; the next step does not compute them again.
 
-        Rows in which nothing can act (parked, or over until the next step) mean nothing.
+        Rows in which nothing can act (parked, or over until the next step) hold arbitrary numbers.
         """
         return self.token_reward.ref_logits(self._slots.ids, np.where(self._ended, 0, self._slots.lengths))
 
     def action_masks(self) -> np.ndarray:
-        """Allowed tokens, (N, V) bool, by `action_mask`; where nothing can act, every token is.
+        """The tokens that `action_mask` allows, (N, V) bool; where nothing can act, every token.
 
-        A mask is for the agent to obey: `step` takes any token, and π_ref in the reward is not filtered.
+        The agent obeys the mask. `step` takes any token, and π_ref in the reward is not filtered.
 
         Raises:
             ValueError: the environment was made without an `ActionMask`.
@@ -316,8 +316,8 @@ class TokenVectorEnv(VectorEnv):
             episodes: from `pending_episodes`.
             log_probs: log π of each episode's actions, (T_e,) each, or right-padded (E, T); None reads the agent as
                 deterministic.
-            lower: what the policy's frozen lower layers give for the episodes; if π_ref's are the same weights, only
-                its upper ones are run.
+            lower: the output of the policy's frozen lower layers for the episodes. Where π_ref has the same weights
+                there, only its upper layers are run.
         """
         if log_probs is not None and len(log_probs) != len(episodes):
             raise ValueError(f"expected log_probs of {len(episodes)} episodes, got {len(log_probs)}")
@@ -327,7 +327,7 @@ class TokenVectorEnv(VectorEnv):
         return rewards
 
     def discard_episodes(self) -> None:
-        """Deferred rewards: give up the episodes that were not scored (an interrupted rollout)."""
+        """Deferred rewards: drop the episodes that were not scored, as after an interrupted rollout."""
         self._pending.clear()
 
     # -- Gymnasium's side -------------------------------------------------------------------------------------------
@@ -359,7 +359,8 @@ class TokenVectorEnv(VectorEnv):
         if self._needs_reset:
             raise ResetNeeded("call reset() before step()")
         actions = check_actions(actions, self.vocab_size, parked=self.parked, waiting=self._ended)
-        slots, waiting = self._slots, self._ended  # NEXT_STEP: those waiting begin a new episode instead of acting
+        slots = self._slots
+        waiting = self._ended  # NEXT_STEP: these slots begin a new episode instead of acting
         acting = (slots.lengths > 0) & ~waiting
         step_rewards, log_ratios, log_probs = self._step_rewards(actions, acting)
 
@@ -378,7 +379,7 @@ class TokenVectorEnv(VectorEnv):
         return slots.observation(), step_rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
 
     def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        """Each slot's response so far, a colour a token and a table: see `EpisodeView`."""
+        """Each slot's response so far as coloured tokens and a table: see `EpisodeView`."""
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render_mode; make the environment with render_mode='ansi'")
             return None
@@ -425,7 +426,7 @@ class TokenVectorEnv(VectorEnv):
     # -- state, for resuming ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the prompts stand, as JSON can hold it. Taken between rollouts: episodes in progress are not in it."""
+        """The state between two rollouts, for JSON; episodes in progress are not in it."""
         return {
             "rng": self.np_random.bit_generator.state,
             **self._feed.state_dict(),
@@ -482,7 +483,10 @@ class TokenVectorEnv(VectorEnv):
         return infos
 
     def _end(self, episodes: list[Episode], step_rewards: np.ndarray) -> EpisodeScores:
-        """Scores of what has ended, added in place to the last action; deferred, NaN and kept for `score_episodes`."""
+        """Add the scores of ended episodes to their last action's reward, in place.
+
+        Deferred, they are NaN, and the episodes wait for `score_episodes`.
+        """
         if self.reward_timing == "step":
             scores = self.token_reward.scores(episodes)
             step_rewards[[e.slot for e in episodes]] += scores.scores
