@@ -10,7 +10,7 @@ import torch
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
-from rlhf_gym.envs.episode import Episode, stack_rows
+from rlhf_gym.envs.episode import Episode, pad_actions, stack_rows
 from rlhf_gym.functional.returns import gae
 from rlhf_gym.functional.whitening import masked_whiten
 
@@ -62,8 +62,10 @@ class EpisodeBuffer:
         self.response_lengths = self.action_mask.sum(dim=1)  # (E,)
         width = int(self.response_lengths.max())
         self.mask = torch.arange(width) < self.response_lengths[:, None]  # (E, T)
-        self.log_probs = pad(log_probs, width)
-        self.values = pad(values, width) if values is not None else torch.zeros(len(self.episodes), width)
+        self.log_probs = torch.from_numpy(pad_actions(log_probs, width))  # (E, T)
+        self.values = torch.zeros_like(self.log_probs)  # (E, T)
+        if values is not None:
+            self.values = torch.from_numpy(pad_actions(values, width))
         self.lower_states = lower_states
         self.rewards = torch.zeros_like(self.log_probs)
         self.ref_log_probs = torch.zeros_like(self.log_probs)
@@ -134,11 +136,3 @@ class EpisodeBuffer:
             ref_log_probs=take(self.ref_log_probs, width),
             lower_states=None if self.lower_states is None else take(self.lower_states, length),
         )
-
-
-def pad(rows: Sequence[np.ndarray], width: int) -> Tensor:
-    """Right-pad with 0 to (E, width), float32."""
-    out = torch.zeros(len(rows), width)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = torch.as_tensor(row)
-    return out

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.buffer import EpisodeBuffer
 from rlhf_gym.agents.policy import LMActorCriticPolicy
-from rlhf_gym.envs.episode import Episode, EpisodeRewards, stack_rows
+from rlhf_gym.envs.episode import Episode, EpisodeRewards, pad_actions, stack_rows
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.lm.split import LowerStates
 
@@ -126,10 +126,14 @@ def collect_rollout(
         earned = env.score_episodes(episodes, episode_log_probs, lower=lower)
     else:
         step_scores = np.array([score for _, _, score in ended], dtype=np.float32)
-        ratios = _pad(cut(np.stack(log_ratios)))
+        ratios = pad_actions(cut(np.stack(log_ratios)))
         each = np.stack([members[e.number] for e in episodes], axis=1) if members else None  # (k, E)
         earned = EpisodeRewards(
-            _pad(cut(np.stack(rewards))), step_scores, ratios, _pad(episode_log_probs) - ratios, member_scores=each
+            pad_actions(cut(np.stack(rewards))),
+            step_scores,
+            ratios,
+            pad_actions(episode_log_probs) - ratios,
+            member_scores=each,
         )
     if not critic:
         episode_values = None
@@ -185,11 +189,3 @@ def values_of(policy: LMActorCriticPolicy, episodes: list[Episode], *, batch_siz
         table = policy.episode_values(ids.to(policy.device), action_mask.to(policy.device))
         result += [row[: e.response_length] for row, e in zip(table.cpu().numpy(), chunk, strict=True)]
     return result
-
-
-def _pad(rows: list[np.ndarray]) -> np.ndarray:
-    """Right-pad with 0: (E, T) float32."""
-    out = np.zeros((len(rows), max(len(row) for row in rows)), dtype=np.float32)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out

@@ -150,3 +150,12 @@ def at_actions(table: Tensor, episodes: Sequence[Episode]) -> list[np.ndarray]:
     """The entries of a table (E, L) over all tokens at each episode's actions, (T_e,) each."""
     rows = table.cpu().numpy()  # (E, L)
     return [row[: len(e.input_ids)][e.action_mask] for row, e in zip(rows, episodes, strict=True)]
+
+
+def pad_actions(rows: Sequence[np.ndarray], width: int | None = None) -> np.ndarray:
+    """One amount an action, (T_e,) each, right-padded with 0 to `width` or the longest row: (E, T) float32."""
+    width = max((len(row) for row in rows), default=0) if width is None else width
+    table = np.zeros((len(rows), width), dtype=np.float32)  # (E, T)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
+    return table

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_gym.envs.episode import Episode, EpisodeRewards, EpisodeScores, at_actions, stack_rows
+from rlhf_gym.envs.episode import Episode, EpisodeRewards, EpisodeScores, at_actions, pad_actions, stack_rows
 from rlhf_gym.envs.shaping import Shaping
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import token_log_probs
@@ -78,7 +78,7 @@ class TokenReward:
         return self.own_kl_coef if self.kl_controller is None else self.kl_controller.kl_coef
 
     def use_reference(self, reference: LMParts | None) -> None:
-        """Let this be π_ref from now on; what was computed with another is forgotten."""
+        """Let this be π_ref from now on, and forget what was computed with another."""
         self.reference = reference
         self._decoder = Decoder(reference) if reference is not None else None
         self._split: Split | None = None  # π_ref cut where a policy is
@@ -95,14 +95,14 @@ class TokenReward:
         return -self.kl_coef * log_ratios if self.kl_in == "reward" else np.zeros_like(log_ratios)
 
     def begin(self, *, endless: bool) -> None:
-        """Begin a rollout (`endless`: one that no reset will end), stepping π_ref from nothing, as if just made."""
+        """Begin a rollout, which is `endless` if no reset will end it; π_ref's cache begins empty."""
         self.shaping.begin(endless=endless)
         self._ref_logits = None
         if self._decoder is not None:
             self._decoder.forget()
 
     def ref_log_prob(self, input_ids: np.ndarray, lengths: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """log π_ref(a|s) of one action a slot, stepped along incrementally: (N, L), (N,), (N,) → (N,) float32."""
+        """log π_ref(a|s) of one action a slot, computed incrementally: (N, L), (N,), (N,) → (N,) float32."""
         if self._decoder is None:
             return np.zeros(len(actions), dtype=np.float32)
         logits = self.ref_logits(input_ids, lengths)  # (N, V)
@@ -111,7 +111,7 @@ class TokenReward:
 
     @torch.no_grad()
     def ref_logits(self, input_ids: np.ndarray, lengths: np.ndarray) -> Tensor:
-        """π_ref's next-token logits (N, V), fp32: asked twice for the same rows, they are computed once."""
+        """π_ref's next-token logits (N, V), fp32; asked twice for the same rows, it computes them once."""
         if self._decoder is None:
             raise ValueError("expected an environment with a reference to have logits of, got reference=None")
         hidden = self._decoder(input_ids, lengths)  # (N, H)
@@ -142,11 +142,11 @@ class TokenReward:
         Args:
             episodes: E of them.
             log_probs: log π of each one's actions, E arrays of shape (T_e,); None to read the agent as deterministic.
-            lower: what a policy's lower layers give for the episodes, used where π_ref's are the same weights.
+            lower: the output of a policy's lower layers for the episodes, used where π_ref has the same weights.
         """
         lengths = np.array([e.response_length for e in episodes], dtype=np.int64)  # (E,)
-        shape = (len(episodes), int(lengths.max(initial=0)))
-        ref_log_probs = np.zeros(shape, dtype=np.float32)  # (E, T)
+        width = int(lengths.max(initial=0))  # T
+        ref_log_probs = np.zeros((len(episodes), width), dtype=np.float32)  # (E, T)
         if self.reference is not None and len(episodes):
             rows = stack_rows(episodes)
             scored = token_log_probs(
@@ -156,8 +156,7 @@ class TokenReward:
                 mask=rows.action_mask,
                 lower=None if lower is None else self._own_lower(lower),
             )  # (E, L)
-            for row, values in enumerate(at_actions(scored, episodes)):
-                ref_log_probs[row, : lengths[row]] = values
+            ref_log_probs = pad_actions(at_actions(scored, episodes), width)  # (E, T)
         log_ratios = -ref_log_probs  # (E, T)
         for row, values in enumerate(log_probs if log_probs is not None else ()):
             if len(values) < lengths[row]:
@@ -173,7 +172,7 @@ class TokenReward:
         )
 
     def _own_lower(self, lower: LowerStates) -> LowerStates | None:
-        """What another trunk's lower layers gave as what π_ref's own would, if they are the same weights."""
+        """Another trunk's lower states as π_ref's own; None where the weights below differ."""
         assert self.reference is not None
         if self._split is None or self._split.num_lower != lower.split.num_lower:
             self._split = Split(self.reference, lower.split.num_lower)
