@@ -164,7 +164,9 @@ def fill(options: LabelOptions, store: LabelStore) -> tuple[str, int]:
             raise ValueError(f"expected one of the batches {store.batches()} of {store.path}, got {options.batch!r}")
         return options.batch, 0
     if options.items is not None:
-        path, batch, round = options.items, options.items.stem, 0
+        path = options.items
+        batch = path.stem
+        round = 0
     else:
         rounds = {
             int(path.parts[-3].removeprefix("round-")): path
@@ -178,7 +180,8 @@ def fill(options: LabelOptions, store: LabelStore) -> tuple[str, int]:
                 "run), or give --items FILE"
             )
         round = max(rounds)
-        path, batch = rounds[round], f"round {round}"
+        path = rounds[round]
+        batch = f"round {round}"
     if options.kind != "comparison":
         batch += f", {options.kind} of {options.k}"
     candidates = read_candidates(path)

@@ -53,7 +53,8 @@ def shuffle(response: str, rng: np.random.Generator, words: Sequence[str] = ()) 
 def truncate(response: str, rng: np.random.Generator, words: Sequence[str] = ()) -> str:
     """Keep the first quarter to three quarters of the words, and at least one."""
     lead, tokens = _split(response)
-    low, high = -(-len(tokens) // 4), max(1, 3 * len(tokens) // 4)
+    low = -(-len(tokens) // 4)
+    high = max(1, 3 * len(tokens) // 4)
     return lead + " ".join(tokens[: int(rng.integers(low, high + 1))]) if len(tokens) > 1 else response
 
 
@@ -115,10 +116,11 @@ def choose_overrated(pairs: Sequence[AdversarialPair], count: int) -> list[Adver
     while len(chosen) < count and queues:
         for kind in sorted(queues):
             for found in queues[kind]:
-                prompt, response = found.pair.first.prompt, found.pair.first.response
-                if (kind, prompt) not in prompts and (prompt, response) not in texts:
+                prompt = found.pair.first.prompt
+                text = (prompt, found.pair.first.response)
+                if (kind, prompt) not in prompts and text not in texts:
                     prompts.add((kind, prompt))
-                    texts.add((prompt, response))
+                    texts.add(text)
                     chosen.append(found)
                     break
             else:
