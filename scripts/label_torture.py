@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 
 from rlhf_gym.labeling.app import Session
 from rlhf_gym.labeling.server import LabelServer
+from rlhf_gym.labeling.store import LabelStore, comparisons
 from rlhf_gym.preferences import Candidate, CandidatePair
-from rlhf_gym.preferences.store import LabelStore, comparisons
 
 BATCH, TOKEN, GIVE_UP_SECONDS = "torture", "a-token-for-this-alone", 120.0
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf_gym.labeling.app import Session
 from rlhf_gym.labeling.server import LabelServer
-from rlhf_gym.preferences.store import LabelStore
+from rlhf_gym.labeling.store import LabelStore
 
 TOKEN = "a-token-for-the-tests"
 

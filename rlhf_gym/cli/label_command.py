@@ -16,6 +16,8 @@ from tyro.conf import Positional, arg
 from rlhf_gym.cli.app import COMMANDS, fail
 from rlhf_gym.cli.commands import go, parse
 from rlhf_gym.labeling import PageSettings, check_installed
+from rlhf_gym.labeling.labels import label_summary
+from rlhf_gym.labeling.store import STORE_FILE, Item, ItemKind, LabelStore, comparisons
 from rlhf_gym.pipeline.human_evaluation import (
     compare_batch,
     comparison_items,
@@ -24,8 +26,6 @@ from rlhf_gym.pipeline.human_evaluation import (
 )
 from rlhf_gym.preferences import Candidate, choose_pairs
 from rlhf_gym.preferences.files import read_candidates
-from rlhf_gym.preferences.labels import label_summary
-from rlhf_gym.preferences.store import STORE_FILE, Item, ItemKind, LabelStore, comparisons
 from rlhf_gym.runs import RunFolder
 
 

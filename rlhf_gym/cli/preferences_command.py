@@ -14,11 +14,11 @@ from tyro.conf import Positional
 
 from rlhf_gym.cli.app import fail
 from rlhf_gym.functional import rightness
+from rlhf_gym.labeling.agreement import agreement, preference_opinions
+from rlhf_gym.labeling.labels import Ties, add_preferences, label_summary, labelled_preferences, write_log
+from rlhf_gym.labeling.store import STORE_FILE, LabelStore
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, write_preferences
-from rlhf_gym.preferences.agreement import agreement, preference_opinions
 from rlhf_gym.preferences.files import read_hub_preferences
-from rlhf_gym.preferences.labels import Ties, add_preferences, label_summary, labelled_preferences, write_log
-from rlhf_gym.preferences.store import STORE_FILE, LabelStore
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunFolder
 

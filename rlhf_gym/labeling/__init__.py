@@ -1,4 +1,7 @@
-"""The page on which people judge responses. Serving it needs the extra `label`: FastAPI and uvicorn."""
+"""Labels by people: their store, what they amount to, and the page on which they are given.
+
+The page needs the extra `label`, FastAPI and uvicorn. The store does not.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
 from rlhf_gym.labeling.guard import Guard, Hosts
-from rlhf_gym.preferences.store import (
+from rlhf_gym.labeling.store import (
     LEASE_SECONDS,
     MAX_NAME,
     MAX_REASON,

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rlhf_gym.labeling import PageSettings
 from rlhf_gym.labeling.app import Session, create_app
 from rlhf_gym.labeling.guard import LOOPBACK, Hosts
-from rlhf_gym.preferences.store import LabelStore
+from rlhf_gym.labeling.store import LabelStore
 
 TOKEN_FILE = ".label-token"
 """The token's file in the run's folder; a page that is open stays valid over a restart."""

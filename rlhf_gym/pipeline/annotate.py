@@ -8,9 +8,9 @@ from rich.markup import escape
 
 from rlhf_gym.labeling import check_installed
 from rlhf_gym.pipeline.context import Run
+from rlhf_gym.labeling.labels import label_summary, labelled_preferences
+from rlhf_gym.labeling.store import STORE_FILE, LabelStore, comparisons
 from rlhf_gym.preferences import Annotator, AnnotatorPanel, CandidatePair, Preference, simulated_annotators
-from rlhf_gym.preferences.labels import label_summary, labelled_preferences
-from rlhf_gym.preferences.store import STORE_FILE, LabelStore, comparisons
 
 
 class LabellingError(RuntimeError):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rlhf_gym.files import append_jsonl, read_jsonl
 from rlhf_gym.functional.intervals import share_interval
+from rlhf_gym.labeling.store import Item, Judgement
 from rlhf_gym.preferences.records import Candidate
-from rlhf_gym.preferences.store import Item, Judgement
 from rlhf_gym.runs.folder import RunFolder
 
 

@@ -1,4 +1,4 @@
-"""Preferences: records, files, pairs, annotators, the choice of pairs to compare, and the store of people's labels."""
+"""Preferences: records, files, pairs, simulated annotators, and the choice of pairs to compare."""
 
 from rlhf_gym.preferences.annotators import (
     Annotator,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_gym.labeling.store import Item, LabelStore, comparisons
 from rlhf_gym.preferences import Candidate, CandidatePair
-from rlhf_gym.preferences.store import Item, LabelStore, comparisons
 from tests.devtools import Chromium, Tab, chromium, find_chromium
 from tests.label_pages import Page, page
 

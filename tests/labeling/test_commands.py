@@ -12,9 +12,9 @@ import pytest
 from rlhf_gym.cli import label_command, main
 from rlhf_gym.cli.app import spell_out
 from rlhf_gym.cli.label_command import LabelOptions, fill
+from rlhf_gym.labeling.store import STORE_FILE, Judgement, LabelStore
 from rlhf_gym.preferences import Preference, read_preferences
 from rlhf_gym.preferences.files import read_candidates, read_hub_preferences
-from rlhf_gym.preferences.store import STORE_FILE, Judgement, LabelStore
 from tests.pipeline.test_human_evaluation import fake_run
 from tests.tiny import tiny_reward_model
 

@@ -19,8 +19,8 @@ from rlhf_gym.labeling.server import (
     load_token,
     read_guidelines,
 )
+from rlhf_gym.labeling.store import Item, LabelStore, comparisons
 from rlhf_gym.preferences import Candidate, CandidatePair
-from rlhf_gym.preferences.store import Item, LabelStore, comparisons
 
 TOKEN = "the-token-of-this-test"
 BATCH = "round 1"

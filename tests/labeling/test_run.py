@@ -13,10 +13,10 @@ import pytest
 
 from rlhf_gym.labeling import server as server_module
 from rlhf_gym.labeling.server import load_token
+from rlhf_gym.labeling.store import STORE_FILE, LabelStore
 from rlhf_gym.pipeline import Interrupted, prepare, run
 from rlhf_gym.pipeline.annotate import LabellingError, annotate_on_page
 from rlhf_gym.preferences import Candidate, CandidatePair, read_preferences
-from rlhf_gym.preferences.store import STORE_FILE, LabelStore
 from tests.label_pages import ask
 from tests.tiny_runs import PROMPTS, count_good, quiet, said, save_model, tiny_config, tiny_task
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.functional.intervals import share_interval
+from rlhf_gym.labeling.store import Judgement, LabelStore
 from rlhf_gym.pipeline.human_evaluation import (
     comparison_items,
     human_win_rate,
     prompts_for_margin,
     write_human_evaluation,
 )
-from rlhf_gym.preferences.store import Judgement, LabelStore
 from rlhf_gym.runs import RunFolder
 
 

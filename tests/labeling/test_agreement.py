@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from rlhf_gym.labeling.agreement import Opinion, agreement, fleiss_kappa, preference_opinions
 from rlhf_gym.preferences import AnnotatorPanel, Candidate, CandidatePair, Preference, simulated_annotators
-from rlhf_gym.preferences.agreement import Opinion, agreement, fleiss_kappa, preference_opinions
 
 
 def both(first: list[str], second: list[str]) -> list[Opinion]:

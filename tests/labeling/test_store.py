@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_gym.labeling.agreement import agreement, opinions_of
+from rlhf_gym.labeling.labels import add_preferences, labelled_preferences, write_log
+from rlhf_gym.labeling.store import ConflictError, Item, Judgement, LabelStore, comparisons
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, pairs_from_ranking
-from rlhf_gym.preferences.agreement import agreement, opinions_of
-from rlhf_gym.preferences.labels import add_preferences, labelled_preferences, write_log
-from rlhf_gym.preferences.store import ConflictError, Item, Judgement, LabelStore, comparisons
 
 BATCH = "round 1"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from rlhf_gym.files import write_jsonl
-from rlhf_gym.preferences.agreement import agreement, opinions_of
+from rlhf_gym.labeling.agreement import agreement, opinions_of
+from rlhf_gym.labeling.store import Item, Judgement, LabelStore
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, Preference
-from rlhf_gym.preferences.store import Item, Judgement, LabelStore
 
 Ties = Literal["drop", "half"]
 

@@ -648,5 +648,7 @@ def _item(row: tuple[Any, ...]) -> Item:
 
 
 def _judgement(row: tuple[Any, ...]) -> Judgement:
-    *start, value, seconds, shown, reason, stored = row
-    return Judgement(*start, tuple(json.loads(value)), seconds, tuple(json.loads(shown)), reason, stored)
+    identity, item, annotator, action, value, seconds, shown, reason, stored = row
+    value = tuple(json.loads(value))
+    shown = tuple(json.loads(shown))
+    return Judgement(identity, item, annotator, action, value, seconds, shown, reason, stored)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import cohen_kappa_score
 
+from rlhf_gym.labeling.store import Item, Judgement
 from rlhf_gym.preferences.records import Preference
-from rlhf_gym.preferences.store import Item, Judgement
 
 
 class Opinion(NamedTuple):
