@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich.markup import escape
 
 from rlhf_gym.labeling import check_installed
-from rlhf_gym.pipeline.context import Run
 from rlhf_gym.labeling.labels import label_summary, labelled_preferences
 from rlhf_gym.labeling.store import STORE_FILE, LabelStore, comparisons
+from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Annotator, AnnotatorPanel, CandidatePair, Preference, simulated_annotators
 
 
