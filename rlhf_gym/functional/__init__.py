@@ -37,7 +37,6 @@ from rlhf_gym.functional.regression import (
     cross_fitted_r2,
     fit_preference_weights,
     fit_ridge,
-    shared_variance,
 )
 from rlhf_gym.functional.returns import (
     discounted_returns,
@@ -105,7 +104,6 @@ __all__ = [
     "rightness",
     "rloo_advantages",
     "share_interval",
-    "shared_variance",
     "spearman",
     "token_shares",
     "zero_masked",

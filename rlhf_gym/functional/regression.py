@@ -129,23 +129,6 @@ def cross_fitted_r2(
     return 1 - min(float(((y - guess) ** 2).sum()) for guess in guesses) / total
 
 
-def shared_variance(a: ArrayLike, b: ArrayLike, *, centred: bool = True) -> float:
-    """The squared correlation of a and b, (n,) both: the share of one's variance that the other explains. NaN for none.
-
-    Differences within pairs have no mean, since which of a pair comes first is a convention: `centred=False` then gives
-    (Σab)²/(Σa²·Σb²).
-    """
-    one = np.asarray(a, dtype=np.float64)  # (n,)
-    other = np.asarray(b, dtype=np.float64)  # (n,)
-    if one.shape != other.shape or one.ndim != 1 or not len(one):
-        raise ValueError(f"expected values of one shape (n,), n >= 1, got {one.shape} and {other.shape}")
-    if centred:
-        one = one - one.mean()
-        other = other - other.mean()
-    scale = float((one**2).sum() * (other**2).sum())
-    return float((one * other).sum()) ** 2 / scale if scale > 0 else float("nan")
-
-
 def _checked(features: ArrayLike, target: ArrayLike) -> tuple[Array, Array]:
     x = np.asarray(features, dtype=np.float64)  # (n, F)
     y = np.asarray(target, dtype=np.float64)  # (n,)

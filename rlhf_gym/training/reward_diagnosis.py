@@ -1,4 +1,4 @@
-"""What is wrong with a reward model, before a policy is optimised against it: held-out preferences, taken apart."""
+"""Diagnosis of a reward model on held-out preferences, before a policy is optimised against it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from rlhf_gym.training.reward_metrics import ScoredPairs
 
 LENGTH_EDGES = (0, 2, 5, 10)
 """Upper ends of the buckets of length difference, in words."""
-CHANCE, ENOUGH = 0.05, 20
-"""A coin must do as well less often than this; asked only where there are this many pairs, since it cannot tell with
-fewer."""
+CHANCE = 0.05
+"""A reward model is refused if a coin does as well with at least this probability."""
+ENOUGH = 20
+"""Pairs from which on that is asked; fewer cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,22 @@ class Share:
     """The accuracy on some of the pairs."""
 
     name: str
-    """Which pairs."""
+    """A description of the pairs."""
     n: int
-    """How many."""
+    """Number of pairs."""
     accuracy: float
     """Share of them with Δ > 0; Δ = 0 counts half."""
 
 
 def diagnose_reward_model(pairs: ScoredPairs) -> dict[str, Any]:
-    """All that the reward stage says about held-out pairs beyond `RewardMetrics`, ready for JSON:
+    """The figures of the reward stage on held-out pairs beyond `RewardMetrics`, ready for JSON:
 
-    - `chance`: how often tossing a coin is right as often (one-sided binomial test).
+    - `chance`: the probability that a coin is right as often (one-sided binomial test).
     - `score_std`: standard deviation of the scores over the distinct responses, without normalisation.
     - `length_controlled`, `length_controlled_pairs`: accuracy where length tells nothing, None where no pairs allow it;
       see `rlhf_gym.functional.length_controlled_accuracy`.
-    - `longer_chosen`: how often the annotators chose the longer of two responses of unequal length.
-    - `reliability`: a record a bin of confidence: low, high, n, confidence, accuracy.
+    - `longer_chosen`: share of pairs of unequal length in which the annotators chose the longer response.
+    - `reliability`: a record for each bin of confidence: low, high, n, confidence, accuracy.
     - `by_annotator`, `by_source`, `by_length`: the accuracy on parts of the pairs.
     """
     right, longer = pairs.right, pairs.longer  # (P,), (P,)
@@ -65,7 +66,7 @@ def diagnose_reward_model(pairs: ScoredPairs) -> dict[str, Any]:
 
 
 def source_name(preference: Preference) -> str:
-    """Who wrote the two responses."""
+    """The writers of the two responses."""
     sources = sorted({preference.chosen_source or "unnamed", preference.rejected_source or "unnamed"})
     return " and ".join(sources)
 

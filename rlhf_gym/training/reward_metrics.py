@@ -1,4 +1,4 @@
-"""How good a reward is on held-out preferences: does it rank right, are its probabilities true, does it like length."""
+"""How good a reward is on held-out preferences: its accuracy, its calibration, its correlation with length."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RewardMetrics:
 
 @dataclass(frozen=True, eq=False)
 class ScoredPairs:
-    """Preferences as a reward sees them: what every figure about it is computed from."""
+    """Preferences with a reward's scores, from which every figure about it is computed."""
 
     preferences: tuple[Preference, ...]
     """The comparisons, P of them."""
@@ -68,15 +68,21 @@ def score_pairs(
     """
     if not preferences:
         raise ValueError("expected at least one preference to evaluate on, got none")
-    texts = {text: i for i, text in enumerate(dict.fromkeys((p.prompt, r) for p in preferences for r in _responses(p)))}
-    prompts, responses = [prompt for prompt, _ in texts], [response for _, response in texts]
+    sides = [(p.prompt, response) for p in preferences for response in (p.chosen, p.rejected)]
+    texts = {text: i for i, text in enumerate(dict.fromkeys(sides))}
+    prompts = [prompt for prompt, _ in texts]
+    responses = [response for _, response in texts]
     raw = as_reward(reward).preference_scores(prompts, responses, batch_size=batch_size)  # (texts,)
     scores = check_scores(raw, len(texts), source="the reward").astype(np.float64)  # (texts,)
     words = np.array([len(response.split()) for response in responses], dtype=np.float64)  # (texts,)
     chosen = np.array([texts[p.prompt, p.chosen] for p in preferences])  # (P,)
     rejected = np.array([texts[p.prompt, p.rejected] for p in preferences])  # (P,)
-    delta, longer = scores[chosen] - scores[rejected], words[chosen] - words[rejected]  # (P,)
-    return ScoredPairs(tuple(preferences), delta, longer, scores)
+    return ScoredPairs(
+        preferences=tuple(preferences),
+        delta=scores[chosen] - scores[rejected],
+        longer=words[chosen] - words[rejected],
+        scores=scores,
+    )
 
 
 def evaluate_reward_model(
@@ -105,7 +111,3 @@ def reward_metrics(pairs: ScoredPairs) -> RewardMetrics:
         length_correlation=float((delta * longer).sum()) / scale if scale > 0 else 0.0,
         n=len(delta),
     )
-
-
-def _responses(preference: Preference) -> tuple[str, str]:
-    return preference.chosen, preference.rejected

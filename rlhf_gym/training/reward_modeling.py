@@ -29,11 +29,11 @@ class Pair(NamedTuple):
     rejected: int
     """Row of prompt and rejected response."""
     weight: float
-    """In the loss."""
+    """Weight in the loss."""
     margin: float
-    """By how much the chosen one should win."""
+    """The difference by which the chosen response should win."""
     draws: tuple[float, ...] = (1.0,)
-    """How often each head drew it, k of them; one stands for all heads."""
+    """How often each of k heads drew the pair; one number stands for all heads."""
 
 
 class PairBatch(NamedTuple):
@@ -44,13 +44,13 @@ class PairBatch(NamedTuple):
     attention_mask: Tensor
     """(R, L) int8."""
     chosen: Tensor
-    """(P,) int64, into the rows."""
+    """Rows of the chosen responses, (P,) int64."""
     rejected: Tensor
-    """(P,) int64, into the rows."""
+    """Rows of the rejected responses, (P,) int64."""
     weight: Tensor
-    """(P, k) with a bootstrap, else (P, 1): in each head's loss, by how often it drew the pair."""
+    """Weights in each head's loss, (P, k) with a bootstrap, else (P, 1)."""
     margin: Tensor
-    """(P,)."""
+    """Differences by which the chosen responses should win, (P,)."""
 
     @property
     def total_weight(self) -> float:
@@ -228,6 +228,6 @@ def _checked_pairs(
 
 
 def _weighing_one(pairs: Sequence[Pair]) -> list[Pair]:
-    """The same with weights that sum to 1."""
+    """The same pairs with weights that sum to 1."""
     total = sum(pair.weight for pair in pairs)
     return [pair._replace(weight=pair.weight / total) for pair in pairs]

@@ -1,4 +1,4 @@
-"""What a reward model has learned, asked before any policy is optimised against it: length, style, words, or more."""
+"""Probes of a reward model before a policy is optimised against it: does it see more than length, style and words?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.functional import chance_probability, cross_fitted_r2, fit_ridge, rightness, shared_variance
+from rlhf_gym.functional import chance_probability, cross_fitted_r2, fit_ridge, rightness
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import RewardFunction
 from rlhf_gym.training.reward_baselines import LENGTH, Baseline, bag_of_words, train_baselines, word_count
@@ -21,82 +21,74 @@ MOST_HELDOUT = 2000
 SHOWN = 10
 """Words that are listed for, and against, at most."""
 FALSE_WORDS = 0.05
-"""The chance that a reward which minds no word at all is said to mind one."""
-LARGELY, ALMOST = 0.5, 0.8
-"""Shares of variance that deserve a sentence: explained by length, by a bag of words."""
+"""The chance that some word is listed of a reward that depends on no word."""
+MUCH_BY_LENGTH = 0.5
+"""Share of variance explained by length that is reported as a suspicion."""
+MUCH_BY_WORDS = 0.8
+"""Share of variance explained by a bag of words that is reported as a suspicion."""
 ENOUGH = 100
-"""Held-out pairs from which on two accuracies are told apart, or said not to be."""
+"""Held-out pairs from which on two accuracies are compared."""
 
 
 @dataclass(frozen=True)
 class BaselineProbe:
-    """A reward that sees little, beside r_φ."""
+    """A trained baseline compared with r_φ."""
 
     name: str
-    """What it sees."""
+    """The features that the baseline sees."""
     accuracy: float
-    """How often it is right about held-out pairs; a tie counts half."""
-    nll: float
-    """Its mean −log σ(Δ) there."""
-    explained: float | None
-    """Squared correlation of r_φ with it, over the responses: how much of r_φ is what the annotators' labels say about
-    these features alone. None where either says the same to all."""
-    explained_within: float | None
-    """The same of differences within held-out pairs, (ΣΔr·Δb)²/(ΣΔr²·ΣΔb²)."""
+    """Its accuracy on held-out pairs; a tie counts half."""
     explained_by_features: float | None
-    """R² of the best linear function of the features, fitted to r_φ itself on other prompts: how much of r_φ could be
-    had from them at all. Slightly optimistic: the ridge penalty, one of four, is the one with the highest R²."""
+    """R² of the best linear function of the features, fitted to r_φ itself on other prompts. Slightly optimistic: the
+    ridge penalty, one of four, is the one with the highest R²."""
     beyond: float | None
-    """How often r_φ is right where this is wrong; None where it is never wrong."""
+    """Accuracy of r_φ where the baseline is wrong; None where it is never wrong."""
     beyond_n: int
-    """On how many pairs."""
-    behind: float | None
-    """How often this is right where r_φ is wrong."""
+    """Number of those pairs."""
     told_apart: bool
-    """Whether r_φ is right more often for certain: by more than two standard errors of the difference."""
+    """Whether r_φ is more accurate by more than two standard errors of the difference."""
 
 
 @dataclass(frozen=True)
 class WordEffect:
-    """What r_φ pays for a word, the other words being the same."""
+    """The effect of a word on r_φ, the other words being the same."""
 
     word: str
-    """The word, or mark."""
+    """The word, or punctuation mark."""
     effect: float
-    """Of each occurrence, in standard deviations over the policy's responses."""
+    """Change of the score by each occurrence, in standard deviations over the policy's responses."""
     error: float
-    """Its standard error."""
+    """Standard error of the effect."""
     n: int
-    """Responses it is in."""
+    """Number of responses that contain the word."""
 
 
 @dataclass(frozen=True)
 class RewardProbes:
-    """All that was found out."""
+    """The results of `probe_reward_model`."""
 
     accuracy: float | None
-    """How often r_φ is right about held-out pairs; None without any."""
+    """Accuracy of r_φ on held-out pairs; None without any."""
     n: int
-    """Held-out pairs."""
+    """Number of held-out pairs."""
     equal_length: float | None
-    """The same about pairs of as many words; None without any."""
+    """Accuracy on pairs of as many words; None without any."""
     equal_length_n: int
-    """How many those are."""
+    """Number of those pairs."""
     word_price: float
-    """What a response's score gains with each word more, in standard deviations over the policy's responses: the slope
-    of a line through all of them, whatever else comes with length."""
+    """Slope of the score over the number of words, in standard deviations over the policy's responses."""
     word_price_error: float
-    """Its standard error."""
+    """Standard error of that slope."""
     baselines: tuple[BaselineProbe, ...]
-    """Rewards that see little; none without preferences to train them on."""
+    """The baselines; none without preferences to train them on."""
     words_for: tuple[WordEffect, ...]
-    """What r_φ pays most for."""
+    """Words that raise the score most."""
     words_against: tuple[WordEffect, ...]
-    """What it pays most against."""
+    """Words that lower the score most."""
     edits: tuple[EditProbe, ...]
-    """What edits do to responses."""
+    """The effect of each kind of edit."""
     suspicions: tuple[str, ...]
-    """What to look at before any policy is optimised, a sentence each; empty where nothing was found."""
+    """Sentences on what to look at before any policy is optimised; empty where nothing was found."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -114,21 +106,21 @@ def probe_reward_model(
     words: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> RewardProbes:
-    """Hold r_φ against rewards that see little, ask what it pays for words, and edit responses under its eyes.
+    """Compare r_φ with baselines, measure the effect of words on it, and score edited responses.
 
-    Singhal et al. 2023 (arXiv 2310.03716) found most of what PPO gains to be length, and rewards of length alone to do
-    as well; what is measured here is whether that is so of this reward, these preferences and this policy.
+    Singhal et al. 2023 (arXiv 2310.03716) found that most of what PPO gains is length, and that rewards of length alone
+    do as well. This measures whether that is so of this reward, these preferences and this policy.
 
     Args:
         reward: a reward model, an ensemble, or any `(prompts, responses) -> scores`.
         preferences: comparisons to train the baselines on, best those that r_φ was trained on.
-        heldout: comparisons about other prompts, to measure r_φ and the baselines by.
+        heldout: comparisons about other prompts, to measure r_φ and the baselines on.
         prompts: B texts, best none that r_φ has seen.
         responses: a policy's responses to them, B texts: they are edited, and scores are in their standard deviations.
             Those of the held-out pairs by default.
-        gold: the judge, where there is one; it is asked about the edits alone.
+        gold: the gold reward, where there is one; it scores the edits alone.
         words: further kinds of words to insert: name -> words.
-        seed: of the edits, and of what is set aside to choose penalties by.
+        seed: for the edits, and for the pairs on which penalties are chosen.
 
     Raises:
         ValueError: neither responses nor held-out preferences, preferences without held-out ones or about fewer than
@@ -150,16 +142,20 @@ def probe_reward_model(
     delta = np.array([known[p.prompt, p.chosen] - known[p.prompt, p.rejected] for p in heldout])  # (P,)
     if preferences:
         trained = train_baselines(preferences, seed=seed)
-        baselines = tuple(_beside(b, heldout, delta, asked, np.array([known[t] for t in asked])) for b in trained)
-    edits = tuple(
-        probe_edits(
-            reward, [prompt for prompt, _ in given], [response for _, response in given],
-            preferences=preferences, gold=gold, words=words, seed=seed,
-        )
-    )  # fmt: skip
+        baselines = tuple(_compared(b, heldout, delta, asked, np.array([known[t] for t in asked])) for b in trained)
+    edits = probe_edits(
+        reward,
+        [prompt for prompt, _ in given],
+        [response for _, response in given],
+        preferences=preferences,
+        gold=gold,
+        words=words,
+        seed=seed,
+    )
     equal = np.array([word_count(p.chosen) == word_count(p.rejected) for p in heldout], dtype=bool)  # (P,)
     right = rightness(delta)  # (P,)
-    texts, scores = [text for _, text in asked], np.array([known[text] for text in asked])  # (n,)
+    texts = [text for _, text in asked]
+    scores = np.array([known[text] for text in asked])  # (n,)
     effects = word_effects(texts, scores, spread)
     slope = fit_ridge(LENGTH.describe(texts), scores / (spread or 1.0), l2=1e-6)
     found = RewardProbes(
@@ -172,7 +168,7 @@ def probe_reward_model(
         baselines=baselines,
         words_for=tuple(e for e in effects if e.effect > 0)[:SHOWN],
         words_against=tuple(e for e in reversed(effects) if e.effect < 0)[:SHOWN],
-        edits=edits,
+        edits=tuple(edits),
         suspicions=(),
     )
     return RewardProbes(**{**vars(found), "suspicions": tuple(suspicions(found))})
@@ -203,11 +199,14 @@ def word_effects(responses: Sequence[str], scores: np.ndarray, spread: float = 1
     return sorted(found, key=lambda e: (-e.effect, e.word))
 
 
-def _beside(
-    baseline: Baseline, heldout: Sequence[Preference], delta: np.ndarray, asked: Sequence[tuple[str, str]],
+def _compared(
+    baseline: Baseline,
+    heldout: Sequence[Preference],
+    delta: np.ndarray,
+    asked: Sequence[tuple[str, str]],
     scores: np.ndarray,
-) -> BaselineProbe:  # fmt: skip
-    """A trained baseline beside r_φ, whose Δ (P,) and scores (n,) are known."""
+) -> BaselineProbe:
+    """A trained baseline compared with r_φ, whose Δ (P,) and scores (n,) are known."""
     texts = [text for _, text in asked]
     table = baseline.features.describe(
         [*texts, *(p.chosen for p in heldout), *(p.rejected for p in heldout)]
@@ -217,28 +216,25 @@ def _beside(
     right, their_right = rightness(delta), rightness(theirs)  # (P,)
     gap = right - their_right  # (P,)
     error = float(gap.std(ddof=1)) / math.sqrt(pairs) if pairs > 1 else math.inf
-    wrong, our_wrong = their_right == 0, right == 0
+    wrong = their_right == 0  # (P,)
     prompts = [prompt for prompt, _ in asked]
     by_features = cross_fitted_r2(table[:n], scores, prompts) if len(set(prompts)) > 1 else math.nan
     return BaselineProbe(
         name=baseline.features.name,
         accuracy=float(their_right.mean()),
-        nll=float(np.logaddexp(0, -theirs).mean()),
-        explained=_number(shared_variance(scores, table[:n] @ baseline.weights)),
-        explained_within=_number(shared_variance(delta, theirs, centred=False)),
         explained_by_features=_number(by_features),
         beyond=float(right[wrong].mean()) if wrong.any() else None,
         beyond_n=int(wrong.sum()),
-        behind=float(their_right[our_wrong].mean()) if our_wrong.any() else None,
         told_apart=float(gap.mean()) > 2 * error,
     )
 
 
 def suspicions(probes: RewardProbes) -> list[str]:
-    """What deserves a look before any policy is optimised against this reward, a plain sentence each."""
+    """Sentences on what to look at before any policy is optimised against this reward."""
     said = []
     length = [b for b in probes.baselines if b.name.startswith(LENGTH.name)]
-    for baseline, least in [*((b, LARGELY) for b in length[-1:]), *((b, ALMOST) for b in probes.baselines[-1:])]:
+    limits = [(b, MUCH_BY_LENGTH) for b in length[-1:]] + [(b, MUCH_BY_WORDS) for b in probes.baselines[-1:]]
+    for baseline, least in limits:
         if (baseline.explained_by_features or 0) >= least:
             said.append(f"{baseline.explained_by_features:.0%} of r_φ's variance can be had from {baseline.name} alone")
     for baseline in [*length[-1:], *probes.baselines[-1:]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_gym.functional import cross_fitted_r2, fit_preference_weights, fit_ridge, shared_variance
+from rlhf_gym.functional import cross_fitted_r2, fit_preference_weights, fit_ridge
 
 
 def test_one_feature_by_hand() -> None:
@@ -52,13 +52,6 @@ def test_what_was_not_fitted_is_what_counts() -> None:
     assert cross_fitted_r2(by_heart, value, groups) < 0.05
     assert cross_fitted_r2(by_heart, value, list(range(300))) > 0.9
     assert np.isnan(cross_fitted_r2(x, np.ones(300), groups))
-
-
-def test_shared_variance_by_hand() -> None:
-    assert shared_variance([1, 2, 3], [5, 7, 9]) == pytest.approx(1)
-    assert shared_variance([1, 1], [1, -1], centred=False) == 0
-    assert shared_variance([1, 2], [2, 1], centred=False) == pytest.approx(16 / 25)
-    assert np.isnan(shared_variance([1, 1], [1, 2]))
 
 
 def test_bad_input_is_named() -> None:

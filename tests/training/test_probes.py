@@ -74,7 +74,6 @@ def test_a_reward_that_is_length_is_found_out() -> None:
     assert found.accuracy == 1 and length.accuracy == 1 and not length.told_apart
     for baseline in (length, curved, style, bag):
         assert baseline.explained_by_features == pytest.approx(1, abs=0.01)
-    assert length.explained == pytest.approx(1) and length.explained_within == pytest.approx(1)
     spread = by_length([], [r for _, r in texts(60, 3)]).std()
     assert found.word_price == pytest.approx(1 / spread) and found.word_price_error < 1e-3
     edits = {edit.name: edit for edit in found.edits}
