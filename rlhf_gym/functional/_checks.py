@@ -1,4 +1,4 @@
-"""Shape checks on entry: broadcasting (B,) against (B, 1) would give a plausible loss of the wrong thing."""
+"""Checks of shapes and ranges on entry: (B,) would broadcast against (B, 1) without an error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def check_same_shape(**tensors: Tensor | None) -> None:
-    """Every tensor given has the shape of the first one; the keywords name them in the message.
+    """Raise unless every tensor has the shape of the first one; the keywords name them in the message.
 
     Raises:
         ValueError: one has another shape.
@@ -20,7 +20,7 @@ def check_same_shape(**tensors: Tensor | None) -> None:
 
 
 def check_rank(axes: str, **tensors: Tensor) -> None:
-    """Every tensor has as many axes as `axes` names, e.g. "(B, T)".
+    """Raise unless every tensor has as many axes as `axes` names, e.g. "(B, T)".
 
     Raises:
         ValueError: one has more axes or fewer.
@@ -32,7 +32,7 @@ def check_rank(axes: str, **tensors: Tensor) -> None:
 
 
 def check_in_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """`low <= value <= high`.
+    """Raise unless low <= value <= high.
 
     Raises:
         ValueError: it is not (NaN included).

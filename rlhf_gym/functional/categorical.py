@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LOWEST = -1e30
-"""Stands for log 0 where 0 · log 0 = 0 is wanted."""
+"""The logarithm of 0, finite so that 0 · log 0 = 0."""
 
 
 def log_prob_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     """log p(a) and H(p) = −Σ_a p(a) log p(a) in nats, p = softmax(logits), differentiable once.
 
-    The same as gathering from a log-softmax and summing p·log p, in a few passes over the vocabulary instead of a
-    dozen: at language models' vocabularies these passes, not the model, can be what an update waits for. With
-    l̂ = logits − max, z = e^l̂, s = Σ z:
+    It gives what one gets by gathering from a log-softmax and summing p·log p, in a few passes over the vocabulary
+    instead of a dozen. With a large vocabulary these passes can take longer than the model. With l̂ = logits − max,
+    z = e^l̂ and s = Σ z:
 
         log p(a) = l̂_a − log s        ∂/∂logits = 1[a] − z/s
         H = log s − Σ z·l̂ / s         ∂/∂logits = −(z/s)·(l̂ − log s + H)

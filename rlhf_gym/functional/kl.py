@@ -1,11 +1,11 @@
 """The divergence of a policy π from its reference π_ref: three estimators from samples, and the sum itself.
 
-Everything here is KL(π‖π_ref) = Σ_a π(a)·log(π(a)/π_ref(a)), in nats, per token: the direction in which RLHF penalises.
-The estimators want actions drawn from π. John Schulman, "Approximating KL divergence" (2020),
-http://joschu.net/blog/kl-approx.html, names them.
+All of them are KL(π‖π_ref) = Σ_a π(a)·log(π(a)/π_ref(a)), in nats, per token: the direction in which RLHF penalises.
+The estimators want actions drawn from π. They are named in John Schulman, "Approximating KL divergence" (2020),
+http://joschu.net/blog/kl-approx.html.
 
-Which one where: in the *reward* only k1 has the right policy gradient, ∇KL = E[∇log π · k1]. k3 has less variance and
-is the one to look at. In the *loss*, differentiated directly, k2's gradient is that of KL and k1's is 0 on average.
+In the *reward* only k1 has the right policy gradient, ∇KL = E[∇log π · k1]. For logs k3 is best, as it has less
+variance. In the *loss*, differentiated directly, k2's gradient is that of the KL, and k1's is 0 on average.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlhf_gym.functional._checks import check_in_range, check_same_shape
 
 
 def k1(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
-    """log π(a) − log π_ref(a) at a ~ π. Unbiased; of either sign; much variance.
+    """log π(a) − log π_ref(a) at a ~ π. It is unbiased, may have either sign, and has much variance.
 
     Shapes: both the same, and so is the result: one value per token.
     """
@@ -26,7 +26,7 @@ def k1(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
 
 
 def k2(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
-    """½·(log π(a) − log π_ref(a))² at a ~ π. Biased (little, while π is near π_ref); never negative.
+    """½·(log π(a) − log π_ref(a))² at a ~ π. It is never negative, and biased, but little while π is near π_ref.
 
     Shapes: both the same, and so is the result: one value per token.
     """
@@ -34,7 +34,7 @@ def k2(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
 
 
 def k3(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
-    """(ρ − 1) − log ρ with ρ = π_ref(a)/π(a), at a ~ π. Unbiased, never negative, little variance.
+    """(ρ − 1) − log ρ with ρ = π_ref(a)/π(a), at a ~ π. It is unbiased, never negative, and has little variance.
 
     k1 plus the control variate ρ − 1, whose mean under π is 0.
 
