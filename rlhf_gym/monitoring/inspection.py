@@ -1,8 +1,8 @@
-"""Any episode as the agent and its environment see it: log π, log π_ref, value, reward, return, advantage a token."""
+"""Views of episodes: log π, log π_ref, value, reward, return and advantage of each token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,19 +38,19 @@ def inspect_episodes(
 
         views = inspect_episodes(agent, prompts=["the film was"])
 
-    Nothing is disturbed: neither the environment's episodes and prompts, nor its running statistics, nor the global
-    random state. Advantages are those of `functional.gae` as they come; an agent that whitens does so afterwards.
+    The environment's episodes, prompts and running statistics stay as they were, and so does the global random state.
+    Advantages are those of `functional.gae`, not whitened.
 
     Args:
         agent: a token agent, a stock SB3 agent with an `LMActorCriticPolicy`, or such a policy.
-        env: whose π_ref, r_φ and β count; by default the agent's own.
+        env: the environment whose π_ref, r_φ and β are used; by default the agent's own.
         episodes: finished ones, such as `agent.buffer.episodes`.
-        prompts: in place of episodes, what is to be responded to.
+        prompts: prompts to respond to, in place of episodes.
         responses: one to each prompt; a text is closed by the EOS token, ids are taken as they are. By default the
             policy writes them, as it would in training.
-        critic: whether there is a critic to ask; by default as the agent says, and for a policy alone there is.
+        critic: whether values are those of a trained critic; by default as the agent says, and True for a policy.
         gamma, gae_lambda: γ and λ; by default the agent's, and for a policy alone 1 and .95.
-        seed: of the policy's own responses.
+        seed: the seed of the policy's own responses.
 
     Raises:
         ValueError, TypeError: what is given does not go together; the message says what was expected.
@@ -108,7 +108,7 @@ def make_episodes(
     Raises:
         ValueError: a response is missing, empty or too long, goes on after its end, or a prompt is too long.
     """
-    prompt_rows = _encode(env, prompts)
+    prompt_rows = _token_rows(prompts, "prompts", lambda texts: encode_prompts(env.tokenizer, texts))
     check_room(prompt_rows, env.max_new_tokens, policy.parts.context_length)
     check_prompts(prompt_rows, max_prompt_length=env.max_prompt_length, vocab_size=env.vocab_size)
     if responses is None:
@@ -124,7 +124,7 @@ def make_episodes(
     else:
         if len(responses) != len(prompt_rows):
             raise ValueError(f"expected a response to each of {len(prompt_rows)} prompts, got {len(responses)}")
-        rows = _encode_responses(env, responses)
+        rows = _token_rows(responses, "responses", lambda texts: _encode_responses(env, texts))
     stops = set(env.stop_token_ids)
     for number, row in enumerate(rows):
         _check_response(row, number, stops, env)
@@ -135,7 +135,7 @@ def make_episodes(
 
 
 def _score(env: TokenVectorEnv, episodes: Sequence[Episode], log_probs: list[np.ndarray]) -> EpisodeRewards:
-    """Rewards, the running statistics of the score's shaping left as they were."""
+    """The episodes' rewards; the running statistics of the score's shaping stay as they were."""
     shaping = env.token_reward.shaping
     before = shaping.state_dict()
     try:
@@ -160,27 +160,18 @@ def _engine(agent: Any, env: TokenVectorEnv | TokenEnv | SB3VecEnv | None) -> To
     )
 
 
-def _encode(env: TokenVectorEnv, prompts: Texts) -> list[list[int]]:
-    rows: list[Any] = list(prompts)
-    if _are_texts(rows, "prompts"):
-        return encode_prompts(env.tokenizer, rows)
-    return [[int(token) for token in row] for row in rows]
-
-
-def _are_texts(rows: Sequence[Any], what: str) -> bool:
-    """Whether they are texts; else they are token ids."""
+def _token_rows(given: Texts, what: str, encode: Callable[[list[str]], list[list[int]]]) -> list[list[int]]:
+    """Token ids of texts, or those that were given."""
+    rows: list[Any] = list(given)
     texts = sum(isinstance(row, str) for row in rows)
     if 0 < texts < len(rows):
         raise TypeError(f"expected {what} as texts or as token ids, got {texts} texts among {len(rows)}")
-    return texts == len(rows)
+    return encode(rows) if texts else [[int(token) for token in row] for row in rows]
 
 
-def _encode_responses(env: TokenVectorEnv, responses: Texts) -> list[list[int]]:
-    """Texts closed by EOS, but for those that fill the horizon without."""
-    rows: list[Any] = list(responses)
-    if not _are_texts(rows, "responses"):
-        return [[int(token) for token in row] for row in rows]
-    encoded = encode_responses(env.tokenizer, rows)
+def _encode_responses(env: TokenVectorEnv, responses: list[str]) -> list[list[int]]:
+    """Responses with the EOS token at the end, except those that fill the longest length without it."""
+    encoded = encode_responses(env.tokenizer, responses)
     return [row[:-1] if len(row) == env.max_new_tokens + 1 else row for row in encoded]
 
 
