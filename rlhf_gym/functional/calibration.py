@@ -134,7 +134,8 @@ def length_controlled_accuracy(
     if not edges or edges[0] != 0 or any(a >= b for a, b in pairwise(edges)):
         raise ValueError(f"expected edges that rise from 0, got {tuple(edges)}")
     bucket = np.searchsorted(np.asarray(edges, dtype=np.float64), np.abs(longer))  # (n,): 0 is equal length
-    total, used = 0.0, 0
+    total = 0.0
+    used = 0
     for b in range(len(edges) + 1):
         here = bucket == b
         halves = [right[here]] if b == 0 else [right[here & (longer > 0)], right[here & (longer < 0)]]

@@ -32,7 +32,7 @@ Arcs = Callable[[Hashable], Sequence[Arc]]
 
 
 class Extent(NamedTuple):
-    """How large a language is from some state on."""
+    """Expected length and entropy of the texts from some state on."""
 
     length: float
     """Expected number of words still to come, the `END` included."""

@@ -49,12 +49,14 @@ def files_task(
     tokenizer = load_tokenizer(model)
     order = np.random.default_rng(seed).permutation(len(texts))
     count = max(1, round(heldout_fraction * len(texts)))
-    heldout, train = [texts[i] for i in order[:count]], [texts[i] for i in order[count:]]
+    heldout = [texts[i] for i in order[:count]]
+    train = [texts[i] for i in order[count:]]
     kept = [d for d in shown if d.prompt in set(heldout)]
     learned = [d for d in shown if d.prompt not in set(heldout)]
     if shown and not kept:
         cut = max(1, round(heldout_fraction * len(learned)))
-        kept, learned = learned[:cut], learned[cut:]
+        kept = learned[:cut]
+        learned = learned[cut:]
         if not learned:
             raise ValueError(f"{demonstrations}: expected at least two demonstrations, got {len(shown)}")
     longest = max(len(row) for row in encode_prompts(tokenizer, texts))

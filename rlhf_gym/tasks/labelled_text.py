@@ -230,7 +230,8 @@ def _record(line: str, where: str) -> LabelledText:
     if not isinstance(value, dict) or "text" not in value or "label" not in value:
         found = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
         raise ValueError(f'{where}: expected {{"text": …, "label": 0 or 1}}, got {found or "an empty object"}')
-    text, label = value["text"], value["label"]
+    text = value["text"]
+    label = value["label"]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where}: expected a text that is not blank, got {text!r}")
     if isinstance(label, bool) or label not in (0, 1):

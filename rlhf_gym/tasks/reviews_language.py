@@ -223,7 +223,8 @@ class _Language:
 
     def opening(self, state: _State) -> _Choices:
         """The first word of a sentence proper."""
-        style, praise = self.style, self.tone_probabilities(state)[1]
+        style = self.style
+        praise = self.tone_probabilities(state)[1]
         it = 0.4 if state.subject == "dish" else 0.0  # "it" is the dish of the sentence before
         new = state._replace(subject="", adjective="")
         choices: _Choices = [

@@ -19,10 +19,10 @@ IGNORED = -100
 
 
 class Row(NamedTuple):
-    """One sequence to learn."""
+    """The token ids of one sequence to learn."""
 
     ids: list[int]
-    """All its tokens."""
+    """All tokens of the sequence."""
     start: int
     """Index of the first token that is predicted; those before it are given. At least 1."""
 
@@ -86,7 +86,7 @@ def fingerprint(rows: Sequence[Sequence[int | float]]) -> str:
 
 
 class CausalBatch(NamedTuple):
-    """Right-padded rows to learn."""
+    """A batch of right-padded rows to learn."""
 
     input_ids: Tensor
     """(B, L) int64."""

@@ -37,7 +37,7 @@ class SFTMetrics:
     """How well a language model predicts held-out sequences. Means are over the tokens that are predicted."""
 
     loss: float
-    """−log p(token), in nats."""
+    """Mean −log p(token), in nats."""
     perplexity: float
     """exp(loss)."""
     accuracy: float
@@ -149,7 +149,9 @@ def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> S
     model.eval()
     slices_logits = _slices_logits(model)
     rows = sorted(rows, key=lambda row: len(row.ids))
-    loss, correct, tokens = 0.0, 0, 0
+    loss = 0.0
+    correct = 0
+    tokens = 0
     for i in range(0, len(rows), batch_size):
         batch = collate_rows(rows[i : i + batch_size]).to(model.device)
         logits, labels = _logits_and_labels(model, batch, slices_logits)

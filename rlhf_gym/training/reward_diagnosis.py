@@ -43,7 +43,8 @@ def diagnose_reward_model(pairs: ScoredPairs) -> dict[str, Any]:
     - `reliability`: a record for each bin of confidence: low, high, n, confidence, accuracy.
     - `by_annotator`, `by_source`, `by_length`: the accuracy on parts of the pairs.
     """
-    right, longer = pairs.right, pairs.longer  # (P,), (P,)
+    right = pairs.right  # (P,)
+    longer = pairs.longer  # (P,)
     controlled = length_controlled_accuracy(right, longer, edges=LENGTH_EDGES)
     unequal = longer != 0
     curve = reliability_curve(confidence(pairs.delta), right)
@@ -101,7 +102,8 @@ def reward_complaints(metrics: dict[str, Any]) -> list[str]:
         metrics: `RewardMetrics` and `diagnose_reward_model`, as one record.
     """
     complaints = []
-    accuracy, n = metrics["accuracy"], metrics["n"]
+    accuracy = metrics["accuracy"]
+    n = metrics["n"]
     if not metrics["score_std"] > 1e-6:
         complaints.append(
             f"expected scores that differ, got a standard deviation of {metrics['score_std']:.1g} over the held-out "

@@ -134,7 +134,8 @@ def probe_edits(
     asked += [(prompts[i], text) for _, places, texts in plans for i, text in zip(places, texts, strict=True)]
     scores = _in_deviations(reward, asked, len(responses))  # (asked,)
     golds = None if gold is None else _in_deviations(as_reward(gold), asked, len(responses))  # (asked,)
-    probes, begin = [], len(responses)
+    probes = []
+    begin = len(responses)
     for name, places, texts in plans:
         rows = slice(begin, begin + len(places))
         begin += len(places)
@@ -150,7 +151,8 @@ def probe_edits(
 def score_texts(reward: Reward | RewardFunction, texts: Sequence[tuple[str, str]]) -> np.ndarray:
     """Scores (B,) of (prompt, response) pairs, each distinct one asked for once; a model's before normalisation."""
     known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    prompts, responses = [prompt for prompt, _ in known], [response for _, response in known]
+    prompts = [prompt for prompt, _ in known]
+    responses = [response for _, response in known]
     raw = as_reward(reward).preference_scores(prompts, responses)  # (distinct,)
     scores = check_scores(raw, len(known), source="the reward").astype(np.float64)  # (distinct,)
     return scores[[known[text] for text in texts]]

@@ -100,7 +100,10 @@ def evaluate_reward_model(
 
 def reward_metrics(pairs: ScoredPairs) -> RewardMetrics:
     """The metrics of pairs that have been scored."""
-    delta, longer, right, clean = pairs.delta, pairs.longer, pairs.right, pairs.clean  # (P,) each
+    delta = pairs.delta  # (P,)
+    longer = pairs.longer  # (P,)
+    right = pairs.right  # (P,)
+    clean = pairs.clean  # (P,)
     scale = float(np.sqrt((delta**2).sum() * (longer**2).sum()))
     return RewardMetrics(
         accuracy=float(right.mean()),

@@ -179,7 +179,8 @@ def mean_of_heads(reward: RewardModel, *, batch_size: int) -> RewardFunction:
 def _summed_loss(model: nn.Module, batch: PairBatch, *, label_smoothing: float, centering: float) -> Tensor:
     """Σ over pairs of the heads' mean loss: (1/k)·Σ_j Σ_p w_pj·loss(r_j of pair p)."""
     scores = model(batch.input_ids, batch.attention_mask).float()  # (R, k)
-    chosen, rejected = scores[batch.chosen], scores[batch.rejected]  # (P, k), (P, k)
+    chosen = scores[batch.chosen]  # (P, k)
+    rejected = scores[batch.rejected]  # (P, k)
     return bradley_terry_loss(
         chosen.flatten(),
         rejected.flatten(),
