@@ -1,6 +1,6 @@
 """How many labels active selection saves, on the embedded reviews with a fifth of all labels wrong.
 
-    python scripts/active_learning.py                  # curves, docs/active.png, then full reward models: minutes
+    python scripts/active_learning.py                  # docs/images/active.png, then full reward models: minutes
     python scripts/active_learning.py --full-seeds 0   # without the full reward models
 
 The instrument is quick and fair: reward models that are linear in the SFT policy's own states (its embeddings and its
@@ -26,32 +26,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 from scipy.special import expit
+from study import COLOURS, IMAGES, INK, REWARD_TRAINING, SOFT, picture, quiet_prepare, spread, task_from_sft
 
-from rlhf_gym.lm import quiet_transformers
-from rlhf_gym.lm.loading import load_causal_lm
-from rlhf_gym.pipeline import prepare
-from rlhf_gym.pipeline.samples import draw
-from rlhf_gym.pipeline.selection import label_actively
-from rlhf_gym.preferences import BradleyTerryAnnotator, Candidate, CandidatePair, Preference, choose_pairs
-from rlhf_gym.preferences.active import Acquisition, acquisition_scores, choose_batch
+from rlhf_gym.lm import load_causal_lm, quiet_transformers
+from rlhf_gym.pipeline import draw, label_actively
+from rlhf_gym.preferences import (
+    Acquisition,
+    BradleyTerryAnnotator,
+    Candidate,
+    CandidatePair,
+    Preference,
+    acquisition_scores,
+    choose_batch,
+    choose_pairs,
+)
 from rlhf_gym.rewards import RewardModel
 from rlhf_gym.settings import RunConfig
 from rlhf_gym.tasks import Task, reviews_task
-from rlhf_gym.training import RewardModelingConfig, evaluate_reward_model, train_reward_model
+from rlhf_gym.training import evaluate_reward_model, train_reward_model
 
 MISTAKES = 0.2
 PROMPTS, HELDOUT_PROMPTS, COPIES, TEMPERATURES = 300, 200, 8, (1.0, 1.3)
 FIRST, BATCH, TOTAL = 200, 100, 1600
 MEMBERS, PRIOR = 4, 100.0
 DEVELOPMENT, FRESH = range(5), range(100, 105)
-FULL = RewardModelingConfig(
-    epochs=3, learning_rate=1e-3, batch_size=32, save_steps=0, evaluate_each_epoch=False, use_cpu=True
-)
-INK, SOFT, HAIR, BLUE, RED, GREEN, VIOLET = "#1c1d20", "#5f646c", "#e5e4df", "#1f56a5", "#bf4a14", "#4a7a55", "#7e3cbe"
 
 
 class Way(NamedTuple):
@@ -68,8 +69,14 @@ class Way(NamedTuple):
 
 
 RANDOM = Way(None)
-WAYS = (RANDOM, Way("uncertainty"), Way("uncertainty", math.inf), Way("information"), Way("information", 4.0),
-        Way("disagreement"))  # fmt: skip
+WAYS = (
+    RANDOM,
+    Way("uncertainty"),
+    Way("uncertainty", math.inf),
+    Way("information"),
+    Way("information", 4.0),
+    Way("disagreement"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +97,6 @@ class Pool:
 
 def make_pool(task: Task, seed: int) -> Pool:
     """Prompts, responses, labels, all of this seed."""
-    assert task.gold is not None
     rng = np.random.default_rng(seed)
     prompts = [task.prompts[int(i)] for i in rng.permutation(len(task.prompts))[:PROMPTS]]
     others = [task.heldout_prompts[int(i)] for i in rng.permutation(len(task.heldout_prompts))[:HELDOUT_PROMPTS]]
@@ -119,7 +125,7 @@ def candidate_pairs(
     task: Task, prompts: Sequence[str], seed: int
 ) -> tuple[list[CandidatePair], dict[Candidate, np.ndarray]]:
     """All pairs of different responses to each prompt, and each response's features (D,)."""
-    policy = load_causal_lm(task.sft, dtype=torch.float32)  # type: ignore[arg-type]
+    policy = load_causal_lm(task.sft, dtype=torch.float32)
     copies = [prompt for prompt in prompts for _ in range(COPIES // len(TEMPERATURES))]
     state: dict[Candidate, np.ndarray] = {}
     for i, temperature in enumerate(TEMPERATURES):
@@ -201,10 +207,10 @@ def preferences_of(pool: Pool, indices: Sequence[int]) -> list[Preference]:
 
 def full_accuracy(task: Task, preferences: Sequence[Preference], heldout: Sequence[Preference], seed: int) -> float:
     """Held-out accuracy of a reward model whose trunk is trained too."""
-    policy = load_causal_lm(task.sft, dtype=torch.float32)  # type: ignore[arg-type]
+    policy = load_causal_lm(task.sft, dtype=torch.float32)
     reward = RewardModel.from_language_model(policy, task.tokenizer, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        config = replace(FULL, seed=seed)
+        config = replace(REWARD_TRAINING, seed=seed)
         train_reward_model(reward, preferences, heldout=preferences[:1], config=config, output_dir=folder)
     return evaluate_reward_model(reward, heldout).accuracy
 
@@ -216,9 +222,8 @@ def chosen_by_their_own(task: Task, pool: Pool, count: int, way: Way, seed: int)
         config = RunConfig(run_dir=Path(folder), seed=seed)
         collect = replace(config.collect, acquisition=way.acquisition or "uncertainty", mistake_rate=MISTAKES)
         collect = replace(collect, sharpness=None if math.isinf(way.sharpness) else way.sharpness)
-        run = prepare(replace(config, collect=collect, reward=replace(config.reward, training=FULL)))
-        run = replace(run, task=replace(task, demonstrations=()))  # so that its SFT policy is the pretrained model …
-        run = replace(run, task=replace(run.task, pretrained=task.sft))  # … which is the one that is shipped
+        config = replace(config, collect=collect, reward=replace(config.reward, training=REWARD_TRAINING))
+        run = quiet_prepare(config, task_from_sft())
         candidates = list(dict.fromkeys(c for pair in pool.pairs for c in pair))
         return label_actively(
             run,
@@ -231,25 +236,18 @@ def chosen_by_their_own(task: Task, pool: Pool, count: int, way: Way, seed: int)
         )
 
 
-def picture(curves: dict[Way, np.ndarray], best: Way, path: Path) -> None:
+def draw_figure(curves: dict[Way, np.ndarray], best: Way, path: Path) -> None:
     """Accuracy against labels, means of the fresh seeds with their standard errors."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    style = {
-        "font.size": 10, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": HAIR, "xtick.color": SOFT,
-        "ytick.color": SOFT, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "grid.color": HAIR, "axes.titlesize": 11, "axes.titlelocation": "left",
-    }  # fmt: skip
     target = float(curves[RANDOM][:, -1].mean())
     needed = labels_needed(curves[best], target)
     labels = FIRST + BATCH * np.arange(curves[RANDOM].shape[1])
-    with plt.rc_context(style):
-        figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-        for (way, values), colour in zip(curves.items(), (SOFT, BLUE, RED, GREEN, VIOLET, INK), strict=False):
-            mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    with picture(path, 1, 1, (7.2, 4.2)) as axes:
+        axis = axes[0, 0]
+        for (way, values), colour in zip(curves.items(), (SOFT, *COLOURS), strict=False):
+            mean = values.mean(axis=0)  # (points,)
             axis.plot(labels, mean, color=colour, label=str(way), lw=2 if way in (RANDOM, best) else 1)
             if way in (RANDOM, best):
+                error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
                 axis.fill_between(labels, mean - error, mean + error, color=colour, alpha=0.15, lw=0)
         axis.axhline(target, color=SOFT, lw=1, ls=":")
         if np.isfinite(needed):
@@ -258,12 +256,11 @@ def picture(curves: dict[Way, np.ndarray], best: Way, path: Path) -> None:
             axis.annotate(f"{needed:.0f} labels", (needed, target), place, color=INK, fontsize=9, ha="right")
         axis.set(xlabel="labels, a fifth of them wrong", ylabel="held-out accuracy")
         axis.set_title(f"choosing what to label: means of {len(curves[RANDOM])} seeds, bands ± a standard error")
-        axis.legend(frameon=False, fontsize=9, labelcolor=SOFT, loc="lower right")
-        figure.savefig(path, dpi=150)
+        axis.legend(loc="lower right")
 
 
-def say(curves: dict[Way, np.ndarray]) -> None:
-    """A line a way."""
+def print_curves(curves: dict[Way, np.ndarray]) -> None:
+    """Print a line for each way to choose."""
     target = float(curves[RANDOM][:, -1].mean())
     print(f"{'chosen by':32s}{'at 400':>9}{'at 800':>9}{f'at {TOTAL}':>9}   labels to random's {target:.3f}")
     for way, values in curves.items():
@@ -273,10 +270,10 @@ def say(curves: dict[Way, np.ndarray]) -> None:
 
 
 def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full-seeds", type=int, default=3, help="seeds of the full reward models")
-    parser.add_argument("--picture", type=Path, default=Path(__file__).parent.parent / "docs" / "active.png")
+    parser.add_argument("--picture", type=Path, default=IMAGES / "active.png")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task, started = reviews_task(), time.perf_counter()
@@ -287,15 +284,15 @@ def main() -> None:
             for way in WAYS
         }
         print(f"which way to choose (seeds {DEVELOPMENT[0]}-{DEVELOPMENT[-1]})")
-        say(curves)
+        print_curves(curves)
         best = max(WAYS[1:], key=lambda way: curves[way].mean())
         print(f"\nbest on average: {best}. What it saves (seeds {FRESH[0]}-{FRESH[-1]})")
         pools = [make_pool(task, seed) for seed in FRESH]
         runs = {way: [curve(pool, way, seed) for seed, pool in zip(FRESH, pools, strict=True)] for way in WAYS}
         curves = {way: np.stack([accuracies for accuracies, _ in found]) for way, found in runs.items()}
-        say(curves)
-        picture(curves, best, options.picture)
-        print(f"drawn: {options.picture}; {time.perf_counter() - started:.0f} s so far")
+        print_curves(curves)
+        draw_figure(curves, best, options.picture)
+        print(f"{time.perf_counter() - started:.0f} s so far")
         rows = []
         for i, (seed, pool) in enumerate(zip(FRESH, pools, strict=True)):
             if i >= options.full_seeds:
@@ -310,12 +307,16 @@ def main() -> None:
             )
             rows.append([full_accuracy(task, said, pool.heldout, seed) for said in sets])
         if rows:
-            names = (f"random, {TOTAL}", f"random, {TOTAL // 2}", f"chosen by linear ones, {TOTAL // 2}",
-                     f"chosen by their own, {TOTAL // 2}")  # fmt: skip
+            half = TOTAL // 2
+            names = (
+                f"random, {TOTAL}",
+                f"random, {half}",
+                f"chosen by linear ones, {half}",
+                f"chosen by their own, {half}",
+            )
             print(f"\nfull reward models, held-out accuracy, {len(rows)} seeds")
             for name, values in zip(names, np.array(rows).T, strict=True):
-                error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-                print(f"{name:32s}{values.mean():.3f} ± {error:.3f}   {' '.join(f'{v:.3f}' for v in values)}")
+                print(f"{name:32s}{spread(values, '.3f')}   {' '.join(f'{v:.3f}' for v in values)}")
         print(f"{time.perf_counter() - started:.0f} s")
 
 

@@ -1,4 +1,4 @@
-"""python scripts/adversarial_pairs.py: what labels about overrated responses do for a reward model, and for free PPO.
+"""python scripts/adversarial_pairs.py: what labels about overrated responses do for r_φ and for PPO without KL.
 
 On the embedded task, from its shipped SFT policy, each seed by itself: preferences, a reward model, PPO with KL penalty
 and without. Then responses that the reward model overrates are looked for (repetition, padding, inserted praise,
@@ -11,26 +11,42 @@ minutes on one core. It leaves out people (`rlhf-gym adversarial RUN --labeler w
 from __future__ import annotations
 
 import argparse
-import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from study import kept, quiet_run, spread, study_config, task_from_sft
+from study import (
+    evaluated,
+    kept,
+    quiet_prepare,
+    quiet_run,
+    spread,
+    study_config,
+    task_from_sft,
+    text_table,
+)
 
 from rlhf_gym.lm import load_causal_lm
-from rlhf_gym.pipeline import Run, prepare
+from rlhf_gym.pipeline import (
+    Run,
+    adversarial_folder,
+    all_preferences,
+    draw,
+    normalise,
+    reference_samples,
+    train_member,
+)
 from rlhf_gym.pipeline.adversarial import AdversarialConfig, adversarial
-from rlhf_gym.pipeline.annotate import annotate
-from rlhf_gym.pipeline.collect import HELDOUT, all_preferences
-from rlhf_gym.pipeline.reward import adversarial_folder, normalise, reference_samples, train_member
-from rlhf_gym.pipeline.samples import draw
-from rlhf_gym.preferences import Candidate, CandidatePair, Preference, read_preferences
+from rlhf_gym.preferences import (
+    Candidate,
+    CandidatePair,
+    Preference,
+    read_preferences,
+    simulated_annotators,
+)
 from rlhf_gym.rewards import load_reward
-from rlhf_gym.runs import RunFolder
-from rlhf_gym.runs.records import iterations
-from rlhf_gym.settings import RunConfig, StageName, TaskConfig
+from rlhf_gym.runs import RunFolder, iterations
+from rlhf_gym.settings import RunConfig, TaskConfig
 from rlhf_gym.tasks import Task
 from rlhf_gym.training import score_pairs
 
@@ -38,6 +54,7 @@ ARMS = ("before", "more normal pairs", "adversarial pairs")
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--labels", type=int, default=2000, help="ordinary preferences to begin with")
@@ -47,10 +64,11 @@ def main() -> None:
     a = parser.parse_args()
     found = [one_seed(seed, a) for seed in range(a.seeds)]
     print(f"\n{a.labels} labels, then {a.pairs} more; {a.seeds} seeds, mean ± standard error")
-    print(f"{'':44}" + "".join(f"{arm:>20}" for arm in ARMS))
+    rows = []
     for name in found[0]["before"]:
-        cells = [spread([f[arm][name] for f in found], form=".1%" if name.startswith("r_φ") else ".2f") for arm in ARMS]
-        print(f"{name:44}" + "".join(f"{cell:>20}" for cell in cells))
+        form = ".1%" if name.startswith("r_φ") else ".2f"
+        rows.append([name, *(spread([f[arm][name] for f in found], form) for arm in ARMS)])
+    print(text_table(["", *ARMS], rows))
 
 
 def one_seed(seed: int, a: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -64,9 +82,9 @@ def arms(root: Path, seed: int, a: argparse.Namespace) -> dict[str, dict[str, fl
     task = task_from_sft()
     config = study_config(root, seed, labels=a.labels, tokens=a.tokens)
     quiet_run(config, task)
-    prepared = prepare(config, task=task, console=Console(file=io.StringIO()))
+    prepared = quiet_prepare(config, task)
     metrics = adversarial(prepared, AdversarialConfig(pairs=a.pairs, num_prompts=a.pairs, seed=seed))
-    hostile = read_preferences(adversarial_folder(prepared, 1) / HELDOUT)
+    hostile = read_preferences(adversarial_folder(prepared, 1) / "heldout_preferences.jsonl")
     normal = all_preferences(prepared, 1)[1]
     models = {
         "before": prepared.folder.stage("reward") / "model",
@@ -75,7 +93,7 @@ def arms(root: Path, seed: int, a: argparse.Namespace) -> dict[str, dict[str, fl
     }
     result = {}
     for arm, model in models.items():
-        policy = prepared.folder if arm == "before" else unleashed(config, task, arm.split(" ")[0], model)
+        policy = prepared.folder if arm == "before" else without_kl(config, task, arm.split(" ")[0], model)
         result[arm] = accuracies(model, normal, hostile) | gold_of_the_last(policy)
         print(f"seed {seed}, {arm}: " + ", ".join(f"{k} {v:.3f}" for k, v in result[arm].items()), flush=True)
     return result
@@ -91,21 +109,21 @@ def train_control(prepared: Run, count: int, seed: int) -> Path:
     drawn = [Candidate(p, r, "the SFT policy") for p, r in zip(samples.prompts, samples.responses, strict=True)]
     pairs = [CandidatePair(*pair) for pair in zip(drawn[::2], drawn[1::2], strict=True)]
     different = [pair for pair in pairs if pair.first.response != pair.second.response][:count]
-    more = annotate(prepared, 1, different, part=50)
+    temperature = prepared.config.collect.annotator_temperature
+    (annotator,) = simulated_annotators(prepared.task.gold, temperature=temperature, chance=seed + 5_001_000)
+    more = annotator.label(different, round=1)
     reward = train_member(prepared, folder / "member-0", 0, [*train, *more], heldout)
     normalise(reward, prepared, reference_samples(prepared))
     reward.save_pretrained(folder / "model")
     return folder / "model"
 
 
-def unleashed(config: RunConfig, task: Task, name: str, model: Path) -> RunFolder:
+def without_kl(config: RunConfig, task: Task, name: str, model: Path) -> RunFolder:
     """PPO without KL penalty against this reward model; its run's folder."""
-    folder = config.run_dir / f"unleashed-{name}"
-    free = replace(
-        config, run_dir=folder, task=TaskConfig(reward_model=str(model)), without_kl=False,
-        agent=replace(config.agent, kl_coef=0.0),
-    )  # fmt: skip
-    return quiet_run(free, task)
+    folder = config.run_dir / f"without-kl-{name}"
+    agent = replace(config.agent, kl_coef=0.0)
+    reward = TaskConfig(reward_model=str(model))
+    return quiet_run(replace(config, run_dir=folder, task=reward, without_kl=False, agent=agent), task)
 
 
 def accuracies(model: Path, normal: list[Preference], hostile: list[Preference]) -> dict[str, float]:
@@ -119,11 +137,8 @@ def accuracies(model: Path, normal: list[Preference], hostile: list[Preference])
 
 def gold_of_the_last(folder: RunFolder) -> dict[str, float]:
     """Gold of the policy without KL penalty at its end, its KL, and the highest gold on the way there."""
-    metrics = folder.metrics("evaluate")
-    assert metrics is not None
-    last = metrics["policies"][-1]
-    stage: StageName = "unleashed" if last["kind"] == "unleashed" else "ppo"
-    golds = [r["rlhf/gold"] for r in iterations(folder.seed(stage, 1, last["seed"]))]
+    last = evaluated(folder)["policies"][-1]
+    golds = [r["rlhf/gold"] for r in iterations(folder.seed(last["kind"], 1, last["seed"]))]
     return {
         "gold after PPO without KL penalty": last["gold"][0],
         "highest gold on the way": max(golds),

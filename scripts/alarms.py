@@ -9,7 +9,7 @@ fired by then, what the alarms say, and how many alarms the healthy runs raised.
     python scripts/alarms.py --seeds 200 201 202 203 204 205 206 207
 
 Runs are kept in `--run-dir` and gone on with if they are there; alarms are told anew from what was measured, so other
-thresholds can be tried without running anything again (`rlhf_gym.agents.AlarmThresholds`). About twenty minutes on one
+thresholds can be tried without running anything again (`rlhf_gym.monitoring.AlarmThresholds`). Twenty minutes on one
 core. The thresholds were set on other seeds (0 to 7, 100 to 102) before any of these was run. It leaves out real text.
 """
 
@@ -21,25 +21,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import gymnasium as gym
 import torch
-from study import quiet_run, read_trajectory, study_config
+from study import (
+    kept,
+    markdown_table,
+    quiet_run,
+    read_trajectory,
+    study_config,
+    text_table,
+)
 
 from rlhf_gym.agents import LMActorCriticPolicy, TokenPPO
-from rlhf_gym.envs.token_env import reviews_vector_env
-from rlhf_gym.files import write_json
-from rlhf_gym.lm.generation import generate
-from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
-from rlhf_gym.monitoring import Alarm, RLHFMonitor
-from rlhf_gym.monitoring.alarms import RECORDS, RULES, Alarms, read_records
+from rlhf_gym.monitoring import RECORDS, RULES, Alarm, Alarms, RLHFMonitor, read_records
+from rlhf_gym.pipeline import draw, gold_scores
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
-from rlhf_gym.runs import RunFolder
-from rlhf_gym.runs.records import iterations
+from rlhf_gym.runs import RunFolder, iterations
 from rlhf_gym.settings import PPOSettings, RewardConfig, RunConfig, StageName
 from rlhf_gym.tasks import reviews_task
 
 COLUMNS = [name for name in RULES if name not in ("pattern", "evaluation")] + ["pattern/not", "evaluation/gold"]
 TOKENS = 20_000
+WITHOUT_KL: StageName = "unleashed"
 
 
 # -- runs that are made to go wrong ------------------------------------------------------------------------------------
@@ -92,9 +95,7 @@ def negations(prompts: list[str], responses: list[str]) -> list[float]:
 
 def complaints(prompts: list[str], responses: list[str]) -> list[float]:
     """Praise for what gold does not like."""
-    gold = reviews_task().gold
-    assert gold is not None
-    return [-float(value) for value in gold(prompts, responses)]
+    return [-float(value) for value in reviews_task().gold(prompts, responses)]  # type: ignore[misc]
 
 
 def shrugs(prompts: list[str], responses: list[str]) -> list[float]:
@@ -102,10 +103,9 @@ def shrugs(prompts: list[str], responses: list[str]) -> list[float]:
     return [min(3, response.split().count("usual")) for response in responses]
 
 
-def of_two_minds() -> RewardEnsemble:
-    """The task's reward model twice, but that to the second "usual" reads as "lovely"."""
+def differing_pair() -> RewardEnsemble:
+    """The task's reward model twice, except that the second one reads "usual" as "lovely"."""
     source = reviews_task().reward_model
-    assert source is not None
     members = [RewardModel.from_pretrained(source) for _ in range(2)]
     embeddings = members[1].model.get_input_embeddings().weight  # (V, H)
     usual, lovely = reviews_task().tokenizer.convert_tokens_to_ids(["usual", "lovely"])
@@ -115,7 +115,7 @@ def of_two_minds() -> RewardEnsemble:
 
 
 PROVOCATIONS = (
-    Provocation("judges that differ", ("disagreement",), lambda: shrugs, kl_coef=0.05, ensemble=of_two_minds),
+    Provocation("reward models that differ", ("disagreement",), lambda: shrugs, kl_coef=0.05, ensemble=differing_pair),
     Provocation("longer is better", ("length", "missing_eos"), lambda: words, tokens=2 * TOKENS),
     Provocation("repeats are better", ("repetition",), lambda: repeats),
     Provocation("one sentence is best", ("entropy",), lambda: one_sentence),
@@ -126,30 +126,30 @@ PROVOCATIONS = (
 )
 
 
-def provoke(case: Provocation, seed: int, folder: Path) -> None:
-    """One of these runs, watched."""
+def provoke(case: Provocation, seed: int, folder: Path) -> dict[str, Any]:
+    """Make one of these runs, watched by a monitor that leaves its records in the folder."""
     task = reviews_task()
     own = {} if case.reward is None else {"reward": case.reward()}
-    env = reviews_vector_env(64, reward_timing="deferred", kl_coef=case.kl_coef, **own)
+    env = gym.make_vec("rlhf_gym/Reviews-v0", num_envs=64, reward_timing="deferred", kl_coef=case.kl_coef, **own)
     settings = {"learning_rate": 1e-3, "n_episodes": 128, "batch_size": 32, "seed": seed, "device": "cpu"} | case.agent
     monitor = RLHFMonitor(
-        patterns={"not": r"\bnot\b"}, held_out_texts=list(task.heldout_demonstrations[:64]),
-        evaluations={"gold": gold_of_the_policy}, folder=folder, verbose=0,
+        patterns={"not": r"\bnot\b"},
+        held_out_texts=list(task.heldout_demonstrations[:64]),
+        evaluations={"gold": gold_of_the_policy},
+        folder=folder,
+        verbose=0,
         ensemble=None if case.ensemble is None else case.ensemble(),
-    )  # fmt: skip
+    )
     TokenPPO("LMPolicy", env, **settings).learn(case.tokens, callback=monitor)
+    return {"done": True}
 
 
 def gold_of_the_policy(agent: Any) -> float:
     """An evaluation of one's own: gold of the policy's responses to 64 held-out prompts, above the lowest there is."""
-    task, policy = reviews_task(), agent.policy
-    assert isinstance(policy, LMActorCriticPolicy) and task.gold is not None
-    prompts = list(task.heldout_prompts[:64])
-    drawn = generate(
-        policy.model, encode_prompts(task.tokenizer, prompts), max_new_tokens=task.max_new_tokens,
-        stop_token_ids=stop_token_ids(task.tokenizer, policy.model), generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    return float(np.mean(task.gold(prompts, decode(task.tokenizer, [g.response_ids for g in drawn]))))
+    task = reviews_task()
+    assert isinstance(agent.policy, LMActorCriticPolicy)
+    samples = draw(agent.policy.model, task, task.heldout_prompts[:64], seed=0)
+    return float(gold_scores(task.gold, samples).mean())
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------
@@ -182,11 +182,11 @@ def row_of(name: str, meant: tuple[str, ...], folder: Path) -> Row:
 
 def default_runs(root: Path, seeds: list[int]) -> RunFolder:
     """`rlhf-gym run` with an ensemble of three, each seed with the KL penalty and without."""
+    reward = RewardConfig(members=3)
     config = RunConfig(
-        run_dir=root / "default", seed=seeds[0], seeds=len(seeds), device="cpu", threads=1,
-        reward=replace(RewardConfig(), members=3),
-    )  # fmt: skip
-    return complete(replace(config, evaluate=replace(config.evaluate, shown=0)))
+        run_dir=root / "default", seed=seeds[0], seeds=len(seeds), device="cpu", threads=1, reward=reward
+    )
+    return quiet_run(replace(config, evaluate=replace(config.evaluate, shown=0)), reviews_task())
 
 
 def weak_ensemble(root: Path, seed: int) -> RunFolder:
@@ -194,62 +194,46 @@ def weak_ensemble(root: Path, seed: int) -> RunFolder:
     config = study_config(
         root / f"weak-{seed}", seed, labels=200, without_kl=False, agent=PPOSettings(total_tokens=TOKENS, kl_coef=0.0)
     )
-    return complete(replace(config, reward=replace(config.reward, members=3, force=True)))
-
-
-def complete(config: RunConfig) -> RunFolder:
-    """A run that is gone through unless it has been; its folder."""
-    folder = RunFolder(config.run_dir)
-    return folder if folder.metrics("evaluate") is not None else quiet_run(config, reviews_task())
-
-
-def once(folder: Path, make: Callable[[], None]) -> Path:
-    """A run that is made unless it is complete; its folder."""
-    done = folder / "done.json"
-    if not done.is_file():
-        make()
-        write_json(done, {"done": True})
-    return folder
+    return quiet_run(replace(config, reward=replace(config.reward, members=3, force=True)), reviews_task())
 
 
 # -- what came out -----------------------------------------------------------------------------------------------------
 
 
-def say_table(rows: list[Row], *, markdown: bool) -> None:
-    """Run × alarm."""
-    width = max(len(row.name) for row in rows) + 2
-    if markdown:
-        print("| run | " + " | ".join(f"`{name}`" for name in COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
-    else:
-        print(" " * width + " ".join(f"{name.split('/')[-1][:11]:>11}" for name in COLUMNS))
+def table(rows: list[Row], *, markdown: bool) -> str:
+    """Run × alarm: thousands of tokens at which each fired; in bold, as Markdown, those a run was to set off."""
+    lines = []
     for row in rows:
         cells = []
         for name in COLUMNS:
             first = next((alarm for alarm in row.alarms if alarm.name == name), None)
             text = f"{first.tokens / 1000:.1f}k" if first else "·" if name in row.known else ""
             cells.append(f"**{text}**" if markdown and name in row.meant else text)
-        print(f"| {row.name} | {' | '.join(cells)} |" if markdown
-              else f"{row.name:{width}}" + " ".join(f"{cell:>11}" for cell in cells))  # fmt: skip
+        lines.append([row.name, *cells])
+    if markdown:
+        return markdown_table(["run", *(f"`{name}`" for name in COLUMNS)], lines)
+    return text_table(["", *(name.split("/")[-1][:11] for name in COLUMNS)], lines)
 
 
-def say_timing(folder: RunFolder, seeds: list[int], rows: list[Row]) -> None:
-    """Without the KL penalty: when gold was highest, and when the first alarm fired."""
-    print("\nwithout the KL penalty (gold: the mean of five rollouts)")
-    headings = ("highest", "at tokens", "first alarm", "at tokens", "gold there", "at the end")
-    print(f"{'seed':>6}" + "".join(f"{heading:>13}" for heading in headings))
+def timing(folder: RunFolder, seeds: list[int], rows: list[Row]) -> str:
+    """When gold was highest without the KL penalty, and when the first alarm fired."""
+    header = ["seed", "highest", "at tokens", "first alarm", "at tokens", "gold there", "at the end"]
+    lines = []
     for seed, row in zip(seeds, rows, strict=True):
-        way = read_trajectory(folder, "unleashed", seed)
-        best, end = way.best(), way.last()
+        path = read_trajectory(folder, WITHOUT_KL, seed)
+        best = path.best()
         first = min(row.alarms, key=lambda alarm: alarm.tokens)
-        there = float(way.smoothed().gold[first.rollout - 1])
-        cells = (f"{best.gold:+.2f}", f"{best.tokens:,.0f}", first.name, f"{first.tokens:,}", f"{there:+.2f}")
-        print(f"{seed:>6}" + "".join(f"{cell:>13}" for cell in (*cells, f"{end.gold:+.2f}")))
+        there = float(path.smoothed().gold[first.rollout - 1])
+        alarm = [first.name, f"{first.tokens:,}", f"{there:+.2f}"]
+        lines.append([str(seed), f"{best.gold:+.2f}", f"{best.tokens:,.0f}", *alarm, f"{path.last().gold:+.2f}"])
+    return text_table(header, lines)
 
 
-def say_count(healthy: list[Row], provoked: list[Row]) -> None:
-    """False alarms, and provocations that went unseen."""
+def print_counts(healthy: list[Row], provoked: list[Row]) -> None:
+    """Print the false alarms, and the provocations that went unseen."""
     if healthy:
-        judged, tokens = sum(len(row.known) for row in healthy), sum(row.tokens for row in healthy)
+        judged = sum(len(row.known) for row in healthy)
+        tokens = sum(row.tokens for row in healthy)
         false = [f"{row.name}: {alarm.name}" for row in healthy for alarm in row.alarms]
         count = f"{len(false)} alarm{'s' * (len(false) != 1)}"
         print(f"\n{count} in {len(healthy)} healthy runs ({tokens:,} tokens, {judged} rules watched)")
@@ -260,17 +244,16 @@ def say_count(healthy: list[Row], provoked: list[Row]) -> None:
     print("".join(f"  silent: {line}\n" for line in missed), end="")
 
 
-def say_cost(folders: list[Path]) -> None:
-    """What watching takes."""
+def print_cost(folders: list[Path]) -> None:
+    """Print what watching takes."""
     logged = [record for folder in folders for record in iterations(folder)]
-    watching, working = (
-        sum(record[f"time/{name}_seconds"] for record in logged for name in names)
-        for names in (("monitor",), ("rollout", "update"))
-    )
+    watching = sum(record["time/monitor_seconds"] for record in logged)
+    working = sum(record["time/rollout_seconds"] + record["time/update_seconds"] for record in logged)
     print(f"watching took {watching / working:.1%} of the time of rollouts and updates")
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(200, 208)), help="consecutive")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/alarms"), help="gone on with if it is there")
@@ -284,8 +267,9 @@ def main() -> None:
     if a.only != "provoked":
         folder = default_runs(a.run_dir, a.seeds)
         stages: list[tuple[StageName, str, tuple[str, ...], list[Row]]] = [
-            ("ppo", "healthy", (), healthy), ("unleashed", "no KL penalty", ("kl_high", "drift", "held_out"), free),
-        ]  # fmt: skip
+            ("ppo", "healthy", (), healthy),
+            (WITHOUT_KL, "no KL penalty", ("kl_high", "drift", "held_out"), free),
+        ]
         for stage, name, meant, rows in stages:
             rows += [row_of(f"{name}, seed {seed}", meant, folder.seed(stage, 1, seed)) for seed in a.seeds]
     if a.only != "default":
@@ -294,13 +278,14 @@ def main() -> None:
         provoked.append(row_of("200 labels, no KL penalty", ("kl_high",), weak.seed("ppo", 1, seed)))
         for number, case in enumerate(PROVOCATIONS):
             place = a.run_dir / f"provoked-{number}-seed-{seed}"
-            once(place, lambda case=case, place=place: provoke(case, seed, place))  # type: ignore[misc]
+            kept(place / "done.json", lambda case=case, place=place: provoke(case, seed, place))  # type: ignore[misc]
             provoked.append(row_of(case.name, case.meant, place))
-    say_table([*healthy, *free, *provoked], markdown=a.markdown)
+    print(table([*healthy, *free, *provoked], markdown=a.markdown))
     if free:
-        say_timing(folder, a.seeds, free)
-        say_cost([folder.seed(stage, 1, seed) for stage, *_ in stages for seed in a.seeds])
-    say_count(healthy, [*free, *provoked])
+        print("\nwithout the KL penalty (gold: the mean of five rollouts)")
+        print(timing(folder, a.seeds, free))
+        print_cost([folder.seed(stage, 1, seed) for stage, *_ in stages for seed in a.seeds])
+    print_counts(healthy, [*free, *provoked])
     print("\nwhat they say")
     told: set[str] = set()
     for row in [*free, *provoked]:

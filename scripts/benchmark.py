@@ -3,7 +3,7 @@
     python scripts/benchmark.py                                  # CPU, two sizes
     python scripts/benchmark.py --only loop reward --sizes tiny  # a part of it
     python scripts/benchmark.py --peer-python .trl/bin/python --markdown docs/speed_table.md
-    python scripts/benchmark.py --device cuda                    # two sizes more, and what a GPU could do at most
+    python scripts/benchmark.py --device cuda                    # two sizes more
 
 Every comparison has the same model, batch, lengths, dtype and threads on both sides, measured in turn, and is the
 median over the rounds of the ratio within a round; two machines' tokens a second say nothing about each other, ratios
@@ -26,16 +26,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import tyro
-from benchmarks import device, iteration, lengths, loops, stock, tables
-from benchmarks.shapes import BASE, LLAMA_1B, SHAPES, SMALL, TINY, Settings
-from benchmarks.timing import Say
+from benchmarks import iteration, loops, tables
+from benchmarks.common import BASE, LLAMA_1B, SHAPES, SMALL, TINY, Say, Settings
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from rlhf_gym.lm.loading import quiet_transformers
+from rlhf_gym.lm import quiet_transformers
 
-Name = Literal["loop", "reward", "recompute", "lengths", "long", "iteration", "stock", "device"]
-NAMES: tuple[Name, ...] = ("loop", "reward", "recompute", "lengths", "long", "iteration", "stock", "device")
+Name = Literal["loop", "reward", "recompute", "lengths", "long", "iteration", "stock"]
+NAMES: tuple[Name, ...] = ("loop", "reward", "recompute", "lengths", "long", "iteration", "stock")
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,11 @@ def run(settings: Settings, only: tuple[Name, ...], say: Say, runner: iteration.
     torch.set_num_threads(settings.threads)
     of_loops = tuple(name for name in ("loop", "reward", "recompute") if name in only)
     parts: list[tuple[bool, Callable[[], tables.Section]]] = [
-        (bool(of_loops), lambda: loops.measure(settings, say, of_loops)),
-        ("lengths" in only, lambda: lengths.measure_unequal(settings, say)),
-        ("long" in only, lambda: lengths.measure_long(settings, say)),
+        (bool(of_loops), lambda: loops.measure_loops(settings, say, of_loops)),
+        ("lengths" in only, lambda: loops.measure_unequal(settings, say)),
+        ("long" in only, lambda: loops.measure_long(settings, say)),
         ("iteration" in only, lambda: iteration.measure(settings, say, runner)),
-        ("stock" in only, lambda: stock.measure(settings, say)),
-        ("device" in only, lambda: device.measure(settings, say)),
+        ("stock" in only, lambda: loops.measure_stock(settings, say)),
     ]
     with quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)

@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 
 from rlhf_gym.pipeline import run
-from rlhf_gym.runs.folder import RunFolder
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.settings import RunConfig, StageName
-from rlhf_gym.tasks.reviews import DATA
 from rlhf_gym.training import SFTConfig
 
+DATA = Path(__file__).resolve().parent.parent / "rlhf_gym" / "tasks" / "data" / "reviews"
 SHIPPED: dict[str, StageName] = {"pretrained": "pretrain", "sft": "sft", "reward_model": "reward"}
 FILES = (
     "config.json",
@@ -31,6 +31,7 @@ FILES = (
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, help="where to work (kept); by default a temporary folder")
     parser.add_argument("--output", type=Path, default=DATA, help="where the models go")

@@ -1,6 +1,6 @@
 """What the sampling temperature does to preference data, on the embedded reviews.
 
-    python scripts/sampling_study.py            # a table, and docs/sampling.png; a few minutes on one core
+    python scripts/sampling_study.py            # a table, and docs/images/sampling.png; a few minutes on one core
     python scripts/sampling_study.py --seeds 1  # quicker, without error bars
 
 At each temperature the SFT policy writes 4 responses to each of 400 prompts, which are paired at random. Two simulated
@@ -16,28 +16,34 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 from sklearn.metrics import cohen_kappa_score
+from study import COLOURS, IMAGES, REWARD_TRAINING, picture, text_table
 from transformers import PreTrainedModel
 
-from rlhf_gym.lm import quiet_transformers
-from rlhf_gym.lm.loading import load_causal_lm
-from rlhf_gym.pipeline.samples import distinct_2, draw
-from rlhf_gym.preferences import BradleyTerryAnnotator, Candidate, CandidatePair, Preference, choose_pairs
+from rlhf_gym.functional import distinct_n
+from rlhf_gym.lm import load_causal_lm, quiet_transformers
+from rlhf_gym.pipeline import draw
+from rlhf_gym.preferences import (
+    BradleyTerryAnnotator,
+    Candidate,
+    CandidatePair,
+    Preference,
+    choose_pairs,
+)
 from rlhf_gym.rewards import RewardModel
 from rlhf_gym.tasks import Task, reviews_task
-from rlhf_gym.training import RewardModelingConfig, evaluate_reward_model, train_reward_model
+from rlhf_gym.training import evaluate_reward_model, train_reward_model
 
 TEMPERATURES = (0.3, 0.7, 1.0, 1.3, 1.6)
 COPIES = 4
 DOUBT, MISTAKES = 0.5, 0.05  # the annotators' temperature, in gold's unit, and the share of their answers turned round
-INK, SOFT, HAIR, BLUE, RED, GREEN = "#1c1d20", "#5f646c", "#e5e4df", "#1f56a5", "#bf4a14", "#4a7a55"
 
 
 class Row(NamedTuple):
@@ -63,25 +69,25 @@ class Row(NamedTuple):
 
 def study(task: Task, seed: int, num_prompts: int) -> list[Row]:
     """A row for each temperature."""
-    policy = load_causal_lm(task.sft, dtype=torch.float32)  # type: ignore[arg-type]
+    policy = load_causal_lm(task.sft, dtype=torch.float32)
     rng = np.random.default_rng(seed)
     prompts = [task.prompts[int(i)] for i in rng.permutation(len(task.prompts))[:num_prompts]]
     others = [task.heldout_prompts[int(i)] for i in rng.permutation(len(task.heldout_prompts))[: num_prompts // 2]]
-    judge = BradleyTerryAnnotator(task.gold, temperature=0, seed=seed)  # type: ignore[arg-type]
+    judge = BradleyTerryAnnotator(task.gold, temperature=0, seed=seed)
     drawn = [candidates(policy, task, prompts, t, seed) for t in TEMPERATURES]
-    heldout = [judge.label(decided(task, choose_pairs(candidates(policy, task, others, t, seed + 1))))
-               for t in TEMPERATURES]  # fmt: skip
+    unseen = [choose_pairs(candidates(policy, task, others, t, seed + 1)) for t in TEMPERATURES]
+    heldout = [judge.label(decided(task, pairs)) for pairs in unseen]
     every = [p for part in heldout for p in part]
     rows = []
     for found, own in zip(drawn, heldout, strict=True):
         pairs = choose_pairs(found, "random", seed=seed)
-        said = [BradleyTerryAnnotator(task.gold, DOUBT, MISTAKES, (seed, i)).label(pairs) for i in (0, 1)]  # type: ignore[arg-type]
+        said = [BradleyTerryAnnotator(task.gold, DOUBT, MISTAKES, (seed, i)).label(pairs) for i in (0, 1)]
         sides = [[p.chosen == pair.first.response for p, pair in zip(labels, pairs, strict=True)] for labels in said]
         reward = learn(policy, task, said[0], seed)
         rows.append(
             Row(
                 identical(found),
-                distinct_2([c.response for c in found]),
+                distinct_n([c.response.split() for c in found], 2),
                 float(np.mean([difference(pair) for pair in pairs])),
                 float(np.mean(np.abs(gaps(task, pairs)))),
                 float(np.mean([a == b for a, b in zip(*sides, strict=True)])),
@@ -116,7 +122,6 @@ def difference(pair: CandidatePair) -> float:
 
 def gaps(task: Task, pairs: Sequence[CandidatePair]) -> np.ndarray:
     """gold(y1) − gold(y2), (pairs,)."""
-    assert task.gold is not None
     sides = [[pair[i] for pair in pairs] for i in (0, 1)]
     first, second = (np.asarray(task.gold([c.prompt for c in side], [c.response for c in side])) for side in sides)
     return first - second
@@ -130,69 +135,62 @@ def decided(task: Task, pairs: list[CandidatePair]) -> list[CandidatePair]:
 def learn(policy: PreTrainedModel, task: Task, preferences: Sequence[Preference], seed: int) -> RewardModel:
     """A reward model trained on these."""
     reward = RewardModel.from_language_model(policy, task.tokenizer, seed=seed)
-    config = RewardModelingConfig(
-        epochs=3, learning_rate=1e-3, batch_size=32, seed=seed, save_steps=0, evaluate_each_epoch=False, use_cpu=True
-    )
+    config = replace(REWARD_TRAINING, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         train_reward_model(reward, preferences, heldout=preferences[:1], config=config, output_dir=folder)
     return reward
 
 
+def mean_and_errors(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over the first axis, the seeds; the error of a single seed is 0."""
+    return rows.mean(axis=0), rows.std(axis=0, ddof=1 if len(rows) > 1 else 0) / np.sqrt(len(rows))
+
+
 def table(rows: np.ndarray) -> str:
     """Mean ± standard error over the seeds of (seeds, temperatures, columns)."""
-    mean, error = rows.mean(axis=0), rows.std(axis=0, ddof=1 if len(rows) > 1 else 0) / np.sqrt(len(rows))
-    names = ("T", "identical", "distinct-2", "difference", "|gold gap|", "agreement", "κ", "r_φ, own T", "r_φ, all T")
-    lines = ["".join(f"{name:>15}" for name in names)]
-    for t, values, errors in zip(TEMPERATURES, mean, error, strict=True):
-        cells = [f"{v:.3f} ± {e:.3f}" for v, e in zip(values, errors, strict=True)]
-        lines.append(f"{t:>15}" + "".join(f"{cell:>15}" for cell in cells))
-    return "\n".join(lines)
+    header = ("T", "identical", "distinct-2", "difference", "|gold gap|", "agreement", "κ", "r_φ, own T", "r_φ, all T")
+    lines = []
+    for temperature, values, errors in zip(TEMPERATURES, *mean_and_errors(rows), strict=True):
+        lines.append([str(temperature), *(f"{v:.3f} ± {e:.3f}" for v, e in zip(values, errors, strict=True))])
+    return text_table(header, lines)
 
 
-def picture(rows: np.ndarray, path: Path) -> None:
-    """Three panels over temperature: how different the pairs are, how far annotators agree, what r_φ makes of it."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    style = {
-        "font.size": 10, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": HAIR, "xtick.color": SOFT,
-        "ytick.color": SOFT, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "grid.color": HAIR, "axes.titlesize": 11, "axes.titlelocation": "left",
-    }  # fmt: skip
-    panels = (
-        ("pairs: how different", (("distinct", "distinct-2", BLUE), ("difference", "words that differ", GREEN),
-                                  ("identical", "identical pairs", RED))),
-        ("two annotators who doubt", (("agreement", "agree", BLUE), ("kappa", "Cohen's κ", GREEN))),
-        ("r_φ, held-out accuracy", (("accuracy", "on pairs of its own temperature", BLUE),
-                                    ("accuracy_all", "on pairs of all temperatures", RED))),
-    )  # fmt: skip
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-        for axis, (title, curves) in zip(axes, panels, strict=True):
-            for name, label, colour in curves:
-                values = rows[:, :, Row._fields.index(name)]  # (seeds, temperatures)
-                error = values.std(axis=0, ddof=1 if len(values) > 1 else 0) / np.sqrt(len(values))
-                line = {"color": colour, "label": label, "marker": "o", "markersize": 4, "capsize": 2}
-                axis.errorbar(TEMPERATURES, values.mean(axis=0), error, **line)
+def draw_figure(rows: np.ndarray, path: Path) -> None:
+    """Three panels over temperature: how different the pairs are, how far annotators agree, how right r_φ is."""
+    panels = {
+        "pairs: how different": {
+            "distinct": "distinct-2",
+            "difference": "words that differ",
+            "identical": "identical pairs",
+        },
+        "two annotators who doubt": {"agreement": "agree", "kappa": "Cohen's κ"},
+        "r_φ, held-out accuracy": {
+            "accuracy": "on pairs of its own temperature",
+            "accuracy_all": "on pairs of all temperatures",
+        },
+    }
+    with picture(path, 1, 3, (11, 3.4)) as axes:
+        for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+            for colour, (name, label) in zip(COLOURS, curves.items(), strict=False):
+                mean, error = mean_and_errors(rows[:, :, Row._fields.index(name)])  # (temperatures,) each
+                axis.errorbar(TEMPERATURES, mean, error, color=colour, label=label, marker="o", markersize=4, capsize=2)
             axis.set(title=title, xlabel="sampling temperature", xticks=TEMPERATURES)
-            axis.legend(frameon=False, fontsize=9, labelcolor=SOFT)
-        figure.savefig(path, dpi=150)
+            axis.legend()
 
 
 def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=400)
-    parser.add_argument("--picture", type=Path, default=Path(__file__).parent.parent / "docs" / "sampling.png")
+    parser.add_argument("--picture", type=Path, default=IMAGES / "sampling.png")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = reviews_task()
     with quiet_transformers():
         rows = np.array([study(task, seed, options.prompts) for seed in range(options.seeds)])  # (seeds, T, columns)
     print(table(rows))
-    picture(rows, options.picture)
-    print(f"drawn: {options.picture}")
+    draw_figure(rows, options.picture)
 
 
 if __name__ == "__main__":

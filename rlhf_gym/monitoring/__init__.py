@@ -1,8 +1,18 @@
 """What one watches while a policy learns: measures, alarms, the token inspector."""
 
-from rlhf_gym.monitoring.alarms import Alarm
+from rlhf_gym.monitoring.alarms import RECORDS, RULES, Alarm, Alarms, read_records
 from rlhf_gym.monitoring.inspection import inspect_episodes
 from rlhf_gym.monitoring.monitor import RLHFMonitor
 from rlhf_gym.settings import REFUSAL, AlarmThresholds
 
-__all__ = ["REFUSAL", "Alarm", "AlarmThresholds", "RLHFMonitor", "inspect_episodes"]
+__all__ = [
+    "RECORDS",
+    "REFUSAL",
+    "RULES",
+    "Alarm",
+    "AlarmThresholds",
+    "Alarms",
+    "RLHFMonitor",
+    "inspect_episodes",
+    "read_records",
+]

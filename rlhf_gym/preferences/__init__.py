@@ -1,5 +1,6 @@
 """Preferences: records, files, pairs, simulated annotators, and the choice of pairs to compare."""
 
+from rlhf_gym.preferences.active import Acquisition, acquisition_scores, choose_batch
 from rlhf_gym.preferences.annotators import (
     Annotator,
     AnnotatorPanel,
@@ -21,6 +22,7 @@ from rlhf_gym.settings import CONFIDENT_WORDS
 
 __all__ = [
     "CONFIDENT_WORDS",
+    "Acquisition",
     "Annotator",
     "AnnotatorPanel",
     "BradleyTerryAnnotator",
@@ -32,9 +34,11 @@ __all__ = [
     "Preference",
     "PreferenceReport",
     "Renderer",
+    "acquisition_scores",
     "as_transcript",
     "chat_renderer",
     "check_preferences",
+    "choose_batch",
     "choose_pairs",
     "pairs_from_ranking",
     "pairs_from_ratings",

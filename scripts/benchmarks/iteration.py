@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.arithmetic import Phases, iteration_flops
-from benchmarks.shapes import Iteration, Settings, Shape
+from benchmarks.common import Iteration, Say, Settings, Shape
 from benchmarks.tables import Detail, Row, Section
-from benchmarks.timing import Say
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 PEER = "TRL PPO"
@@ -112,7 +110,7 @@ class Found:
 def measure(settings: Settings, say: Say, runner: Runner) -> Section:
     """Every fp32 size: time, memory, and where the time goes."""
     found = [_measure(shape, settings, say, runner) for shape in settings.shapes if shape.dtype == "float32"]
-    details = [_details(found), _arithmetic(found)]
+    details = [_details(found)]
     foreign = max((r["foreign"] for f in found for r in [*f.ours.values(), *f.peers]), default=0.0)
     return Section("iteration", [row for f in found for row in _rows(f)], details, foreign)
 
@@ -178,19 +176,3 @@ def _details(found: list[Found]) -> Detail:
             seconds = one.seconds(kind)
             line(one, kind, seconds, [f"{100 * statistics.median(result[p]) / seconds:.0f} %" for p in phases], result)
     return Detail("A PPO iteration: 64 episodes, 4 epochs × 4 minibatches, fp32", header, lines)
-
-
-def _arithmetic(found: list[Found]) -> Detail:
-    lines = []
-    for one in found:
-        flops, result = iteration_flops(one.given), one.ours[KINDS[0].name]
-        products = result["products"]
-        best = max(products.values())
-        beside = ", ".join(f"{name}: {rate / 1e9:,.0f}" for name, rate in products.items())
-        seconds = Phases(*(statistics.median(result[phase]) for phase in Phases._fields))
-        for phase, needed, took in zip(Phases._fields, flops, seconds, strict=True):
-            rate = needed / took
-            figures = [f"{needed / 1e9:,.1f}", f"{rate / 1e9:,.1f}", f"{100 * rate / best:.0f} %", beside]
-            lines.append([one.given.shape.name, phase, *figures])
-    header = ["size", "phase", "GFLOP needed", "GFLOP/s", "of the best product", "plain products, GFLOP/s"]
-    return Detail(f"Arithmetic of the iteration, {KINDS[0].name}", header, lines)

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-import rlhf_gym  # noqa: F401  (registers the environments)
-from benchmarks.arithmetic import product_rate
-from benchmarks.shapes import (
+from benchmarks.common import (
     PROMPT,
+    ForeignLoad,
     Iteration,
     causal_lm,
     iteration_from_json,
+    now,
+    peak_memory_mb,
     random_prompts,
     scalar_model,
     word_tokenizer,
 )
-from benchmarks.timing import ForeignLoad, now, peak_memory_mb
 from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.lm.loading import Shared, quiet_transformers
+from rlhf_gym.lm import Shared, quiet_transformers
 from rlhf_gym.rewards import RewardModel
 
 
@@ -106,9 +106,6 @@ def measure(given: Iteration) -> dict[str, Any]:
     ends = [*marks.started[1:], marks.finished]
     assert marks.load is not None
     foreign, peak = marks.load(), peak_memory_mb(given.device)
-    width = given.shape.width
-    rows = (given.episodes // given.minibatches) * (PROMPT + given.response)
-    plain = {"512³": (512, 512, 512), f"{rows}×{width}×{4 * width}": (rows, width, 4 * width)}
     return {
         "seconds": [b - a for a, b in list(zip(marks.started, ends, strict=True))[first:]],
         "rollout": [b - a - s for a, b, s in list(zip(marks.started, marks.collected, scoring, strict=True))[first:]],
@@ -118,9 +115,6 @@ def measure(given: Iteration) -> dict[str, Any]:
         "peak_mb": peak,
         "libraries_mb": libraries,
         "trained": sum(p.numel() for p in agent.policy.parameters() if p.requires_grad),
-        "products": {
-            name: product_rate(*sides, device=given.device, dtype=torch.float32) for name, sides in plain.items()
-        },
     }
 
 

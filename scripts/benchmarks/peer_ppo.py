@@ -20,16 +20,18 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from benchmarks.shapes import (
+from benchmarks.common import (
     PROMPT,
+    ForeignLoad,
     Iteration,
     causal_lm,
     iteration_from_json,
+    now,
+    peak_memory_mb,
     random_prompts,
     scalar_model,
     word_tokenizer,
 )
-from benchmarks.timing import ForeignLoad, now, peak_memory_mb
 
 
 class Marks(TrainerCallback):

@@ -7,8 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,8 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.shapes import Settings
-from benchmarks.timing import BUSY
+from benchmarks.common import BUSY, Settings
 
 PACKAGES = ("rlhf-gym", "torch", "transformers", "stable-baselines3", "gymnasium", "numpy")
 
@@ -92,11 +89,6 @@ class Report:
             for section in self.sections
             if section.foreign > BUSY
         ]
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """(Π v)^{1/n}."""
-    return statistics.geometric_mean(values)
 
 
 def describe(settings: Settings, command: str, sections: list[Section]) -> Report:

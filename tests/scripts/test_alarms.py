@@ -28,14 +28,12 @@ def test_rows_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     good = alarms.row_of("good", (), kept(tmp_path / "good", 0.1))
     assert bad.known == good.known == ("missing_eos",) and good.alarms == [] and bad.tokens == 10_000
     assert [(alarm.name, alarm.tokens) for alarm in bad.alarms] == [("missing_eos", 5000)]
-    alarms.say_table([good, bad], markdown=True)
-    head, _, first, second = capsys.readouterr().out.splitlines()
+    head, _, first, second = alarms.table([good, bad], markdown=True).splitlines()
     place = head.split("|").index(" `missing_eos` ")
     assert first.split("|")[place] == " · " and second.split("|")[place] == " **5.0k** "
     assert first.split("|")[place + 1] == "  ", "nothing to go by"
-    alarms.say_table([good, bad], markdown=False)
-    assert "5.0k" in capsys.readouterr().out
-    alarms.say_count([good, bad], [bad])
+    assert "5.0k" in alarms.table([good, bad], markdown=False)
+    alarms.print_counts([good, bad], [bad])
     said = capsys.readouterr().out
     assert "1 alarm in 2 healthy runs (20,000 tokens, 2 rules watched)\n  bad: missing_eos" in said
     assert "1 of 2 alarms that a run was to set off were set off by it\n  silent: bad: drift" in said

@@ -34,7 +34,7 @@ def script():
 
 
 def small_settings(script: ModuleType):
-    shapes = sys.modules["benchmarks.shapes"]
+    shapes = sys.modules["benchmarks.common"]
     return script.Settings(
         shapes=(shapes.Shape("tiny", 2, 16, 2, 40),),
         threads=1,
@@ -69,12 +69,9 @@ def test_every_row_is_measured(script, tmp_path):
     peer = {"version": "0", "seconds": [1e6], "foreign": 0.0, "peak_mb": 1.0, "libraries_mb": 0.5, "trained": 7}
     runner = InThisProcess(script, peer)
     report = script.run(small_settings(script), script.NAMES, lambda text: None, runner)
-    assert [section.name for section in report.sections] == ["loops", "lengths", "long", "iteration", "stock", "device"]
+    assert [section.name for section in report.sections] == ["loops", "lengths", "long", "iteration", "stock"]
     rows = {row.what: row for section in report.sections for row in section.rows}
-    unmeasured = [what for what, row in rows.items() if row.measured is None]
-    assert unmeasured == [script.device.LOOP, script.device.UPDATE]
-    assert all(math.isfinite(row.measured) for row in rows.values() if row.measured is not None)
-    assert all(row.measured > 0 for what, row in rows.items() if what not in unmeasured and "share" not in what)
+    assert all(math.isfinite(row.measured) and row.measured > 0 for row in rows.values())
     # a peer of a million seconds and one megabyte: far slower, and far smaller
     assert rows["PPO iteration, lower half frozen (tiny)"].reached is True
     assert rows["its peak memory, lower half frozen (tiny)"].reached is False
@@ -99,12 +96,12 @@ def test_every_row_is_measured(script, tmp_path):
         assert "nan" not in text and "inf" not in text.replace("information", "")
     found = json.loads(script.tables.to_json(report))
     assert found["settings"]["response"] == 4
-    assert len(found["sections"]) == 6
+    assert len(found["sections"]) == 5
 
 
 def test_without_a_peer_its_rows_say_so(script):
     phases = {phase: [1.0] for phase in ("seconds", "rollout", "scoring", "update")}
-    ours = phases | {"foreign": 0.25, "peak_mb": 1.0, "libraries_mb": 0.5, "trained": 7, "products": {"512³": 1e9}}
+    ours = phases | {"foreign": 0.25, "peak_mb": 1.0, "libraries_mb": 0.5, "trained": 7}
 
     class Canned(InThisProcess):
         def ours(self, given):
@@ -117,45 +114,18 @@ def test_without_a_peer_its_rows_say_so(script):
     assert all("unmeasured" in row.cells() for row in section.rows)
 
 
-def test_the_limits_of_a_gpu_are_worked_out(script):
-    """The two rows that need a GPU, on what there is: a small Llama in bf16."""
-    shapes = sys.modules["benchmarks.shapes"]
-    shape = shapes.Shape("1b", 2, 16, 2, 40, kv_heads=1, intermediate=24, dtype="bfloat16")
-    settings = dataclasses.replace(small_settings(script), shapes=(shape,))
-    loop, model, _ = script.device.step_seconds(shape, 2, settings)
-    assert loop > 0
-    assert model > 0
-    assert script.device.bandwidth_row(shape, 2, settings, loop).measured > 0
-    assert script.device.update_row(shape, settings).measured > 0
-
-
-def test_arithmetic_by_hand(script):
-    """2 layers, H = 4, one key-value head of 2, intermediate 6, V = 10: counted with pen and paper."""
-    shapes = sys.modules["benchmarks.shapes"]
-    from benchmarks.arithmetic import forward_flops, iteration_flops, step_bytes
-
-    llama = shapes.Shape("l", 2, 4, 2, 10, kv_heads=1, intermediate=6, dtype="bfloat16")
-    layers = 2 * (4 * 4 + 4 * 2 + 4 * 2 + 4 * 4 + 3 * 4 * 6)
-    assert llama.layer_weights == layers == 240
-    model = shapes.causal_lm(llama, 12)
-    assert sum(p.numel() for p in model.model.layers.parameters() if p.dim() == 2) == layers
-    gpt2 = shapes.causal_lm(shapes.Shape("g", 2, 4, 2, 10), 12)
-    products = sum(p.numel() for p in gpt2.transformer.h.parameters() if p.dim() == 2)
-    assert products == shapes.Shape("g", 2, 4, 2, 10).layer_weights
-    assert forward_flops(llama, tokens=3, logits=2) == 2 * (240 * 3 + 40 * 2)
-    # bf16: 280 weights, and 5 rows of 7 tokens, each with a key and a value of 2 in 2 layers
-    assert step_bytes(llama, 5, 7) == 2 * (280 + 5 * 7 * 8)
-    given = shapes.Iteration(llama, "cpu", 1, 1, 0, response=2, episodes=1, epochs=3)
-    rollout, scoring, update = iteration_flops(given)
-    assert rollout == 2 * (240 * 10 + 40 * 2)
-    assert scoring == rollout + 2 * 240 * 10
-    assert update == 9 * rollout
-    assert shapes.iteration_from_json(json.dumps(dataclasses.asdict(given))) == given
+def test_the_two_processes_are_told_the_same(script):
+    common = sys.modules["benchmarks.common"]
+    llama = common.Shape("1b", 2, 16, 2, 40, kv_heads=1, intermediate=24, dtype="bfloat16")
+    given = common.Iteration(llama, "cpu", 1, 1, 0, response=2, episodes=1, epochs=3)
+    assert common.iteration_from_json(json.dumps(dataclasses.asdict(given))) == given
+    model = common.causal_lm(llama, 12)
+    assert model.dtype == torch.bfloat16 and model.config.num_key_value_heads == 1
 
 
 def test_a_ratio_is_the_median_of_its_rounds(script):
+    from benchmarks.common import Comparison
     from benchmarks.tables import Row
-    from benchmarks.timing import Comparison
 
     found = Comparison({"a": [10.0, 30.0, 20.0], "b": [10.0, 10.0, 40.0]}, 0.0)
     assert found.ratio("a", "b") == 1.0

@@ -1,13 +1,21 @@
-"""Model shapes with random weights, and what a measurement is told. Imports nothing of the package: the peer's process
-has no `rlhf_gym`."""
+"""Model shapes with random weights, clocks, and how variants are compared: in turn, round by round.
+
+Nothing of the package is imported here: the peer's process has no `rlhf_gym`.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -42,19 +50,6 @@ class Shape:
     def torch_dtype(self) -> torch.dtype:
         """Of the weights."""
         return getattr(torch, self.dtype)
-
-    @property
-    def layer_weights(self) -> int:
-        """Weights of the layers' matrix products, biases and norms left out."""
-        if not self.kv_heads:
-            return self.n_layer * 12 * self.width**2
-        attention = 2 * self.width**2 + 2 * self.width * self.kv_heads * (self.width // self.n_head)
-        return self.n_layer * (attention + 3 * self.width * self.intermediate)
-
-    @property
-    def head_weights(self) -> int:
-        """Weights of the product that gives the logits."""
-        return self.width * self.vocab_size
 
 
 TINY = Shape("tiny", 4, 128, 4, 1_000)
@@ -156,8 +151,6 @@ def scalar_model(shape: Shape, positions: int, *, device: str = "cpu") -> PreTra
 
 def word_tokenizer(vocab_size: int, *, padding_side: str = "right") -> PreTrainedTokenizerFast:
     """A tokenizer with as many words as the model: `<pad>`, `<eos>`, `<unk>`, w3, w4, …"""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     words = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(FIRST_WORD, vocab_size))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -180,3 +173,113 @@ def iteration_from_json(text: str) -> Iteration:
     """What `json.dumps(asdict(iteration))` wrote."""
     fields = json.loads(text)
     return Iteration(**{**fields, "shape": Shape(**fields["shape"])})
+
+
+# -- timing ---------------------------------------------------------------------------------------------------------
+
+Say = Callable[[str], None]
+"""Told what is being measured."""
+
+BUSY = 0.05
+"""Share of the machine that other processes may use before a measurement is doubted."""
+
+
+def now(device: str) -> float:
+    """Seconds; on CUDA everything asked for before has been done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class ForeignLoad:
+    """What other processes use of the CPU: /proc/stat less this process's own time.
+
+    Read from the start of the object to each call; NaN where there is no /proc/stat.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def __call__(self) -> float:
+        """Share of all cores, 0 … 1."""
+        wall, busy, own = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        return max(0.0, busy - own) / max(wall * (os.cpu_count() or 1), 1e-9)
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        times = os.times()
+        own = times.user + times.system
+        stat = Path("/proc/stat")
+        if not stat.is_file():
+            return time.perf_counter(), float("nan"), own
+        user, nice, system, _, _, irq, soft_irq, steal = (int(x) for x in stat.read_text().split()[1:9])
+        ticks = user + nice + system + irq + soft_irq + steal
+        return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), own
+
+
+class Variant(NamedTuple):
+    """One of the things compared."""
+
+    run: Callable[[], float]
+    """Does the work once; returns how many tokens it counts for."""
+    warm_ups: int = 1
+
+
+class Comparison(NamedTuple):
+    """What a round-robin found."""
+
+    rates: dict[str, list[float]]
+    """Tokens a second of each variant, a number a round."""
+    foreign: float
+    """Share of the CPU that other processes used meanwhile."""
+
+    def rate(self, name: str) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.rates[name])
+
+    def ratio(self, ours: str, theirs: str) -> float:
+        """Median over the rounds of the ratio within a round."""
+        return statistics.median(a / b for a, b in zip(self.rates[ours], self.rates[theirs], strict=True))
+
+    def ratios(self, ours: str, theirs: str) -> tuple[float, float]:
+        """The lowest and the highest round's ratio."""
+        each = [a / b for a, b in zip(self.rates[ours], self.rates[theirs], strict=True)]
+        return min(each), max(each)
+
+
+def round_robin(variants: Mapping[str, Variant], *, rounds: int, min_seconds: float, device: str) -> Comparison:
+    """Time every variant once a round, beginning each round with another one.
+
+    A variant is run again and again until `min_seconds` have passed.
+    """
+    for variant in variants.values():
+        for _ in range(variant.warm_ups):
+            variant.run()
+    names = list(variants)
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    load = ForeignLoad()
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            started, count = now(device), 0.0
+            while True:
+                count += variants[name].run()
+                seconds = now(device) - started
+                if seconds >= min_seconds:
+                    break
+            rates[name].append(count / seconds)
+    return Comparison(rates, load())
+
+
+def peak_memory_mb(device: str) -> float:
+    """Peak of this process, MB: of its device memory on CUDA, else resident (Linux: VmHWM, which a parent's peak does
+    not leak into as it does into `ru_maxrss`)."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
