@@ -49,10 +49,17 @@ from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.training import evaluate_reward_model, train_reward_model
 
 MISTAKES = 0.2
-PROMPTS, HELDOUT_PROMPTS, COPIES, TEMPERATURES = 300, 200, 8, (1.0, 1.3)
-FIRST, BATCH, TOTAL = 200, 100, 1600
-MEMBERS, PRIOR = 4, 100.0
-DEVELOPMENT, FRESH = range(5), range(100, 105)
+PROMPTS = 300
+HELDOUT_PROMPTS = 200
+COPIES = 8
+TEMPERATURES = (1.0, 1.3)
+FIRST = 200
+BATCH = 100
+TOTAL = 1600
+MEMBERS = 4
+PRIOR = 100.0
+DEVELOPMENT = range(5)
+FRESH = range(100, 105)
 
 
 class Way(NamedTuple):
@@ -167,10 +174,12 @@ def curve(pool: Pool, way: Way, seed: int) -> tuple[np.ndarray, list[int]]:
     """Held-out accuracy after each batch, and the pairs in the order in which they were labelled."""
     rng = np.random.default_rng((seed, 5))
     everything = rng.permutation(len(pool.pairs))
-    asked, found = everything[:FIRST].tolist(), []
+    asked = everything[:FIRST].tolist()
+    found = []
     prompts = [pair.first.prompt for pair in pool.pairs]
     while True:
-        x, wins = pool.features[asked], pool.first_is_said[asked]
+        x = pool.features[asked]
+        wins = pool.first_is_said[asked]
         w = fit_linear(x, wins, np.ones(len(asked)))
         found.append(float((pool.heldout_features @ w > 0).mean()))
         if len(asked) >= TOTAL:
@@ -188,7 +197,8 @@ def curve(pool: Pool, way: Way, seed: int) -> tuple[np.ndarray, list[int]]:
 
 def labels_needed(curves: np.ndarray, accuracy: float) -> float:
     """Labels at which the mean of (seeds, points) first reaches an accuracy, between the points by a straight line."""
-    mean, labels = curves.mean(axis=0), FIRST + BATCH * np.arange(curves.shape[1])
+    mean = curves.mean(axis=0)
+    labels = FIRST + BATCH * np.arange(curves.shape[1])
     reached = np.flatnonzero(mean >= accuracy)
     if not len(reached) or reached[0] == 0:
         return float("nan") if not len(reached) else FIRST
@@ -264,7 +274,8 @@ def print_curves(curves: dict[Way, np.ndarray]) -> None:
     target = float(curves[RANDOM][:, -1].mean())
     print(f"{'chosen by':32s}{'at 400':>9}{'at 800':>9}{f'at {TOTAL}':>9}   labels to random's {target:.3f}")
     for way, values in curves.items():
-        mean, needed = values.mean(axis=0), labels_needed(values, target)
+        mean = values.mean(axis=0)
+        needed = labels_needed(values, target)
         cells = "".join(f"{mean[(n - FIRST) // BATCH]:9.3f}" for n in (400, 800, TOTAL))
         print(f"{way!s:32s}{cells}   {needed:.0f} ({needed / TOTAL:.0%})")
 
@@ -276,7 +287,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=IMAGES / "active.png")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task, started = reviews_task(), time.perf_counter()
+    task = reviews_task()
+    started = time.perf_counter()
     with quiet_transformers():
         trials = [make_pool(task, seed) for seed in DEVELOPMENT]
         curves = {
@@ -298,7 +310,8 @@ def main() -> None:
             if i >= options.full_seeds:
                 break
             half = TOTAL // 2
-            at_random, linear = runs[RANDOM][i][1], runs[best][i][1]
+            at_random = runs[RANDOM][i][1]
+            linear = runs[best][i][1]
             sets = (
                 preferences_of(pool, at_random),
                 preferences_of(pool, at_random[:half]),

@@ -561,7 +561,8 @@ class Entrant:
     colour: str
 
 
-MODE, PAIRS = "the mode of π*", "π*, from pairs of π_ref's responses"
+MODE = "the mode of π*"
+PAIRS = "π*, from pairs of π_ref's responses"
 TILTED = "π_ref tilted towards r, KL ≤ "
 ENTRANTS: dict[str, Entrant] = {
     "TokenPPO": Entrant("ours", "π*", ours(TokenPPO), "#1f56a5"),

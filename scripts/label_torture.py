@@ -30,7 +30,9 @@ from rlhf_gym.labeling.server import LabelServer
 from rlhf_gym.labeling.store import LabelStore, comparisons
 from rlhf_gym.preferences import Candidate, CandidatePair
 
-BATCH, TOKEN, GIVE_UP_SECONDS = "torture", "a-token-for-this-alone", 120.0
+BATCH = "torture"
+TOKEN = "a-token-for-this-alone"
+GIVE_UP_SECONDS = 120.0
 
 
 class Outcome(NamedTuple):
@@ -62,7 +64,8 @@ def serve(path: Path, port: int) -> None:
 
 def client(name: str, port: int, list_path: Path, done: Any, seed: int) -> None:
     """Label until nothing is left; a line for each acknowledged judgement goes to a file."""
-    rng, retries = random.Random(seed), 0
+    rng = random.Random(seed)
+    retries = 0
     with list_path.open("w") as file:
         while True:
             got, again = ask(port, "/api/lease", {"annotator": name, "count": 5})
@@ -72,7 +75,8 @@ def client(name: str, port: int, list_path: Path, done: Any, seed: int) -> None:
                     break
                 time.sleep(0.02)
             for item in got["items"]:
-                place, identity = rng.randrange(2), uuid.UUID(int=rng.getrandbits(128)).hex
+                place = rng.randrange(2)
+                identity = uuid.UUID(int=rng.getrandbits(128)).hex
                 body = {"annotator": name, "id": identity, "item": item["id"], "action": "chosen", "value": [place]}
                 for _ in range(2 if rng.random() < 0.02 else 1):
                     _, again = ask(port, "/api/judgements", body)
@@ -86,13 +90,14 @@ def client(name: str, port: int, list_path: Path, done: Any, seed: int) -> None:
 
 def ask(port: int, path: str, body: dict[str, Any]) -> tuple[Any, int]:
     """(the answer, how often none came before it)."""
-    deadline, tries = time.monotonic() + GIVE_UP_SECONDS, 0
+    deadline = time.monotonic() + GIVE_UP_SECONDS
+    tries = 0
     data = json.dumps(body)
     while True:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
-            connection.request("POST", path, data, {"Authorization": f"Bearer {TOKEN}",
-                                                    "Content-Type": "application/json"})  # fmt: skip
+            headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+            connection.request("POST", path, data, headers)
             answer = connection.getresponse()
             text = answer.read()
             if answer.status != 200:
@@ -109,7 +114,8 @@ def ask(port: int, path: str, body: dict[str, Any]) -> tuple[Any, int]:
 
 def torture(folder: Path, comparisons_wanted: int, kills: int, clients: int, seed: int = 0) -> Outcome:
     """Do it, in this folder."""
-    path, rng = folder / "labels.sqlite", random.Random(seed)
+    path = folder / "labels.sqlite"
+    rng = random.Random(seed)
     pairs = [CandidatePair(Candidate(f"p{i}", "a"), Candidate(f"p{i}", "b")) for i in range(comparisons_wanted)]
     with LabelStore(path) as store:  # closed before any fork: SQLite's connections must not cross one
         store.add(comparisons(pairs, batch=BATCH))
@@ -183,8 +189,10 @@ def main() -> int:
         f"{given.comparisons:,} comparisons, {given.clients} clients, server killed {result.kills} times, "
         f"{result.retries:,} requests without an answer sent again, {result.seconds:.0f} s"
     )
-    print(f"acknowledged {result.acknowledged:,}, in the database {result.stored:,}: {result.lost} lost, "
-          f"{result.doubled} doubled, {result.wrong} wrong")  # fmt: skip
+    print(
+        f"acknowledged {result.acknowledged:,}, in the database {result.stored:,}: {result.lost} lost, "
+        f"{result.doubled} doubled, {result.wrong} wrong"
+    )
     whole = result.acknowledged == result.stored == given.comparisons
     return 0 if whole and not (result.lost or result.doubled or result.wrong) else 1
 

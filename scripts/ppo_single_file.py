@@ -133,11 +133,14 @@ def train(args: Args, envs: gym.vector.VectorEnv, model: PreTrainedModel) -> Age
     width = envs.single_observation_space["input_ids"].shape[0]  # type: ignore[index]
     obs = {key: torch.zeros((*shape, width), dtype=torch.int64) for key in ("input_ids", "attention_mask")}  # (S, N, L)
     actions = torch.zeros(shape, dtype=torch.int64)  # (S, N)
-    log_probs, rewards, values = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)  # (S, N) each
+    log_probs = torch.zeros(shape)  # (S, N)
+    rewards = torch.zeros(shape)  # (S, N)
+    values = torch.zeros(shape)  # (S, N)
     ended = torch.zeros(shape)  # (S, N); the action was an episode's last
     acted = torch.zeros(shape, dtype=torch.bool)  # (S, N); the action was read
 
-    started, global_step = time.time(), 0
+    started = time.time()
+    global_step = 0
     next_obs, _ = envs.reset(seed=args.seed)
     waiting = np.zeros(args.num_envs, dtype=bool)  # (N,) the episode is over, the next step only resets (NEXT_STEP)
     num_updates = max(1, args.total_timesteps // (args.num_steps * args.num_envs))
@@ -151,7 +154,9 @@ def train(args: Args, envs: gym.vector.VectorEnv, model: PreTrainedModel) -> Age
                 obs[key][step] = value
             with torch.no_grad():
                 action, log_prob, _, value = agent.get_action_and_value(tensors(next_obs))
-            actions[step], log_probs[step], values[step] = action, log_prob, value
+            actions[step] = action
+            log_probs[step] = log_prob
+            values[step] = value
             acted[step] = torch.from_numpy(~waiting)
             global_step += int(acted[step].sum())
 
@@ -170,7 +175,8 @@ def train(args: Args, envs: gym.vector.VectorEnv, model: PreTrainedModel) -> Age
         # GAE. An episode's last action has no future; the step after it, in NEXT_STEP, earns nothing and is not read.
         with torch.no_grad():
             next_value = agent.get_action_and_value(tensors(next_obs))[3]  # (N,)
-        advantages, last = torch.zeros(shape), torch.zeros(args.num_envs)  # (S, N), (N,)
+        advantages = torch.zeros(shape)  # (S, N), (N,)
+        last = torch.zeros(args.num_envs)  # (S, N), (N,)
         for step in reversed(range(args.num_steps)):
             goes_on = 1.0 - ended[step]  # (N,)
             following = next_value if step == args.num_steps - 1 else values[step + 1]  # (N,)
@@ -180,8 +186,11 @@ def train(args: Args, envs: gym.vector.VectorEnv, model: PreTrainedModel) -> Age
 
         # Only what was really done is learnt from: the rows of reset steps go.
         b_obs = {key: value[acted] for key, value in obs.items()}  # (B, L)
-        b_actions, b_log_probs, b_values = actions[acted], log_probs[acted], values[acted]  # (B,) each
-        b_advantages, b_returns = advantages[acted], returns[acted]  # (B,) each
+        b_actions = actions[acted]  # (B,)
+        b_log_probs = log_probs[acted]  # (B,)
+        b_values = values[acted]  # (B,)
+        b_advantages = advantages[acted]  # (B,)
+        b_returns = returns[acted]  # (B,)
         for _ in range(args.update_epochs):
             for rows in torch.randperm(len(b_actions)).tensor_split(args.num_minibatches):
                 part = {key: value[rows] for key, value in b_obs.items()}

@@ -60,7 +60,8 @@ FAR = LEVELS[1:]  # those at which the difference to no remedy is taken, seed by
 
 TARGET = 6.0
 """Nats that every remedy with a KL of its own is given: about where gold is highest without any remedy."""
-SEPARATE_WEIGHT, SHARED_WEIGHT = 20.0, 100.0
+SEPARATE_WEIGHT = 20.0
+SHARED_WEIGHT = 100.0
 """λ of "uwo", chosen from `WEIGHTS` on the calibration seeds, which the table does not use."""
 WEIGHTS = (1.0, 5.0, 20.0, 50.0, 100.0)
 

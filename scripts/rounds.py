@@ -159,7 +159,8 @@ def draw_figure(found: dict[int, Runs], path: Path) -> None:
                 kl = [r["kl"] for r in runs]
                 gold = [r["gold"] for r in runs]
                 axis.scatter(kl, gold, s=26, color=colour, alpha=0.55, linewidths=0, label=ARMS[rounds])
-                (x, x_error), (y, y_error) = mean_and_error(kl), mean_and_error(gold)
+                (x, x_error) = mean_and_error(kl)
+                (y, y_error) = mean_and_error(gold)
                 axis.errorbar(x, y, y_error, x_error, fmt="o", color=colour, markersize=8, markeredgecolor="white")
             plain, error = plain_difference(arms)
             axis.set_title(f"{labels} labels: {plain:+.2f} ± {error:.2f} in gold")

@@ -43,7 +43,8 @@ from rlhf_gym.training import evaluate_reward_model, train_reward_model
 
 TEMPERATURES = (0.3, 0.7, 1.0, 1.3, 1.6)
 COPIES = 4
-DOUBT, MISTAKES = 0.5, 0.05  # the annotators' temperature, in gold's unit, and the share of their answers turned round
+DOUBT = 0.5  # the annotators' temperature, in gold's unit, and the share of their answers turned round
+MISTAKES = 0.05  # the annotators' temperature, in gold's unit, and the share of their answers turned round
 
 
 class Row(NamedTuple):

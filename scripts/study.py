@@ -33,7 +33,9 @@ from rlhf_gym.training import RewardModelingConfig
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 IMAGES = DOCS / "images"
-INK, SOFT, HAIR = "#1c1d20", "#5f646c", "#e5e4df"
+INK = "#1c1d20"
+SOFT = "#5f646c"
+HAIR = "#e5e4df"
 COLOURS = ("#1f56a5", "#bf4a14", "#4a7a55", "#7e3cbe", "#a07a2c", "#c2428b")
 STYLE = {
     "font.size": 10,

@@ -26,7 +26,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-PAD, STOP, UNKNOWN, FIRST_WORD = 0, 1, 2, 3
+PAD = 0
+STOP = 1
+UNKNOWN = 2
+FIRST_WORD = 3
 PROMPT = 8
 """Tokens of each prompt."""
 
@@ -261,7 +264,8 @@ def round_robin(variants: Mapping[str, Variant], *, rounds: int, min_seconds: fl
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            started, count = now(device), 0.0
+            started = now(device)
+            count = 0.0
             while True:
                 count += variants[name].run()
                 seconds = now(device) - started

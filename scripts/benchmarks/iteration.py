@@ -138,7 +138,8 @@ def _measure(shape: Shape, settings: Settings, say: Say, runner: Runner) -> Foun
 
 
 def _rows(found: Found) -> list[Row]:
-    size, rows = found.given.shape.name, []
+    size = found.given.shape.name
+    rows = []
     for kind in KINDS:
         ratio = found.peer_seconds / found.seconds(kind.name) if found.peers else None
         note = "tokens/s of a whole iteration; the peer trains two models" if found.peers else MISSING

@@ -211,7 +211,8 @@ def measure_loops(settings: Settings, say: Say, wanted: tuple[str, ...] = ("loop
 
 def loop_variants(shape: Shape, batch: int, settings: Settings, wanted: tuple[str, ...]) -> dict[str, Variant]:
     """What is compared at one size and batch."""
-    response, warm_ups = settings.response, settings.warm_ups
+    response = settings.response
+    warm_ups = settings.warm_ups
 
     def model() -> PreTrainedModel:  # one each: ours exchanges a model's activations for fused ones
         return causal_lm(shape, PROMPT + response, device=settings.device)
@@ -322,8 +323,11 @@ def compare_unequal(shape: Shape, settings: Settings) -> Comparison:
 
 def measure_long(settings: Settings, say: Say) -> Section:
     """Tokens a second at a great response length over those at a small one."""
-    long, short = settings.long_response, settings.short_response
-    rows, lines, foreign = [], [], 0.0
+    long = settings.long_response
+    short = settings.short_response
+    rows = []
+    lines = []
+    foreign = 0.0
     for shape in settings.shapes:
         say(f"{shape.name}: responses of {long} and of {short} tokens")
         variants = {}
@@ -368,20 +372,24 @@ class NaiveExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """The last real token's hidden state, (B, H)."""
-        ids, mask = observations["input_ids"].long(), observations["attention_mask"].long()  # (B, L)
+        ids = observations["input_ids"].long()  # (B, L)
+        mask = observations["attention_mask"].long()  # (B, L)
         hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, L, H)
         return hidden[torch.arange(len(ids), device=ids.device), mask.sum(dim=1) - 1]
 
 
 def measure_stock(settings: Settings, say: Say) -> Section:
     """Whole iterations of both, in turn, at the sizes asked for."""
-    rows, lines, foreign = [], [], 0.0
+    rows = []
+    lines = []
+    foreign = 0.0
     for name in settings.stock_sizes:
         shape = next((s for s in settings.shapes if s.name == name), None) or SHAPES[name]
         slots = slots_for(shape)
         say(f"{name}: stock PPO, {slots} slots × {settings.response} steps")
         found = compare_stock(shape, slots, settings)
-        ratio, minibatch = found.ratio("ours", "naive"), slots * settings.response // MINIBATCHES
+        ratio = found.ratio("ours", "naive")
+        minibatch = slots * settings.response // MINIBATCHES
         note = f"{slots} slots × {settings.response} steps, minibatch {minibatch}, {EPOCHS} epochs; same environment"
         what = f"stock SB3 PPO with our policy ({name})"
         rows.append(Row(what, "stock SB3 PPO, naive policy", ratio, 8, note=note))

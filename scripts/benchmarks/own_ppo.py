@@ -59,7 +59,8 @@ class Marks(BaseCallback):
 def make_agent(given: Iteration) -> TokenPPO:
     """A PPO whose π_ref, policy and r_φ all have the shape asked for. Weights that are trained are in fp32; where the
     shape's dtype is bf16, forward passes are in it."""
-    shape, positions = given.shape, PROMPT + given.response
+    shape = given.shape
+    positions = PROMPT + given.response
     tokenizer = word_tokenizer(shape.vocab_size)
     reference = causal_lm(shape, positions, device=given.device)
     reward = RewardModel(scalar_model(shape, positions, device=given.device), tokenizer)
@@ -105,7 +106,8 @@ def measure(given: Iteration) -> dict[str, Any]:
     first = given.warm_ups
     ends = [*marks.started[1:], marks.finished]
     assert marks.load is not None
-    foreign, peak = marks.load(), peak_memory_mb(given.device)
+    foreign = marks.load()
+    peak = peak_memory_mb(given.device)
     return {
         "seconds": [b - a for a, b in list(zip(marks.started, ends, strict=True))[first:]],
         "rollout": [b - a - s for a, b, s in list(zip(marks.started, marks.collected, scoring, strict=True))[first:]],

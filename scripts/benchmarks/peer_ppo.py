@@ -54,7 +54,8 @@ class Marks(TrainerCallback):
 def measure(given: Iteration) -> dict[str, Any]:
     """Seconds of each timed iteration, and the peak of memory."""
     libraries = peak_memory_mb(given.device)
-    shape, positions = given.shape, PROMPT + given.response
+    shape = given.shape
+    positions = PROMPT + given.response
     policy, reference = (causal_lm(shape, positions, device=given.device) for _ in range(2))
     reward, value = (scalar_model(shape, positions, device=given.device) for _ in range(2))
     prompts = random_prompts(shape, 4 * given.episodes)
