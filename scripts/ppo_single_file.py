@@ -175,8 +175,8 @@ def train(args: Args, envs: gym.vector.VectorEnv, model: PreTrainedModel) -> Age
         # GAE. An episode's last action has no future; the step after it, in NEXT_STEP, earns nothing and is not read.
         with torch.no_grad():
             next_value = agent.get_action_and_value(tensors(next_obs))[3]  # (N,)
-        advantages = torch.zeros(shape)  # (S, N), (N,)
-        last = torch.zeros(args.num_envs)  # (S, N), (N,)
+        advantages = torch.zeros(shape)  # (S, N)
+        last = torch.zeros(args.num_envs)  # (N,)
         for step in reversed(range(args.num_steps)):
             goes_on = 1.0 - ended[step]  # (N,)
             following = next_value if step == args.num_steps - 1 else values[step + 1]  # (N,)
