@@ -50,14 +50,16 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, num_slots: int, max_length: int) -> None:
         super().__init__()
-        self.num_slots, self.max_length = num_slots, max_length
+        self.num_slots = num_slots
+        self.max_length = max_length
         self.write: SlotWrite | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         _, heads, _, key_dim = key_states.shape
         value_dim = value_states.shape[-1]
         shape = (self.num_slots, heads, self.max_length + 1)
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.dtype = key_states.dtype
+        self.device = key_states.device
         # zeros, not empty: a masked column still enters 0 · value, and 0 · NaN is NaN.
         self.keys = torch.zeros(*shape, key_dim, dtype=self.dtype, device=self.device)  # (N, heads, L + 1, d)
         self.values = torch.zeros(*shape, value_dim, dtype=self.dtype, device=self.device)  # (N, heads, L + 1, d)
@@ -77,7 +79,8 @@ class SlotLayer(CacheLayerMixin):
         if write.whole:
             batch = key_states.shape[0]
             return self.keys[:batch, :, : write.kv_length], self.values[:batch, :, : write.kv_length]
-        keys, values = self.keys[:, :, : write.kv_length], self.values[:, :, : write.kv_length]
+        keys = self.keys[:, :, : write.kv_length]  # (N, heads, kv, d)
+        values = self.values[:, :, : write.kv_length]  # (N, heads, kv, d)
         return keys.index_select(0, write.rows), values.index_select(0, write.rows)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -105,7 +108,8 @@ class SlotCache(Cache):
     def __init__(self, config: PretrainedConfig, num_slots: int, max_length: int) -> None:
         layer_types, windows = attention_layout(config)
         super().__init__(layers=[SlotLayer(num_slots, max_length) for _ in layer_types])
-        self.num_slots, self.max_length = num_slots, max_length
+        self.num_slots = num_slots
+        self.max_length = max_length
         self.layer_types = tuple(dict.fromkeys(layer_types))
         self.windows = windows
 

@@ -69,7 +69,7 @@ class Decoder:
         return not self.why_uncached
 
     def forget(self) -> None:
-        """Hold nothing any more; the weights are what they were."""
+        """Empty all slots; the weights are what they were."""
         self._held[:] = 0
 
     def invalidate(self) -> None:
@@ -102,7 +102,8 @@ class Decoder:
             self.invalidate()
         if not self.cached:
             return self._recompute(ids, lengths)
-        held, tokens = self._held[:batch], self._tokens[:batch, :width]
+        held = self._held[:batch]  # (B,)
+        tokens = self._tokens[:batch, :width]  # (B, L)
         differs = ids != tokens  # (B, L)
         if np.array_equal(held, lengths) and not (differs & (np.arange(width) < lengths[:, None])).any():
             return self._hidden[:batch]
@@ -201,7 +202,8 @@ class Decoder:
         """Feed tokens first … first + count − 1 of `rows`; with `keep`, remember the last one's hidden state."""
         assert self._cache is not None
         device = self.parts.device
-        first, count = first[rows], count[rows]  # (b,)
+        first = first[rows]  # (b,)
+        count = count[rows]  # (b,)
         offset = np.arange(int(count.max()))
         padded = offset >= count[:, None]  # (b, n)
         positions = np.where(padded, 0, first[:, None] + offset)  # (b, n)
@@ -312,12 +314,12 @@ def rounded_up(length: int) -> int:
 
 
 def _storage(parts: Trunk) -> list[tuple[int, int]]:
-    """Which tensors the weights are, and where they lie: what a replay holds on to."""
+    """The identity and the address of each weight, which a replay depends on."""
     return [(id(parameter), parameter.data_ptr()) for parameter in parts.module.parameters()]
 
 
 def to_host(array: ArrayOrTensor) -> np.ndarray:
-    """As a NumPy array of int64 on the host; free for CPU tensors of that type."""
+    """The array in NumPy as int64; nothing is copied for CPU tensors of that type."""
     if isinstance(array, Tensor):
         array = array.detach().cpu().numpy()
     return array.astype(np.int64, copy=False)
@@ -349,7 +351,7 @@ class LowPrecisionActor:
         self._version = self._current()
 
     def up_to_date(self) -> bool:
-        """Whether the copy is of the weights as they are and where they are (what leaves no trace is not seen)."""
+        """Whether the copy is of the present weights; a change through `.data` is not noticed."""
         return self._version == self._current()
 
     @torch.no_grad()
@@ -361,7 +363,7 @@ class LowPrecisionActor:
 
     @property
     def device(self) -> torch.device:
-        """Where the copy is."""
+        """The device of the copy."""
         return self.decoder.parts.device
 
     def _current(self) -> int:

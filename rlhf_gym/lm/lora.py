@@ -26,12 +26,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class LoRA:
-    """A fresh adapter."""
+    """The settings of a fresh adapter."""
 
     r: int = 8
-    """Rank of what is added to a weight."""
+    """Rank of the product that is added to a weight."""
     alpha: int = 16
-    """It is scaled by alpha/r."""
+    """The product is scaled by alpha/r."""
     target_modules: str | tuple[str, ...] | list[str] | None = None
     """Names of the layers that get one, or "all-linear" (all but the head); None: peft's choice for the architecture,
     usually the attention's queries and values."""
@@ -41,7 +41,7 @@ class LoRA:
             raise ValueError(f"expected r >= 1 and alpha > 0, got r={self.r} and alpha={self.alpha}")
 
     def settings(self) -> dict[str, Any]:
-        """In peft's words."""
+        """The arguments of `peft.LoraConfig`."""
         names = self.target_modules
         return {
             "r": self.r,
@@ -51,7 +51,7 @@ class LoRA:
 
 
 LoRASettings = LoRA | Mapping[str, Any]
-"""Or arguments of `peft.LoraConfig`, for all that it can do."""
+"""A `LoRA`, or arguments of `peft.LoraConfig` for settings that it does not name."""
 
 
 def check_peft(what: str) -> None:

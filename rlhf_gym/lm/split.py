@@ -71,7 +71,8 @@ class Split:
         """Whether the other trunk's lower part has the same weights."""
         if self.num_lower != other.num_lower:
             return False
-        ours, theirs = self.lower_parameters, other.lower_parameters
+        ours = self.lower_parameters
+        theirs = other.lower_parameters
         return len(ours) == len(theirs) and all(
             a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b.to(a.device))
             for a, b in zip(ours, theirs, strict=True)

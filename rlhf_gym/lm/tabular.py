@@ -22,7 +22,8 @@ class TabularConfig(PreTrainedConfig):
     model_type = "tabular"
 
     def __init__(self, vocab_size: int = 4, horizon: int = 3, **kwargs: Any) -> None:
-        self.vocab_size, self.horizon = vocab_size, horizon
+        self.vocab_size = vocab_size
+        self.horizon = horizon
         self.hidden_size = sum(vocab_size**t for t in range(horizon))
         super().__init__(**kwargs)
 

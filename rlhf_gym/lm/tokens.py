@@ -36,8 +36,9 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
         return []
     rows = tokenizer(list(prompts)).input_ids
     eos = tokenizer.eos_token_id
-    rows = [row[:-1] if row and row[-1] == eos and not text.endswith(tokenizer.eos_token) else row
-            for row, text in zip(rows, prompts, strict=True)]  # fmt: skip
+    for row, text in zip(rows, prompts, strict=True):
+        if row and row[-1] == eos and not text.endswith(tokenizer.eos_token):
+            row.pop()  # the tokenizer closed the text by itself
     for index, row in enumerate(rows):
         if not row:
             raise ValueError(

@@ -455,7 +455,8 @@ def _classifier_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask
 
 def _check_reads_pad_token(reward: RewardModel, row: Tensor) -> None:
     """Where the pad token is the EOS, the class's own forward must not take a closing EOS for padding."""
-    pad, tokenizer = reward.model.config.pad_token_id, reward.tokenizer
+    pad = reward.model.config.pad_token_id
+    tokenizer = reward.tokenizer
     if tokenizer is None or pad is None or pad != tokenizer.eos_token_id:
         return
     closed = torch.cat([row[:, :-1], torch.full_like(row[:, :1], pad)], dim=1)  # (1, L)
