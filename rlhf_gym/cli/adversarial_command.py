@@ -2,63 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from tyro.conf import Positional, arg
 
-from rlhf_gym.cli.app import COMMANDS, fail
+from rlhf_gym.cli.options import AdversarialOptions
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.pipeline import prepare
-from rlhf_gym.pipeline.adversarial import AdversarialConfig, adversarial, check_round
+from rlhf_gym.pipeline.adversarial import adversarial, check_round
 from rlhf_gym.pipeline.context import use_threads
 from rlhf_gym.pipeline.reward import adversarial_folder
-from rlhf_gym.runs import RunFolder
-from rlhf_gym.runs.folder import BusyFolderError
-from rlhf_gym.settings.stages import Labeler
+from rlhf_gym.settings import read_config
 
 
-@dataclass(frozen=True)
-class AdversarialOptions:
-    """Options of `rlhf-gym adversarial`."""
+def adversarial_command(options: AdversarialOptions) -> int:
+    """Search, label, train, and print what came of it. Returns the exit code.
 
-    folder: Positional[Path]
-    """The run's folder."""
-    labeler: Labeler | None = None
-    """The annotators, by default those of the run; "web" for people at a labelling page."""
-    search: Annotated[AdversarialConfig, arg(name="")] = field(default_factory=AdversarialConfig)
-    """How adversarial pairs are found."""
-
-
-def adversarial_command(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code."""
+    Raises:
+        ValueError, OSError: the folder is no run's, or the round has no reward model of its own.
+        BusyFolderError: another process is at work in the folder.
+    """
     console = Console()
-    try:
-        options = tyro.cli(
-            AdversarialOptions,
-            args=list(arguments),
-            prog="rlhf-gym adversarial",
-            description=f"{COMMANDS['adversarial']}.",
-        )
-        saved = RunFolder(options.folder).config()
-        if saved is None:
-            raise ValueError(f"expected the folder of a run, got {options.folder} without one")
-        run = prepare(replace(saved, run_dir=options.folder), console=console)
-        if options.labeler is not None:
-            collect = replace(run.config.collect, labeler=options.labeler)
-            run = replace(run, config=replace(run.config, collect=collect))
-        check_round(run, options.search.round)
-        use_threads(run)
-        with run.folder.occupied(), quiet_transformers():
-            metrics = adversarial(run, options.search)
-    except (ValueError, OSError, BusyFolderError) as error:
-        return fail(str(error))
+    saved = read_config(options.folder)
+    if saved is None:
+        raise ValueError(f"expected the folder of a run, got {options.folder} without one")
+    run = prepare(replace(saved, run_dir=options.folder), console=console)
+    if options.labeler is not None:
+        collect = replace(run.config.collect, labeler=options.labeler)
+        run = replace(run, config=replace(run.config, collect=collect))
+    check_round(run, options.search.round)
+    use_threads(run)
+    with run.folder.occupied(), quiet_transformers():
+        metrics = adversarial(run, options.search)
     print_adversarial(console, metrics)
     where = adversarial_folder(run, options.search.round)
     console.print(

@@ -1,46 +1,149 @@
-"""The commands that run stages: settings from the command line, laid over those of the run folder."""
+"""The commands that run stages: each is `RunConfig`, of which `--help` shows the settings that matter to it.
+
+The settings of the run folder are the defaults of a later call on that folder.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, Union, get_type_hints
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
-from tyro.conf import arg
+from tyro.conf import Suppress, arg, subcommand
 
-from rlhf_gym.cli.app import COMMANDS, fail
-from rlhf_gym.pipeline import Interrupted, execute, prepare
-from rlhf_gym.pipeline.annotate import LabellingError
-from rlhf_gym.pipeline.reward import UnfitRewardError
-from rlhf_gym.pipeline.stages import check_inputs
-from rlhf_gym.rewards import ScoreError
-from rlhf_gym.runs import RunFolder
-from rlhf_gym.runs.folder import BusyFolderError
-from rlhf_gym.settings import RunConfig, StageName, TaskConfig, default_config
+from rlhf_gym.cli.options import LabelOptions
+from rlhf_gym.settings import (
+    AGENTS,
+    STAGES,
+    RunConfig,
+    StageName,
+    TaskConfig,
+    default_config,
+    read_config,
+)
+
+EVERYWHERE = ("run_dir", "device", "threads")
+BEGINNING = ("task", "seed")
+SHOWN: dict[str, tuple[str, ...]] = {
+    "run": (
+        *EVERYWHERE,
+        *BEGINNING,
+        "rounds",
+        "reference",
+        "seeds",
+        "without_kl",
+        "pretrain",
+        "collect.labeler",
+        "collect.num_labels",
+    ),
+    "pretrain": (*EVERYWHERE, *BEGINNING, "pretrain", "pretraining"),
+    "sft": (*EVERYWHERE, *BEGINNING, "sft"),
+    "collect": (*EVERYWHERE, "rounds", "collect"),
+    "reward": (*EVERYWHERE, "rounds", "reward"),
+    "train": (*EVERYWHERE, "rounds", "reference", "seeds", "agent", "monitor"),
+    "without-kl": (*EVERYWHERE, "seeds", "without_kl", "agent", "monitor"),
+    "evaluate": (*EVERYWHERE, "evaluate"),
+}
+"""The settings that a command's help shows, by their dotted names. A command takes all others too."""
+DESCRIPTIONS = {
+    "run": "The whole circle, without the stages that are complete. It takes the settings of every stage, too: "
+    "--sft.…, --collect.…, --reward.…, agent:NAME and --agent.…, --monitor.…, --evaluate.…, as the help of each "
+    "stage lists them.",
+    "pretrain": "Pretrain a small language model, where the task has one to make.",
+    "sft": "Fine-tune on demonstrations.",
+    "collect": "Draw responses of the policy, and collect preferences between them.",
+    "reward": "Train the reward model r_φ on the preferences.",
+    "train": "Train the agent against r_φ. Another agent than PPO: agent:NAME, one of "
+    f"{', '.join(agent.name for agent in AGENTS)}.",
+    "without-kl": "Train the agent without KL penalty, to see what the penalty prevents.",
+    "evaluate": "Measure on held-out prompts who wins. With --human people compare the agent with SFT afterwards.",
+}
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line says."""
+class StageOptions:
+    """What a command that runs stages takes."""
 
-    config: Annotated[RunConfig, arg(name="")]
+    command: Annotated[str, Suppress]
+    """The command's name."""
+    config: RunConfig
     """The settings."""
     redo: StageName | None = None
     """Begin again from this stage: what it and all later stages left is removed, and their settings may be others."""
 
+    def run(self) -> int:
+        """Do the work. Returns the exit code."""
+        return run_stages(self)
 
-def go(command: str, arguments: Sequence[str]) -> int:
+
+@dataclass(frozen=True)
+class EvaluateOptions(StageOptions):
+    """What `evaluate` takes."""
+
+    human: bool = False
+    """Let people compare the agent with SFT, blind, once the stage is complete. `label --compare` takes more options."""
+
+    def run(self) -> int:
+        """Do the work. Returns the exit code."""
+        code = run_stages(self)
+        if code or not self.human:
+            return code
+        return LabelOptions(self.config.run_dir, compare=("ppo", "sft")).run()
+
+
+def stage_command(name: str, arguments: Sequence[str]) -> Any:
+    """The command of this name for tyro, its defaults those of the folder or of the task that the arguments name."""
+    start = starting_point(arguments)
+    asks_for_help = "-h" in arguments or "--help" in arguments
+    config = _narrowed(RunConfig, SHOWN[name]) if asks_for_help else RunConfig
+    names_agent = any(word.startswith("agent:") for word in arguments)
+    if names_agent:
+        config = _with_types(config, {"agent": _agents(start)})
+    base = EvaluateOptions if name == "evaluate" else StageOptions
+    made = _with_types(base, {"config": Annotated[config, arg(name="")]})
+    default = made(name, _as(config, start))
+    return Annotated[made, subcommand(name, default=default, description=DESCRIPTIONS[name], prefix_name=False)]
+
+
+def starting_point(arguments: Sequence[str]) -> RunConfig:
+    """The settings before the command line is read: the run folder's own, or the defaults for this kind of task.
+
+    Raises:
+        ValueError: the folder's settings cannot be read, or the task's do not go together.
+    """
+    glance = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    glance.add_argument("--run-dir", "--run_dir")
+    for name in ("--corpus", "--model", "--prompts"):
+        glance.add_argument(name)
+    seen, _ = glance.parse_known_args(list(arguments))
+    if seen.run_dir is not None:
+        saved = read_config(Path(seen.run_dir))
+        if saved is not None:
+            return replace(saved, run_dir=Path(seen.run_dir))
+    if seen.model is not None and seen.prompts is not None:
+        return default_config(TaskConfig(model=seen.model, prompts=Path(seen.prompts)))
+    return default_config(TaskConfig(corpus=None if seen.corpus is None else Path(seen.corpus)))
+
+
+def run_stages(options: StageOptions) -> int:
     """Run a stage, or all of them. Returns the exit code."""
+    from rlhf_gym.pipeline import Interrupted, execute, prepare  # torch and all that, which --help does without
+    from rlhf_gym.pipeline.annotate import LabellingError
+    from rlhf_gym.pipeline.reward import UnfitRewardError
+    from rlhf_gym.pipeline.stages import check_inputs
+    from rlhf_gym.rewards import ScoreError
+    from rlhf_gym.runs.folder import BusyFolderError
+
     console = Console()
+    command = options.command
+    config = RunConfig(**{setting.name: getattr(options.config, setting.name) for setting in fields(RunConfig)})
+    only = None if command == "run" else next(name for name in STAGES if name == command.replace("-", "_"))
     try:
-        options = parse(command, arguments)
-        only = None if command == "run" else next(name for name in get_args(StageName) if name == command)
-        run = prepare(options.config, console=console, redo=options.redo)
+        run = prepare(config, console=console, redo=options.redo)
         if only is not None:
             check_inputs(run, only, options.redo)
     except (ValueError, OSError, ImportError) as error:
@@ -53,41 +156,56 @@ def go(command: str, arguments: Sequence[str]) -> int:
         console.print(
             f"\n[bold]Interrupted[/bold] in {interrupt}. What is complete is kept; this goes on from there:\n\n"
             f"  rlhf-gym {command} --run-dir {escape(str(run.folder.root))}\n",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            highlight=False,
+            soft_wrap=True,
+        )
         return 130
     return 0
 
 
-def parse(command: str, arguments: Sequence[str]) -> Options:
-    """The settings: those given, over those of the run folder if it has some, else over what suits the task.
-
-    Raises:
-        SystemExit: --help, or what tyro cannot make sense of.
-        ValueError: settings that do not go together.
-    """
-    return tyro.cli(
-        Options,
-        args=list(arguments),
-        default=Options(starting_point(arguments)),
-        prog=f"rlhf-gym {command}",
-        description=f"{COMMANDS[command]}.",
-    )
+def fail(message: str) -> int:
+    """Print one message on standard error. Returns the exit code of bad input."""
+    Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
+    return 2
 
 
-def starting_point(arguments: Sequence[str]) -> RunConfig:
-    """The settings before the command line is read: the run folder's own, or the defaults for this kind of task."""
-    glance = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    glance.add_argument("--run-dir", "--run_dir")
-    for name in ("--corpus", "--model", "--prompts"):
-        glance.add_argument(name)
-    seen, _ = glance.parse_known_args(list(arguments))
-    if seen.run_dir is not None:
-        saved = RunFolder(Path(seen.run_dir)).config()
-        if saved is not None:
-            return replace(saved, run_dir=Path(seen.run_dir))
-    if seen.model is not None and seen.prompts is not None:
-        task = TaskConfig(model=seen.model, prompts=Path(seen.prompts))
-    else:
-        task = TaskConfig(corpus=None if seen.corpus is None else Path(seen.corpus))
-    return default_config(task)
+def _agents(start: RunConfig) -> Any:
+    """The union of all agents, each with the folder's own settings, or with those that suit the task."""
+    suited = [start.agent if type(start.agent) is kind else default_config(start.task, kind()).agent for kind in AGENTS]
+    return Union[tuple(Annotated[type(agent), subcommand(agent.name, default=agent)] for agent in suited)]  # noqa: UP007
+
+
+def _narrowed(kind: type, shown: Sequence[str], prefix: str = "") -> type:
+    """The same record for tyro, only the settings of these dotted names visible."""
+    changes: dict[str, Any] = {}
+    hints = get_type_hints(kind, include_extras=True)
+    for setting in fields(kind):
+        name = prefix + setting.name
+        if name in shown:
+            continue
+        hint = hints[setting.name]
+        if any(other.startswith(f"{name}.") for other in shown):
+            changes[setting.name] = _narrowed(hint, shown, f"{name}.")
+        else:
+            changes[setting.name] = Annotated[hint, Suppress]
+    return _with_types(kind, changes)
+
+
+def _with_types(kind: type, types: dict[str, Any]) -> type:
+    """The same record, some of its fields annotated otherwise."""
+    body: dict[str, Any] = {"__annotations__": types, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    for setting in fields(kind):
+        if setting.name in types and (setting.default is not MISSING or setting.default_factory is not MISSING):
+            body[setting.name] = field(default=setting.default, default_factory=setting.default_factory)  # type: ignore[call-overload]
+    return dataclass(frozen=True)(type(kind.__name__, (kind,), body))
+
+
+def _as(kind: type, record: Any) -> Any:
+    """The record as one of the narrowed kind."""
+    hints = get_type_hints(kind)
+    narrowed = {
+        name: _as(hints[name], value)
+        for name, value in vars(record).items()
+        if isinstance(hints[name], type) and issubclass(hints[name], type(value)) and hints[name] is not type(value)
+    }
+    return kind(**vars(record) | narrowed)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_gym.cli.app import COMMANDS, fail
+from rlhf_gym.cli.options import DiagnoseOptions
 from rlhf_gym.files import write_json
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.lm import quiet_transformers
@@ -23,47 +20,19 @@ from rlhf_gym.rewards import load_reward
 from rlhf_gym.training import RewardProbes, probe_reward_model
 
 
-@dataclass(frozen=True)
-class DiagnoseOptions:
-    """What the command line says."""
+def diagnose(options: DiagnoseOptions) -> int:
+    """Probe the reward model and print what was found. Returns the exit code.
 
-    reward_model: str
-    """The reward model: a folder or a hub name, or the folder of an ensemble."""
-    preferences: Path
-    """Comparisons, JSONL of {"prompt", "chosen", "rejected"}. Best some that it was trained on, with --heldout."""
-    heldout: Path | None = None
-    """Comparisons that it was not trained on. By default those about half of the prompts of --preferences."""
-    responses: Path | None = None
-    """Responses to edit, JSONL of {"prompt", "response"}: those of the policy one is about to train. By default those
-    of the held-out comparisons."""
-    count: int = 250
-    """Responses that are edited at most."""
-    words: tuple[str, ...] = ()
-    """Words of your own to insert, to see what they are worth."""
-    json: Path | None = None
-    """A file for all that was found out."""
-    seed: int = 0
-    """Of the edits, and of the split."""
-    device: str = "auto"
-    """Where the reward model runs; auto: a GPU where there is one."""
-
-
-def diagnose(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code."""
+    Raises:
+        ValueError, OSError: something given is not as expected.
+    """
     console = Console()
-    try:
-        options = tyro.cli(
-            DiagnoseOptions, args=list(arguments), prog="rlhf-gym diagnose", description=f"{COMMANDS['diagnose']}."
-        )
-        with quiet_transformers():
-            found = _probe(options)
-        if options.json is not None:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            write_json(options.json, found.to_dict())
-    except (ValueError, OSError) as error:
-        return fail(str(error))
+    with quiet_transformers():
+        found = _probe(options)
     say_probes(console, found)
     if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.json, found.to_dict())
         console.print(f"\n  all of it: {escape(str(options.json))}", style="dim", highlight=False, soft_wrap=True)
     return 0
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, get_args
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
-from tyro.conf import Positional, arg
 
-from rlhf_gym.cli.app import COMMANDS, fail
-from rlhf_gym.cli.commands import go, parse
-from rlhf_gym.labeling import PageSettings, check_installed
+from rlhf_gym.cli.options import LabelOptions
+from rlhf_gym.labeling import check_installed
 from rlhf_gym.labeling.labels import label_summary
-from rlhf_gym.labeling.store import STORE_FILE, Item, ItemKind, LabelStore, comparisons
+from rlhf_gym.labeling.store import STORE_FILE, Item, LabelStore, comparisons
 from rlhf_gym.pipeline.human_evaluation import (
     compare_batch,
     comparison_items,
@@ -29,81 +23,19 @@ from rlhf_gym.preferences.files import read_candidates
 from rlhf_gym.runs import RunFolder
 
 
-@dataclass(frozen=True)
-class LabelOptions:
-    """What is labelled, and where the page is."""
+def label(options: LabelOptions) -> int:
+    """Serve the page. Returns the exit code.
 
-    folder: Positional[Path]
-    """The run's folder, or, with --items, any folder: the labels go into labels.sqlite in it."""
-    items: Path | None = None
-    """Responses to judge, JSONL of {"prompt", "responses"} or of single {"prompt", "response"}, instead of a run's."""
-    compare: tuple[str, str] | None = None
-    """Two policies, blind, on held-out prompts: "ppo" and "sft", say, or names of files in evaluate/samples."""
-    kind: ItemKind = "comparison"
-    """Whether people compare two responses, rank K of them, or rate each of K."""
-    k: int = 4
-    """Responses in a ranking or rating."""
-    num_items: int | None = None
-    """How many items are put before people at most; by default all there are."""
-    num_labels: int | None = None
-    """Labels after which it is enough; by default as many as the items want."""
-    labels_per_item: int = 1
-    """Annotators who judge each item; 2 or more show how far they agree."""
-    batch: str | None = None
-    """Go on with this batch of the store; by default the run's last round."""
-    page: Annotated[PageSettings, arg(name="")] = field(default_factory=PageSettings)
-    """The page."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(ItemKind):
-            raise ValueError(f"expected kind to be one of {get_args(ItemKind)}, got {self.kind!r}")
-        for name, least in (("k", 1 if self.kind == "rating" else 2), ("labels_per_item", 1)):
-            if vars(self)[name] < least:
-                raise ValueError(f"expected {name} >= {least}, got {vars(self)[name]}")
-        for name in ("num_items", "num_labels"):
-            if vars(self)[name] is not None and vars(self)[name] < 1:
-                raise ValueError(f"expected {name} >= 1, got {vars(self)[name]}")
-        if sum(given is not None for given in (self.items, self.compare, self.batch)) > 1:
-            raise ValueError("expected one of --items, --compare and --batch, got several")
-
-
-def label(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code."""
-    console = Console()
-    try:
-        options = tyro.cli(
-            LabelOptions, args=list(arguments), prog="rlhf-gym label", description=f"{COMMANDS['label']}."
-        )
-        check_installed()
-        if options.items is not None:
-            options.folder.mkdir(parents=True, exist_ok=True)
-        if not options.folder.is_dir():
-            raise FileNotFoundError(f"expected a run's folder, got {options.folder}, which does not exist")
-        with LabelStore(options.folder / STORE_FILE) as store:
-            return _label(options, store, console)
-    except (ValueError, OSError) as error:
-        return fail(str(error))
-
-
-def evaluate_by_people(arguments: Sequence[str]) -> int:
-    """`rlhf-gym evaluate --human`: the evaluate stage where it is not complete, then PPO against SFT before people.
-
-    What `rlhf-gym label` takes (--num-labels, --labels-per-item, --port …) goes there, the rest to the stage.
+    Raises:
+        ValueError, OSError: there is nothing to judge, or nothing to serve the page with.
     """
-    names = {"--num-items", "--num-labels", "--labels-per-item", "--host", "--port", "--guidelines", "--lease-minutes"}
-    ours: list[str] = []
-    stage: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        name = word.partition("=")[0].replace("_", "-")
-        if name not in names:
-            stage.append(word)
-        else:
-            ours += [word] if "=" in word else [word, next(words, "")]
-    code = go("evaluate", stage)
-    if code:
-        return code
-    return label([str(parse("evaluate", stage).config.run_dir), "--compare", "ppo", "sft", *ours])
+    check_installed()
+    if options.items is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    if not options.folder.is_dir():
+        raise FileNotFoundError(f"expected a run's folder, got {options.folder}, which does not exist")
+    with LabelStore(options.folder / STORE_FILE) as store:
+        return _label(options, store, Console())
 
 
 def _label(options: LabelOptions, store: LabelStore, console: Console) -> int:

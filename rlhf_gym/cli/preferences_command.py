@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from transformers import AutoTokenizer
-from tyro.conf import Positional
 
-from rlhf_gym.cli.app import fail
+from rlhf_gym.cli.options import Agreement, Check, Export, Import
 from rlhf_gym.functional import rightness
 from rlhf_gym.labeling.agreement import agreement, preference_opinions
-from rlhf_gym.labeling.labels import Ties, add_preferences, label_summary, labelled_preferences, write_log
+from rlhf_gym.labeling.labels import add_preferences, label_summary, labelled_preferences, write_log
 from rlhf_gym.labeling.store import STORE_FILE, LabelStore
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, write_preferences
 from rlhf_gym.preferences.files import read_hub_preferences
@@ -25,87 +21,15 @@ from rlhf_gym.runs import RunFolder
 HUB = "hub:"
 
 
-@dataclass(frozen=True)
-class Check:
-    """Report duplicate, contradictory, identical, blank and over-long records. Nothing is dropped."""
-
-    source: Positional[str]
-    """A file of preferences, or hub:NAME."""
-    split: str = "train"
-    """Of a data set on the hub."""
-    tokenizer: str | None = None
-    """Folder or name of the tokenizer that counts tokens."""
-    max_length: int | None = None
-    """Most tokens of a prompt with a response."""
-    shown: int = 5
-    """Records shown of each kind."""
-
-
-@dataclass(frozen=True)
-class Import:
-    """Put preferences of a file or of the hub into a run's labels, beside what people said there."""
-
-    source: Positional[str]
-    """A file of preferences, or hub:NAME."""
-    folder: Positional[Path]
-    """The run's folder, or any other: the labels are in labels.sqlite in it."""
-    split: str = "train"
-    """Of a data set on the hub."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write a run's labels as preferences, JSONL of {"prompt", "chosen", "rejected"}."""
-
-    folder: Positional[Path]
-    """The run's folder."""
-    file: Positional[Path]
-    """The file to write."""
-    batch: str | None = None
-    """This batch alone, "round 1", say."""
-    ties: Ties = "drop"
-    """"drop" leaves ties out, "half" makes two opposite preferences of weight ½ of each."""
-    log: bool = False
-    """Write every record of the log instead, skips, undone ones and undos too."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far annotators agree with each other, and with the run's reward model."""
-
-    folder: Positional[Path]
-    """The run's folder."""
-
-
-def preferences(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code."""
-    console = Console()
-    try:
-        options = tyro.extras.subcommand_cli_from_dict(
-            {"check": Check, "import": Import, "export": Export, "agreement": Agreement},
-            args=list(arguments) or ["--help"],
-            prog="rlhf-gym preferences",
-        )
-        if isinstance(options, Check):
-            _check(options, console)
-        elif isinstance(options, Import):
-            _import(options, console)
-        elif isinstance(options, Export):
-            _export(options, console)
-        else:
-            _agreement(options, console)
-    except (ValueError, OSError, ImportError) as error:
-        return fail(str(error))
-    return 0
-
-
 def _read(source: str, split: str) -> list[Preference]:
     if source.startswith(HUB):
         return read_hub_preferences(source.removeprefix(HUB), split)
     return read_preferences(source)
 
 
-def _check(options: Check, console: Console) -> None:
+def check(options: Check) -> None:
+    """Report on a file of preferences."""
+    console = Console()
     found = _read(options.source, options.split)
     tokenizer = None if options.tokenizer is None else AutoTokenizer.from_pretrained(options.tokenizer)
     report = check_preferences(found, tokenizer=tokenizer, max_length=options.max_length)
@@ -120,7 +44,9 @@ def _check(options: Check, console: Console) -> None:
         console.print(str(agreed), highlight=False)
 
 
-def _import(options: Import, console: Console) -> None:
+def import_labels(options: Import) -> None:
+    """Put preferences into a run's labels."""
+    console = Console()
     found = _read(options.source, options.split)
     console.print(str(check_preferences(found)), highlight=False)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +55,9 @@ def _import(options: Import, console: Console) -> None:
     console.print(f"{new:,} labels are new in {options.folder / STORE_FILE}, {known:,} were there", highlight=False)
 
 
-def _export(options: Export, console: Console) -> None:
+def export_labels(options: Export) -> None:
+    """Write a run's labels as preferences."""
+    console = Console()
     with _open(options.folder) as store:
         if options.log:
             count = write_log(options.file, store)
@@ -142,7 +70,9 @@ def _export(options: Export, console: Console) -> None:
     console.print(f"{found} → {options.file}", highlight=False)
 
 
-def _agreement(options: Agreement, console: Console) -> None:
+def print_agreement(options: Agreement) -> None:
+    """Print how far annotators agree."""
+    console = Console()
     with _open(options.folder) as store:
         for batch in store.batches():
             console.print(f"[bold]{escape(batch)}[/bold]", highlight=False)

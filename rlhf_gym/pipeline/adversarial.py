@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +34,13 @@ from rlhf_gym.preferences.adversarial import (
 from rlhf_gym.preferences.pairing import score_differences
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.runs.folder import METRICS_FILE
+from rlhf_gym.settings import AdversarialConfig
 from rlhf_gym.training import accuracy_by_name, score_pairs
 
 EDITS: dict[str, Edit] = {"repetition": repeat, "padding": insert, "praise": insert, "shuffle": shuffle}
 WITHOUT_KL = "without_kl"
 """The kind of responses that policies trained without a KL penalty wrote."""
 _FIRST_PART = 99  # numbers these labels among the parts of their round, each of which has its own random draws
-
-
-@dataclass(frozen=True)
-class AdversarialConfig:
-    """How adversarial pairs are found."""
-
-    round: int = 1
-    """The round whose reward model is tested."""
-    pairs: int = 400
-    """Pairs that are labelled and trained on; half as many more are labelled to measure by."""
-    num_prompts: int = 400
-    """Prompts that are searched for training pairs; half as many held-out prompts are searched to measure by."""
-    tries: int = 4
-    """Edits of each kind that are tried on each normal response."""
-    words: int = 12
-    """How many words of praise (the words most typical of chosen responses) and of filler (the most common ones)."""
-    seed: int = 0
-    """Seed of prompts, responses and edits."""
-
-    def __post_init__(self) -> None:
-        for name in ("round", "pairs", "num_prompts", "tries", "words"):
-            if vars(self)[name] < 1:
-                raise ValueError(f"expected {name} >= 1, got {vars(self)[name]}")
 
 
 def adversarial(run: Run, config: AdversarialConfig) -> dict[str, Any]:

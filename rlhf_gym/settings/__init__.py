@@ -17,7 +17,7 @@ from rlhf_gym.settings.agents import (
 from rlhf_gym.settings.monitor import REFUSAL, AlarmThresholds, MonitorConfig
 from rlhf_gym.settings.run import STAGES, RunConfig, StageName, TaskConfig, default_config
 from rlhf_gym.settings.saved import read_config
-from rlhf_gym.settings.stages import CONFIDENT_WORDS, CollectConfig, EvaluateConfig, RewardConfig
+from rlhf_gym.settings.stages import CONFIDENT_WORDS, AdversarialConfig, CollectConfig, EvaluateConfig, RewardConfig
 from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig, SupervisedConfig
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "REFUSAL",
     "STAGES",
     "A2CSettings",
+    "AdversarialConfig",
     "AgentSettings",
     "AlarmThresholds",
     "BestOfNSettings",

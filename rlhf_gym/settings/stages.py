@@ -169,3 +169,24 @@ class EvaluateConfig:
         at_least(self, 2, "num_prompts", "best_of")
         at_least(self, 1, "best_of_prompts")
         at_least(self, 0, "best_of_samples", "shown")
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """How adversarial pairs are found."""
+
+    round: int = 1
+    """The round whose reward model is tested."""
+    pairs: int = 400
+    """Pairs that are labelled and trained on; half as many more are labelled to measure by."""
+    num_prompts: int = 400
+    """Prompts that are searched for training pairs; half as many held-out prompts are searched to measure by."""
+    tries: int = 4
+    """Edits of each kind that are tried on each normal response."""
+    words: int = 12
+    """How many words of praise (the words most typical of chosen responses) and of filler (the most common ones)."""
+    seed: int = 0
+    """Seed of prompts, responses and edits."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "round", "pairs", "num_prompts", "tries", "words")

@@ -1,0 +1,209 @@
+"""What each command takes: light records, so that `--help` needs no torch. `run()` of each does the work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from tyro.conf import Positional, arg
+
+from rlhf_gym.labeling import PageSettings
+from rlhf_gym.settings import AdversarialConfig
+from rlhf_gym.settings.stages import Labeler
+
+ItemKind = Literal["comparison", "ranking", "rating"]
+Ties = Literal["drop", "half"]
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What is labelled, and where the page is."""
+
+    folder: Positional[Path]
+    """The run's folder, or, with --items, any folder: the labels go into labels.sqlite in it."""
+    items: Path | None = None
+    """Responses to judge, JSONL of {"prompt", "responses"} or of single {"prompt", "response"}, instead of a run's."""
+    compare: tuple[str, str] | None = None
+    """Two policies, blind, on held-out prompts: "ppo" and "sft", say, or names of files in evaluate/samples."""
+    kind: ItemKind = "comparison"
+    """Whether people compare two responses, rank K of them, or rate each of K."""
+    k: int = 4
+    """Responses in a ranking or rating."""
+    num_items: int | None = None
+    """How many items are put before people at most; by default all there are."""
+    num_labels: int | None = None
+    """Labels after which it is enough; by default as many as the items want."""
+    labels_per_item: int = 1
+    """Annotators who judge each item; 2 or more show how far they agree."""
+    batch: str | None = None
+    """Go on with this batch of the store; by default the run's last round."""
+    page: Annotated[PageSettings, arg(name="")] = field(default_factory=PageSettings)
+    """The page."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ItemKind):
+            raise ValueError(f"expected kind to be one of {get_args(ItemKind)}, got {self.kind!r}")
+        for name, least in (("k", 1 if self.kind == "rating" else 2), ("labels_per_item", 1)):
+            if vars(self)[name] < least:
+                raise ValueError(f"expected {name} >= {least}, got {vars(self)[name]}")
+        for name in ("num_items", "num_labels"):
+            if vars(self)[name] is not None and vars(self)[name] < 1:
+                raise ValueError(f"expected {name} >= 1, got {vars(self)[name]}")
+        if sum(given is not None for given in (self.items, self.compare, self.batch)) > 1:
+            raise ValueError("expected one of --items, --compare and --batch, got several")
+
+    def run(self) -> int:
+        """Do the work. Returns the exit code."""
+        from rlhf_gym.cli.label_command import label
+
+        return label(self)
+
+
+@dataclass(frozen=True)
+class AdversarialOptions:
+    """Options of `rlhf-gym adversarial`."""
+
+    folder: Positional[Path]
+    """The run's folder."""
+    labeler: Labeler | None = None
+    """The annotators, by default those of the run; "web" for people at a labelling page."""
+    search: Annotated[AdversarialConfig, arg(name="")] = field(default_factory=AdversarialConfig)
+    """How adversarial pairs are found."""
+
+    def run(self) -> int:
+        """Do the work. Returns the exit code."""
+        from rlhf_gym.cli.adversarial_command import adversarial_command
+
+        return adversarial_command(self)
+
+
+@dataclass(frozen=True)
+class DiagnoseOptions:
+    """What the command line says."""
+
+    reward_model: str
+    """The reward model: a folder or a hub name, or the folder of an ensemble."""
+    preferences: Path
+    """Comparisons, JSONL of {"prompt", "chosen", "rejected"}. Best some that it was trained on, with --heldout."""
+    heldout: Path | None = None
+    """Comparisons that it was not trained on. By default those about half of the prompts of --preferences."""
+    responses: Path | None = None
+    """Responses to edit, JSONL of {"prompt", "response"}: those of the policy one is about to train. By default those
+    of the held-out comparisons."""
+    count: int = 250
+    """Responses that are edited at most."""
+    words: tuple[str, ...] = ()
+    """Words of your own to insert, to see what they are worth."""
+    json: Path | None = None
+    """A file for all that was found out."""
+    seed: int = 0
+    """Of the edits, and of the split."""
+    device: str = "auto"
+    """Where the reward model runs; auto: a GPU where there is one."""
+
+    def run(self) -> int:
+        """Do the work. Returns the exit code."""
+        from rlhf_gym.cli.diagnose_command import diagnose
+
+        return diagnose(self)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the page is about, and where it goes."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN …]", help_behavior_hint="")]
+    """Run folders. One: its report. Several: one page that compares them, finished or not."""
+    output: Path | None = None
+    """The page; by default report.html in the run's folder, of several runs runs_compared.html in this one."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("expected at least one run folder, got none: rlhf-gym report RUN [RUN …]")
+
+    def run(self) -> int:
+        """Do the work. Returns the exit code."""
+        from rlhf_gym.cli.report_command import report
+
+        return report(self)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Report duplicate, contradictory, identical, blank and over-long records. Nothing is dropped."""
+
+    source: Positional[str]
+    """A file of preferences, or hub:NAME."""
+    split: str = "train"
+    """Of a data set on the hub."""
+    tokenizer: str | None = None
+    """Folder or name of the tokenizer that counts tokens."""
+    max_length: int | None = None
+    """Most tokens of a prompt with a response."""
+    shown: int = 5
+    """Records shown of each kind."""
+
+    def run(self) -> int:
+        """Do the work. Returns the exit code."""
+        from rlhf_gym.cli.preferences_command import check
+
+        check(self)
+        return 0
+
+
+@dataclass(frozen=True)
+class Import:
+    """Put preferences of a file or of the hub into a run's labels, beside what people said there."""
+
+    source: Positional[str]
+    """A file of preferences, or hub:NAME."""
+    folder: Positional[Path]
+    """The run's folder, or any other: the labels are in labels.sqlite in it."""
+    split: str = "train"
+    """Of a data set on the hub."""
+
+    def run(self) -> int:
+        """Do the work. Returns the exit code."""
+        from rlhf_gym.cli.preferences_command import import_labels
+
+        import_labels(self)
+        return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's labels as preferences, JSONL of {"prompt", "chosen", "rejected"}."""
+
+    folder: Positional[Path]
+    """The run's folder."""
+    file: Positional[Path]
+    """The file to write."""
+    batch: str | None = None
+    """This batch alone, "round 1", say."""
+    ties: Ties = "drop"
+    """"drop" leaves ties out, "half" makes two opposite preferences of weight ½ of each."""
+    log: bool = False
+    """Write every record of the log instead, skips, undone ones and undos too."""
+
+    def run(self) -> int:
+        """Do the work. Returns the exit code."""
+        from rlhf_gym.cli.preferences_command import export_labels
+
+        export_labels(self)
+        return 0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far annotators agree with each other, and with the run's reward model."""
+
+    folder: Positional[Path]
+    """The run's folder."""
+
+    def run(self) -> int:
+        """Do the work. Returns the exit code."""
+        from rlhf_gym.cli.preferences_command import print_agreement
+
+        print_agreement(self)
+        return 0
