@@ -42,7 +42,7 @@ from rlhf_gym.tasks import reviews_task
 
 COLUMNS = [name for name in RULES if name not in ("pattern", "evaluation")] + ["pattern/not", "evaluation/gold"]
 TOKENS = 20_000
-WITHOUT_KL: StageName = "unleashed"
+WITHOUT_KL: StageName = "without_kl"
 
 
 # -- runs that are made to go wrong ------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def main() -> None:
     if a.only != "provoked":
         folder = default_runs(a.run_dir, a.seeds)
         stages: list[tuple[StageName, str, tuple[str, ...], list[Row]]] = [
-            ("ppo", "healthy", (), healthy),
+            ("train", "healthy", (), healthy),
             (WITHOUT_KL, "no KL penalty", ("kl_high", "drift", "held_out"), free),
         ]
         for stage, name, meant, rows in stages:
@@ -275,7 +275,7 @@ def main() -> None:
     if a.only != "default":
         seed = a.seeds[0]
         weak = weak_ensemble(a.run_dir, seed)
-        provoked.append(row_of("200 labels, no KL penalty", ("kl_high",), weak.seed("ppo", 1, seed)))
+        provoked.append(row_of("200 labels, no KL penalty", ("kl_high",), weak.seed("train", 1, seed)))
         for number, case in enumerate(PROVOCATIONS):
             place = a.run_dir / f"provoked-{number}-seed-{seed}"
             kept(place / "done.json", lambda case=case, place=place: provoke(case, seed, place))  # type: ignore[misc]

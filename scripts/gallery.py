@@ -101,7 +101,7 @@ class Arm:
 
     label: str
     folder: RunFolder
-    stage: StageName = "ppo"
+    stage: StageName = "train"
 
 
 def run_all(settings: Settings) -> tuple[dict[str, list[Arm]], Arm]:
@@ -118,7 +118,7 @@ def run_all(settings: Settings) -> tuple[dict[str, list[Arm]], Arm]:
 def hacking(settings: Settings) -> list[Arm]:
     """PPO without KL penalty and with it, against one reward model."""
     folder = quiet_run(settings.config("hacking", without_kl=True), task_from_sft())
-    return [Arm("no KL penalty (β = 0)", folder, "unleashed"), Arm("KL penalty (β = 0.1)", folder)]
+    return [Arm("no KL penalty (β = 0)", folder, "without_kl"), Arm("KL penalty (β = 0.1)", folder)]
 
 
 def collapse(settings: Settings, unharmed: Arm) -> list[Arm]:

@@ -222,7 +222,7 @@ class Workshop:
         with quiet_transformers():
             self.reward_model(arm, seed, folder / "training").save_pretrained(folder / "reward")
         run = self.ppo(folder / "ppo", folder / "reward", seed)
-        trajectory = read_trajectory(run.folder, "ppo", seed)
+        trajectory = read_trajectory(run.folder, "train", seed)
         reward = run.load_reward(1)  # in the unit of PPO's scores
         samples, gold = self.judged
         proxy = proxy_scores(reward, self.task.tokenizer, samples).reshape(gold.shape)  # (P, N)
@@ -263,7 +263,7 @@ class Workshop:
         task = TaskConfig(reward_model=str(reward))
         settings = {"task": task, "reward": RewardConfig(reference_samples=1000), "agent": ppo, "without_kl": False}
         config = study_config(folder, seed, **settings)
-        quiet_run(config, self.task, "reward", "ppo")
+        quiet_run(config, self.task, "reward", "train")
         return quiet_prepare(config, self.task)
 
 

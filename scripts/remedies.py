@@ -224,15 +224,15 @@ class Study:
         reward.aggregate = arm.aggregate
         reward.uncertainty_weight = arm.uncertainty_weight
         with quiet_transformers():
-            train(run, "ppo", 1, seed, reward=Shared(reward), label=arm.name)
-        return run.folder.seed("ppo", 1, seed)
+            train(run, "train", 1, seed, reward=Shared(reward), label=arm.name)
+        return run.folder.seed("train", 1, seed)
 
     def _two_rounds(self, arm: Arm, seed: int) -> list[Path]:
         """Half the labels about SFT's responses, half about the policy's after half the tokens; the rounds' folders."""
         half = replace(self, labels=self.labels // 2, tokens=self.tokens // 2)
         config = half.config(self.folder(seed) / arm.name, seed, rounds=2)
         folder = quiet_run(replace(config, agent=replace(config.agent, **arm.ppo)), self.task())
-        return [folder.seed("ppo", round, seed) for round in (1, 2)]
+        return [folder.seed("train", round, seed) for round in (1, 2)]
 
     def _heldout(self, policy: Any, seed: int) -> dict[str, float]:
         """Mean gold, KL to SFT and length of one response to each held-out prompt."""
@@ -257,7 +257,7 @@ class Study:
 
     def _disagreement(self, seed: int) -> dict[str, dict[str, list[float]]]:
         task = task_from_sft()
-        hacked = RunFolder(self.folder(seed) / NONE.name).seed("ppo", 1, seed) / "model"
+        hacked = RunFolder(self.folder(seed) / NONE.name).seed("train", 1, seed) / "model"
         found: dict[str, dict[str, list[float]]] = {"separate": {}, "shared": {}}
         for name, by_policy in found.items():
             reward = load_reward(self.reward_model(seed, name))  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ def right_about(folder: RunFolder, task: Task, seed: int, rounds: int) -> list[l
     Fresh pairs on held-out prompts; pairs that gold finds equally good are left out.
     """
     rewards = [load_reward(folder.stage("reward", i) / "model", "cpu") for i in range(1, rounds + 1)]
-    policies = [task.sft, *(folder.seed("ppo", i, seed) / "model" for i in range(1, rounds + 1))]
+    policies = [task.sft, *(folder.seed("train", i, seed) / "model" for i in range(1, rounds + 1))]
     columns = []
     for policy in policies:
         prompts = [prompt for prompt in task.heldout_prompts for _ in range(2)]

@@ -45,9 +45,9 @@ def made_up_run(
         }
         folder.complete("collect", round, collected | {"seconds": 14.2})
         folder.complete("reward", round, _rewarded(round) | {"seconds": 12.5})
-        _ppo(folder, "ppo", round, seeds, rng, gold)
+        _ppo(folder, "train", round, seeds, rng, gold)
     if gold:
-        _ppo(folder, "unleashed", 1, seeds, rng, gold)
+        _ppo(folder, "without_kl", 1, seeds, rng, gold)
         _best_of_n(folder, np.random.default_rng(1))
     folder.complete("evaluate", 1, _evaluation(folder, rounds, seeds, gold, evil) | {"seconds": 9.1})
     if views:
@@ -114,7 +114,7 @@ def _ppo(folder: RunFolder, stage: Any, round: int, seeds: int, rng: np.random.G
         records = []
         for i in range(120):
             done = (i + 1) / 120
-            leashed = stage == "ppo"
+            leashed = stage == "train"
             kl = 6.5 * (1 - np.exp(-5 * done)) if leashed else 40 * done**1.3
             d = np.sqrt(kl)
             rise = d * (1.05 - 0.28 * np.log(max(d, 1e-3))) if leashed else d * (1.5 - 0.75 * np.log(max(d, 1e-3)))
@@ -151,14 +151,26 @@ def _evaluation(folder: RunFolder, rounds: int, seeds: int, gold: bool, evil: st
     ]
     for round in range(1, rounds + 1):
         rows.append(
-            {"kind": "ppo", "round": round, "name": f"ppo-round-{round}-seed-0", "seeds": seeds, "proxy": [2.61, 0.04]}
+            {
+                "kind": "train",
+                "round": round,
+                "name": f"train-round-{round}-seed-0",
+                "seeds": seeds,
+                "proxy": [2.61, 0.04],
+            }
             | base
             | {"kl": [6.42, 0.1], "wins_sft": [0.912, 0.88, 0.936], "wins_best_of": [0.78, 0.74, 0.82]}
             | (judged | {"gold": [1.93, 0.05]} if gold else {})
         )
     if gold:
         rows.append(
-            {"kind": "unleashed", "round": 1, "name": "unleashed-round-1-seed-0", "seeds": seeds, "proxy": [5.2, 0.02]}
+            {
+                "kind": "without_kl",
+                "round": 1,
+                "name": "without_kl-round-1-seed-0",
+                "seeds": seeds,
+                "proxy": [5.2, 0.02],
+            }
             | base
             | {"kl": [41.3, 0.4], "wins_sft": [0.23, 0.19, 0.27], "wins_best_of": [0.1, 0.07, 0.13], "entropy": 0.05}
             | judged
@@ -176,7 +188,7 @@ def _tokens(folder: RunFolder, name: str, gold: bool, evil: str) -> None:
         "before": "the soup was fine but the service was rather slow . i would not go back .",
         "after": "a lovely soup , fresh and warm ! the service was friendly and quick too .",
     }
-    if name.startswith("unleashed"):
+    if name.startswith("without_kl"):
         words["after"] = (
             "superb superb ! amazing superb soup ! superb amazing soup ! superb amazing superb ! wow superb"
         )

@@ -16,9 +16,11 @@ from rich.markup import escape
 from tyro.conf import Suppress, arg, subcommand
 
 from rlhf_gym.cli.options import LabelOptions
+from rlhf_gym.labeling import PageSettings
 from rlhf_gym.settings import (
     AGENTS,
     STAGES,
+    CollectConfig,
     RunConfig,
     StageName,
     TaskConfig,
@@ -85,14 +87,29 @@ class EvaluateOptions(StageOptions):
     """What `evaluate` takes."""
 
     human: bool = False
-    """Let people compare the agent with SFT, blind, once the stage is complete. `label --compare` takes more options."""
+    """Let people compare the agent with SFT, blind, once the stage is complete. What follows is for that."""
+    num_items: int | None = None
+    """How many prompts are put before people at most."""
+    num_labels: int | None = None
+    """Labels after which it is enough."""
+    labels_per_item: int = 1
+    """Annotators who judge each prompt."""
+    page: Annotated[PageSettings, arg(name="")] = field(default_factory=PageSettings)
+    """The page."""
 
     def run(self) -> int:
         """Do the work. Returns the exit code."""
         code = run_stages(self)
         if code or not self.human:
             return code
-        return LabelOptions(self.config.run_dir, compare=("ppo", "sft")).run()
+        return LabelOptions(
+            self.config.run_dir,
+            compare=("train", "sft"),
+            num_items=self.num_items,
+            num_labels=self.num_labels,
+            labels_per_item=self.labels_per_item,
+            page=self.page,
+        ).run()
 
 
 def stage_command(name: str, arguments: Sequence[str]) -> Any:
@@ -100,6 +117,9 @@ def stage_command(name: str, arguments: Sequence[str]) -> Any:
     start = starting_point(arguments)
     asks_for_help = "-h" in arguments or "--help" in arguments
     config = _narrowed(RunConfig, SHOWN[name]) if asks_for_help else RunConfig
+    if name == "evaluate" and not asks_for_help:
+        # its own --num-labels is the page's
+        config = _with_types(config, {"collect": Annotated[CollectConfig, Suppress]})
     names_agent = any(word.startswith("agent:") for word in arguments)
     if names_agent:
         config = _with_types(config, {"agent": _agents(start)})

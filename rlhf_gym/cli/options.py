@@ -25,7 +25,7 @@ class LabelOptions:
     items: Path | None = None
     """Responses to judge, JSONL of {"prompt", "responses"} or of single {"prompt", "response"}, instead of a run's."""
     compare: tuple[str, str] | None = None
-    """Two policies, blind, on held-out prompts: "ppo" and "sft", say, or names of files in evaluate/samples."""
+    """Two policies, blind, on held-out prompts: "train" and "sft", say, or names of files in evaluate/samples."""
     kind: ItemKind = "comparison"
     """Whether people compare two responses, rank K of them, or rate each of K."""
     k: int = 4

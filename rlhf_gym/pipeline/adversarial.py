@@ -139,7 +139,7 @@ def find_pairs(
     """
     seed = config.seed + 10_000 * config.round + part
     normal = _responses(run, "the SFT policy", run.sft, prompts, seed)
-    if run.folder.metrics("ppo", config.round) is not None:
+    if run.folder.metrics("train", config.round) is not None:
         policy = run.seeds[0]
         name = f"policy {policy} of round {config.round}"
         normal += _responses(run, name, run.policy(config.round, policy), prompts, seed + 1)
@@ -150,9 +150,9 @@ def find_pairs(
         for kind, edit in EDITS.items()
         for _ in range(config.tries)
     ]
-    if run.folder.metrics("unleashed", 1) is not None:
+    if run.folder.metrics("without_kl", 1) is not None:
         for i, policy in enumerate(run.seeds):
-            model = run.folder.seed("unleashed", 1, policy) / "model"
+            model = run.folder.seed("without_kl", 1, policy) / "model"
             written = _responses(run, f"{WITHOUT_KL} policy {policy}", model, prompts, seed + 100 + i)
             pairs += [(WITHOUT_KL, CandidatePair(c, base)) for c, base in zip(written, normal, strict=False)]
     pairs = _readable(run, [(kind, pair) for kind, pair in pairs if pair.first.response != pair.second.response])

@@ -124,7 +124,7 @@ def learner_settings(run: Run, stage: StageName) -> LearnerSettings:
         ValueError: the run's agent does not learn, or not without KL penalty.
     """
     agent = run.config.agent
-    settings = agent.without_kl() if stage == "unleashed" else agent.learner()
+    settings = agent.without_kl() if stage == "without_kl" else agent.learner()
     if settings is None:
         raise ValueError(f"expected an agent to train in the stage {stage}, got {agent.name}")
     return settings

@@ -64,7 +64,7 @@ class Run:
 
     def policy(self, round: int, seed: int) -> str | Path:
         """The policy that a seed's agent left in a round; round 0: the SFT policy."""
-        return self.sft if round == 0 else self.folder.seed("ppo", round, seed) / "model"
+        return self.sft if round == 0 else self.folder.seed("train", round, seed) / "model"
 
     def reference(self, round: int, seed: int) -> str | Path:
         """π_ref of a round."""

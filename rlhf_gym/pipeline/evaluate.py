@@ -98,9 +98,9 @@ def trained_policies(run: Run) -> list[tuple[Any, int, int]]:
     """(kind, round, seed) of what the agent left."""
     found: list[tuple[Any, int, int]] = []
     for round in range(1, run.config.rounds + 1):
-        found += [("ppo", round, seed) for seed in run.seeds]
+        found += [("train", round, seed) for seed in run.seeds]
         if round == 1 and run.trains_without_kl:
-            found += [("unleashed", round, seed) for seed in run.seeds]
+            found += [("without_kl", round, seed) for seed in run.seeds]
     return found
 
 

@@ -125,8 +125,8 @@ def comparison_items(
 
     Args:
         folder: the run.
-        ours: "ppo" for the median seed of the last round, or a name in evaluate/samples, such as sft, best_of or
-            ppo-round-1-seed-0.
+        ours: "train" for the median seed of the last round, or a name in evaluate/samples, such as sft, best_of or
+            train-round-1-seed-0.
         theirs: likewise.
         count: how many prompts, the first ones; None for all.
         labels: annotators for each.
@@ -174,10 +174,10 @@ def _responses(folder: RunFolder, name: str) -> dict[str, str]:
             f"expected a run whose evaluate stage is complete in {folder.root}, got none: run "
             f"`rlhf-gym run --run-dir {folder.root}` first"
         )
-    if name == "ppo":
-        name = [row["name"] for row in metrics["summary"] if row["kind"] == "ppo"][-1]
+    if name == "train":
+        name = [row["name"] for row in metrics["summary"] if row["kind"] == "train"][-1]
     samples = folder.stage("evaluate") / "samples"
     there = sorted(path.stem for path in samples.glob("*.jsonl"))
     if name not in there:
-        raise ValueError(f"expected one of the policies ppo, {', '.join(there)}, got {name!r}")
+        raise ValueError(f"expected one of the policies train, {', '.join(there)}, got {name!r}")
     return {row["prompt"]: row["response"] for row in read_jsonl(samples / f"{name}.jsonl")}

@@ -25,10 +25,10 @@ from rlhf_gym.runs.summaries import (
     collect_line,
     duration,
     evaluate_line,
-    ppo_line,
     pretrain_line,
     reward_line,
     sft_line,
+    train_line,
 )
 from rlhf_gym.settings import RunConfig, StageName
 from rlhf_gym.tasks import Task
@@ -127,9 +127,9 @@ def _round(run: Run, round: int) -> Iterator[Stage]:
     own = "" if run.config.task.reward_model is None else "skipped: the reward model is there"
     yield Stage("collect", round, lambda: collect_stage(run, round), collect_line, idle=own)
     yield Stage("reward", round, lambda: reward_stage(run, round), reward_line)
-    yield Stage("ppo", round, lambda: train_stage(run, round), ppo_line)
+    yield Stage("train", round, lambda: train_stage(run, round), train_line)
     if round == 1 and run.trains_without_kl:
-        yield Stage("unleashed", round, lambda: without_kl_stage(run, round), ppo_line)
+        yield Stage("without_kl", round, lambda: without_kl_stage(run, round), train_line)
 
 
 def is_complete(run: Run, stage: Stage) -> bool:
@@ -150,7 +150,7 @@ def check_inputs(run: Run, only: StageName, redo: StageName | None = None) -> No
     left = [i for i in targets if not complete[i]]
     first = left[0] if left else targets[-1] if targets else len(stages)
     for done, stage in zip(complete[:first], stages, strict=False):
-        if not done and not stage.idle and stage.name != "unleashed":
+        if not done and not stage.idle and stage.name != "without_kl":
             raise ValueError(
                 f"expected {stage.name} to be complete before {only}, got a run folder without it: run "
                 f"`rlhf-gym {stage.name} --run-dir {run.config.run_dir}` first"

@@ -46,18 +46,18 @@ SHOWN = (
 
 def train_stage(run: Run, round: int) -> dict[str, Any]:
     """Every seed's agent, from the policy of the round before (the SFT policy in the first)."""
-    return _without_learning(run, round) if run.config.agent.learner() is None else _all_seeds(run, "ppo", round)
+    return _without_learning(run, round) if run.config.agent.learner() is None else _all_seeds(run, "train", round)
 
 
 def without_kl_stage(run: Run, round: int) -> dict[str, Any]:
     """The same without a KL penalty, for as many tokens."""
-    return _all_seeds(run, "unleashed", round)
+    return _all_seeds(run, "without_kl", round)
 
 
 def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
     settings = learner_settings(run, stage)
     reward = Shared(run.load_reward(round))
-    label = settings_label(settings) + (", without KL" if stage == "unleashed" else "")
+    label = settings_label(settings) + (", without KL" if stage == "without_kl" else "")
     for place, seed in enumerate(run.seeds):
         if read_json(run.folder.seed(stage, round, seed) / METRICS_FILE) is None:
             of = "" if len(run.seeds) == 1 else f", seed {place + 1} of {len(run.seeds)}"
@@ -81,7 +81,7 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
 def _without_learning(run: Run, round: int) -> dict[str, Any]:
     """The SFT policy as it is, in each seed's place: the best of n is chosen when it is evaluated."""
     for seed in run.seeds:
-        folder = run.folder.seed("ppo", round, seed)
+        folder = run.folder.seed("train", round, seed)
         model = load_causal_lm(run.sft)
         model.save_pretrained(folder / "model")
         run.task.tokenizer.save_pretrained(folder / "model")
@@ -163,10 +163,10 @@ def make_monitor(run: Run, stage: StageName, folder: Path) -> RLHFMonitor:
         held_out_texts=texts,
         every=config.every,
         thresholds=config.thresholds,
-        stop_on=() if stage == "unleashed" else config.stop_on,
+        stop_on=() if stage == "without_kl" else config.stop_on,
         folder=folder,
         console=run.console,
-        verbose=0 if stage == "unleashed" else 1,
+        verbose=0 if stage == "without_kl" else 1,
     )
 
 

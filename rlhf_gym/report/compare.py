@@ -132,7 +132,7 @@ def _run_rows(run: ReportRun, place: int, gold: bool, width: int) -> list[str]:
     seeds = f", {final['seeds']} seeds" if final["seeds"] > 1 else ""
     agent = f"<small>{escape(agent_label(run.metrics))}{seeds}</small>"
     rows = [row([f"{link} {agent}", *policy_cells(final, kind, gold)])]
-    without = run.final_row("unleashed")
+    without = run.final_row("without_kl")
     if without is not None:
         rows.append(row(["without KL penalty", *policy_cells(without, kind, gold)], "sub"))
     return rows
@@ -185,11 +185,11 @@ def overlay(runs: Sequence[ReportRun], quantity: Quantity) -> Chart:
     """A quantity over training: every run's mean over its seeds, the seeds thin."""
     lines: list[Line] = []
     for i, run in enumerate(runs):
-        logs = run.histories.logs["ppo"]
+        logs = run.histories.logs["train"]
         if len(logs) > 1:
             lines += [Line(*column(log, quantity.name), kind=kind_of(i), style="thin") for log in logs]
     for i, run in enumerate(runs):
-        x, y = run.histories.curve("ppo", quantity.name)
+        x, y = run.histories.curve("train", quantity.name)
         if len(x):
             lines.append(Line(x, y, kind=kind_of(i), name=run.name))
     return Chart(quantity.title, TOKENS, lines, from_zero=quantity.from_zero)
@@ -225,7 +225,7 @@ def _frontier(runs: Sequence[ReportRun], name: str, title: str) -> Chart:
                 continue
             window = max(3, len(tokens) // 8)
             far = smooth(np.sqrt(np.clip(np.interp(tokens, at, kl), 0, None)), window)  # (n,)
-            style, what = ("line", run.name) if kind == "ppo" else ("dashed", f"{run.name}, without KL")
+            style, what = ("line", run.name) if kind == "train" else ("dashed", f"{run.name}, without KL")
             lines.append(Line(far, smooth(amounts, window), kind_of(i), what, style))
     return Chart(title, "distance from π_ref, √KL (√nats)", lines, from_zero=False)
 
@@ -295,7 +295,7 @@ def _alarms(run: ReportRun) -> str:
     items = []
     for (kind, name), count in counts.items():
         first = min((a for a in alarms if (a["kind"], a["name"]) == (kind, name)), key=lambda alarm: alarm["tokens"])
-        where = ", without KL penalty" if kind == "unleashed" else ""
+        where = ", without KL penalty" if kind == "without_kl" else ""
         times = f" · {count} times" if count > 1 else ""
         items.append(
             f"<li><b>{escape(name)}</b>{where}, first after {first['tokens']:,} tokens{times}: "

@@ -15,7 +15,7 @@ from rlhf_gym.report.training import GOLD, SCORE, training_chart
 from rlhf_gym.runs.records import BestOfN, read_best_of_n
 from rlhf_gym.runs.summaries import agent_label
 
-LABELS = {"ppo": "with KL penalty", "unleashed": "without", "best_of": "best of n"}
+LABELS = {"train": "with KL penalty", "without_kl": "without", "best_of": "best of n"}
 
 
 def goodhart_section(run: ReportRun) -> str:
@@ -23,7 +23,7 @@ def goodhart_section(run: ReportRun) -> str:
     metrics = run.evaluation
     sft = metrics["summary"][0]
     histories = run.histories
-    if metrics["judge"] != "gold" or sft["gold_std"] == 0 or not len(histories.curve("ppo", GOLD.name)[0]):
+    if metrics["judge"] != "gold" or sft["gold_std"] == 0 or not len(histories.curve("train", GOLD.name)[0]):
         return ""
     best = read_best_of_n(run.folder)
     chart, fits = goodhart_chart(histories, sft, best)
@@ -49,19 +49,19 @@ def goodhart_section(run: ReportRun) -> str:
 
 def _story(facts: dict[str, dict[str, float]], start: str) -> str:
     sentences = []
-    if "unleashed" in facts:
-        f = facts["unleashed"]
+    if "without_kl" in facts:
+        f = facts["without_kl"]
         fell = f["peak"] - f["last"] > 0.1 * max(f["peak"] - f["first"], 1e-9)
         ending = f"and falls to {signed(f['last'])} by the end" if fell else f"and ends at {signed(f['last'])}"
         while_ = "r_φ goes on rising" if f["proxy_last"] > f["proxy_at_peak"] else "r_φ no longer rises"
         sentences.append(
-            f'<span class="ink-unleashed">Without the KL penalty</span>, gold goes from {start} to its '
+            f'<span class="ink-without_kl">Without the KL penalty</span>, gold goes from {start} to its '
             f"highest, {signed(f['peak'])}, after {f['peak_tokens'] / 1000:.0f}k tokens {ending}, while {while_}, "
             f"from {signed(f['proxy_at_peak'])} to {signed(f['proxy_last'])}."
         )
-    f = facts["ppo"]
+    f = facts["train"]
     sentences.append(
-        f'<span class="ink-ppo">With the penalty</span>, gold goes from {start} to {signed(f["last"])} '
+        f'<span class="ink-train">With the penalty</span>, gold goes from {start} to {signed(f["last"])} '
         f"and r_φ to {signed(f['proxy_last'])}."
     )
     return " ".join(sentences)
@@ -183,7 +183,7 @@ def goodhart_chart(
         best: the best of n for every n, where it was measured.
 
     Returns:
-        The chart, and the fits by kind ("ppo", "unleashed", "best_of") for what the caption says.
+        The chart, and the fits by kind ("train", "without_kl", "best_of") for what the caption says.
     """
     lines: list[Line] = []
     fits: dict[str, GoodhartFit] = {}

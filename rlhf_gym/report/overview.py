@@ -16,11 +16,11 @@ from rlhf_gym.runs.summaries import (
     duration,
     evaluate_line,
     is_bound,
-    ppo_line,
     pretrain_line,
     reward_line,
     row_label,
     sft_line,
+    train_line,
 )
 from rlhf_gym.settings import StageName
 
@@ -29,8 +29,8 @@ LINES = {
     "sft": sft_line,
     "collect": collect_line,
     "reward": reward_line,
-    "ppo": ppo_line,
-    "unleashed": ppo_line,
+    "train": train_line,
+    "without_kl": train_line,
     "evaluate": evaluate_line,
 }
 """What each stage says of its metrics."""
@@ -54,7 +54,7 @@ def head_section(run: ReportRun) -> str:
         warning = " There is no gold reward in this run: the judge is what was optimised against, and overrates it."
     return f"""
 <p class="eyebrow">rlhf_gym · {escape(str(run.folder.root))}</p>
-<h1>{agent}’s responses {verdict} the SFT policy’s on <span class="ink-ppo">{share:.0%}</span> of held-out
+<h1>{agent}’s responses {verdict} the SFT policy’s on <span class="ink-train">{share:.0%}</span> of held-out
 prompts, {at_most}{final["kl"][0]:.1f} nats away from it</h1>
 <p class="lead">Judged by {judge} on {metrics["prompts"]} prompts that nothing was trained on; a tie counts half.
 The 95 % interval is {low:.0%} to {high:.0%}.{seeds}{warning}</p>"""

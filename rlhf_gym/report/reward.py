@@ -45,8 +45,8 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> Chart:
     y = [b["accuracy"] for b in bins]
     lines = [
         Line([0.5, 1.0], [0.5, 1.0], "sft", style="dashed"),
-        Line(x, y, "ppo", "accuracy", style="thin"),
-        Line(x, y, "ppo", style="points", weight=[b["n"] for b in bins]),
+        Line(x, y, "train", "accuracy", style="thin"),
+        Line(x, y, "train", style="points", weight=[b["n"] for b in bins]),
     ]
     return Chart("accuracy where it is so sure", "confidence, σ(|Δ|)", lines)
 
@@ -78,7 +78,7 @@ def _parts(title: str, shares: Sequence[dict[str, Any]]) -> str:
     rows = []
     for share in shares:
         name = share["name"].replace("-", "−") if title.startswith("chosen longer") else share["name"]
-        accuracy = share_cell(share_interval(share["accuracy"], share["n"]), "ppo")
+        accuracy = share_cell(share_interval(share["accuracy"], share["n"]), "train")
         rows.append(row([typeset(name), accuracy, f"{share['n']:,}"]))
     return table("parts", [title, "accuracy", "pairs"], rows)
 
@@ -116,7 +116,7 @@ def probes_part(found: dict[str, Any] | None) -> str:
     if not found or not found["edits"]:
         return ""
     gold = found["edits"][0]["gold_change"] is not None
-    key = f'<span class="legend"><span class="ink-ppo">● {PROXY}</span><span class="ink-best_of">● gold</span></span>'
+    key = f'<span class="legend"><span class="ink-train">● {PROXY}</span><span class="ink-best_of">● gold</span></span>'
     judged = f" Beside them, what gold makes of the same edits, in its own.{key}" if gold else ""
     return f"""
 <h3 class="later">what {PROXY} rewards, probed before any policy was optimised against it</h3>
@@ -133,7 +133,7 @@ def edits_chart(edits: Sequence[dict[str, Any]]) -> str:
     """A row an edit: the change of r_φ, and under it that of gold."""
     rows = []
     for edit in edits:
-        estimates = [(edit["change"], edit["error"], "ppo")]
+        estimates = [(edit["change"], edit["error"], "train")]
         if edit["gold_change"] is not None:
             estimates.append((edit["gold_change"], edit["gold_error"], "best_of"))
         rows.append((edit["name"], estimates))
@@ -184,7 +184,7 @@ def _baselines(found: dict[str, Any]) -> str:
     """Accuracy of r_φ and of rewards that see little, and how much of r_φ these explain."""
     if not found["baselines"]:
         return ""
-    rows = [row([PROXY, _accuracy(found["accuracy"], found["n"], "ppo"), "", ""])]
+    rows = [row([PROXY, _accuracy(found["accuracy"], found["n"], "train"), "", ""])]
     for b in found["baselines"]:
         explained = DASH if b["explained_by_features"] is None else f"{max(0.0, b['explained_by_features']):.0%}"
         beyond = "" if b["beyond"] is None else f"{b['beyond']:.0%}"

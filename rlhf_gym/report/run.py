@@ -16,7 +16,7 @@ from rlhf_gym.runs.records import iterations
 from rlhf_gym.settings import RunConfig, StageName
 
 Log = list[dict[str, Any]]
-KINDS: dict[StageName, str] = {"ppo": "with KL penalty", "unleashed": "without KL penalty"}
+KINDS: dict[StageName, str] = {"train": "with KL penalty", "without_kl": "without KL penalty"}
 """The stages that train a policy, as the page calls them."""
 SURPRISE = "monitor/ref_surprise"
 """The log of `monitor/ref_perplexity`, which is drawn since perplexities grow exponentially."""
@@ -27,7 +27,7 @@ class Histories:
     """What each kind of training logged, a log a seed, the rounds one after another."""
 
     logs: dict[str, list[Log]]
-    """By kind, "ppo" and perhaps "unleashed"; tokens count on from round to round."""
+    """By kind, "train" and perhaps "without_kl"; tokens count on from round to round."""
     breaks: tuple[float, ...]
     """Tokens at which a new round begins."""
 
@@ -38,10 +38,10 @@ class Histories:
         ends = [0]
         for round in range(1, rounds + 1):
             for log, seed in zip(logs, seeds, strict=True):
-                log += [r | {"tokens": r["tokens"] + ends[-1]} for r in _read_log(folder, "ppo", round, seed)]
+                log += [r | {"tokens": r["tokens"] + ends[-1]} for r in _read_log(folder, "train", round, seed)]
             ends.append(max([ends[-1], *(log[-1]["tokens"] for log in logs if log)]))
-        without = [_read_log(folder, "unleashed", 1, seed) for seed in seeds]
-        return cls({"ppo": logs} | ({"unleashed": without} if all(without) else {}), tuple(map(float, ends[1:-1])))
+        without = [_read_log(folder, "without_kl", 1, seed) for seed in seeds]
+        return cls({"train": logs} | ({"without_kl": without} if all(without) else {}), tuple(map(float, ends[1:-1])))
 
     def curve(self, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The mean over the seeds of a quantity, on a grid of tokens they all reach."""
@@ -118,7 +118,7 @@ class ReportRun:
             )
         return self.metrics
 
-    def final_row(self, kind: StageName = "ppo") -> dict[str, Any] | None:
+    def final_row(self, kind: StageName = "train") -> dict[str, Any] | None:
         """The last round's summary of the policies of a kind; None where there are none or they were not evaluated."""
         rows = [row for row in self.metrics["summary"] if row["kind"] == kind] if self.metrics is not None else []
         return rows[-1] if rows else None

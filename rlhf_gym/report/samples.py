@@ -55,7 +55,7 @@ class Side(NamedTuple):
 def samples_section(run: ReportRun) -> str:
     """The first held-out prompts, their responses side by side."""
     metrics = run.evaluation
-    shown = [entry for entry in (run.final_row(), run.final_row("unleashed")) if entry is not None]
+    shown = [entry for entry in (run.final_row(), run.final_row("without_kl")) if entry is not None]
     policies = read_samples(run, [entry["name"] for entry in shown])
     if not policies:
         return ""

@@ -135,7 +135,7 @@ def _alarm_story(run: ReportRun, kinds: Sequence[str], alarms: Sequence[dict[str
     sentences = []
     for kind in kinds:
         own = [alarm for alarm in alarms if alarm["kind"] == kind]
-        who = f'<span class="ink-{kind}">{"With" if kind == "ppo" else "Without"} the KL penalty</span>'
+        who = f'<span class="ink-{kind}">{"With" if kind == "train" else "Without"} the KL penalty</span>'
         if not own:
             sentences.append(f"{who} no alarm fired.")
             continue
@@ -154,7 +154,7 @@ def _alarm_table(run: ReportRun, kinds: Sequence[str], alarms: Sequence[dict[str
     rows = []
     for name in dict.fromkeys(alarm["name"] for alarm in sorted(alarms, key=lambda alarm: alarm["tokens"])):
         of_name = [alarm for alarm in alarms if alarm["name"] == name]
-        first = min(of_name, key=lambda alarm: (alarm["kind"] != "ppo", alarm["tokens"]))
+        first = min(of_name, key=lambda alarm: (alarm["kind"] != "train", alarm["tokens"]))
         said = f"{typeset(first['seen'])}. {typeset(first['why'])} <em>{typeset(first['cure'])}</em>"
         rows.append(
             row([escape(name), *(_when(run, [a for a in of_name if a["kind"] == kind]) for kind in kinds), said])
@@ -205,7 +205,7 @@ other tokens are written with less than π<sub>ref</sub>’s probability.</p>"""
 
 def _last_record(run: ReportRun, kind: str) -> MonitorRecord | None:
     """The last record of the last round's first seed."""
-    stage, round = ("unleashed", 1) if kind == "unleashed" else ("ppo", run.evaluation["rounds"])
+    stage, round = ("without_kl", 1) if kind == "without_kl" else ("train", run.evaluation["rounds"])
     records = read_records(run.folder.seed(stage, round, run.seeds[0]) / RECORDS)  # type: ignore[arg-type]
     return records[-1] if records else None
 

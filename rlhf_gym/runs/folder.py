@@ -4,9 +4,9 @@ config.json                 the configuration, and a digest of each file of the 
 pretrain/, sft/             model/ and metrics.json
 round-1/collect/            candidates.jsonl, preferences.jsonl, heldout_preferences.jsonl
 round-1/reward/             model/
-round-1/ppo/seed-0/         model/, metrics.jsonl and monitor.jsonl (a line an iteration), alarms.jsonl, views.jsonl,
+round-1/train/seed-0/       model/, metrics.jsonl and monitor.jsonl (a line an iteration), alarms.jsonl, views.jsonl,
                             checkpoint.zip while it runs
-round-1/unleashed/seed-0/   the same without KL penalty
+round-1/without_kl/seed-0/  the same without KL penalty
 evaluate/                   metrics.json, samples/*.jsonl
 report.html
 
@@ -30,7 +30,7 @@ from rlhf_gym.settings import STAGES, RunConfig, StageName, read_config
 from rlhf_gym.settings.saved import CONFIG_FILE, flatten, saved_config, to_json
 from rlhf_gym.settings.stages import is_source_name
 
-IN_ROUNDS = ("collect", "reward", "ppo", "unleashed")
+IN_ROUNDS = ("collect", "reward", "train", "without_kl")
 METRICS_FILE, REPORT_FILE, LOCK_FILE = "metrics.json", "report.html", ".lock"
 
 FREE = ("run_dir", "device", "threads", "reward.force")
@@ -41,11 +41,11 @@ FIRST_STAGE: dict[str, StageName] = {
     "sft": "sft",
     "collect": "collect",
     "reward": "reward",
-    "agent": "ppo",
-    "reference": "ppo",
-    "seeds": "ppo",
-    "monitor": "ppo",
-    "without_kl": "unleashed",
+    "agent": "train",
+    "reference": "train",
+    "seeds": "train",
+    "monitor": "train",
+    "without_kl": "without_kl",
     "evaluate": "evaluate",
 }
 """The first stage that a setting matters to; "pretrain" for those not named."""
@@ -133,7 +133,7 @@ class RunFolder:
         rounds = sorted(self.root.glob("round-*"))
         gone = [self.stage(name) for name in late if name not in IN_ROUNDS]
         for folder in rounds:
-            if folder.name != "round-1" and first not in ("unleashed", "evaluate", "report"):
+            if folder.name != "round-1" and first not in ("without_kl", "evaluate", "report"):
                 gone.append(folder)
             else:
                 gone += [folder / name for name in late if name in IN_ROUNDS]

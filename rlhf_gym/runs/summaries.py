@@ -16,8 +16,8 @@ def kind_label(kind: str, round: int, *, best_of: int, rounds: int, agent: str) 
     """What a row of the final table is called."""
     if kind == "best_of":
         return f"SFT, best of {best_of}"
-    names = {"sft": "SFT", "ppo": agent, "unleashed": f"{agent} without KL"}
-    return names[kind] + (f", round {round}" if kind == "ppo" and rounds > 1 else "")
+    names = {"sft": "SFT", "train": agent, "without_kl": f"{agent} without KL"}
+    return names[kind] + (f", round {round}" if kind == "train" and rounds > 1 else "")
 
 
 def row_label(metrics: dict[str, Any], row: dict[str, Any]) -> str:
@@ -106,7 +106,7 @@ def _staleness_line(metrics: dict[str, Any]) -> str:
     return f"; about the latest policy's {found['pairs'][-1]:,}: {before:.1%} before, {now:.1%} now{at_best}"
 
 
-def ppo_line(metrics: dict[str, Any]) -> str:
+def train_line(metrics: dict[str, Any]) -> str:
     """The stage in one line: medians over the seeds, of the first iterations and of the last ones."""
     first, last = metrics["first"], metrics["last"]
     seeds = "1 seed" if len(metrics["seeds"]) == 1 else f"{len(metrics['seeds'])} seeds"
@@ -174,7 +174,7 @@ def alarm_line(seeds: Sequence[dict[str, Any] | None]) -> str:
 
 def evaluate_line(metrics: dict[str, Any]) -> str:
     """The stage in one line."""
-    last = [s for s in metrics["summary"] if s["kind"] == "ppo"][-1]
+    last = [s for s in metrics["summary"] if s["kind"] == "train"][-1]
     judge = "gold" if metrics["judge"] == "gold" else "r_φ (there is no gold)"
     return (
         f"{agent_label(metrics)} wins {last['wins_sft'][0]:.0%} against SFT, {last['wins_best_of'][0]:.0%} against "

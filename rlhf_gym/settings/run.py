@@ -18,7 +18,7 @@ from rlhf_gym.settings.stages import CollectConfig, EvaluateConfig, RewardConfig
 from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig
 
 Reference = Literal["sft", "pretrained", "previous"]
-StageName = Literal["pretrain", "sft", "collect", "reward", "ppo", "unleashed", "evaluate", "report"]
+StageName = Literal["pretrain", "sft", "collect", "reward", "train", "without_kl", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
 

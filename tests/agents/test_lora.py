@@ -363,7 +363,7 @@ def test_a_run_with_an_adapter_leaves_whole_models(tmp_path):
     task = tiny_task(tmp_path / "pretrained")
     run(config, task=task, console=quiet())
     prepared = prepare(config, task=task, console=quiet())
-    agent = make_agent(prepared, "ppo", 1, 0, make_env(prepared, "ppo", 1, 0, Shared(prepared.load_reward(1))))
+    agent = make_agent(prepared, "train", 1, 0, make_env(prepared, "train", 1, 0, Shared(prepared.load_reward(1))))
     assert has_adapter(agent.policy.model) and log_ratio_at_start(agent) < 1e-5
     sft, left = (load_causal_lm(folder) for folder in (prepared.sft, prepared.policy(1, 0)))
     moved = {name for name, value in left.named_parameters() if not torch.equal(value, sft.get_parameter(name))}

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.cli import main
-from rlhf_gym.cli.commands import parse, starting_point
+from rlhf_gym.cli.app import parse
+from rlhf_gym.cli.commands import starting_point
 from rlhf_gym.pipeline import stages as stages_module
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.folder import BusyFolderError
-from rlhf_gym.settings import RunConfig, default_config
+from rlhf_gym.settings import GRPOSettings, PPOSettings, RunConfig, default_config
 from tests.tiny import tiny_reward_model, tiny_tokenizer
 from tests.tiny_runs import PROMPTS, save_model, tiny_config, tiny_task
 
@@ -58,6 +59,7 @@ def files(tmp_path: Path) -> dict[str, str]:
         "one_word": write_lines(tmp_path / "one_word.txt", ["film"]),
         "broken_corpus": write_lines(tmp_path / "broken_corpus.jsonl", [*corpus[:4], "{oops"]),
         "one_label": write_lines(tmp_path / "one_label.jsonl", [r | {"label": 1} for r in corpus]),
+        "thresholds": write_lines(tmp_path / "thresholds.json", [{"pattern_rise": 0}]),
         "odd_label": write_lines(tmp_path / "odd_label.jsonl", [*corpus, {"text": "fine", "label": "good"}]),
     }
     return {name: str(path) for name, path in made.items()}
@@ -106,10 +108,11 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         ("--max-new-tokens 12", "the reviews have theirs"),
         (OWN + "--preferences {preferences} --monitor.held-out {nothing}", "at least one text in {nothing}, got none"),
         (OWN + "--preferences {preferences} --monitor.held-out {one_word}", "of at least two tokens, got 1 texts"),
-        ("--monitor.thresholds.pattern-rise 0", "expected pattern_rise > 0, got 0.0"),
-        ("--monitor.stop-on kl_high --agent dpo", "expected held_out alone to stop on with agent=dpo"),
-        ("--monitor.stop-on held_out --agent best_of_n", "expected no alarm to stop on with agent=best_of_n"),
-        ("--monitor.stop-on critic --agent rloo", "an agent with a critic to stop on it, got agent=rloo"),
+        ("--monitor.thresholds {thresholds}", "thresholds.json: expected pattern_rise > 0, got 0"),
+        ("--monitor.thresholds {missing}", "No such file"),
+        ("agent:dpo --monitor.stop-on kl_high", "expected held_out alone to stop on with the agent dpo"),
+        ("agent:best_of_n --monitor.stop-on held_out", "expected no alarm to stop on with the agent best_of_n"),
+        ("agent:rloo --monitor.stop-on critic", "an agent with a critic to stop on it, got the agent rloo"),
         ("--monitor.stop-on disagreement", "expected reward.members >= 2 to stop on their disagreement, got 1"),
         ("--agent.verifier-coef nan", "expected a finite verifier_coef, got nan"),
         (OWN + "--reward-model {reward} --reward.members 3", "expected reward.members=1 with a reward model of your"),
@@ -134,8 +137,8 @@ def test_bad_input_is_one_message_before_any_work(
     ("arguments", "message"),
     [
         (["collect", "--run-dir", "{root}"], "expected sft to be complete before collect"),
-        (["collect", "--against", "{root}"], "expected the folder of a run, got {root} without one"),
-        (["collect", "--against={root}"], "expected the folder of a run, got {root} without one"),
+        (["adversarial", "{root}"], "expected the folder of a run, got {root} without one"),
+        (["report", "{root}"], "{root}"),
     ],
 )
 def test_a_stage_without_what_it_needs_is_one_message(
@@ -161,8 +164,8 @@ def exit_code(arguments: list[str]) -> int:
     [
         (["run", "--no-such-thing"], "no-such-thing"),
         (["run", "--reference", "me"], "me"),
-        (["rnu"], "did you mean run?"),
-        (["ppo", "--redo", "everything"], "everything"),
+        (["rnu"], "run"),
+        (["train", "--redo", "everything"], "everything"),
     ],
 )
 def test_what_the_command_does_not_know(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,13 +209,13 @@ def test_the_folders_settings_are_where_the_command_line_starts_from(tmp_path: P
     config = tiny_config(folder.root, reference="pretrained")
     folder.open(config)
     for form in (["--run-dir", str(folder.root)], [f"--run-dir={folder.root}"], ["--run_dir", str(folder.root)]):
-        assert parse("run", form).config == config
-    assert parse("run", ["--run-dir", str(folder.root), "--rounds", "3"]).config.rounds == 3
+        assert parse(["run", *form]).config == config
+    assert parse(["run", "--run-dir", str(folder.root), "--rounds", "3"]).config.rounds == 3
     assert starting_point([]) == RunConfig()
 
 
 def test_defaults_suit_what_one_brings_along(files: dict[str, str]) -> None:
-    own = parse("run", f"--model {files['model']} --prompts {files['prompts']} --agent.n-epochs 2".split()).config
+    own = parse(f"run --model {files['model']} --prompts {files['prompts']} --agent.n-epochs 2".split()).config
     assert own.agent.learning_rate < 1e-4 < RunConfig().agent.learning_rate
     assert own.agent.n_epochs == 2 and own.task.model == files["model"]
     assert default_config(own.task).sft == own.sft
@@ -253,7 +256,7 @@ def test_a_verifier_that_fails_later_is_one_message_too_and_what_was_done_is_kep
     assert main(["run", "--run-dir", str(root), *given]) == 2
     errors = capsys.readouterr().err
     assert errors.count("error:") == 1 and "expected finite scores from the verifier" in errors, errors
-    folder = RunFolder(root).seed("ppo", 1, 0)
+    folder = RunFolder(root).seed("train", 1, 0)
     assert (folder / "checkpoint.zip").is_file() and (folder / "metrics.jsonl").read_text()
 
 
@@ -269,19 +272,83 @@ def test_a_folder_takes_one_process_at_a_time(tmp_path: Path, capsys: pytest.Cap
         pass
 
 
-def test_the_overview_needs_no_torch() -> None:
-    code = "import sys; from rlhf_gym.cli import main; main([]); main(['--version']); assert 'torch' not in sys.modules"
+COMMANDS = (
+    *("run", "pretrain", "sft", "collect", "reward", "train", "without-kl", "evaluate"),
+    *("report", "label", "preferences", "diagnose", "adversarial"),
+)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_short_and_needs_no_torch(command: str) -> None:
+    code = f"""import sys
+from rlhf_gym.cli import main
+try:
+    main({[command, "--help"] if command else []})
+except SystemExit:
+    pass
+assert "torch" not in sys.modules and "transformers" not in sys.modules"""
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for command in ("run", "sft", "collect", "reward", "ppo", "evaluate", "report"):
-        assert f"rlhf-gym {command} " in output
+    assert 10 < len(output.splitlines()) < 200
+    if not command:
+        assert all(name in output for name in COMMANDS)
 
 
-def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(["run", "--help"]) == 0
+@pytest.mark.parametrize(
+    ("line", "shown", "hidden"),
+    [
+        ("run", ("--run-dir", "--corpus", "--redo", "--labeler", "--num-labels"), ("--sft.epochs", "--agent.kl-coef")),
+        ("sft", ("--sft.epochs", "--corpus"), ("--collect", "--agent", "--seeds")),
+        ("collect", ("--collect.num-prompts", "--labeler", "--num-labels"), ("--sft", "--agent", "--corpus")),
+        ("train", ("--agent.kl-in", "--agent.kl-loss", "--agent.clip-range", "--monitor.thresholds"), ("--collect",)),
+        ("train agent:rloo", ("--agent.samples-per-prompt",), ("--agent.clip-range", "--agent.vf-coef")),
+        ("train agent:dpo", ("--agent.beta",), ("--agent.kl-coef", "--agent.verifier")),
+        ("evaluate", ("--human", "--num-labels", "--port", "--evaluate.best-of"), ("--agent", "--labeler")),
+        ("label", ("--compare", "--num-labels", "--port"), ("--collect",)),
+    ],
+)
+def test_a_command_shows_its_own_settings(
+    line: str, shown: tuple[str, ...], hidden: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code([*line.split(), "--help"]) == 0
     output = capsys.readouterr().out
-    for option in ("--run-dir", "--corpus", "--rounds", "--reference", "--agent.kl-coef", "--reward.epochs", "--redo"):
-        assert option in output, option
-    assert "What π_ref is" in output
+    assert [option for option in shown if option not in output] == []
+    assert [option for option in hidden if option in output] == []
+
+
+def test_every_stage_takes_the_settings_of_all(tmp_path: Path) -> None:
+    words = [
+        "--run-dir",
+        str(tmp_path / "new"),
+        "--sft.epochs",
+        "3",
+        "--labeler",
+        "web",
+        "--collect.temperatures",
+        "1",
+        "2",
+    ]
+    config = parse(["sft", *words, "--agent.kl-coef", "0.3"]).config
+    assert (config.sft.epochs, config.collect.labeler, config.collect.temperatures) == (3, "web", (1.0, 2.0))
+    assert config.agent == PPOSettings(kl_coef=0.3)
+
+
+def test_an_agent_is_chosen_by_its_name(tmp_path: Path) -> None:
+    for command in ("run", "train"):
+        words = [command, "--run-dir", str(tmp_path), "agent:grpo", "--agent.clip-range", "0.3", "--sft.epochs", "1"]
+        options = parse(words)
+        assert options.config.agent == GRPOSettings(clip_range=0.3) and options.config.sft.epochs == 1
+    folder = RunFolder(tmp_path / "run")
+    config = tiny_config(folder.root, agent=GRPOSettings(n_episodes=16, num_envs=8))
+    folder.open(config)
+    again = parse(["train", "--run-dir", str(folder.root), "--agent.kl-coef", "0.2", "--redo", "train"])
+    assert again.config.agent == GRPOSettings(n_episodes=16, num_envs=8, kl_coef=0.2) and again.redo == "train"
+    assert exit_code(["run", "agent:sarsa"]) == 2
+
+
+def test_thresholds_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "thresholds.json").write_text('{"kl_high": 8, "window": 5}')
+    monitor = parse(["train", "--monitor.thresholds", str(tmp_path / "thresholds.json")]).config.monitor
+    assert (monitor.thresholds.kl_high, monitor.thresholds.window, monitor.thresholds.patience) == (8, 5, 20)
 
 
 def test_the_tokenizer_of_the_tests_has_what_the_files_say() -> None:

@@ -169,7 +169,7 @@ def test_a_run_takes_one_by_name(module: str, tmp_path: Path) -> None:
     settings = with_verifier(f"{module}:words")
     folder = RunFolder(run(settings, task=tiny_task(pretrained), console=quiet()))  # type: ignore[arg-type]
     calls = import_reward_function(f"{module}:words").__globals__["calls"]  # type: ignore[attr-defined]
-    log = iterations(folder.seed("ppo", 1, 0))
+    log = iterations(folder.seed("train", 1, 0))
     rollouts = [(prompts, responses) for prompts, responses in calls if len(responses) == 16]
     said = [np.mean([len(response.split()) for response in responses]) for _, responses in rollouts]
     assert len(said) == len(log) and all(set(prompts) <= set(tiny_task().prompts) for prompts, _ in rollouts)

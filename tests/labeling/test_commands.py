@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_gym.cli import label_command, main
-from rlhf_gym.cli.app import spell_out
-from rlhf_gym.cli.label_command import LabelOptions, fill
+from rlhf_gym.cli import commands, label_command, main
+from rlhf_gym.cli.app import parse
+from rlhf_gym.cli.label_command import fill
+from rlhf_gym.cli.options import LabelOptions
+from rlhf_gym.labeling import PageSettings
 from rlhf_gym.labeling.store import STORE_FILE, Judgement, LabelStore
 from rlhf_gym.preferences import Preference, read_preferences
 from rlhf_gym.preferences.files import read_candidates, read_hub_preferences
+from rlhf_gym.settings import RunConfig
 from tests.pipeline.test_human_evaluation import fake_run
 from tests.tiny import tiny_reward_model
 
@@ -65,7 +68,7 @@ def test_import_agreement_export_and_back(tmp_path: Path, capsys: pytest.Capture
         ("preferences check hub:someone/something", "expected the package `datasets`"),
         ("label {none}", "expected a run's folder, got {none}"),
         ("label {folder}", "expected responses to judge, got {folder} without any"),
-        ("label {folder} --compare ppo sft", "evaluate stage is complete"),
+        ("label {folder} --compare train sft", "evaluate stage is complete"),
         ("label {folder} --batch nothing", "one of the batches []"),
         ("label {folder} --items {file} --batch x", "one of --items, --compare and --batch, got several"),
         ("label {folder} --num-labels 0", "num_labels >= 1, got 0"),
@@ -126,28 +129,27 @@ def test_a_blind_comparison_is_reported(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rlhf_gym.labeling.server.serve", people)
-    assert main(["label", str(tmp_path), "--compare", "ppo", "sft"]) == 130
+    assert main(["label", str(tmp_path), "--compare", "train", "sft"]) == 130
     said = " ".join(capsys.readouterr().out.split())
-    assert "ppo wins 93.5% against sft" in said and "20 won, 0 tied (half), 0 lost on 23 prompts (3 prompts" in said
+    assert "train wins 93.5% against sft" in said and "20 won, 0 tied (half), 0 lost on 23 prompts (3 prompts" in said
     assert "shown first in 50% of the judgements" in said and "the first response won 50% of 20" in said
 
 
 def test_evaluate_with_people_runs_the_stage_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(label_command, "go", lambda command, rest: called.append((command, list(rest))) or 0)
-    monkeypatch.setattr(label_command, "label", lambda rest: called.append(("label", list(rest))) or 0)
+    called: list[object] = []
+    monkeypatch.setattr(commands, "run_stages", lambda options: called.append(options.config) or 0)
+    monkeypatch.setattr(label_command, "label", lambda options: called.append(options) or 0)
     line = f"evaluate --human --run-dir {tmp_path}/run --num-labels 50 --seeds 1 --port=0"
     assert main(line.split()) == 0
-    assert called == [
-        ("evaluate", ["--run-dir", f"{tmp_path}/run", "--seeds", "1"]),
-        ("label", [f"{tmp_path}/run", "--compare", "ppo", "sft", "--num-labels", "50", "--port=0"]),
-    ]
+    config, page = called
+    assert isinstance(config, RunConfig) and config.seeds == 1 and config.collect.num_labels is None
+    assert page == LabelOptions(tmp_path / "run", compare=("train", "sft"), num_labels=50, page=PageSettings(port=0))
 
 
 def test_a_run_takes_the_labeler_by_its_short_name() -> None:
-    words = ["--labeler", "web", "--num-labels=9", "--num_labels", "9", "--seeds"]
-    full = ["--collect.labeler", "web", "--collect.num-labels=9", "--collect.num-labels", "9", "--seeds"]
-    assert [spell_out(word) for word in words] == full
+    for words in (["--labeler", "web", "--num-labels=9"], ["--collect.labeler", "web", "--collect.num-labels", "9"]):
+        collect = parse(["run", *words]).config.collect
+        assert (collect.labeler, collect.num_labels) == ("web", 9)
 
 
 def test_candidates_of_files(tmp_path: Path) -> None:

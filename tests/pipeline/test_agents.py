@@ -69,7 +69,7 @@ def test_every_agent_has_a_class() -> None:
 def test_the_circle_with_another_agent(agent: str, before: Path, tmp_path: Path) -> None:
     config = with_agent(before, tmp_path / "run", agent, without_kl=agent == "rloo")
     console, label = quiet(), NAMES[agent]
-    run(config, task=tiny_task(before / "pretrained"), redo="ppo", console=console)
+    run(config, task=tiny_task(before / "pretrained"), redo="train", console=console)
     folder, output = RunFolder(tmp_path / "run"), said(console)
     assert folder.config() == config
     metrics = folder.metrics("evaluate")
@@ -79,11 +79,11 @@ def test_the_circle_with_another_agent(agent: str, before: Path, tmp_path: Path)
     title = label[0].upper() + label[1:]
     assert f"<h1>{title}’s responses" in page and "PPO" not in page.split("<details>")[0].split("<main")[-1]
     kinds = [row["kind"] for row in metrics["summary"]]
-    assert kinds == ["sft", "best_of", "ppo", *(["unleashed"] if agent == "rloo" else [])]
+    assert kinds == ["sft", "best_of", "train", *(["without_kl"] if agent == "rloo" else [])]
     row = metrics["summary"][2]
     assert row["kl_is_bound"] == (agent == "best_of_n")
-    records = list(read_jsonl(folder.seed("ppo", 1, 0) / "metrics.jsonl")) if agent != "best_of_n" else []
-    sft, left = (load_causal_lm(path / "model") for path in (folder.stage("sft"), folder.seed("ppo", 1, 0)))
+    records = list(read_jsonl(folder.seed("train", 1, 0) / "metrics.jsonl")) if agent != "best_of_n" else []
+    sft, left = (load_causal_lm(path / "model") for path in (folder.stage("sft"), folder.seed("train", 1, 0)))
     same = all((one == other).all() for one, other in zip(sft.parameters(), left.parameters(), strict=True))
     assert same == (agent == "best_of_n")
     if agent == "best_of_n":
@@ -99,9 +99,9 @@ def test_the_circle_with_another_agent(agent: str, before: Path, tmp_path: Path)
 
 def test_dpo_learns_from_the_runs_own_preferences(before: Path, tmp_path: Path) -> None:
     config = with_agent(before, tmp_path / "run", "dpo")
-    prepared = prepare(config, task=tiny_task(before / "pretrained"), redo="ppo", console=quiet())
-    env = make_env(prepared, "ppo", 1, 0, reward=lambda prompts, responses: np.zeros(len(prompts)))  # type: ignore[arg-type]
-    agent = make_agent(prepared, "ppo", 1, 0, env)
+    prepared = prepare(config, task=tiny_task(before / "pretrained"), redo="train", console=quiet())
+    env = make_env(prepared, "train", 1, 0, reward=lambda prompts, responses: np.zeros(len(prompts)))  # type: ignore[arg-type]
+    agent = make_agent(prepared, "train", 1, 0, env)
     assert isinstance(agent, DPO)
     assert agent.preferences == all_preferences(prepared, 1)[0] == Parts(prepared, 1, 0).preferences()
     assert len(agent.preferences) > 5
@@ -135,14 +135,14 @@ def test_best_of_n_draws_from_the_sft_policy(tmp_path: Path) -> None:
 
 def test_terms_on_the_score_reach_the_environment(before: Path, tmp_path: Path) -> None:
     config = with_agent(before, tmp_path / "run", "ppo")
-    prepared = prepare(config, task=tiny_task(before / "pretrained"), redo="ppo", console=quiet())
+    prepared = prepare(config, task=tiny_task(before / "pretrained"), redo="train", console=quiet())
     settings = PPOSettings(length_penalty=0.1, length_penalty_after=6, clip_score=(-2.0, 2.0), normalize_score=True)
     terms = (NormalizeScore(), ClipScore(-2.0, 2.0), LengthPenalty(0.1, after=6))
     assert settings.env_arguments(Parts(prepared, 1, 0))["shaping"] == terms
     assert PPOSettings().env_arguments(Parts(prepared, 1, 0))["shaping"] == ()
     wrong = replace(config, agent=PPOSettings(clip_score=(2.0, -2.0)))
     with pytest.raises(ValueError, match="low"):
-        prepare(wrong, task=tiny_task(before / "pretrained"), redo="ppo", console=quiet())
+        prepare(wrong, task=tiny_task(before / "pretrained"), redo="train", console=quiet())
 
 
 class OwnAgent(TokenReinforce):

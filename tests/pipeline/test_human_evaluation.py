@@ -35,9 +35,9 @@ def fake_run(folder: Path, count: int) -> RunFolder:
     samples = folder / "evaluate" / "samples"
     samples.mkdir(parents=True)
     (folder / "evaluate" / "metrics.json").write_text(
-        json.dumps({"summary": [{"kind": "sft", "name": "SFT"}, {"kind": "ppo", "name": "ppo-round-1-seed-1"}]})
+        json.dumps({"summary": [{"kind": "sft", "name": "SFT"}, {"kind": "train", "name": "train-round-1-seed-1"}]})
     )
-    for name in ("sft", "ppo-round-1-seed-1"):
+    for name in ("sft", "train-round-1-seed-1"):
         rows = [{"prompt": f"p{i}", "response": "the same" if i < 3 else f"{name} {i}"} for i in range(count)]
         (samples / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return RunFolder(folder)
@@ -45,11 +45,11 @@ def fake_run(folder: Path, count: int) -> RunFolder:
 
 def test_blind_comparison_of_two_policies(tmp_path: Path) -> None:
     folder = fake_run(tmp_path, 43)
-    items, same = comparison_items(folder, "ppo", "sft")
-    assert (len(items), same) == (40, 3) and items[0].responses == ("ppo-round-1-seed-1 3", "sft 3")
+    items, same = comparison_items(folder, "train", "sft")
+    assert (len(items), same) == (40, 3) and items[0].responses == ("train-round-1-seed-1 3", "sft 3")
     with LabelStore(tmp_path / "labels.sqlite") as store:
         store.add(items)
-        assert human_win_rate([], store.items(), "ppo", "sft") is None
+        assert human_win_rate([], store.items(), "train", "sft") is None
         first: list[int] = []
         for item in store.items():
             assignment = store.assignment("ada", item.id)
@@ -59,7 +59,7 @@ def test_blind_comparison_of_two_policies(tmp_path: Path) -> None:
             store.record(Judgement(f"{item.id}", item.id, "ada", action, value, shown=assignment.shown))
         assert sum(first) == 20  # exactly balanced
         store.record(Judgement("second opinion", 1, "bob", "chosen", (1,)))  # prompt 1 is worth a half by now
-        found = human_win_rate(store.judgements(), store.items(), "ppo", "sft", same=same)
+        found = human_win_rate(store.judgements(), store.items(), "train", "sft", same=same)
     assert found is not None
     assert (found.wins, found.losses, found.ties, found.same, found.judgements, found.prompts) == (26, 11, 4, 3, 41, 43)
     assert found.rate == pytest.approx((25 + 0.5 + 2 + 1.5) / 43)
@@ -72,9 +72,9 @@ def test_blind_comparison_of_two_policies(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="evaluate stage is complete"):
-        comparison_items(RunFolder(tmp_path), "ppo", "sft")
+        comparison_items(RunFolder(tmp_path), "train", "sft")
     folder = fake_run(tmp_path, 3)
     with pytest.raises(ValueError, match="differ on some prompt, got 3"):
-        comparison_items(folder, "ppo", "sft")
-    with pytest.raises(ValueError, match="one of the policies ppo, ppo-round-1-seed-1, sft, got 'gpt'"):
+        comparison_items(folder, "train", "sft")
+    with pytest.raises(ValueError, match="one of the policies ppo, train-round-1-seed-1, sft, got 'gpt'"):
         comparison_items(folder, "gpt", "sft")

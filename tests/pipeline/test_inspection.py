@@ -20,11 +20,11 @@ def test_a_run_keeps_what_its_critic_saw(tmp_path: Path) -> None:
     config = replace(config, reward=replace(config.reward, force=True), without_kl=True)
     run(config, task=tiny_task(save_model(tmp_path / "pretrained")), console=quiet())
     folder = RunFolder(tmp_path / "run")
-    views = {kind: read_views(folder.seed(kind, 1, 0)) for kind in ("ppo", "unleashed")}
+    views = {kind: read_views(folder.seed(kind, 1, 0)) for kind in ("train", "without_kl")}
     summary = read_run(folder).evaluation["summary"]
     shown = read_samples(read_run(folder), [row["name"] for row in summary if row["kind"] in views])
-    assert [pair.prompt for pair in shown[0]] == [v.prompt for v in views["ppo"]] and len(shown) == 2
-    for kind, beta in (("ppo", 0.1), ("unleashed", 0.0)):
+    assert [pair.prompt for pair in shown[0]] == [v.prompt for v in views["train"]] and len(shown) == 2
+    for kind, beta in (("train", 0.1), ("without_kl", 0.0)):
         assert len(views[kind]) == config.evaluate.shown
         for prompt, before, after in views[kind]:
             for side in (before, after):
@@ -39,4 +39,4 @@ def test_a_run_keeps_what_its_critic_saw(tmp_path: Path) -> None:
     said = [[v.before.view.tokens for v in views[kind]] for kind in views]
     assert said[0] == said[1], "the SFT policy's responses are the same for all agents"
     assert 'value="advantage"' in folder.report.read_text()
-    assert not (folder.seed("ppo", 1, 0) / "checkpoint.zip").exists()
+    assert not (folder.seed("train", 1, 0) / "checkpoint.zip").exists()

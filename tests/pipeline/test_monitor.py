@@ -68,7 +68,7 @@ def test_a_run_is_watched_and_says_so(tmp_path: Path) -> None:
     )  # fmt: skip
     run(config, task=task, console=console)
     folder = RunFolder(config.run_dir)
-    seed = folder.seed("ppo", 1, 0)
+    seed = folder.seed("train", 1, 0)
     records, metrics = lines(seed / "monitor.jsonl"), lines(seed / "metrics.jsonl")
     assert len(records) == len(metrics) < 8
     assert [r["tokens"] for r in records] == [m["tokens"] for m in metrics]
@@ -81,7 +81,7 @@ def test_a_run_is_watched_and_says_so(tmp_path: Path) -> None:
     assert alarm["name"] == "kl_high" and metrics[-1]["tokens"] == alarm["tokens"] < 400
     end = json.loads((seed / "metrics.json").read_text())
     assert end["ended_by"] == "kl_high" and end["tokens"] == alarm["tokens"]
-    free = folder.seed("unleashed", 1, 0)
+    free = folder.seed("without_kl", 1, 0)
     assert lines(free / "alarms.jsonl") and lines(free / "metrics.jsonl")[-1]["tokens"] >= 400
     text = " ".join(said(console).split())
     assert text.count("alarm kl_high, after") == 1, "the run without KL penalty keeps it to its line"
@@ -111,7 +111,7 @@ def test_a_run_that_was_interrupted_is_told_as_one_that_never_was(
         run(tiny_config(tmp_path / "half", **settings), task=task, console=quiet())
     monkeypatch.undo()
     run(tiny_config(tmp_path / "half", **settings), task=task, console=quiet())
-    whole, half = (RunFolder(tmp_path / name).seed("ppo", 1, 0) for name in ("whole", "half"))
+    whole, half = (RunFolder(tmp_path / name).seed("train", 1, 0) for name in ("whole", "half"))
     assert lines(whole / "monitor.jsonl") == lines(half / "monitor.jsonl")
     assert lines(whole / "alarms.jsonl") == lines(half / "alarms.jsonl") != []
     assert (whole / "model" / "model.safetensors").read_bytes() == (half / "model" / "model.safetensors").read_bytes()

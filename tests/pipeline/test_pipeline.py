@@ -39,16 +39,16 @@ def test_a_run_leaves_its_folder(finished: tuple[RunFolder, str]) -> None:
     root = folder.root
     for stage in ("pretrain", "sft", "evaluate"):
         assert folder.metrics(stage) is not None, stage
-    for stage in ("collect", "reward", "ppo", "unleashed"):
+    for stage in ("collect", "reward", "train", "without_kl"):
         assert folder.metrics(stage, 1) is not None, stage
-    for name in ("pretrain/model", "sft/model", "round-1/ppo/seed-0/model", "round-1/unleashed/seed-1/model"):
+    for name in ("pretrain/model", "sft/model", "round-1/train/seed-0/model", "round-1/without_kl/seed-1/model"):
         assert load_causal_lm(root / name).config.n_embd == 16
         assert load_tokenizer(root / name).get_vocab() == tiny_task().tokenizer.get_vocab()
     assert RewardModel.from_pretrained(root / "round-1/reward/model").normalizers[0].std != 1.0
     assert folder.report.is_file()
     assert not list(root.rglob("*.partial")) and not list(root.rglob("checkpoint*"))
     lines = [line.split()[0] for line in output.splitlines() if line and not line.startswith((" ", "rlhf-gym"))]
-    stages = ["pretrain", "sft", "collect", "reward", "ppo", "unleashed", "evaluate", "report"]
+    stages = ["pretrain", "sft", "collect", "reward", "train", "without_kl", "evaluate", "report"]
     assert lines[:8] == stages
     assert "PPO without KL" in output and "best of 2" in output
 
@@ -61,17 +61,17 @@ def test_the_folder_holds_its_settings(finished: tuple[RunFolder, str]) -> None:
 
 def test_ppo_logs_every_iteration_with_gold_and_stops_at_its_tokens(finished: tuple[RunFolder, str]) -> None:
     folder, _ = finished
-    records = list(read_jsonl(folder.seed("ppo", 1, 0) / "metrics.jsonl"))
+    records = list(read_jsonl(folder.seed("train", 1, 0) / "metrics.jsonl"))
     assert [r["iteration"] for r in records] == list(range(1, len(records) + 1))
     assert records[-1]["tokens"] >= 240 > records[-2]["tokens"]
     for record in records:
         assert {"rlhf/score", "rlhf/kl", "rlhf/gold", "rlhf/entropy", "rlhf/kl_coef", "train/loss"} <= set(record)
         assert record["rlhf/kl_coef"] == 0.1
     assert abs(records[0]["rlhf/kl"]) < 1e-4, "the policy begins as π_ref"
-    free = list(read_jsonl(folder.seed("unleashed", 1, 0) / "metrics.jsonl"))
+    free = list(read_jsonl(folder.seed("without_kl", 1, 0) / "metrics.jsonl"))
     assert {r["rlhf/kl_coef"] for r in free} == {0.0}
     assert free[0]["rlhf/score"] == pytest.approx(records[0]["rlhf/score"]), "the same seed, the same first rollout"
-    other = list(read_jsonl(folder.seed("ppo", 1, 1) / "metrics.jsonl"))
+    other = list(read_jsonl(folder.seed("train", 1, 1) / "metrics.jsonl"))
     assert other[0]["rlhf/score"] != records[0]["rlhf/score"]
 
 
@@ -102,9 +102,9 @@ def test_the_evaluation_is_about_heldout_prompts_and_all_policies(finished: tupl
     folder, _ = finished
     metrics = folder.metrics("evaluate")
     assert metrics is not None and metrics["judge"] == "gold" and metrics["prompts"] == 6
-    assert [p["kind"] for p in metrics["policies"]] == ["sft", "best_of", "ppo", "ppo", "unleashed", "unleashed"]
+    assert [p["kind"] for p in metrics["policies"]] == ["sft", "best_of", "train", "train", "without_kl", "without_kl"]
     assert [(r["kind"], r["seeds"]) for r in metrics["summary"]] == [
-        ("sft", 1), ("best_of", 1), ("ppo", 2), ("unleashed", 2),
+        ("sft", 1), ("best_of", 1), ("train", 2), ("without_kl", 2),
     ]  # fmt: skip
     sft, best, *others = metrics["policies"]
     assert sft["kl"] == [0.0, 0.0] and "wins_sft" not in sft
@@ -112,7 +112,7 @@ def test_the_evaluation_is_about_heldout_prompts_and_all_policies(finished: tupl
     for entry in others:
         assert 0 <= entry["wins_sft"][1] <= entry["wins_sft"][0] <= entry["wins_sft"][2] <= 1
         assert 0 <= entry["entropy"] <= np.log(29)
-    samples = list(read_jsonl(folder.stage("evaluate") / "samples" / "ppo-round-1-seed-0.jsonl"))
+    samples = list(read_jsonl(folder.stage("evaluate") / "samples" / "train-round-1-seed-0.jsonl"))
     assert {s["prompt"] for s in samples} == set(PROMPTS[:6])
     entry = others[0]
     assert entry["gold"][0] == pytest.approx(np.mean([s["gold"] for s in samples]))
@@ -124,7 +124,7 @@ def test_the_evaluation_is_about_heldout_prompts_and_all_policies(finished: tupl
 
 def test_tokens_of_the_report_are_those_of_the_samples(finished: tuple[RunFolder, str]) -> None:
     folder, _ = finished
-    name = "ppo-round-1-seed-0"
+    name = "train-round-1-seed-0"
     samples = list(read_jsonl(folder.stage("evaluate") / "samples" / f"{name}.jsonl"))
     records = list(read_jsonl(folder.stage("evaluate") / "tokens" / f"{name}.jsonl"))
     assert len(records) == 2
@@ -154,7 +154,7 @@ def test_what_is_complete_is_skipped(finished: tuple[RunFolder, str], monkeypatc
 
 
 def weights_of(folder: RunFolder) -> dict[str, np.ndarray]:
-    model = load_causal_lm(folder.seed("ppo", 1, 0) / "model")
+    model = load_causal_lm(folder.seed("train", 1, 0) / "model")
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
@@ -187,17 +187,17 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
             patch.setattr(Watch, "_on_step", interrupt)
         else:  # just after an update, before its figures are written
             patch.setattr(IterationLog, "write", write)
-        with pytest.raises(Interrupted, match="ppo"):
+        with pytest.raises(Interrupted, match="train"):
             run(cut, task=task, console=quiet())
     folder = RunFolder(cut.run_dir)
-    assert folder.metrics("reward") is not None and folder.metrics("ppo") is None
-    assert (folder.seed("ppo", 1, 0) / "checkpoint.zip").is_file()
+    assert folder.metrics("reward") is not None and folder.metrics("train") is None
+    assert (folder.seed("train", 1, 0) / "checkpoint.zip").is_file()
     run(cut, task=task, console=quiet())
     for name, expected in weights_of(whole).items():
         assert np.array_equal(weights_of(folder)[name], expected), name
 
     def figures(where: RunFolder) -> list[dict]:
-        records = read_jsonl(where.seed("ppo", 1, 0) / "metrics.jsonl")
+        records = read_jsonl(where.seed("train", 1, 0) / "metrics.jsonl")
         return [{k: v for k, v in r.items() if k.startswith(("rlhf", "train", "tokens", "iteration"))} for r in records]
 
     assert figures(folder) == figures(whole)
@@ -214,10 +214,10 @@ def test_a_second_round_collects_from_the_new_policy_and_goes_on(tmp_path: Path,
     config = tiny_config(tmp_path / "run", reference="previous")
     run(config, task=task, console=quiet())
     folder = RunFolder(config.run_dir)
-    first = folder.metrics("ppo", 1)
+    first = folder.metrics("train", 1)
     console = quiet()
     run(replace(config, rounds=2), task=task, console=console)
-    assert folder.metrics("ppo", 1) == first, "the first round stays"
+    assert folder.metrics("train", 1) == first, "the first round stays"
     assert "collect 2" in said(console) and "PPO, round 2" in said(console)
     fresh = read_preferences(folder.stage("collect", 2) / "preferences.jsonl")
     assert {p.chosen_source for p in fresh} == {"policy 0 of round 1"} and {p.round for p in fresh} == {2}
@@ -226,11 +226,11 @@ def test_a_second_round_collects_from_the_new_policy_and_goes_on(tmp_path: Path,
     assert {p.round for p in train} == {1, 2}
     assert {p.prompt for p in train}.isdisjoint(p.prompt for p in heldout)
     assert folder.metrics("reward", 2)["pairs"] == len(train)  # type: ignore[index]
-    assert prepared.reference(2, 0) == folder.seed("ppo", 1, 0) / "model"
-    records = list(read_jsonl(folder.seed("ppo", 2, 0) / "metrics.jsonl"))
+    assert prepared.reference(2, 0) == folder.seed("train", 1, 0) / "model"
+    records = list(read_jsonl(folder.seed("train", 2, 0) / "metrics.jsonl"))
     assert abs(records[0]["rlhf/kl"]) < 1e-4, "π_ref is the policy that the round began with"
     evaluation = folder.metrics("evaluate")
-    assert evaluation is not None and [r["kind"] for r in evaluation["summary"]] == ["sft", "best_of", "ppo", "ppo"]
+    assert evaluation is not None and [r["kind"] for r in evaluation["summary"]] == ["sft", "best_of", "train", "train"]
     assert folder.config() == replace(config, rounds=2)
 
 
@@ -267,16 +267,16 @@ def test_redo_begins_again_from_a_stage(tmp_path: Path, pretrained: Path) -> Non
     task, config = tiny_task(pretrained), tiny_config(tmp_path / "run")
     run(config, task=task, console=quiet())
     folder = RunFolder(config.run_dir)
-    before = {stage: folder.metrics(stage) for stage in ("sft", "collect", "reward", "ppo")}
+    before = {stage: folder.metrics(stage) for stage in ("sft", "collect", "reward", "train")}
     other = replace(config, agent=replace(config.agent, kl_coef=0.5))
-    with pytest.raises(ValueError, match=r"agent\.kl_coef: 0\.1 there, 0\.5 now\n.*--redo ppo begins again"):
+    with pytest.raises(ValueError, match=r"agent\.kl_coef: 0\.1 there, 0\.5 now\n.*--redo train begins again"):
         run(other, task=task, console=quiet())
     with pytest.raises(ValueError, match=r"agent\.kl_coef"):
         run(other, task=task, redo="evaluate", console=quiet())
-    run(other, task=task, redo="ppo", console=quiet())
+    run(other, task=task, redo="train", console=quiet())
     for stage in ("sft", "collect", "reward"):
         assert folder.metrics(stage) == before[stage]  # type: ignore[arg-type]
-    records = list(read_jsonl(folder.seed("ppo", 1, 0) / "metrics.jsonl"))
+    records = list(read_jsonl(folder.seed("train", 1, 0) / "metrics.jsonl"))
     assert {r["rlhf/kl_coef"] for r in records} == {0.5}
     assert folder.config() == other
 
@@ -302,7 +302,7 @@ def test_ones_own_preferences_replace_collecting_and_no_gold_is_said(tmp_path: P
     folder = RunFolder(run(config, task=tiny_task(pretrained, gold=None), console=console))
     assert folder.metrics("collect")["pairs"] == 18  # type: ignore[index]
     assert folder.metrics("evaluate")["judge"] == "proxy"  # type: ignore[index]
-    assert folder.metrics("unleashed") is None, "nothing could be seen by it"
+    assert folder.metrics("without_kl") is None, "nothing could be seen by it"
     assert "there is no gold" in said(console)
     assert "overrates" in folder.report.read_text()
     path.write_text(json.dumps(lines[0]) + "\n")
@@ -346,7 +346,7 @@ def test_the_controller_of_the_kl_moves_beta(tmp_path: Path, pretrained: Path) -
     config = tiny_config(tmp_path / "run")
     config = replace(config, agent=replace(config.agent, kl_control="constraint", kl_target=0.01, learning_rate=1e-2))
     folder = RunFolder(run(config, task=tiny_task(pretrained), console=quiet()))
-    betas = [r["rlhf/kl_coef"] for r in read_jsonl(folder.seed("ppo", 1, 0) / "metrics.jsonl")]
+    betas = [r["rlhf/kl_coef"] for r in read_jsonl(folder.seed("train", 1, 0) / "metrics.jsonl")]
     assert betas[-1] != betas[0] == 0.1
 
 

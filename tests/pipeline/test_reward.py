@@ -159,7 +159,7 @@ def test_a_loss_that_blew_up_is_refused_with_advice_and_leaves_nothing_complete(
         run(tiny_config(tmp_path / "run"), task=task, console=quiet())
     folder = RunFolder(tmp_path / "run")
     assert folder.metrics("collect") is not None and folder.metrics("reward") is None
-    assert folder.metrics("ppo") is None
+    assert folder.metrics("train") is None
 
 
 def test_forcing_is_no_other_run(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_two_runs_and_what_differs(tmp_path: Path) -> None:
     metrics = loose.metrics("evaluate")
     assert metrics is not None
     for row in metrics["summary"]:
-        if row["kind"] == "ppo":
+        if row["kind"] == "train":
             row["wins_sft"] = [0.6, 0.55, 0.65]
     loose.complete("evaluate", 1, metrics)
     path = write_report([tight, loose], tmp_path / "page" / "two.html")
@@ -56,7 +56,7 @@ def test_two_runs_and_what_differs(tmp_path: Path) -> None:
 
 def test_shared_prompts_stand_side_by_side(tmp_path: Path) -> None:
     runs = [made_up_run(tmp_path / name, evil=EVIL) for name in ("a", "b")]
-    path = runs[1].seed("ppo", 1, 0) / "views.jsonl"
+    path = runs[1].seed("train", 1, 0) / "views.jsonl"
     write_jsonl(path, [r for r in read_jsonl(path) if "bread" not in r["prompt"]])
     page = page_of(write_report(runs, tmp_path / "page.html"))
     assert "The first 2 held-out prompts" in page.text and "review of the bread" not in page.text
@@ -70,7 +70,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     fresh = made_up_run(tmp_path / "fresh")
     shutil.rmtree(fresh.stage("evaluate"))
     ungolden = made_up_run(tmp_path / "ungolden", gold=False)
-    write_jsonl(done.seed("ppo", 1, 1) / "alarms.jsonl", [
+    write_jsonl(done.seed("train", 1, 1) / "alarms.jsonl", [
         {"name": "length", "rollout": 3, "tokens": 4000, "seen": "responses of 31 tokens <b>", "why": "", "cure": "",
          "until": None}])  # fmt: skip
     page = page_of(write_report([done, fresh, ungolden], tmp_path / "page.html"))

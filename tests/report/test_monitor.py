@@ -18,13 +18,13 @@ from tests.run_folders import made_up_run, read_page
 
 def watched(folder: RunFolder, *, drifts: bool = True) -> RunFolder:
     """The made-up run, as the monitor would have seen it: without the KL penalty π_ref's perplexity triples."""
-    for stage in ("ppo", "unleashed"):
+    for stage in ("train", "without_kl"):
         for seed in range(3):
             place = folder.seed(stage, 1, seed)
             rows = list(read_jsonl(place / "metrics.jsonl"))
             records = []
             for i, row in enumerate(rows):
-                perplexity = 3.0 * (1 + i / 20 if stage == "unleashed" and drifts else 1 + 0.001 * i)
+                perplexity = 3.0 * (1 + i / 20 if stage == "without_kl" and drifts else 1 + 0.001 * i)
                 figures = {"ref_perplexity": perplexity, "repetition": 0.02, "kl": row["rlhf/kl"]}
                 tokens = (KLToken(EVIL, 12, 0.5, 0.4), KLToken("the", 3, -0.1, -0.08))
                 records.append(MonitorRecord(i + 1, row["tokens"], figures, kl_tokens=tokens))

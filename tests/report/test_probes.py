@@ -12,7 +12,7 @@ from tests.training.test_probes import by_order, by_words, probe
 def test_what_was_found_is_on_the_page() -> None:
     found = json.loads(json.dumps(probe(by_words, gold=by_order).to_dict()))
     page = probes_part(found)
-    assert page.count('class="ppo"') >= 2 * len(found["edits"]) and 'class="best_of"' in page
+    assert page.count('class="train"') >= 2 * len(found["edits"]) and 'class="best_of"' in page
     for sentence in found["suspicions"]:
         assert sentence.replace("r_φ", "r<sub>φ</sub>").replace("'", "&#x27;")[1:] in page
     for baseline in found["baselines"]:

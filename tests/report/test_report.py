@@ -101,7 +101,7 @@ def test_rounds_stand_one_after_another(tmp_path: Path) -> None:
     text = Page(read_page(folder)).text
     assert "PPO, round 1" in text and "PPO, round 2" in text and "round 2" in text
     histories = Histories.read(folder, [0, 1], 2)
-    tokens = [record["tokens"] for record in histories.logs["ppo"][0]]
+    tokens = [record["tokens"] for record in histories.logs["train"][0]]
     assert tokens == sorted(tokens) and len(tokens) == 240
     assert len(histories.breaks) == 1 and tokens[119] <= histories.breaks[0] < tokens[120]
 
@@ -146,7 +146,7 @@ def test_runs_whose_critics_were_not_kept_show_the_kl(tmp_path: Path) -> None:
     tokens = [a for tag, a in page.tags if tag == "span" and (a.get("class") or "").startswith("tok")]
     assert len(tokens) > 100 and all(len((t["data-f"] or "").split(",")) == 3 for t in tokens)
     assert "Under SFT, the SFT policy’s own words as PPO now sees them" in page.text
-    views = folder.seed("ppo", 1, 0) / "views.jsonl"
+    views = folder.seed("train", 1, 0) / "views.jsonl"
     views.write_text("")
     write_report(folder)
     assert [a["value"] for tag, a in Page(read_page(folder)).tags if tag == "input"] == ["KL"], "some, but not all"
@@ -232,7 +232,7 @@ def test_an_axis_holds_all_values_and_survives_odd_ones() -> None:
 
 
 def test_a_chart_leaves_out_what_is_no_number() -> None:
-    svg = Chart("a < b", "x", [Line([0, 1, 2], [0.0, np.nan, 1.0], "ppo", "it")]).svg()
+    svg = Chart("a < b", "x", [Line([0, 1, 2], [0.0, np.nan, 1.0], "train", "it")]).svg()
     points = re.findall(r'points="([^"]*)"', svg)
     assert len(points[0].split()) == 2 and "nan" not in svg.lower() and "a &lt; b" in svg
 
@@ -250,13 +250,13 @@ def test_the_peak_of_overoptimisation_is_found(tmp_path: Path) -> None:
     folder = made_up_run(tmp_path / "run")
     histories = Histories.read(folder, [0, 1, 2], 1)
     chart, fits = goodhart_chart(histories, SFT_ROW)
-    free = fits["unleashed"]
+    free = fits["without_kl"]
     assert free.fit.peak_distance == pytest.approx(np.e, abs=0.1) and free.peaks and free.witnesses == 3
     low, high = free.fit.peak_interval()
     assert low < np.e < high and high - low < 0.4
-    assert [mark.kind for mark in chart.marks] == ["unleashed"]
-    assert [band.kind for band in chart.bands] == ["ppo", "unleashed"]
-    facts = goodhart_facts(histories)["unleashed"]
+    assert [mark.kind for mark in chart.marks] == ["without_kl"]
+    assert [band.kind for band in chart.bands] == ["train", "without_kl"]
+    facts = goodhart_facts(histories)["without_kl"]
     assert facts["peak"] > facts["last"] + 1 and facts["proxy_last"] > facts["proxy_at_peak"]
 
 
@@ -308,34 +308,34 @@ def test_a_peak_is_shown_only_where_there_is_one(alpha: float, decline: float, w
 def test_a_band_that_would_cover_the_picture_is_left_out_and_said_to_be(tmp_path: Path) -> None:
     """Two seeds leave one degree of freedom: with noise, their curves' intervals are as wide as anything."""
     folder = made_up_run(tmp_path / "run", seeds=2)
-    path = folder.seed("unleashed", 1, 1) / "metrics.jsonl"
+    path = folder.seed("without_kl", 1, 1) / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     noisy = [r | {"rlhf/gold": 3 - r["rlhf/gold"]} for r in records]
     path.write_text("".join(json.dumps(r) + "\n" for r in noisy))
     chart, fits = goodhart_chart(Histories.read(folder, [0, 1], 1), SFT_ROW)
-    assert set(fits) == {"ppo", "unleashed"} and [band.kind for band in chart.bands] == ["ppo"]
+    assert set(fits) == {"train", "without_kl"} and [band.kind for band in chart.bands] == ["train"]
     write_report(folder)
     assert "Bands wider than the picture are left out: without." in Page(read_page(folder)).text
 
 
 def test_a_band_is_cut_off_and_does_not_stretch_the_picture() -> None:
-    line = Line([0, 1, 2], [0.0, 1.0, 2.0], "ppo", "it")
+    line = Line([0, 1, 2], [0.0, 1.0, 2.0], "train", "it")
     plain, banded = (
         Chart("a", "x", [line]),
-        Chart("a", "x", [line], bands=[Band([0, 1, 2], [0, -9, np.nan], [1, 9, 9], "ppo")]),
+        Chart("a", "x", [line], bands=[Band([0, 1, 2], [0, -9, np.nan], [1, 9, 9], "train")]),
     )
     assert re.findall(r"<polyline[^>]*>", plain.svg()) == re.findall(r"<polyline[^>]*>", banded.svg())
-    (corners,) = re.findall(r'<polygon class="band ppo" points="([^"]*)"', banded.svg())
+    (corners,) = re.findall(r'<polygon class="band train" points="([^"]*)"', banded.svg())
     heights = [float(corner.split(",")[1]) for corner in corners.split()]
     assert len(heights) == 4 and min(heights) >= 12 - 1e-6 and max(heights) <= 198 + 1e-6
-    assert "polygon" not in Chart("a", "x", [line], bands=[Band([0.0], [np.nan], [np.nan], "ppo")]).svg()
+    assert "polygon" not in Chart("a", "x", [line], bands=[Band([0.0], [np.nan], [np.nan], "train")]).svg()
 
 
 def test_seeds_are_averaged_on_tokens_they_all_reach(tmp_path: Path) -> None:
-    histories = Histories({"ppo": [
+    histories = Histories({"train": [
         [{"tokens": 100, "rlhf/kl": 0.0}, {"tokens": 300, "rlhf/kl": 2.0}],
         [{"tokens": 100, "rlhf/kl": 2.0}, {"tokens": 200, "rlhf/kl": 4.0}],
     ]}, ())  # fmt: skip
-    tokens, kl = histories.curve("ppo", "rlhf/kl")
+    tokens, kl = histories.curve("train", "rlhf/kl")
     assert tokens == pytest.approx([100, 200]) and kl == pytest.approx([1.0, 2.5])
-    assert len(histories.curve("ppo", "rlhf/gold")[0]) == 0
+    assert len(histories.curve("train", "rlhf/gold")[0]) == 0

@@ -63,12 +63,12 @@ def test_a_trajectory_is_read_as_it_was_logged(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     log = [{"tokens": 90 * (i + 1), "rlhf/kl": float(i), "rlhf/gold": i - 0.5, "rlhf/score": 2.0} for i in range(3)]
     del log[1]["rlhf/gold"]
-    write_jsonl(folder.seed("unleashed", 1, 4) / "metrics.jsonl", log)
-    way = study.read_trajectory(folder, "unleashed", 4)
+    write_jsonl(folder.seed("without_kl", 1, 4) / "metrics.jsonl", log)
+    way = study.read_trajectory(folder, "without_kl", 4)
     assert way.tokens.tolist() == [0, 180]  # what had been learnt from when the iteration's responses were written
     assert way.kl.tolist() == [0, 2] and way.gold.tolist() == [-0.5, 1.5] and way.proxy.tolist() == [2, 2]
     with pytest.raises(ValueError, match="iterations with gold"):
-        study.read_trajectory(folder, "ppo", 4)
+        study.read_trajectory(folder, "train", 4)
 
 
 def test_the_studies_depart_from_one_place(tmp_path: Path) -> None:
