@@ -65,7 +65,8 @@ class LMFeaturesExtractor(BaseFeaturesExtractor):
         """Whether most rows continue those of the last call, as an environment's do and a minibatch's do not."""
         if self.training:
             return False
-        (last_ids, last_lengths), self._last = self._last, (ids, lengths)
+        last_ids, last_lengths = self._last
+        self._last = (ids, lengths)
         if last_ids.shape != ids.shape:
             return False
         held = np.arange(ids.shape[1]) < last_lengths[:, None]  # (B, L)
@@ -77,7 +78,8 @@ class LMFeaturesExtractor(BaseFeaturesExtractor):
         device = self._trunk.device
         width = max(int(lengths.max()), 1)
         hidden = self._trunk.hidden_states(torch.from_numpy(ids[packing.leaders, :width]).to(device))  # (G, l, H)
-        row, column = torch.from_numpy(packing.leader_of), torch.from_numpy(np.maximum(lengths - 1, 0))
+        row = torch.from_numpy(packing.leader_of)  # (B,)
+        column = torch.from_numpy(np.maximum(lengths - 1, 0))  # (B,)
         here = torch.from_numpy(lengths > 0).to(device)[:, None]  # (B, 1)
         return hidden[row.to(device), column.to(device)] * here  # (B, H)
 

@@ -61,7 +61,8 @@ class PromptFeed:
         if place == len(self._order):
             count = len(self.prompts)
             self._order = rng.permutation(count).tolist() if self.shuffle else range(count)
-            self._drawn = place = 0
+            self._drawn = 0
+            place = 0
         self._drawn += 1
         return self.prompts[self._order[place]]
 

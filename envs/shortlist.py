@@ -101,7 +101,8 @@ class _Shortlist:
             raise ValueError(f"expected k in 1 … {engine.vocab_size} (the vocabulary), got {k}")
         if engine.token_reward.reference is None:
             raise ValueError("expected an environment with a reference, whose likeliest tokens these are, got None")
-        self.engine, self.k = engine, k
+        self.engine = engine
+        self.k = k
 
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """Token of each place (N, k), and whether it is that place's own (N, k) bool."""
