@@ -149,7 +149,7 @@ def beam_search(
         at_once = max(1, num_slots // beams)
         for chunk in (rows[i : i + at_once] for i in range(0, len(rows), at_once)):
             ids = torch.tensor([prompts[i] for i in chunk], device=model.device)  # (b, P)
-            found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)  # (b, P + T)
+            found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)  # type: ignore[operator]  # (b, P + T)
             for i, row in zip(chunk, found[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((t for t, token in enumerate(row) if token in stop_token_ids), len(row) - 1)
                 responses[i] = row[: end + 1]
