@@ -4,7 +4,6 @@ assert __name__ == "rlhf_gym.agents", f"import this package as rlhf_gym.agents, 
 
 from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.best_of_n import BestOfN
-from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
 from rlhf_gym.agents.callbacks import AttachPolicy, StopOnKL
 from rlhf_gym.agents.dpo import DPO
 from rlhf_gym.agents.features import LMFeaturesExtractor
@@ -13,7 +12,7 @@ from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.policy_gradients import TokenA2C, TokenGRPO, TokenReinforce, TokenRLOO
 from rlhf_gym.agents.ppo import TokenPPO
 from rlhf_gym.agents.regularisers import EntropyBonus, KLInLoss, MovingReference, PretrainingMix, Regulariser
-from rlhf_gym.agents.rollout import Rollout, collect_rollout
+from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, Rollout, collect_rollout
 
 __all__ = [
     "DPO",

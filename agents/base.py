@@ -37,18 +37,18 @@ from rlhf_gym.agents.arguments import (
     make_env,
     unwrap_env,
 )
-from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
 from rlhf_gym.agents.kl_control import FixedKL, KLController, kl_controller_from
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
-from rlhf_gym.agents.regularisers import (
-    SAVED_WHOLE,
+from rlhf_gym.agents.regularisers import SAVED_WHOLE, KLInLoss, Regulariser
+from rlhf_gym.agents.rollout import (
     Aggregation,
-    KLInLoss,
+    EpisodeBatch,
+    EpisodeBuffer,
     LossTerm,
     MinibatchSize,
-    Regulariser,
+    Rollout,
+    collect_rollout,
 )
-from rlhf_gym.agents.rollout import Rollout, collect_rollout
 from rlhf_gym.agents.saving import (
     AgentState,
     Kept,

@@ -85,7 +85,8 @@ class BestOfN:
             raise ValueError(f"expected n >= 1, got {n}")
         self.engine = make_env(env, n_envs=n_envs) if isinstance(env, str) else unwrap_env(env)
         check_reference(type(self).__name__, self.engine)
-        self.n, self.seed = n, seed
+        self.n = n
+        self.seed = seed
         reference = self.engine.token_reward.reference
         assert reference is not None
         self._generator = torch.Generator(reference.device)

@@ -27,7 +27,8 @@ class AttachPolicy(BaseCallback):
     """
 
     def _on_training_start(self) -> None:
-        policy, env = self.model.policy, self.training_env
+        policy = self.model.policy
+        env = self.training_env
         if not isinstance(policy, ActionLogProb):
             raise TypeError(
                 f"expected a policy with action_log_prob, such as LMActorCriticPolicy, got {type(policy).__name__}; "

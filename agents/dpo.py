@@ -14,9 +14,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from rlhf_gym.agents.arguments import LearnerArguments, LearnsFrom, check_words
 from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.best_of_n import check_reference, draw_from_reference
-from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
-from rlhf_gym.agents.regularisers import LossTerm, MinibatchSize, walk
+from rlhf_gym.agents.regularisers import walk
+from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LossTerm, MinibatchSize
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.functional.losses import dpo_loss
@@ -223,7 +223,8 @@ def make_pairs(env: TokenVectorEnv, n: int, rng: np.random.Generator) -> Pairs:
     """`n` pairs of π_ref's responses to the environment's next prompts, labelled by Bradley–Terry on its scores."""
     prompts = env.draw_prompts(n)
     drawn = draw_from_reference(env, [prompt for prompt in prompts for _ in range(2)])
-    first, second = drawn.earned.scores[::2].astype(np.float64), drawn.earned.scores[1::2].astype(np.float64)
+    first = drawn.earned.scores[::2].astype(np.float64)  # (n,)
+    second = drawn.earned.scores[1::2].astype(np.float64)  # (n,)
     wins = rng.random(n) < 1 / (1 + np.exp(np.clip(second - first, -700, 700)))  # (n,)
     rows = [row for i, won in enumerate(wins) for row in ((2 * i, 2 * i + 1) if won else (2 * i + 1, 2 * i))]
     table = drawn.earned.ref_log_probs  # (2·n, T)
@@ -238,7 +239,8 @@ def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pair
     Raises:
         ValueError: one does not fit π_ref's context or vocabulary, or has an empty response.
     """
-    tokenizer, reference = env.tokenizer, env.token_reward.reference
+    tokenizer = env.tokenizer
+    reference = env.token_reward.reference
     assert reference is not None
     prompts = encode_prompts(tokenizer, [p.prompt for p in preferences])
     sides = [

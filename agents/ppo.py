@@ -10,9 +10,8 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from rlhf_gym.agents.arguments import TokenArguments
 from rlhf_gym.agents.base import TokenAlgorithm, weighted_policy_loss
-from rlhf_gym.agents.buffer import EpisodeBatch, EpisodeBuffer
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
-from rlhf_gym.agents.regularisers import LossTerm, MinibatchSize
+from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LossTerm, MinibatchSize
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.losses import ppo_value_loss
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.agents.buffer import EpisodeBatch
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
-from rlhf_gym.agents.rollout import Rollout
+from rlhf_gym.agents.rollout import EpisodeBatch, LossTerm, MinibatchSize, Rollout
 from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.envs.token_reward import TokenReward
 from rlhf_gym.envs.vector_env import TokenVectorEnv
@@ -24,34 +23,6 @@ from rlhf_gym.lm.lora import merged
 from rlhf_gym.lm.parts import LMParts, in_chunks
 from rlhf_gym.lm.sampling import token_log_prob
 from rlhf_gym.lm.tokens import encode_prompts, pad_rows
-
-Aggregation = Literal["token", "sequence"]
-
-
-class MinibatchSize(NamedTuple):
-    """What the means of a minibatch are taken over; its micro-batches share it, so that their losses add up."""
-
-    tokens: int
-    """Real actions in the whole minibatch."""
-    episodes: int
-    """Episodes in the whole minibatch."""
-    aggregation: Aggregation = "token"
-    """Whether all tokens count alike, or all episodes."""
-
-    def weights(self, batch: EpisodeBatch) -> Tensor:
-        """The weight of each episode's tokens in a mean over tokens, (B, 1): 1, or the mean length over its own."""
-        if self.aggregation == "token":
-            return batch.log_probs.new_ones(len(batch.mask), 1)
-        return (self.tokens / self.episodes) / batch.mask.sum(dim=1, keepdim=True)
-
-
-class LossTerm(NamedTuple):
-    """A micro-batch's share of a term of the loss, and its share of what is logged."""
-
-    loss: Tensor
-    """Scalar, differentiable; the shares of a minibatch add up to its loss."""
-    metrics: dict[str, Tensor]
-    """Detached scalars under their names in the log; the shares add up too."""
 
 
 class Regulariser:

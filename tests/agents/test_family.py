@@ -22,7 +22,7 @@ from rlhf_gym.agents import (
     TokenReinforce,
     TokenRLOO,
 )
-from rlhf_gym.agents.regularisers import MinibatchSize
+from rlhf_gym.agents.rollout import MinibatchSize
 from rlhf_gym.envs import Episode, TokenVectorEnv
 from rlhf_gym.functional.kl import k3
 from rlhf_gym.lm.loading import Shared
