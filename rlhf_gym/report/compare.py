@@ -251,7 +251,7 @@ def compare_samples(runs: Sequence[ReportRun]) -> str:
         return ""
     cards = []
     for prompt in shared:
-        sft = {}
+        sft: dict[tuple[str, ...], Side] = {}
         for _, run, said in found:
             before = said[prompt].before
             label = f"SFT, as {run.name} sees it"

@@ -14,6 +14,7 @@ from rlhf_gym.report.run import Histories, ReportRun
 from rlhf_gym.report.training import GOLD, SCORE, training_chart
 from rlhf_gym.runs.records import BestOfN, read_best_of_n
 from rlhf_gym.runs.summaries import agent_label
+from rlhf_gym.settings import StageName
 
 LABELS = {"train": "with KL penalty", "without_kl": "without", "best_of": "best of n"}
 
@@ -135,7 +136,7 @@ def _bracket(interval: tuple[float, float]) -> str:
 
 def goodhart_facts(histories: Histories) -> dict[str, dict[str, float]]:
     """Where each kind's gold began, peaked and ended, and where its proxy stood then: smoothed means of the seeds."""
-    facts = {}
+    facts: dict[str, dict[str, float]] = {}
     for kind in histories.logs:
         tokens, gold = histories.curve(kind, GOLD.name)
         _, proxy = histories.curve(kind, SCORE.name)
@@ -210,20 +211,20 @@ def goodhart_chart(
     height = float(np.ptp(np.concatenate([np.asarray(line.y, dtype=float) for line in lines])))
     bands: list[Band] = []
     marks: list[Mark] = []
-    for kind, found in fits.items():
+    for name, found in fits.items():
         d = np.linspace(0, found.reach, 80)  # √KL, (80,)
-        lines.append(Line(d, found.fit.curve(d**2), kind, f"gold, {LABELS[kind]} (fit)"))
+        lines.append(Line(d, found.fit.curve(d**2), kind, f"gold, {LABELS[name]} (fit)"))
         low, high = found.fit.band(d**2)  # (80,) each
         if np.mean(high - low) < height:  # a wider band would only cover the picture
-            bands.append(Band(d, low, high, kind))
+            bands.append(Band(d, low, high, name))
         if found.peaks:
             peak = f"peak at {found.fit.peak_kl:.1f} nats"
-            marks.append(Mark(found.fit.peak_distance, found.fit.peak_gold, kind, peak))
+            marks.append(Mark(found.fit.peak_distance, found.fit.peak_gold, name, peak))
     title = "gold and r_φ, in standard deviations of the SFT policy"
     return Chart(title, "distance from π_ref, √KL (√nats)", lines, bands=bands, marks=marks), fits
 
 
-def fit_over_seeds(histories: Histories, kind: str, sft: dict[str, Any], reach: float) -> GoodhartFit | None:
+def fit_over_seeds(histories: Histories, kind: StageName, sft: dict[str, Any], reach: float) -> GoodhartFit | None:
     """Gao et al.'s curve through the gold of each seed, their mean; None where no seed has enough points.
 
     A single seed is taken as one run whose neighbouring iterations may agree.
@@ -240,7 +241,7 @@ def fit_over_seeds(histories: Histories, kind: str, sft: dict[str, Any], reach: 
     return GoodhartFit(fit_rl(kl, rises, runs=seeds), reach, len(runs))
 
 
-def _rises(histories: Histories, kind: str, sft: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def _rises(histories: Histories, kind: StageName, sft: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """√KL and gold less the SFT policy's, in its standard deviations, where gold was looked at."""
     tokens, gold = histories.curve(kind, GOLD.name)
     if not len(gold):

@@ -129,8 +129,9 @@ def stage_facts(run: ReportRun) -> str:
     rounds: list[tuple[StageName, int]] = [
         (name, round) for round in range(1, run.config.rounds + 1) for name in in_rounds
     ]
+    stages: list[tuple[StageName, int]] = [("pretrain", 1), ("sft", 1), *rounds, ("evaluate", 1)]
     facts = []
-    for name, round in [("pretrain", 1), ("sft", 1), *rounds, ("evaluate", 1)]:
+    for name, round in stages:
         metrics = run.folder.metrics(name, round)
         if metrics is None:
             continue

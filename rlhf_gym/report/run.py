@@ -26,7 +26,7 @@ SURPRISE = "monitor/ref_surprise"
 class Histories:
     """What each kind of training logged, a log a seed, the rounds one after another."""
 
-    logs: dict[str, list[Log]]
+    logs: dict[StageName, list[Log]]
     """By kind, "train" and perhaps "without_kl"; tokens count on from round to round."""
     breaks: tuple[float, ...]
     """Tokens at which a new round begins."""
@@ -41,9 +41,12 @@ class Histories:
                 log += [r | {"tokens": r["tokens"] + ends[-1]} for r in _read_log(folder, "train", round, seed)]
             ends.append(max([ends[-1], *(log[-1]["tokens"] for log in logs if log)]))
         without = [_read_log(folder, "without_kl", 1, seed) for seed in seeds]
-        return cls({"train": logs} | ({"without_kl": without} if all(without) else {}), tuple(map(float, ends[1:-1])))
+        kinds: dict[StageName, list[Log]] = {"train": logs}
+        if all(without):
+            kinds["without_kl"] = without
+        return cls(kinds, tuple(map(float, ends[1:-1])))
 
-    def curve(self, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def curve(self, kind: StageName, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The mean over the seeds of a quantity, on a grid of tokens they all reach."""
         logs = [column(log, name) for log in self.logs[kind]]
         logs = [(x, y) for x, y in logs if len(x)]
@@ -54,7 +57,7 @@ class Histories:
         grid = np.linspace(first, last, max(2, min(len(x) for x, _ in logs)))
         return grid, np.mean([np.interp(grid, x, y) for x, y in logs], axis=0)
 
-    def kl(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    def kl(self, kind: StageName) -> tuple[np.ndarray, np.ndarray]:
         """`curve` of the KL to the π_ref that training began with, where π_ref follows the policy too."""
         moving = any("rlhf/kl_initial" in record for log in self.logs[kind] for record in log)
         return self.curve(kind, "rlhf/kl_initial" if moving else "rlhf/kl")

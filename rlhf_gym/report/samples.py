@@ -129,8 +129,8 @@ def _from_tokens(prompt: str, side: dict[str, Any]) -> JudgedView:
 
 def _switch(full: dict[str, float]) -> str:
     """The choice of what colours the tokens, with the scale of each; it works without a script."""
-    buttons = []
-    scales = []
+    buttons: list[str] = []
+    scales: list[str] = []
     for name, (what, less, more) in SHADES.items():
         if name in full:
             checked = "" if buttons else " checked"

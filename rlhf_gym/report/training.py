@@ -15,6 +15,7 @@ from rlhf_gym.report.charts import Chart, Level, Line, Mark, length_bar
 from rlhf_gym.report.parts import DASH, figure, kind_legend, legend, row, seed_legend, table, typeset
 from rlhf_gym.report.run import KINDS, SURPRISE, Histories, ReportRun, column
 from rlhf_gym.runs.summaries import agent_label
+from rlhf_gym.settings import StageName
 
 TOKENS = "response tokens in training"
 
@@ -131,7 +132,7 @@ def monitor_section(run: ReportRun) -> str:
 {_token_tables(run, watched)}"""
 
 
-def _alarm_story(run: ReportRun, kinds: Sequence[str], alarms: Sequence[dict[str, Any]]) -> str:
+def _alarm_story(run: ReportRun, kinds: Sequence[StageName], alarms: Sequence[dict[str, Any]]) -> str:
     sentences = []
     for kind in kinds:
         own = [alarm for alarm in alarms if alarm["kind"] == kind]
@@ -147,7 +148,7 @@ def _alarm_story(run: ReportRun, kinds: Sequence[str], alarms: Sequence[dict[str
     return " ".join(sentences)
 
 
-def _alarm_table(run: ReportRun, kinds: Sequence[str], alarms: Sequence[dict[str, Any]]) -> str:
+def _alarm_table(run: ReportRun, kinds: Sequence[StageName], alarms: Sequence[dict[str, Any]]) -> str:
     """An alarm a row: when it first fired in each kind of training, what was measured, why it matters, what to try."""
     if not alarms:
         return ""
@@ -189,7 +190,7 @@ def _marked_chart(histories: Histories, quantity: Quantity, alarms: Sequence[dic
     return replace(training_chart(histories, quantity), marks=marks)
 
 
-def _token_tables(run: ReportRun, kinds: Sequence[str]) -> str:
+def _token_tables(run: ReportRun, kinds: Sequence[StageName]) -> str:
     """The tokens that carried the KL at the end, in the first seed of each kind of training."""
     found = [(kind, _last_record(run, kind)) for kind in kinds]
     tables = [_token_table(kind, record) for kind, record in found if record is not None and record.kl_tokens]
@@ -203,14 +204,14 @@ token: its part of the whole, nats a response, and how often it was written. Par
 other tokens are written with less than π<sub>ref</sub>’s probability.</p>"""
 
 
-def _last_record(run: ReportRun, kind: str) -> MonitorRecord | None:
+def _last_record(run: ReportRun, kind: StageName) -> MonitorRecord | None:
     """The last record of the last round's first seed."""
     stage, round = ("without_kl", 1) if kind == "without_kl" else ("train", run.evaluation["rounds"])
     records = read_records(run.folder.seed(stage, round, run.seeds[0]) / RECORDS)  # type: ignore[arg-type]
     return records[-1] if records else None
 
 
-def _token_table(kind: str, record: MonitorRecord) -> str:
+def _token_table(kind: StageName, record: MonitorRecord) -> str:
     widest = max(abs(token.share) for token in record.kl_tokens)
     rows = (_token_row(token, kind, widest) for token in record.kl_tokens if token.nats > 0)
     return (
