@@ -78,13 +78,13 @@ class TokenPPO(TokenAlgorithm, PPO):
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
         """−L^CLIP + c₁·L^VF."""
         progress = self._current_progress_remaining
-        policy = weighted_policy_loss(batch, evaluation, size, clip_range=self.clip_range(progress))
+        policy = weighted_policy_loss(batch, evaluation, size, clip_range=self.clip_range(progress))  # type: ignore[operator]
         value = ppo_value_loss(
             evaluation.values,
             batch.values,
             batch.returns,
             batch.mask,
-            clip_range_vf=None if self.clip_range_vf is None else self.clip_range_vf(progress),
+            clip_range_vf=None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
             denominator=size.tokens,
         )
         metrics = {
