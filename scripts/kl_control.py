@@ -82,7 +82,7 @@ def learn(controller: KLController, seed: int, tokens: int) -> dict[str, Any]:
         learning_rate=LinearSchedule(config.learning_rate, 0.0, 1.0),
         n_episodes=config.n_episodes,
         batch_size=config.batch_size,
-        n_epochs=config.epochs,
+        n_epochs=config.n_epochs,
         kl_controller=controller,
         seed=seed,
         device="cpu",
