@@ -15,7 +15,6 @@ from rlhf_gym.settings.checks import above, at_least, one_of
 
 KLControl = Literal["fixed", "adaptive", "constraint"]
 KLPlace = Literal["reward", "loss"]
-KLEstimator = Literal["full", "k2", "k3"]
 
 
 class AgentParts(Protocol):
@@ -178,9 +177,10 @@ class PolicyGradientSettings(LearnerSettings):
     """Responses over which "adaptive" moves β by a fifth, at most; Ziegler et al.'s is long for a short run."""
     kl_in: KLPlace = "reward"
     """Where the KL penalty is: in the reward of each token, or a term of the loss."""
-    kl_loss: KLEstimator = "full"
+    kl_loss: str = "full"
     """The estimator of the KL in the loss: "full" over the vocabulary, "k2" (the same gradient on the policy's own
-    samples), or "k3" (GRPO's; its gradient is that of KL(π_ref‖π))."""
+    samples), "k3" (GRPO's; its gradient is that of KL(π_ref‖π)), or one that was added to
+    `rlhf_gym.agents.regularisers.KL_ESTIMATORS`."""
     samples_per_prompt: int = 1
     """Responses in a row to the same prompt."""
     ent_coef: float = 0.0
@@ -223,7 +223,7 @@ class PolicyGradientSettings(LearnerSettings):
         super().__post_init__()
         at_least(self, 1, "kl_horizon", "gold_every", "samples_per_prompt", "ptx_batch_size", "stop_kl_patience")
         at_least(self, 0, "kl_coef")
-        one_of(self, kl_control=KLControl, kl_in=KLPlace, kl_loss=KLEstimator)
+        one_of(self, kl_control=KLControl, kl_in=KLPlace)
         if self.kl_control != "fixed" and not (self.kl_coef > 0 and self.kl_target > 0):
             raise ValueError(
                 f"expected kl_coef and kl_target > 0 with kl_control={self.kl_control!r}, "
