@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_gym.cli.adversarial_command import adversarial_command, print_adversarial
+from rlhf_gym.cli import main
+from rlhf_gym.cli.adversarial_command import print_adversarial
 from rlhf_gym.pipeline import Run, prepare, run
 from rlhf_gym.pipeline.adversarial import EDITS, WITHOUT_KL, AdversarialConfig, adversarial, find_pairs, kind_of
 from rlhf_gym.pipeline.reward import adversarial_folder, training_preferences
@@ -99,7 +100,7 @@ def test_a_run_without_the_round_is_refused(tmp_path: Path, capsys: pytest.Captu
     prepared = prepare(tiny_config(tmp_path / "run"), task=task, console=quiet())
     with pytest.raises(ValueError, match="expected the reward model of round 1"):
         adversarial(prepared, CONFIG)
-    assert adversarial_command([str(tmp_path / "nothing")]) == 2
+    assert main(["adversarial", str(tmp_path / "nothing")]) == 2
     assert "expected the folder of a run" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected tries >= 1, got 0"):
         AdversarialConfig(tries=0)

@@ -66,7 +66,7 @@ def test_blind_comparison_of_two_policies(tmp_path: Path) -> None:
     assert (found.low, found.high) == share_interval(found.rate, 43)[1:]
     assert found.shown_first == pytest.approx(0.5, abs=0.02)
     assert found.more_for(0.05) == prompts_for_margin(0.05, found.rate) - 43 and found.more_for(0.3) == 0
-    assert str(found).startswith("ppo wins 67.4% against sft, 95 % interval 52.5% to 79.5%, so it is better: 26 won")
+    assert str(found).startswith("train wins 67.4% against sft, 95 % interval 52.5% to 79.5%, so it is better: 26 won")
     assert json.loads(write_human_evaluation(folder, found).read_text())["wins"] == 26
 
 
@@ -76,5 +76,5 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     folder = fake_run(tmp_path, 3)
     with pytest.raises(ValueError, match="differ on some prompt, got 3"):
         comparison_items(folder, "train", "sft")
-    with pytest.raises(ValueError, match="one of the policies ppo, train-round-1-seed-1, sft, got 'gpt'"):
+    with pytest.raises(ValueError, match="one of the policies train, sft, train-round-1-seed-1, got 'gpt'"):
         comparison_items(folder, "gpt", "sft")
