@@ -81,7 +81,7 @@ def test_made_again_nothing_is_run_again(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("expected no training of what is there")
 
-    monkeypatch.setattr("rlhf_gym.pipeline.train.train", refuse)
+    monkeypatch.setattr("rlhf_gym.agents.TokenPPO.learn", refuse)
     monkeypatch.setattr("rlhf_gym.pipeline.reward.train_reward_model", refuse)
     gallery.make_gallery(settings, root / "docs")
     assert (root / "docs" / "gallery.md").read_text() == before
