@@ -1,0 +1,60 @@
+"""The shape of the code, computed from the code: no import circles, no crowded folder, no agent asked for its name."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import house  # noqa: E402
+
+LISTED = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+FILES = [name for name in LISTED.stdout.splitlines() if (ROOT / name).is_file()]
+LIBRARY = {
+    name: ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    for name in FILES
+    if name.endswith(".py") and name.startswith(house.LIBRARY)
+}
+
+
+def test_no_modules_import_one_another():
+    assert house.import_circles(LIBRARY) == []
+
+
+def test_a_circle_is_found_however_it_is_tied():
+    lazy = "def f():\n    from rlhf_gym.b import g\n"
+    typing = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rlhf_gym.a import f\n"
+    trees = {"rlhf_gym/a.py": ast.parse(lazy), "rlhf_gym/b.py": ast.parse(typing)}
+    assert house.import_circles(trees) == [{"rlhf_gym.a", "rlhf_gym.b"}]
+
+
+def test_no_folder_holds_more_than_25_files():
+    folders = Counter(str(Path(name).parent) for name in FILES)
+    assert {folder: count for folder, count in folders.items() if count > 25} == {}
+
+
+def test_nobody_asks_for_an_agents_name():
+    asking = {name: house.compares_with_agent(tree) for name, tree in LIBRARY.items()}
+    assert {name: count for name, count in asking.items() if count} == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["agent == 'ppo'", "agent in ('rloo', 'grpo')", "'dpo' != name", "name not in {'a2c': 1}"]
+)
+def test_a_question_for_an_agents_name_is_found(line):
+    assert house.compares_with_agent(ast.parse(line)) == 1
+
+
+def test_no_constructor_has_more_than_18_parameters():
+    assert [found for found in house.constructors(LIBRARY) if found[0] > 18] == []
+
+
+def test_the_readme_fits_a_page():
+    assert house.lines(ROOT, ["README.md"]) <= 150
