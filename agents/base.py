@@ -186,6 +186,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return self.env.engine
 
     @property
+    def mean_kl(self) -> float:
+        """KL(π‖π_ref) of the last rollout, the mean over its responses, in nats; NaN before the first."""
+        return float("nan") if self.rollout is None else self.rollout.mean_kl
+
+    @property
     def kl_controller(self) -> KLController:
         """The owner of β: the environment's rewards and the KL in the loss read it. Another one may be set."""
         return self._kl_controller
@@ -382,7 +387,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.logger.record("time/update_seconds", time.perf_counter() - started)
         self.policy.set_training_mode(False)
         if self.rollout is not None:
-            self.kl_controller.update(self.rollout.mean_kl, len(self.buffer))
+            self.kl_controller.update(self.mean_kl, len(self.buffer))
         for regulariser in self._active:
             regulariser.after_iteration()
         self._snapshot = None  # the iteration is complete

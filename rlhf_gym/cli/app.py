@@ -61,9 +61,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rlhf-gym {__version__}")
         return 0
     try:
-        return parse(given or ["--help"]).run()
+        return run_command(parse(given or ["--help"]))
     except (ValueError, OSError, ImportError) as error:
         return fail(str(error))
+
+
+def run_command(options: Any) -> int:
+    """Run the command that these options are of. Returns the exit code.
+
+    A command's module is imported only here: it brings torch, which `--help` does without.
+    """
+    match options:
+        case LabelOptions():
+            from rlhf_gym.cli.label_command import label
+
+            return label(options)
+        case ReportOptions():
+            from rlhf_gym.cli.report_command import report
+
+            return report(options)
+        case DiagnoseOptions():
+            from rlhf_gym.cli.diagnose_command import diagnose
+
+            return diagnose(options)
+        case AdversarialOptions():
+            from rlhf_gym.cli.adversarial_command import adversarial_command
+
+            return adversarial_command(options)
+        case Check() | Import() | Export() | Agreement():
+            from rlhf_gym.cli.preferences_command import preferences_command
+
+            return preferences_command(options)
+        case _:
+            return options.run()
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -84,8 +114,9 @@ def parse(arguments: Sequence[str]) -> Any:
     for name, (options, text) in OTHERS.items():
         commands.append(Annotated[options, subcommand(name, description=text, prefix_name=False)])
     names_agent = any(word.startswith("agent:") for word in words)
+    union: Any = Union[(*commands, Preferences)]
     return tyro.cli(
-        Union[(*commands, Preferences)],  # type: ignore[arg-type]
+        union,
         args=words,
         prog="rlhf-gym",
         description=DESCRIPTION,

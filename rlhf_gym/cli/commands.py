@@ -102,14 +102,17 @@ class EvaluateOptions(StageOptions):
         code = run_stages(self)
         if code or not self.human:
             return code
-        return LabelOptions(
+        from rlhf_gym.cli.label_command import label
+
+        options = LabelOptions(
             self.config.run_dir,
             compare=("train", "sft"),
             num_items=self.num_items,
             num_labels=self.num_labels,
             labels_per_item=self.labels_per_item,
             page=self.page,
-        ).run()
+        )
+        return label(options)
 
 
 def stage_command(name: str, arguments: Sequence[str]) -> Any:

@@ -1,4 +1,4 @@
-"""What each command takes: light records, so that `--help` needs no torch. `run()` of each does the work."""
+"""What each command takes: light records, so that `--help` needs no torch."""
 
 from __future__ import annotations
 
@@ -53,12 +53,6 @@ class LabelOptions:
         if sum(given is not None for given in (self.items, self.compare, self.batch)) > 1:
             raise ValueError("expected one of --items, --compare and --batch, got several")
 
-    def run(self) -> int:
-        """Do the work. Returns the exit code."""
-        from rlhf_gym.cli.label_command import label
-
-        return label(self)
-
 
 @dataclass(frozen=True)
 class AdversarialOptions:
@@ -70,12 +64,6 @@ class AdversarialOptions:
     """The annotators, by default those of the run; "web" for people at a labelling page."""
     search: Annotated[AdversarialConfig, arg(name="")] = field(default_factory=AdversarialConfig)
     """How adversarial pairs are found."""
-
-    def run(self) -> int:
-        """Do the work. Returns the exit code."""
-        from rlhf_gym.cli.adversarial_command import adversarial_command
-
-        return adversarial_command(self)
 
 
 @dataclass(frozen=True)
@@ -102,12 +90,6 @@ class DiagnoseOptions:
     device: str = "auto"
     """Where the reward model runs; auto: a GPU where there is one."""
 
-    def run(self) -> int:
-        """Do the work. Returns the exit code."""
-        from rlhf_gym.cli.diagnose_command import diagnose
-
-        return diagnose(self)
-
 
 @dataclass(frozen=True)
 class ReportOptions:
@@ -121,12 +103,6 @@ class ReportOptions:
     def __post_init__(self) -> None:
         if not self.runs:
             raise ValueError("expected at least one run folder, got none: rlhf-gym report RUN [RUN …]")
-
-    def run(self) -> int:
-        """Do the work. Returns the exit code."""
-        from rlhf_gym.cli.report_command import report
-
-        return report(self)
 
 
 @dataclass(frozen=True)
@@ -144,13 +120,6 @@ class Check:
     shown: int = 5
     """Records shown of each kind."""
 
-    def run(self) -> int:
-        """Do the work. Returns the exit code."""
-        from rlhf_gym.cli.preferences_command import check
-
-        check(self)
-        return 0
-
 
 @dataclass(frozen=True)
 class Import:
@@ -162,13 +131,6 @@ class Import:
     """The run's folder, or any other: the labels are in labels.sqlite in it."""
     split: str = "train"
     """Of a data set on the hub."""
-
-    def run(self) -> int:
-        """Do the work. Returns the exit code."""
-        from rlhf_gym.cli.preferences_command import import_labels
-
-        import_labels(self)
-        return 0
 
 
 @dataclass(frozen=True)
@@ -186,13 +148,6 @@ class Export:
     log: bool = False
     """Write every record of the log instead, skips, undone ones and undos too."""
 
-    def run(self) -> int:
-        """Do the work. Returns the exit code."""
-        from rlhf_gym.cli.preferences_command import export_labels
-
-        export_labels(self)
-        return 0
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -200,10 +155,3 @@ class Agreement:
 
     folder: Positional[Path]
     """The run's folder."""
-
-    def run(self) -> int:
-        """Do the work. Returns the exit code."""
-        from rlhf_gym.cli.preferences_command import print_agreement
-
-        print_agreement(self)
-        return 0

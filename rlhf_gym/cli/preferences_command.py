@@ -27,6 +27,20 @@ def _read(source: str, split: str) -> list[Preference]:
     return read_preferences(source)
 
 
+def preferences_command(options: Check | Import | Export | Agreement) -> int:
+    """Run one of the commands about preferences. Returns the exit code."""
+    match options:
+        case Check():
+            check(options)
+        case Import():
+            import_labels(options)
+        case Export():
+            export_labels(options)
+        case Agreement():
+            print_agreement(options)
+    return 0
+
+
 def check(options: Check) -> None:
     """Report on a file of preferences."""
     console = Console()

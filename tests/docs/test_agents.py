@@ -20,7 +20,7 @@ def test_the_page_shows_every_agent():
 
 
 def test_the_pages_commands_exist():
-    commands = re.findall(r"python (scripts/\w+\.py)|pytest (tests/\w+\.py) -k (\w+)", PAGE)
+    commands = re.findall(r"python (scripts/\w+\.py)|pytest (tests/[\w/]+\.py) -k (\w+)", PAGE)
     assert len(commands) >= 5
     for script, file, word in commands:
         assert (ROOT / (script or file)).is_file()
