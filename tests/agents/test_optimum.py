@@ -149,9 +149,10 @@ def solved(seed=0, *, temperature=1.0):
         agent.policy.value_head.linear.weight.copy_(torch.from_numpy(np.concatenate(tables))[None])
     rows = np.concatenate([np.zeros((64, 1), np.int64), toy.strings.numpy()], axis=1)
     episodes = [Episode.of_response(row[:1], row[1:], "length", number=i, slot=i) for i, row in enumerate(rows)]
+    action_mask = torch.ones(64, 4, dtype=torch.bool)
+    action_mask[:, 0] = False
     with torch.no_grad():
-        lengths = torch.full((64,), 4)
-        evaluation = agent.policy.evaluate_episodes(torch.from_numpy(rows), torch.ones_like(lengths), lengths)
+        evaluation = agent.policy.evaluate_episodes(torch.from_numpy(rows), action_mask)
     earned = agent.engine.token_reward(episodes, list(evaluation.log_probs.numpy()))
     buffer = EpisodeBuffer(episodes, list(evaluation.log_probs.numpy()), list(evaluation.values.numpy()))
     buffer.set_rewards(earned.rewards, earned.ref_log_probs)
