@@ -43,9 +43,13 @@ OTHERS: dict[str, tuple[Any, str]] = {
 DESCRIPTION = """RLHF as ordinary RL: pretrain, SFT, collect preferences, reward model, train, evaluate, report.
 
 Begin with: rlhf-gym run --run-dir runs/demo (the embedded task, complete and offline).
+
 Your own labelled texts: rlhf-gym run --run-dir runs/films --corpus films.jsonl
+
 Your own model: rlhf-gym run --run-dir runs/mine --model FOLDER --prompts FILE --preferences FILE
+
 Another agent: rlhf-gym run --run-dir runs/rloo agent:rloo
+
 Again from a stage on: rlhf-gym run --run-dir runs/demo --redo train --agent.kl-coef 0.05"""
 
 
