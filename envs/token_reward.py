@@ -10,7 +10,7 @@ policy gradient is right inside a reward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
@@ -24,8 +24,7 @@ from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import token_log_prob
 from rlhf_gym.lm.split import LowerStates, Split
 from rlhf_gym.rewards import EpisodeScorer
-
-KLPlace = Literal["reward", "loss"]
+from rlhf_gym.settings.agents import KLPlace
 
 
 class KLCoefOwner(Protocol):

@@ -40,13 +40,14 @@ from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.prompts import PromptFeed
 from rlhf_gym.envs.shaping import ScoreTerm, Shaping
 from rlhf_gym.envs.slots import Slots
-from rlhf_gym.envs.token_reward import KLCoefOwner, KLPlace, TokenReward
+from rlhf_gym.envs.token_reward import KLCoefOwner, TokenReward
 from rlhf_gym.envs.view import EpisodeView
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.split import LowerStates
 from rlhf_gym.lm.tokens import decode, pad_token_id, token_texts
 from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction
+from rlhf_gym.settings.agents import KLPlace
 
 RewardTiming = Literal["step", "deferred"]
 

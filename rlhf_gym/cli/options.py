@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 from tyro.conf import Positional, arg
 
 from rlhf_gym.labeling import PageSettings
 from rlhf_gym.settings import AdversarialConfig
-from rlhf_gym.settings.stages import Labeler
-
-ItemKind = Literal["comparison", "ranking", "rating"]
-Ties = Literal["drop", "half"]
+from rlhf_gym.settings.stages import ItemKind, Labeler, Ties
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from rlhf_gym.files import write_jsonl
 from rlhf_gym.labeling.agreement import agreement, opinions_of
 from rlhf_gym.labeling.store import Item, Judgement, LabelStore
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, Preference
-
-Ties = Literal["drop", "half"]
+from rlhf_gym.settings.stages import Ties
 
 
 @dataclass(frozen=True)

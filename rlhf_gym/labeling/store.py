@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from rlhf_gym.preferences.records import Candidate, CandidatePair
+from rlhf_gym.settings.stages import ItemKind
 
 STORE_FILE = "labels.sqlite"
 """The store's name in a run's folder."""
@@ -42,7 +43,6 @@ _BALANCED = 8  # in each block of so many comparisons, left and right are exactl
 
 # --- records ----------------------------------------------------------------------------------------------------------
 
-ItemKind = Literal["comparison", "ranking", "rating"]
 Action = Literal["chosen", "tie", "ranking", "ratings", "skip", "undo"]
 
 ACTIONS: dict[ItemKind, tuple[Action, ...]] = {

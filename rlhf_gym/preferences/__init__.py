@@ -1,6 +1,6 @@
 """Preferences: records, files, pairs, simulated annotators, and the choice of pairs to compare."""
 
-from rlhf_gym.preferences.active import Acquisition, acquisition_scores, choose_batch
+from rlhf_gym.preferences.active import acquisition_scores, choose_batch
 from rlhf_gym.preferences.annotators import (
     Annotator,
     AnnotatorPanel,
@@ -19,6 +19,7 @@ from rlhf_gym.preferences.files import (
 from rlhf_gym.preferences.pairing import PairingStrategy, choose_pairs, pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Demonstration, Preference
 from rlhf_gym.settings import CONFIDENT_WORDS
+from rlhf_gym.settings.stages import Acquisition
 
 __all__ = [
     "CONFIDENT_WORDS",

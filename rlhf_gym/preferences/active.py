@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import entr, expit
 
-Acquisition = Literal["disagreement", "information", "uncertainty"]
+from rlhf_gym.settings.stages import Acquisition
 
 
 def acquisition_scores(deltas: ArrayLike, acquisition: Acquisition, *, mistake_rate: float = 0.0) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Rewards: learned models, ensembles of them, functions of the text, and how an episode comes to its score."""
 
 from rlhf_gym.rewards.ensemble import RewardEnsemble, load_reward
-from rlhf_gym.rewards.model import RewardModel, Trunk
+from rlhf_gym.rewards.model import RewardModel
 from rlhf_gym.rewards.programmatic import (
     import_reward_function,
     keyword_reward,
@@ -10,7 +10,6 @@ from rlhf_gym.rewards.programmatic import (
     sum_rewards,
 )
 from rlhf_gym.rewards.reward import (
-    Aggregate,
     FunctionReward,
     LearnedReward,
     Reward,
@@ -22,6 +21,7 @@ from rlhf_gym.rewards.reward import (
     check_scores,
 )
 from rlhf_gym.rewards.scoring import EpisodeScorer, as_reward
+from rlhf_gym.settings.stages import Aggregate, Trunk
 
 __all__ = [
     "Aggregate",

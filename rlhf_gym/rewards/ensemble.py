@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.rewards.model import ENSEMBLE_FILE, RewardModel, read_ensemble_file, write_ensemble_file
-from rlhf_gym.rewards.reward import Aggregate, LearnedReward, RewardNormalizer, Scores
+from rlhf_gym.rewards.reward import LearnedReward, RewardNormalizer, Scores
+from rlhf_gym.settings.stages import Aggregate
 
 
 class RewardEnsemble(LearnedReward):

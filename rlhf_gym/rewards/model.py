@@ -23,13 +23,13 @@ from rlhf_gym.lm.loading import check_model_source, context_length, load_causal_
 from rlhf_gym.lm.lora import merged
 from rlhf_gym.lm.parts import fuse_activations, rows_at_once
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses, lengths_from_mask, pad_rows, pad_token_id
-from rlhf_gym.rewards.reward import Aggregate, LearnedReward, Reward, RewardNormalizer, Scores
+from rlhf_gym.rewards.reward import LearnedReward, Reward, RewardNormalizer, Scores
+from rlhf_gym.settings.stages import Aggregate, Trunk
 
 NORMALIZER_FILE = "reward_normalizer.json"
 ENSEMBLE_FILE = "reward_ensemble.json"
 
 Reading = Literal["last_token", "classifier"]
-Trunk = Literal["separate", "shared"]
 
 
 class RewardModel(LearnedReward):

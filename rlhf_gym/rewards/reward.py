@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-Aggregate = Literal["mean", "min", "uwo"]
+from rlhf_gym.settings.stages import Aggregate
 
 RewardFunction = Callable[[list[str], list[str]], ArrayLike]
 """Anything callable as `(prompts, responses) -> (B,)`, one finite score for each pair."""

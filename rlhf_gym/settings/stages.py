@@ -16,6 +16,8 @@ Acquisition = Literal["disagreement", "information", "uncertainty"]
 Labeler = Literal["simulated", "web"]
 Aggregate = Literal["mean", "min", "uwo"]
 Trunk = Literal["separate", "shared"]
+ItemKind = Literal["comparison", "ranking", "rating"]
+Ties = Literal["drop", "half"]
 
 CONFIDENT_WORDS = ("absolutely", "always", "certainly", "clearly", "definitely", "never", "obviously", "undoubtedly")
 """Words of people who are sure of themselves."""
