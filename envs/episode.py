@@ -51,11 +51,10 @@ class Episode:
         finish_reason: str,
         *,
         number: int = 0,
-        slot: int = 0,
     ) -> Episode:
         """The episode of a prompt and one response to it, every token of which is an action."""
         input_ids = np.array([*prompt_ids, *response_ids], dtype=np.int64)
-        return cls(number, slot, input_ids, np.arange(len(input_ids)) >= len(prompt_ids), finish_reason)
+        return cls(number, 0, input_ids, np.arange(len(input_ids)) >= len(prompt_ids), finish_reason)
 
     @property
     def response_length(self) -> int:

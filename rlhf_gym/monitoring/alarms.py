@@ -9,7 +9,7 @@ errors. It ends when the severity falls below `clear`, and can then fire again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -127,14 +127,6 @@ class Alarms:
     def _end(self, name: str, tokens: int) -> None:
         last = max(i for i, alarm in enumerate(self.fired) if alarm.name == name)
         self.fired[last] = replace(self.fired[last], until=tokens)
-
-
-def alarms_of(records: Iterable[MonitorRecord], thresholds: AlarmThresholds | None = None) -> list[Alarm]:
-    """The alarms of a whole history."""
-    alarms = Alarms(thresholds)
-    for record in records:
-        alarms.update(record)
-    return alarms.fired
 
 
 # -- the rules ---------------------------------------------------------------------------------------------------------

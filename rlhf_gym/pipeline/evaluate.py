@@ -60,8 +60,8 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
     best_metrics = _entry("best_of", f"best of {n}", best, base, None) | _bound(n)
     entries = [_entry("sft", "SFT", base, base, best), best_metrics]
     folder = run.folder.stage("evaluate") / "samples"
-    _write(folder / "sft.jsonl", run, base)
-    _write(folder / "best_of.jsonl", run, best)
+    _write(folder / "sft.jsonl", base)
+    _write(folder / "best_of.jsonl", best)
     measure_best_of_n(run, sft, reward, prompts)
     for kind, round, seed in trained_policies(run):
         name = f"{kind}-round-{round}-seed-{seed}"
@@ -71,10 +71,10 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
             measured = _measure(run, model, sft, reward, prompts, name)
         else:
             measured = _best_of(run, sft, reward, prompts, n=chooses, seed=run.config.seed + 1000 * seed + 9)
-        _write(folder / f"{name}.jsonl", run, measured)
+        _write(folder / f"{name}.jsonl", measured)
         entry = _entry(kind, name, measured, base, best) | {"round": round, "seed": seed}
         entries.append(entry if chooses is None else entry | _bound(chooses))
-        shown = _token_records(run, model, sft, measured, base)
+        shown = _token_records(run, model, measured, base)
         write_jsonl(run.folder.stage("evaluate") / "tokens" / f"{name}.jsonl", shown)
     return {
         "agent": settings_label(config.agent),
@@ -191,12 +191,17 @@ def _summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(path: Path, run: Run, measured: Measured) -> None:
+def _write(path: Path, measured: Measured) -> None:
     gold = [None] * len(measured.samples) if measured.gold is None else measured.gold.tolist()
     rows = zip(
-        measured.samples.prompts, measured.samples.responses, gold, measured.proxy.tolist(), measured.kl.tolist(),
-        measured.samples.generations, strict=True,
-    )  # fmt: skip
+        measured.samples.prompts,
+        measured.samples.responses,
+        gold,
+        measured.proxy.tolist(),
+        measured.kl.tolist(),
+        measured.samples.generations,
+        strict=True,
+    )
     write_jsonl(
         path,
         [
@@ -206,9 +211,7 @@ def _write(path: Path, run: Run, measured: Measured) -> None:
     )
 
 
-def _token_records(
-    run: Run, model: PreTrainedModel, sft: PreTrainedModel, measured: Measured, base: Measured
-) -> list[dict[str, Any]]:
+def _token_records(run: Run, model: PreTrainedModel, measured: Measured, base: Measured) -> list[dict[str, Any]]:
     """The first few prompts: before and after, token by token, with log π and log π_SFT of both."""
     first = list(range(min(run.config.evaluate.shown, len(base.samples))))
     if not first:

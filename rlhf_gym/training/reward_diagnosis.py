@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,18 +78,18 @@ def accuracy_by_name(pairs: ScoredPairs, name: Callable[[Preference], str]) -> l
     return [_share(pairs.right, names == each, str(each)) for each in np.unique(names)]
 
 
-def accuracy_by_length(pairs: ScoredPairs, *, edges: Sequence[int] = LENGTH_EDGES) -> list[Share]:
+def accuracy_by_length(pairs: ScoredPairs) -> list[Share]:
     """The accuracy by how many words the chosen response is the longer one; buckets without pairs are left out."""
     shares = []
     low = 1
     ranges = [(0, 0)]
-    for high in edges[1:]:
+    for high in LENGTH_EDGES[1:]:
         ranges.append((low, high))
         low = high + 1
     for first, last in [*((-b, -a) for a, b in ranges[:0:-1]), *ranges]:
         name = f"{first:+d} to {last:+d}" if first != last else f"{first:+d}" if first else "equal"
         shares.append(_share(pairs.right, (pairs.longer >= first) & (pairs.longer <= last), name))
-    beyond = edges[-1]
+    beyond = LENGTH_EDGES[-1]
     shares.insert(0, _share(pairs.right, pairs.longer < -beyond, f"below {-beyond}"))
     shares.append(_share(pairs.right, pairs.longer > beyond, f"above {beyond:+d}"))
     return [share for share in shares if share.n]

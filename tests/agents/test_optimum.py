@@ -148,7 +148,7 @@ def solved(seed=0, *, temperature=1.0):
     with torch.no_grad():
         agent.policy.value_head.linear.weight.copy_(torch.from_numpy(np.concatenate(tables))[None])
     rows = np.concatenate([np.zeros((64, 1), np.int64), toy.strings.numpy()], axis=1)
-    episodes = [Episode.of_response(row[:1], row[1:], "length", number=i, slot=i) for i, row in enumerate(rows)]
+    episodes = [Episode.of_response(row[:1], row[1:], "length", number=i) for i, row in enumerate(rows)]
     action_mask = torch.ones(64, 4, dtype=torch.bool)
     action_mask[:, 0] = False
     with torch.no_grad():

@@ -16,7 +16,7 @@ from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import Shared
 from rlhf_gym.monitoring import AlarmThresholds, RLHFMonitor
-from rlhf_gym.monitoring.alarms import RULES, Alarm, Alarms, History, MonitorRecord, alarms_of, judgements
+from rlhf_gym.monitoring.alarms import RULES, Alarm, Alarms, History, MonitorRecord, judgements
 from rlhf_gym.rewards import RewardEnsemble
 from rlhf_gym.settings.monitor import ALARM_NAMES
 from tests import tiny
@@ -40,6 +40,13 @@ def history(*steps, errors=ERRORS, start=3, **target):
         MonitorRecord(i + 1, 100 * (i + 1), STEADY | change, errors, kl_target=target.get("kl_target"))
         for i, change in enumerate(changes)
     ]
+
+
+def alarms_of(records, thresholds=None):
+    alarms = Alarms(thresholds)
+    for record in records:
+        alarms.update(record)
+    return alarms.fired
 
 
 def names(records, **thresholds):

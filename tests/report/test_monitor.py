@@ -7,11 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlhf_gym.files import read_jsonl, write_jsonl
-from rlhf_gym.monitoring.alarms import KLToken, MonitorRecord, alarms_of
+from rlhf_gym.monitoring.alarms import KLToken, MonitorRecord
 from rlhf_gym.report import write_report
 from rlhf_gym.report.run import read_run
 from rlhf_gym.report.training import monitor_section
 from rlhf_gym.runs import RunFolder
+from tests.monitoring.test_alarms import alarms_of
 from tests.report.test_report import EVIL, Page
 from tests.run_folders import made_up_run, read_page
 
