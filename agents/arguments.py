@@ -56,7 +56,7 @@ class TokenArguments(LearnerArguments, total=False):
 
 
 def check_words(agent: str, arguments: Mapping[str, Any], known: type) -> None:
-    """Every argument is one that the agent takes: a word that means nothing to it is refused, not ignored.
+    """Check that the agent takes every argument: one that it does not use is refused, not ignored.
 
     Raises:
         TypeError: naming those that are not.

@@ -97,7 +97,7 @@ class EntropyBonus(Regulariser):
         return LossTerm(-self.coef * masked_mean(evaluation.entropy, batch.mask, size.tokens), {})
 
     def settings(self) -> dict[str, Any]:
-        """c."""
+        """The coefficient c, by its name."""
         return {"coef": self.coef}
 
 
@@ -169,7 +169,7 @@ class KLInLoss(Regulariser):
         return LossTerm(self._reward.kl_coef * mean, {"train/kl_loss": mean.detach()})
 
     def settings(self) -> dict[str, Any]:
-        """The kind."""
+        """The kind of estimator, by its name."""
         return {"kind": self.kind}
 
 
@@ -382,7 +382,7 @@ class MovingReference(Regulariser):
         self._reward.invalidate()
 
     def settings(self) -> dict[str, Any]:
-        """μ."""
+        """The rate μ, by its name."""
         return {"rate": self.rate}
 
     def weights(self) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """python scripts/alarms.py: which alarms fire on which run, and how often on healthy ones.
 
 On the embedded task. Healthy runs are `rlhf-gym run` as it is (β = .1) with a reward ensemble of three, so that
-disagreement is watched too; beside each stands its twin without KL penalty, which hacks r_φ, and whose gold says when.
+disagreement is measured too. Beside each stands the same run without KL penalty, in which the policy exploits errors
+of r_φ; its gold says from when on.
 The other runs are made to go wrong in one way each. Prints a table run × alarm (thousands of tokens at which each
 fired; "·" silent, blank where the alarm has nothing to go by), when gold peaked without the KL penalty and what had
 fired by then, what the alarms say, and how many alarms the healthy runs raised.

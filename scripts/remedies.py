@@ -257,11 +257,11 @@ class Study:
 
     def _disagreement(self, seed: int) -> dict[str, dict[str, list[float]]]:
         task = task_from_sft()
-        hacked = RunFolder(self.folder(seed) / NONE.name).seed("train", 1, seed) / "model"
+        without_remedy = RunFolder(self.folder(seed) / NONE.name).seed("train", 1, seed) / "model"
         found: dict[str, dict[str, list[float]]] = {"separate": {}, "shared": {}}
         for name, by_policy in found.items():
             reward = load_reward(self.reward_model(seed, name))  # type: ignore[arg-type]
-            for policy, source in (("sft", task.sft), ("none", hacked)):
+            for policy, source in (("sft", task.sft), ("none", without_remedy)):
                 samples = draw(load_causal_lm(source), task, task.heldout_prompts, seed=seed + 7)
                 ids, _, lengths = samples.rows()  # (B, L), (B,), (B,)
                 scores = reward.scores_of_tokens(ids, torch.arange(ids.shape[1]) < lengths[:, None]).members  # (k, B)

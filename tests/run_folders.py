@@ -114,19 +114,19 @@ def _ppo(folder: RunFolder, stage: Any, round: int, seeds: int, rng: np.random.G
         records = []
         for i in range(120):
             done = (i + 1) / 120
-            leashed = stage == "train"
-            kl = 6.5 * (1 - np.exp(-5 * done)) if leashed else 40 * done**1.3
+            penalised = stage == "train"
+            kl = 6.5 * (1 - np.exp(-5 * done)) if penalised else 40 * done**1.3
             d = np.sqrt(kl)
-            rise = d * (1.05 - 0.28 * np.log(max(d, 1e-3))) if leashed else d * (1.5 - 0.75 * np.log(max(d, 1e-3)))
+            rise = d * (1.05 - 0.28 * np.log(max(d, 1e-3))) if penalised else d * (1.5 - 0.75 * np.log(max(d, 1e-3)))
             record = {
                 "iteration": i + 1,
                 "tokens": 2500 * (i + 1) + int(rng.integers(200)),
                 "rlhf/score": float(1.25 * d * (1 - 0.05 * d) + 0.08 * rng.standard_normal()),
                 "rlhf/kl": float(kl + 0.15 * rng.standard_normal() * d),
-                "rlhf/kl_coef": 0.1 if leashed else 0.0,
+                "rlhf/kl_coef": 0.1 if penalised else 0.0,
                 "rlhf/entropy": float(1.3 * np.exp(-0.08 * kl) + 0.02 * rng.standard_normal()),
-                "rlhf/response_length": float(13 + (done if leashed else 9 * done) + 0.3 * rng.standard_normal()),
-                "rlhf/stopped": 1.0 if leashed else 1 - 0.4 * done,
+                "rlhf/response_length": float(13 + (done if penalised else 9 * done) + 0.3 * rng.standard_normal()),
+                "rlhf/stopped": 1.0 if penalised else 1 - 0.4 * done,
                 "train/explained_variance": float(0.5 * (1 - np.exp(-4 * done))),
                 "train/clip_fraction": float(0.12 * (1 - done)),
             }

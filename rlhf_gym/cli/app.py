@@ -55,7 +55,7 @@ Again from a stage on: rlhf-gym run --run-dir runs/demo --redo train --agent.kl-
 
 @dataclass(frozen=True)
 class _Another:
-    """A command that is not called for."""
+    """Stands in for a command that is not called, whose settings need not be made."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

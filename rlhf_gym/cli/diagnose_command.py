@@ -63,7 +63,7 @@ def _probe(options: DiagnoseOptions) -> RewardProbes:
 
 
 def _sides(options: DiagnoseOptions) -> tuple[list[Preference], list[Preference]]:
-    """(for the baselines, to measure by)."""
+    """The preferences that the baselines are trained on, and those that rewards are measured by."""
     train = read_preferences(options.preferences)
     _check_differ(train, options.preferences)
     if options.heldout is None:

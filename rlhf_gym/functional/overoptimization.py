@@ -134,7 +134,7 @@ def fit_best_of_n(
 ) -> OveroptimizationFit:
     """Least squares of gold on d and −d²: linear in (α, b), so exact and without a start value.
 
-    How sure (α, b) are is told in one of three ways, for points along one run are no independent witnesses:
+    How sure (α, b) are is told in one of three ways, as the points of one run are not independent:
 
     - `runs` given, two or more (seeds, or, for the best of n of one reward model, prompts): the curve is fitted to each
       run by itself, (α, b) is the mean over the runs and its covariance that of a mean, with runs − 1 degrees of

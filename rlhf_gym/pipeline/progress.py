@@ -33,7 +33,7 @@ class IterationLog(KVWriter):
         self.path, self.iteration = path, len(kept)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """One line."""
+        """Append the iteration's figures as one line."""
         self.iteration += 1
         scalars = {name: value for name, value in key_values.items() if "json" not in key_excluded[name]}
         figures = {name: float(value) for name, value in sorted(scalars.items()) if np.isfinite(value)}
@@ -41,7 +41,7 @@ class IterationLog(KVWriter):
             file.write(json.dumps({"iteration": self.iteration, "tokens": int(step), **figures}) + "\n")
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Does nothing: the file is closed after every line."""
 
 
 class TrainingProgress(KVWriter):
@@ -70,7 +70,7 @@ class TrainingProgress(KVWriter):
         self._bar.stop()
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Move on."""
+        """Show the iteration's figures and move the bar."""
         shown = (
             ("score", "rlhf/score", "+.2f"), ("gold", "rlhf/gold", "+.2f"), ("KL", "rlhf/kl", ".2f"),
             ("β", "rlhf/kl_coef", ".3f"), ("H", "rlhf/entropy", ".2f"), ("len", "rlhf/response_length", ".1f"),
@@ -80,7 +80,7 @@ class TrainingProgress(KVWriter):
         self._bar.update(self._task, completed=step, figures=figures)
 
     def close(self) -> None:
-        """The bar is closed by leaving its block."""
+        """Does nothing: leaving the bar's `with` block closes it."""
 
 
 class Watch(BaseCallback):

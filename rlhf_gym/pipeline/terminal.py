@@ -44,7 +44,7 @@ def say_stage(console: Console, name: str, took: str, line: str) -> None:
 
 
 def say_table(console: Console, metrics: dict[str, Any]) -> None:
-    """Who wins, and at what price."""
+    """Print the figures of every kind of policy, a row each."""
     gold = metrics["judge"] == "gold"
     seeds = max(row["seeds"] for row in metrics["summary"])
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", pad_edge=False)

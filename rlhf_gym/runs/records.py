@@ -90,7 +90,7 @@ class BestOfN:
         return found[0], found[1]
 
     def fit(self) -> OveroptimizationFit | None:
-        """d(α − βd) through gold, each prompt a witness of its own; None where there are too few prompts or sizes."""
+        """d(α − b·d) fitted to gold, prompts taken as independent; None where there are too few prompts or sizes."""
         gold, _ = self.rise()
         if len(gold) < 2 or len(self.n) < 3:
             return None

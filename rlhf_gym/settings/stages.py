@@ -158,7 +158,7 @@ class EvaluateConfig:
     num_prompts: int = 400
     """Held-out prompts; all of the task's where it has fewer."""
     best_of: int = 4
-    """n of the yardstick: the SFT policy's best of n responses by r_φ."""
+    """n of the baseline: the best by r_φ of n responses of the SFT policy."""
     best_of_samples: int = 64
     """SFT responses to a prompt by which the best of n is measured, for every n up to that, where there is gold; 0 for
     none."""

@@ -244,7 +244,7 @@ def test_a_run_that_is_paid_for_repeats_sounds_repetition():
     assert re.search(r"\d+% of a response's pairs of tokens are repeats instead of \d+% while the score", alarm.seen)
 
 
-def test_a_run_without_a_leash_sounds_kl_entropy_and_held_out():
+def test_a_run_without_kl_penalty_raises_kl_entropy_and_held_out():
     monitor = RLHFMonitor(verbose=0, held_out_texts=["the film is good", "a plot was not bad"], every=1)
     tiny_run(words_reward(lambda words: words.count("fine")), monitor=monitor, learning_rate=1e-2)
     assert {"kl_high", "entropy", "held_out"} <= fired(monitor)
@@ -293,7 +293,7 @@ def test_a_pattern_and_an_evaluation_of_ones_own_sound():
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_healthy_run_is_silent(seed):
-    """Something to learn, a leash, a critic that sees it coming; everything is watched."""
+    """A run that learns under a KL penalty, with an accurate critic, raises no alarm."""
     members = RewardEnsemble([tiny.tiny_reward_model(seed=i) for i in range(2)])
     monitor = RLHFMonitor(
         verbose=0, ensemble=members, patterns={"bad": r"\bbad\b"}, held_out_texts=["the film is good"], every=2

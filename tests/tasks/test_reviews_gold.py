@@ -59,7 +59,7 @@ def test_each_fault_lowers_its_part_and_the_score(worse, part):
     assert bad.score < good.score
 
 
-def test_unleashed_praise_is_worse_than_none():
+def test_too_much_praise_is_worse_than_none():
     plain = "the soup was fine . the service was average ."
     for extreme in ("tasty " * 30, "what a perfect soup ! " * 6, "superb divine perfect heavenly stunning flawless"):
         assert score(extreme) < score(plain) - 2

@@ -72,8 +72,8 @@ def test_stops_on_kl_and_says_so(before: Path, tmp_path: Path) -> None:
     assert "is kept; 1 began beyond it" in train_line(metrics | {"stopped": [stop, outside], "seeds": [0, 1]})
     waited = metrics | {"stopped": [outside], "stop_kl_patience": 2}
     assert train_line(waited).count("beyond it from the start, with none to go back to") == 1
-    unleashed = folder.metrics("without_kl", 1)
-    assert unleashed is not None and unleashed["stopped"] == [None]  # without any leash
+    without_kl = folder.metrics("without_kl", 1)
+    assert without_kl is not None and without_kl["stopped"] == [None]  # nothing stops the run without KL penalty
 
     console = quiet()  # it is finished, and nothing goes on with it
     records = iterations(folder.seed("train", 1, 0))
