@@ -68,37 +68,37 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class StageOptions:
-    """What a command that runs stages takes."""
+    """The options of a command that runs stages."""
 
     command: Annotated[str, Suppress]
     """The command's name."""
     config: RunConfig
-    """The settings."""
+    """The run's settings."""
     redo: StageName | None = None
     """Begin again from this stage: what it and all later stages left is removed, and their settings may be others."""
 
     def run(self) -> int:
-        """Do the work. Returns the exit code."""
+        """Run the command and return its exit code."""
         return run_stages(self)
 
 
 @dataclass(frozen=True)
 class EvaluateOptions(StageOptions):
-    """What `evaluate` takes."""
+    """The options of `evaluate`."""
 
     human: bool = False
     """Let people compare the agent with SFT, blind, once the stage is complete. What follows is for that."""
     num_items: int | None = None
     """How many prompts are put before people at most."""
     num_labels: int | None = None
-    """Labels after which it is enough."""
+    """The labelling ends after this many labels."""
     labels_per_item: int = 1
-    """Annotators who judge each prompt."""
+    """How many annotators judge each prompt."""
     page: Annotated[PageSettings, arg(name="")] = field(default_factory=PageSettings)
-    """The page."""
+    """Where and how the labelling page is served."""
 
     def run(self) -> int:
-        """Do the work. Returns the exit code."""
+        """Run the command and return its exit code."""
         code = run_stages(self)
         if code or not self.human:
             return code

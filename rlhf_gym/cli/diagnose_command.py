@@ -90,7 +90,7 @@ def _check_differ(preferences: list[Preference], path: Path) -> None:
 
 
 def say_probes(console: Console, found: RewardProbes) -> None:
-    """Tables, and what is suspicious."""
+    """Print the tables of the diagnosis, and what is suspicious in them."""
     gold = any(edit.gold_change is not None for edit in found.edits)
     if found.accuracy is not None:
         table = _table(f"on {found.n:,} held-out pairs", "accuracy", "95 %", "explains of r_φ", "r_φ right where wrong")

@@ -26,7 +26,7 @@ class LabelOptions:
     kind: ItemKind = "comparison"
     """Whether people compare two responses, rank K of them, or rate each of K."""
     k: int = 4
-    """Responses in a ranking or rating."""
+    """How many responses a ranking or a rating shows."""
     num_items: int | None = None
     """How many items are put before people at most; by default all there are."""
     num_labels: int | None = None
@@ -36,7 +36,7 @@ class LabelOptions:
     batch: str | None = None
     """Go on with this batch of the store; by default the run's last round."""
     page: Annotated[PageSettings, arg(name="")] = field(default_factory=PageSettings)
-    """The page."""
+    """Where and how the labelling page is served."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ItemKind):
@@ -65,7 +65,7 @@ class AdversarialOptions:
 
 @dataclass(frozen=True)
 class DiagnoseOptions:
-    """What the command line says."""
+    """Options of `rlhf-gym diagnose`."""
 
     reward_model: str
     """The reward model: a folder or a hub name, or the folder of an ensemble."""
@@ -77,13 +77,13 @@ class DiagnoseOptions:
     """Responses to edit, JSONL of {"prompt", "response"}: those of the policy one is about to train. By default those
     of the held-out comparisons."""
     count: int = 250
-    """Responses that are edited at most."""
+    """At most this many responses are edited."""
     words: tuple[str, ...] = ()
-    """Words of your own to insert, to see what they are worth."""
+    """Words of your own that are inserted, to measure how they change the score."""
     json: Path | None = None
-    """A file for all that was found out."""
+    """All results are written to this file as JSON."""
     seed: int = 0
-    """Of the edits, and of the split."""
+    """Seed of the edits and of the split."""
     device: str = "auto"
     """Where the reward model runs; auto: a GPU where there is one."""
 
@@ -109,13 +109,13 @@ class Check:
     source: Positional[str]
     """A file of preferences, or hub:NAME."""
     split: str = "train"
-    """Of a data set on the hub."""
+    """The split to read, of a data set on the hub."""
     tokenizer: str | None = None
     """Folder or name of the tokenizer that counts tokens."""
     max_length: int | None = None
     """Most tokens of a prompt with a response."""
     shown: int = 5
-    """Records shown of each kind."""
+    """How many records of each kind are shown."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Import:
     folder: Positional[Path]
     """The run's folder, or any other: the labels are in labels.sqlite in it."""
     split: str = "train"
-    """Of a data set on the hub."""
+    """The split to read, of a data set on the hub."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Export:
     file: Positional[Path]
     """The file to write."""
     batch: str | None = None
-    """This batch alone, "round 1", say."""
+    """Only this batch is written, such as "round 1"."""
     ties: Ties = "drop"
     """"drop" leaves ties out, "half" makes two opposite preferences of weight ½ of each."""
     log: bool = False

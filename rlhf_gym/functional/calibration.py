@@ -23,13 +23,13 @@ class ReliabilityCurve(NamedTuple):
     low: Array
     """Lower end of each bin of confidence, (bins,)."""
     high: Array
-    """Upper end, (bins,)."""
+    """Upper end of the bin, (bins,)."""
     n: NDArray[np.int64]
-    """Answers in it, (bins,)."""
+    """How many answers the bin holds, (bins,)."""
     confidence: Array
-    """Their mean confidence, (bins,)."""
+    """The mean confidence of these answers, (bins,)."""
     accuracy: Array
-    """Share of them that were right, (bins,)."""
+    """The share of these answers that were right, (bins,)."""
 
     @property
     def error(self) -> float:
@@ -101,7 +101,7 @@ class LengthControlled(NamedTuple):
     accuracy: float
     """The accuracy, NaN where no bucket has pairs of both kinds."""
     used: int
-    """Pairs in the buckets that it is about."""
+    """How many pairs the buckets hold that it is measured on."""
 
 
 def length_controlled_accuracy(

@@ -30,12 +30,12 @@ class CurveForm(NamedTuple):
     """One of the two curves. Both are α·d − b·g(d), linear in (α, b), and turn where α/b says."""
 
     features: Callable[[Array], Array]
-    """d (n,) → (d, −g(d)), shape (n, 2)."""
+    """The regression features (d, −g(d)), shape (n, 2), of distances d, shape (n,)."""
     peak: Callable[[float], float]
     """α/b → the d of the peak, for b > 0; it rises with α/b."""
 
     def gold(self, kl: ArrayLike, alpha: float, decline: float) -> Array:
-        """R at these KL, shape (n,)."""
+        """The gold score R at each of these KL, shape (n,)."""
         return self.features(_distance(kl)) @ np.array([alpha, decline])
 
 
@@ -69,7 +69,7 @@ class OveroptimizationFit:
 
     @property
     def peak_kl(self) -> float:
-        """KL at the peak, d²."""
+        """The KL at the peak, d²."""
         return self.peak_distance**2
 
     @property
@@ -189,7 +189,7 @@ def _fit(form: CurveForm, kl: ArrayLike, gold: ArrayLike, runs: ArrayLike | None
 
 
 def _peak(form: CurveForm, alpha: float, decline: float) -> tuple[float, float]:
-    """(d, gold) where the curve is highest."""
+    """The distance d at which the curve is highest, and gold there."""
     if decline > 0 and (peak := max(form.peak(alpha / decline), 0.0)) < math.inf:
         return peak, float(form.gold([peak**2], alpha, decline)[0])
     rises = form.gold([1e-300], alpha, decline)[0] > 0

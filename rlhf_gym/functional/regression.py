@@ -50,10 +50,10 @@ def fit_preference_weights(differences: ArrayLike, *, l2: float, weight: ArrayLi
 
 
 class RidgeFit(NamedTuple):
-    """y ≈ intercept + x·weights."""
+    """A ridge regression, y ≈ intercept + x·weights."""
 
     weights: Array
-    """(F,)."""
+    """The weight of each feature, (F,)."""
     intercept: float
     """The prediction where all features are 0."""
     error: Array

@@ -14,11 +14,11 @@ class TokenShare(NamedTuple):
     """One token's part of a sum over tokens."""
 
     token: int
-    """Its id."""
+    """The token's id."""
     occurrences: int
-    """How often it occurs."""
+    """How often the token occurs."""
     total: float
-    """The sum over its occurrences."""
+    """The sum over the token's occurrences."""
     share: float
     """Its part of the whole sum, which may exceed 1 where other tokens lower the sum."""
 

@@ -41,7 +41,7 @@ PAGES = {
 
 @dataclass(frozen=True)
 class Session:
-    """What is labelled, and by which rules."""
+    """A labelling session: what is labelled, and by which rules."""
 
     store: LabelStore
     """The store that judgements go to."""
@@ -98,7 +98,7 @@ class UndoBody(_Body):
 
 
 def create_app(session: Session) -> ASGIApp:
-    """The application behind its guard."""
+    """The web application, with the guard in front of it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(LookupError, _answer(404))

@@ -58,7 +58,7 @@ def host_name(host: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether it is an IP address."""
+    """Whether the host is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -131,7 +131,7 @@ class Judgement:
     value: tuple[float, ...] = ()
     """By the item's own order: the index chosen, the rank of each (1 the best), the rating of each, or nothing."""
     seconds: float = 0.0
-    """Time taken."""
+    """How long the judgement took, in seconds."""
     shown: tuple[int, ...] = ()
     """The order shown, as in `Assignment`; empty where unknown."""
     reason: str = ""
@@ -638,7 +638,7 @@ def _orders(items: Sequence[Item], seed: int) -> list[list[int]]:
 
 
 def _asked(annotator: str, batch: str, exclude: Sequence[int]) -> dict[str, Any]:
-    """The values of `_OPEN`."""
+    """The parameters of the query `_OPEN`."""
     return {"annotator": check_name(annotator), "batch": batch, "exclude": json.dumps(list(exclude))}
 
 

@@ -22,7 +22,7 @@ class SlotWrite:
     """Where the next forward's B rows of n tokens go."""
 
     rows: Tensor
-    """Slots written, shape (B,) int64."""
+    """The slots that are written, shape (B,) int64."""
     whole: bool
     """Whether they are slots 0 … B−1 as they stand, which spares a gather."""
     columns: Tensor
@@ -114,7 +114,7 @@ class SlotCache(Cache):
         self.windows = windows
 
     def prepare(self, write: SlotWrite) -> None:
-        """Say where the next forward writes."""
+        """Set where the next forward writes."""
         for layer in self.layers:
             layer.write = write  # type: ignore[union-attr]
 

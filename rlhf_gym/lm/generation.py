@@ -22,7 +22,7 @@ from rlhf_gym.lm.split import LowerStates
 
 
 class Generation(NamedTuple):
-    """One response."""
+    """One response that was drawn for a prompt."""
 
     prompt_ids: list[int]
     """Tokens of the prompt."""
@@ -46,7 +46,7 @@ def generate(
     generator: torch.Generator | None = None,
     progress: str | None = None,
 ) -> list[Generation]:
-    """One response to each prompt, in the prompts' order.
+    """Draw one response to each prompt, in the prompts' order.
 
     Args:
         prompt_ids: B prompts as token ids; repeat a prompt to have several responses to it.

@@ -55,7 +55,7 @@ LoRASettings = LoRA | Mapping[str, Any]
 
 
 def check_peft(what: str) -> None:
-    """Peft is installed.
+    """Check that peft is installed.
 
     Raises:
         ImportError: it is not; `what` needs it.
@@ -65,7 +65,7 @@ def check_peft(what: str) -> None:
 
 
 def has_adapter(model: PreTrainedModel) -> bool:
-    """Whether there is an adapter in the model."""
+    """Whether the model has an adapter."""
     return bool(model._hf_peft_config_loaded)
 
 
@@ -157,7 +157,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy without the adapter."""
+    """A copy of the model without its adapter."""
     return _without_adapter(model, merge=False)
 
 

@@ -20,15 +20,15 @@ class SamplingParams:
     """How logits become a distribution."""
 
     temperature: float = 1.0
-    """Logits are divided by it; > 0."""
+    """Logits are divided by this; > 0."""
     top_k: int = 0
-    """Only the k likeliest tokens; 0 for all."""
+    """Only the k likeliest tokens are drawn; 0 for all."""
     top_p: float = 1.0
     """Only the smallest set of likeliest tokens with at least this mass; 1 for all."""
     min_new_tokens: int = 0
     """No stop token before this many response tokens."""
     forbidden_token_ids: tuple[int, ...] = ()
-    """Tokens never drawn."""
+    """Tokens that are never drawn."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:

@@ -39,7 +39,7 @@ class Split:
         self._check()
 
     def lower(self, input_ids: Tensor) -> Tensor:
-        """What the upper layers are given, (B, L, H), of right-padded rows (B, L)."""
+        """The input of the upper layers, (B, L, H), for right-padded rows (B, L)."""
         capture = _Capture()
         upper = {index: capture if index == self.num_lower else _PassOn() for index in self._range(self.num_lower)}
         with self._exchanged(upper):
@@ -48,7 +48,7 @@ class Split:
         return capture.hidden
 
     def upper(self, lower: Tensor) -> Tensor:
-        """Last hidden states (B, L, H) from what `lower` gave, (B, L, H)."""
+        """The last hidden states, (B, L, H), from the output of `lower`, (B, L, H)."""
         given = {index: _PassOn() for index in range(self.num_lower - 1)}
         with self._exchanged({**given, self.num_lower - 1: _Give(lower)}):
             return self.parts.module(inputs_embeds=lower.detach(), use_cache=False).last_hidden_state
@@ -68,7 +68,7 @@ class Split:
         return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
     def same_below(self, other: Split) -> bool:
-        """Whether the other trunk's lower part has the same weights."""
+        """Whether the other trunk's lower layers have the same weights."""
         if self.num_lower != other.num_lower:
             return False
         ours = self.lower_parameters
@@ -109,23 +109,23 @@ class Split:
 
 
 class LowerStates(NamedTuple):
-    """What the lower layers give for some rows, kept."""
+    """The stored output of the lower layers for some rows."""
 
     split: Split
     """The trunk, and where it is cut."""
     states: Tensor
-    """Of E right-padded rows, (E, L, H)."""
+    """The output of the lower layers for E right-padded rows, (E, L, H)."""
 
 
 class _PassOn(nn.Module):
-    """A layer that does nothing."""
+    """A layer that returns its input."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states
 
 
 class _Capture(nn.Module):
-    """A layer that does nothing but keep what it was given."""
+    """A layer that returns its input and keeps it."""
 
     hidden: Tensor | None = None
 
@@ -135,7 +135,7 @@ class _Capture(nn.Module):
 
 
 class _Give(nn.Module):
-    """A layer that returns what it was made with."""
+    """A layer that returns the hidden states it was made with, whatever its input."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()

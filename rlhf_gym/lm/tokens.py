@@ -23,7 +23,7 @@ class ActionRows(NamedTuple):
     action_mask: Tensor
     """True where the token is an action, (B, L) bool; False at padding."""
     lengths: Tensor
-    """Tokens of each row, (B,) int64."""
+    """The number of tokens of each row, (B,) int64."""
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:

@@ -43,7 +43,7 @@ class MonitorRecord:
     """What was measured at one rollout."""
 
     rollout: int
-    """Counts from 1."""
+    """The number of the rollout, from 1."""
     tokens: int
     """Response tokens generated until its end."""
     figures: dict[str, float]
@@ -75,7 +75,7 @@ class Alarm:
     name: str
     """The rule's name; of patterns and evaluations with their own, as in `pattern/refusal`."""
     rollout: int
-    """The rollout it fired at."""
+    """The rollout at which it fired."""
     tokens: int
     """Response tokens generated until then."""
     seen: str
@@ -83,13 +83,13 @@ class Alarm:
     why: str
     """Why it matters."""
     cure: str
-    """What to try."""
+    """What the user can try."""
     until: int | None = None
     """Tokens at which it ended; None while it lasts."""
 
     @property
     def text(self) -> str:
-        """All of it in one line."""
+        """The alarm in one line."""
         return f"{self.name}, after {self.tokens:,} tokens: {self.seen}. {self.why} {self.cure}"
 
 
@@ -136,9 +136,9 @@ class History(NamedTuple):
     """The records so far, and the numbers of them that make a start and a present."""
 
     records: list[MonitorRecord]
-    """In their order."""
+    """The records, in the order of the rollouts."""
     thresholds: AlarmThresholds
-    """The monitor's."""
+    """The monitor's thresholds."""
 
     def having(self, name: str) -> list[MonitorRecord]:
         """The records in which a quantity was measured."""
@@ -178,10 +178,10 @@ class History(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a rule says of the present."""
+    """What a rule finds in the latest rollouts."""
 
     severity: float
-    """0 as at the start, 1 at the threshold."""
+    """How severe it is: 0 as at the start, 1 at the threshold."""
     seen: str
     """What was measured, with its numbers."""
     may_fire: bool = True
@@ -325,7 +325,7 @@ class Rule(NamedTuple):
     why: str
     """Why the alarm matters."""
     cure: str
-    """What to try."""
+    """What the user can try."""
 
 
 RULES = {

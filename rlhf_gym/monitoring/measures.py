@@ -41,9 +41,9 @@ class ScoredEpisodes(NamedTuple):
     """A rollout's episodes, E of them, and what is known of each."""
 
     episodes: Sequence[Episode]
-    """In the order they were started."""
+    """The episodes, in the order they were started."""
     scores: np.ndarray
-    """What r_φ gave, shaped, (E,)."""
+    """The shaped scores of r_φ, (E,)."""
     log_probs: Sequence[np.ndarray] | None
     """log π of each one's actions, (T_e,) each; None where the policy was not attached."""
     ref_log_probs: Sequence[np.ndarray] | None
@@ -162,7 +162,7 @@ class Figure(NamedTuple):
     """A measured quantity."""
 
     value: float
-    """Its value."""
+    """The measured value."""
     error: float = 0.0
     """Its standard error over episodes; 0 where it is no mean over them."""
 
@@ -292,5 +292,5 @@ def _correlation(scores: np.ndarray, lengths: np.ndarray) -> Figure:
 
 
 def _sums(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Sum of each row, (E,)."""
+    """The sum of each row, (E,)."""
     return np.array([row.sum(dtype=np.float64) for row in rows])

@@ -57,9 +57,9 @@ class Parts:
     """Makes what an agent of a run takes besides plain values; see `rlhf_gym.settings.agents.AgentParts`."""
 
     run: Run
-    """The run."""
+    """The run that the agent belongs to."""
     round: int
-    """Its round."""
+    """The round of the run."""
     seed: int
     """The agent's seed."""
 
@@ -68,7 +68,7 @@ class Parts:
         return None if self.run.config.task.reward_model is not None else all_preferences(self.run, self.round)[0]
 
     def kl_controller(self, settings: PolicyGradientSettings) -> KLController:
-        """The controller of β."""
+        """The controller of β that the settings ask for."""
         if settings.kl_control == "adaptive":
             return AdaptiveKL(settings.kl_coef, settings.kl_target, settings.kl_horizon)
         if settings.kl_control == "constraint":

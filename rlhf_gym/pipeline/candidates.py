@@ -19,21 +19,21 @@ from rlhf_gym.settings import CollectConfig
 
 @dataclass(frozen=True)
 class Writer:
-    """A policy and a way to write."""
+    """A policy and the decoding it writes with."""
 
     name: str
-    """Of the policy."""
+    """The policy's name."""
     source: str | Path
-    """Its folder or hub name."""
+    """The policy's folder or hub name."""
     decoding: Decoding
-    """How it writes."""
+    """The decoding it writes with."""
     temperature: float = 1.0
     """Sampling temperature."""
     top_p: float = 1.0
-    """Top-p."""
+    """Top-p of sampling."""
 
     def candidate(self, prompt: str, response: str) -> Candidate:
-        """A response, with who wrote it and how."""
+        """The response as a candidate, with the policy and the sampling that wrote it."""
         return Candidate(
             prompt,
             response,

@@ -17,7 +17,7 @@ class Mean(NamedTuple):
     mean: float
     """The mean."""
     se: float
-    """Its standard error."""
+    """The mean's standard error."""
 
 
 def win_rate(ours: ArrayLike, theirs: ArrayLike) -> Rate:
@@ -45,10 +45,10 @@ def median_index(values: ArrayLike) -> int:
 
 
 class EqualDifference(NamedTuple):
-    """What `difference_at_equal` returns."""
+    """The result of `difference_at_equal`."""
 
     difference: float
-    """δ."""
+    """The difference δ."""
     se: float
     """Its standard error; NaN where there are too few points to tell."""
     slope: float

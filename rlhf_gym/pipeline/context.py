@@ -30,19 +30,19 @@ class Run:
     """A run that has been checked: what its stages work with."""
 
     config: RunConfig
-    """The settings, paths absolute."""
+    """The run's settings, their paths made absolute."""
     folder: RunFolder
-    """Where everything goes."""
+    """The run's folder."""
     task: Task
-    """What it is about."""
+    """The task."""
     preferences: tuple[Preference, ...] | None
-    """The user's own, if there are any."""
+    """The user's own preferences, if there are any."""
     perplexity_floor: float | None
     """The perplexity of the demonstrations' language itself, where it is known."""
     device: str
-    """Where the models are."""
+    """The device that the models are on."""
     console: Console
-    """Where progress is shown."""
+    """The terminal that shows progress."""
 
     @property
     def makes_pretrained(self) -> bool:
@@ -67,7 +67,7 @@ class Run:
         return self.sft if round == 0 else self.folder.seed("train", round, seed) / "model"
 
     def reference(self, round: int, seed: int) -> str | Path:
-        """π_ref of a round."""
+        """Folder or name of the π_ref of a round."""
         if self.config.reference == "pretrained":
             return self.pretrained
         return self.policy(round - 1 if self.config.reference == "previous" else 0, seed)

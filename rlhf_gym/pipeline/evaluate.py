@@ -29,13 +29,13 @@ class Measured:
     samples: Samples
     """One response to each prompt."""
     proxy: np.ndarray
-    """r_φ of each, (B,)."""
+    """The score of each by r_φ, (B,)."""
     gold: np.ndarray | None
-    """Gold of each, (B,)."""
+    """The gold score of each, (B,)."""
     log_probs: list[np.ndarray]
     """log π of each one's tokens, (T_b,) each."""
     sft_log_probs: list[np.ndarray]
-    """log π_SFT of the same."""
+    """log π_SFT of the same tokens."""
 
     @property
     def judged(self) -> np.ndarray:
@@ -88,7 +88,7 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
 
 
 def heldout_prompts(run: Run) -> list[str]:
-    """The prompts everyone answers."""
+    """The held-out prompts that every policy answers."""
     prompts = run.task.heldout_prompts
     chosen = np.random.default_rng((run.config.seed, 7)).permutation(len(prompts))[: run.config.evaluate.num_prompts]
     return [prompts[int(i)] for i in chosen]

@@ -41,7 +41,7 @@ class HumanWinRate:
     """The win rate of one policy against another, as people judge them."""
 
     ours: str
-    """The policy."""
+    """Name of the policy that is measured."""
     theirs: str
     """The policy that it is compared with."""
     rate: float
@@ -53,7 +53,7 @@ class HumanWinRate:
     prompts: int
     """All prompts; those that both policies answered alike count as ties."""
     judgements: int
-    """Judgements about them."""
+    """How many judgements people gave."""
     wins: int
     """Judgements for `ours`."""
     ties: int
@@ -155,7 +155,7 @@ def comparison_items(
 
 
 def compare_batch(ours: str, theirs: str) -> str:
-    """The store's batch of such a comparison."""
+    """The name of the store's batch for a comparison of two policies."""
     return f"compare {ours} {theirs}"
 
 

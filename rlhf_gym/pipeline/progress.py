@@ -30,7 +30,8 @@ class IterationLog(KVWriter):
     def __init__(self, path: Path, *, tokens: int) -> None:
         kept = [record for record in read_jsonl(path) if record["tokens"] <= tokens]
         write_jsonl(path, kept)
-        self.path, self.iteration = path, len(kept)
+        self.path = path
+        self.iteration = len(kept)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Append the iteration's figures as one line."""

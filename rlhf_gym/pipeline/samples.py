@@ -26,13 +26,13 @@ class Samples:
     responses: list[str]
     """The responses as texts, special tokens left out."""
     generations: list[Generation]
-    """The same as tokens."""
+    """The responses as tokens."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def take(self, indices: Sequence[int]) -> Samples:
-        """Some of them."""
+        """The samples at these places."""
         return Samples(
             [self.prompts[i] for i in indices],
             [self.responses[i] for i in indices],
@@ -78,7 +78,7 @@ def draw(
 
 
 def proxy_scores(reward: LearnedReward, tokenizer: PreTrainedTokenizerBase, samples: Samples) -> np.ndarray:
-    """r_φ of each response, normalised, (B,)."""
+    """The normalised score of each response by r_φ, (B,)."""
     return score_samples(reward, tokenizer, samples).scores.cpu().numpy().astype(np.float64)
 
 
@@ -89,7 +89,7 @@ def score_samples(reward: LearnedReward, tokenizer: PreTrainedTokenizerBase, sam
 
 
 def gold_scores(gold: RewardFunction, samples: Samples) -> np.ndarray:
-    """Gold of each response, (B,)."""
+    """The gold score of each response, (B,)."""
     scores = gold(samples.prompts, samples.responses)
     return check_scores(scores, len(samples), source="the gold reward").astype(np.float64)
 

@@ -41,11 +41,11 @@ class Stage:
     name: StageName
     """Its name, on the command line and in the folder."""
     round: int
-    """Its round, 1 where there are none."""
+    """The round it belongs to; 1 where there are no rounds."""
     work: Callable[[], dict[str, Any]]
     """Does it; what comes back marks it as complete."""
     line: Callable[[dict[str, Any]], str]
-    """What it achieved, in a line."""
+    """Makes one line of the stage's metrics."""
     idle: str = ""
     """Why there is nothing to do, where there is nothing."""
 
@@ -133,7 +133,7 @@ def _round(run: Run, round: int) -> Iterator[Stage]:
 
 
 def is_complete(run: Run, stage: Stage) -> bool:
-    """Whether there is nothing left to do."""
+    """Whether the stage is complete."""
     return bool(stage.idle) or run.folder.metrics(stage.name, stage.round) is not None
 
 

@@ -32,7 +32,7 @@ def say_header(run: Run, threads: int) -> None:
 
 
 def say_stage(console: Console, name: str, took: str, line: str) -> None:
-    """One stage's line."""
+    """Print the line of one stage."""
     table = Table.grid(padding=(0, 2))
     table.add_column(width=WIDTH, no_wrap=True)
     table.add_column(width=6, justify="right", no_wrap=True)

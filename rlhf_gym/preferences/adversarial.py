@@ -91,7 +91,7 @@ class AdversarialPair:
     """A response that a reward model may overrate, beside a normal one to the same prompt."""
 
     pair: CandidatePair
-    """(overrated, normal)."""
+    """The overrated response, then the normal one."""
     kind: str
     """How the overrated response came about."""
     gap: float
@@ -134,6 +134,6 @@ def edited(base: Candidate, name: str, edit: Edit, rng: np.random.Generator, wor
 
 
 def _split(response: str) -> tuple[str, list[str]]:
-    """(blanks at the beginning, words)."""
+    """The blanks at the beginning, and the words."""
     bare = response.lstrip()
     return response[: len(response) - len(bare)], bare.split()

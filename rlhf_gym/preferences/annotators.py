@@ -139,7 +139,7 @@ class BradleyTerryAnnotator:
         return score_differences(self._scores, pairs) if pairs else np.zeros(0)
 
     def _scores(self, prompts: list[str], responses: list[str]) -> np.ndarray:
-        """gold + bias of each text, (texts,)."""
+        """The gold score plus the bias of each text, (texts,)."""
         source = f"the gold reward of annotator {self.name!r}"
         scores = check_scores(self.gold(prompts, responses), len(prompts), source=source).astype(np.float64)
         if self.bias is None:
