@@ -19,7 +19,7 @@ class Plumbing(TypedDict, total=False):
     """What every agent takes that is no setting of its algorithm, as in SB3."""
 
     n_envs: int
-    """Slots, where `env` is an id (64)."""
+    """The number of slots, where `env` is an id (64)."""
     stats_window_size: int
     """As in SB3."""
     tensorboard_log: str | None

@@ -176,12 +176,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Take a `TokenVectorEnv` as it is."""
+        """Accept a `TokenVectorEnv` as it is."""
         return env if isinstance(env, SB3VecEnv) else SB3VecEnv(unwrap_env(env))
 
     @property
     def engine(self) -> TokenVectorEnv:
-        """The environment itself."""
+        """The environment behind the SB3 wrapper."""
         assert isinstance(self.env, SB3VecEnv), "set an environment first: set_env(env)"
         return self.env.engine
 
@@ -412,7 +412,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return {}
 
     def restore_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from `own_state()`."""
+        """Restore what `own_state()` gave."""
 
     def keep(self, name: str, kept: Kept) -> None:
         """For callbacks when training begins: save this with the agent, and let it go on from what was saved.
@@ -629,12 +629,12 @@ class UpdateSettings(NamedTuple):
 
 
 class UpdateResult(NamedTuple):
-    """What an update did."""
+    """The result of an update."""
 
     metrics: dict[str, float]
     """Means over the minibatches, under their names in the log."""
     steps: int
-    """Optimizer steps."""
+    """The number of optimizer steps."""
     stopped: bool
     """Whether `target_kl` ended it."""
 
@@ -707,7 +707,7 @@ def minibatch_gradient(
 
 
 def _add(totals: dict[str, Tensor], more: dict[str, Tensor]) -> None:
-    """Sums of what micro-batches contribute."""
+    """Add the metrics of a micro-batch to their sums."""
     for name, value in more.items():
         totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value
 

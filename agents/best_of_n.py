@@ -1,4 +1,4 @@
-"""`BestOfN`: no learning at all. What any learner is to be compared with."""
+"""`BestOfN`: an agent without training, as the baseline of those that learn."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class BestResponses(NamedTuple):
     responses: list[str]
     """The best response to each, as text."""
     scores: np.ndarray
-    """Its score, (B,)."""
+    """The score of each best response, (B,)."""
     all_scores: np.ndarray
     """The scores of all n, in the order they were drawn, (B, n): column 0 is what π_ref gets without choosing."""
     episodes: list[Episode]
     """The best responses as tokens."""
     tokens: int
-    """Tokens generated, of all B·n responses."""
+    """Tokens generated in all B·n responses."""
 
 
 class BestOfNFigures(NamedTuple):
-    """What choosing brings, on some prompts."""
+    """Mean scores with and without choosing, on some prompts."""
 
     score: float
     """Mean score of the best of n."""
     reference_score: float
-    """Mean score of all n: that of π_ref."""
+    """Mean score of all n, which is that of π_ref."""
     kl: float
     """log n − (n − 1)/n, in nats: the KL from π_ref, exact where no two samples tie, else an upper bound."""
     n: int
     """Responses to each prompt."""
     tokens: int
-    """Tokens that were generated for it."""
+    """Tokens that were generated for these figures."""
 
 
 class BestOfN:
@@ -70,7 +70,7 @@ class BestOfN:
     uses_critic: ClassVar[bool] = False
     compares_groups: ClassVar[bool] = False
     default_group: ClassVar[int] = 16
-    """n, where nobody says how many."""
+    """The n of a constructor that is given none."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class BestOfN:
             self._generator.manual_seed(seed)
 
     def learn(self, total_timesteps: int = 0, **_: Any) -> Self:
-        """There is nothing to learn; here so that it takes the place of any other agent."""
+        """Do nothing. The method is there so that `BestOfN` takes the place of any other agent."""
         return self
 
     def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> BestResponses:
@@ -119,7 +119,7 @@ class BestOfN:
         )
 
     def evaluate(self, n_prompts: int = 64) -> BestOfNFigures:
-        """Means over the environment's next prompts."""
+        """Mean scores over the environment's next prompts."""
         if n_prompts < 1:
             raise ValueError(f"expected n_prompts >= 1, got {n_prompts}")
         best = self.generate(self.engine.draw_prompts(n_prompts))
@@ -129,10 +129,10 @@ class BestOfN:
 
 
 class ReferenceEpisodes(NamedTuple):
-    """What π_ref wrote."""
+    """Episodes that π_ref wrote."""
 
     episodes: list[Episode]
-    """One to each prompt, in the prompts' order."""
+    """One episode to each prompt, in the prompts' order."""
     earned: EpisodeRewards
     """Their scores and log π_ref of their actions; the rewards are those of an agent read as deterministic."""
 
@@ -160,6 +160,6 @@ def draw_from_reference(
 
 
 def check_reference(agent: str, env: TokenVectorEnv) -> None:
-    """The environment has a π_ref."""
+    """Check that the environment has a π_ref."""
     if env.token_reward.reference is None:
         raise ValueError(f"expected an environment with a reference, got one without: {agent} begins from π_ref")

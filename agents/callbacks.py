@@ -91,16 +91,16 @@ class StopOnKL(BaseCallback):
         return {"beyond": self._beyond, "kept_kl": self.kept_kl}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore what `state_dict()` gave."""
         self._beyond = state["beyond"]
         self.kept_kl = state["kept_kl"]
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights to go back to, by name."""
+        """The weights that are restored when learning stops, by name."""
         return self._kept
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Go on from `weights()`."""
+        """Restore what `weights()` gave."""
         self._kept = weights
 
     def _init_callback(self) -> None:

@@ -1,4 +1,4 @@
-"""`DPO`: direct preference optimisation. A policy from comparisons, without reward model, critic or RL."""
+"""`DPO`: direct preference optimisation, which fits a policy to comparisons without reward model, critic or RL."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Pairs(NamedTuple):
     """P comparisons as 2·P episodes: the chosen response of a pair, then its rejected one."""
 
     episodes: list[Episode]
-    """2·P of them."""
+    """The 2·P episodes."""
     ref_log_probs: list[np.ndarray]
     """log π_ref of each one's actions, (T_e,) each."""
 
     def take(self, pairs: Sequence[int]) -> Pairs:
-        """Some of the comparisons."""
+        """The comparisons at these places."""
         rows = [row for i in pairs for row in (2 * i, 2 * i + 1)]
         return Pairs([self.episodes[row] for row in rows], [self.ref_log_probs[row] for row in rows])
 
@@ -169,7 +169,7 @@ class DPO(TokenAlgorithm):
         return self.engine.kl_coef if self.beta is None else self.beta
 
     def _next_pairs(self, n: int) -> Pairs:
-        """The next `n` of those given, pass by pass, or as many that are made."""
+        """The next `n` pairs: of those given, pass by pass, or newly drawn from π_ref."""
         count = 0 if self.preferences is None else len(self.preferences)
         if count != self._expected:
             raise ValueError(
@@ -209,11 +209,11 @@ class DPO(TokenAlgorithm):
         return LossTerm(result.loss, metrics)
 
     def own_state(self) -> dict[str, Any]:
-        """How many of the given pairs were read, and in which order."""
+        """How many of the given pairs were read, and the seed of their order."""
         return {"used": self._used, "order": self._order, "preferences": self._expected}
 
     def restore_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from `own_state()`."""
+        """Restore what `own_state()` gave."""
         self._used = state["used"]
         self._order = state["order"]
         self._expected = state["preferences"]
@@ -234,7 +234,7 @@ def make_pairs(env: TokenVectorEnv, n: int, rng: np.random.Generator) -> Pairs:
 
 
 def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pairs:
-    """Comparisons as episodes, checked; log π_ref is not yet there.
+    """Encode comparisons as episodes and check them; `with_reference` adds log π_ref.
 
     Raises:
         ValueError: one does not fit π_ref's context or vocabulary, or has an empty response.
@@ -265,7 +265,7 @@ def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pair
 
 
 def with_reference(pairs: Pairs, env: TokenVectorEnv, *, chunk: int = 1024) -> Pairs:
-    """The same with log π_ref, a forward a batch."""
+    """The same pairs with log π_ref, computed batch by batch."""
     reference = env.token_reward.reference
     assert reference is not None
     found: list[np.ndarray] = []

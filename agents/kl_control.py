@@ -19,13 +19,13 @@ TREND = 0.7
 
 
 class KLController(ABC):
-    """Holds β (`kl_coef`) and moves it after each rollout."""
+    """The owner of β (`kl_coef`), which updates it after each rollout."""
 
     kl_coef: float
 
     @property
     def desired_kl(self) -> float | None:
-        """The KL per sequence that it steers to, in nats; None without one."""
+        """The KL per sequence that the controller steers to, in nats; None if it steers to none."""
         return None
 
     @abstractmethod
@@ -33,12 +33,12 @@ class KLController(ABC):
         """β after a rollout of `n` episodes whose mean KL per sequence was `kl`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything about it, for JSON."""
+        """The controller's class and state, for JSON."""
         return {"class": type(self).__name__, **vars(self)}
 
 
 class FixedKL(KLController):
-    """β stays."""
+    """A constant β."""
 
     def __init__(self, kl_coef: float) -> None:
         if not kl_coef >= 0:
@@ -155,7 +155,7 @@ class ConstraintKL(KLController):
 
 
 def kl_controller_from(state: dict[str, Any]) -> KLController:
-    """The controller that `state_dict` described.
+    """Make the controller that `state_dict` described.
 
     Raises:
         ValueError: it is none of ours, or was saved by a version that knew less of it.

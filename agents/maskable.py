@@ -85,7 +85,7 @@ class MaskableLMActorCriticPolicy(LMActorCriticPolicy):
         deterministic: bool = False,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """As SB3's, under the masks."""
+        """SB3's `predict`, under the masks."""
         if action_masks is None:
             return super().predict(observation, state, episode_start, deterministic)
         self.set_training_mode(False)

@@ -210,7 +210,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         return result
 
     def invalidate(self) -> None:
-        """Forget the results of earlier weights."""
+        """Drop the cached results of earlier weights."""
         self._answer = None
         self._decoder.invalidate()
         self._actor_is_old = True

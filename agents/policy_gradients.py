@@ -76,11 +76,11 @@ class TokenA2C(TokenAlgorithm, A2C):
         self.vf_coef = vf_coef
 
     def compute_advantages(self, buffer: EpisodeBuffer) -> None:
-        """GAE, whitened if `normalize_advantage`."""
+        """Compute GAE, whitened if `normalize_advantage`."""
         buffer.compute_advantages(gamma=self.gamma, gae_lambda=self.gae_lambda, normalize=self.normalize_advantage)
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-        """−Ê[r·Â] + c₁·Ê[(V − V^targ)²]."""
+        """The loss −Ê[r·Â] + c₁·Ê[(V − V^targ)²]."""
         policy = plain_loss(batch, evaluation, size)
         value = ppo_value_loss(
             evaluation.values, batch.values, batch.returns, batch.mask, clip_range_vf=None, denominator=size.tokens
@@ -144,7 +144,7 @@ class TokenReinforce(TokenAlgorithm):
         self._running: float | None = None
 
     def compute_advantages(self, buffer: EpisodeBuffer) -> None:
-        """R − b on every token."""
+        """Give every token the advantage R − b."""
         returns = buffer.rewards.sum(dim=1)  # (E,)
         mean = float(returns.mean())
         if self.baseline == "running":
@@ -157,15 +157,15 @@ class TokenReinforce(TokenAlgorithm):
             buffer.advantages = masked_whiten(buffer.advantages, buffer.mask)
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-        """−Ê[r·Â]."""
+        """The loss −Ê[r·Â]."""
         return plain_loss(batch, evaluation, size)
 
     def own_state(self) -> dict[str, Any]:
-        """The running mean."""
+        """The running mean of the scores."""
         return {"running": self._running}
 
     def restore_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from `own_state()`."""
+        """Restore what `own_state()` gave."""
         self._running = state["running"]
 
 
@@ -230,7 +230,7 @@ class TokenRLOO(TokenAlgorithm):
         buffer.advantages = rloo_advantages(returns).reshape(-1, 1) * buffer.mask  # (E, T)
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-        """−Ê[r·Â]."""
+        """The loss −Ê[r·Â]."""
         return plain_loss(batch, evaluation, size)
 
 
@@ -319,7 +319,7 @@ class TokenGRPO(TokenAlgorithm):
         buffer.advantages = advantages.reshape(-1, 1) * buffer.mask  # (E, T)
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-        """−L^CLIP."""
+        """The loss −L^CLIP."""
         clip_range = self.clip_range(self._current_progress_remaining)
         policy = weighted_policy_loss(batch, evaluation, size, clip_range=clip_range)
         metrics = {
@@ -331,7 +331,7 @@ class TokenGRPO(TokenAlgorithm):
 
 
 def plain_loss(batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-    """−Ê[r·Â], nothing clipped."""
+    """The loss −Ê[r·Â], without clipping."""
     policy = weighted_policy_loss(batch, evaluation, size)
     metrics = {"train/policy_gradient_loss": policy.loss.detach(), "train/approx_kl": policy.approx_kl}
     return LossTerm(policy.loss, metrics)

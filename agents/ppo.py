@@ -72,11 +72,11 @@ class TokenPPO(TokenAlgorithm, PPO):
         self.vf_coef = vf_coef
 
     def compute_advantages(self, buffer: EpisodeBuffer) -> None:
-        """GAE, whitened if `normalize_advantage`."""
+        """Compute GAE, whitened if `normalize_advantage`."""
         buffer.compute_advantages(gamma=self.gamma, gae_lambda=self.gae_lambda, normalize=self.normalize_advantage)
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-        """−L^CLIP + c₁·L^VF."""
+        """The loss −L^CLIP + c₁·L^VF."""
         progress = self._current_progress_remaining
         policy = weighted_policy_loss(batch, evaluation, size, clip_range=self.clip_range(progress))  # type: ignore[operator]
         value = ppo_value_loss(

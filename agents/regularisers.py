@@ -38,13 +38,13 @@ class Regulariser:
     """Whether its loss wants a gradient through the entropy."""
 
     def begin(self, policy: LMActorCriticPolicy, env: TokenVectorEnv) -> None:
-        """Learning begins, or goes on."""
+        """Called when learning begins or continues."""
 
     def end(self) -> None:
-        """Learning is over, or was interrupted."""
+        """Called when learning is over or was interrupted."""
 
     def after_rollout(self, rollout: Rollout) -> Rollout:
-        """The rollout, with what this adds to it."""
+        """Called after each rollout; returns it, with what this regulariser adds to it."""
         return rollout
 
     def loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm | None:
@@ -56,7 +56,7 @@ class Regulariser:
         return {}
 
     def after_iteration(self) -> None:
-        """The policy has been updated."""
+        """Called after each update of the policy."""
 
     def settings(self) -> dict[str, Any] | None:
         """The constructor's arguments, for JSON; None where they cannot be saved and must be given again to `load`."""
@@ -67,14 +67,14 @@ class Regulariser:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore what `state_dict()` gave."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Weights of its own, by name."""
+        """The regulariser's own weights, by name."""
         return {}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Go on from `weights()`."""
+        """Restore what `weights()` gave."""
 
 
 class EntropyBonus(Regulariser):
@@ -91,7 +91,7 @@ class EntropyBonus(Regulariser):
         self.reads_entropy = coef > 0
 
     def loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm | None:
-        """−c·Ê[H]."""
+        """The term −c·Ê[H]."""
         if not self.coef:
             return None
         return LossTerm(-self.coef * masked_mean(evaluation.entropy, batch.mask, size.tokens), {})
@@ -160,7 +160,7 @@ class KLInLoss(Regulariser):
         self._reward = env.token_reward
 
     def loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-        """β·Ê[KL]."""
+        """The term β·Ê[KL]."""
         assert self._policy is not None and self._reward is not None, "call begin() first"
         reference = self._reward.reference
         assert reference is not None, 'kl_in="loss" has a reference'
@@ -264,7 +264,7 @@ class PretrainingMix(Regulariser):
         return {"texts": len(self.texts), "used": self.used}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`.
+        """Restore what `state_dict()` gave.
 
         Raises:
             ValueError: the texts are others.
@@ -392,7 +392,7 @@ class MovingReference(Regulariser):
         return {name: value.detach().cpu() for name, value in self._parts.model.named_parameters()}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Go on from `weights()`."""
+        """Restore what `weights()` gave."""
         self._loaded = weights or None
         self._parts = None
 

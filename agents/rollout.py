@@ -47,9 +47,9 @@ class MinibatchSize(NamedTuple):
     """What the means of a minibatch are taken over; its micro-batches share it, so that their losses add up."""
 
     tokens: int
-    """Real actions in the whole minibatch."""
+    """Number of actions in the whole minibatch."""
     episodes: int
-    """Episodes in the whole minibatch."""
+    """Number of episodes in the whole minibatch."""
     aggregation: Aggregation = "token"
     """Whether all tokens count alike, or all episodes."""
 
@@ -108,7 +108,7 @@ class EpisodeBuffer:
 
     @property
     def num_tokens(self) -> int:
-        """Actions taken in all episodes."""
+        """The number of actions in all episodes."""
         return int(self.response_lengths.sum())
 
     def set_rewards(self, rewards: np.ndarray, ref_log_probs: np.ndarray) -> None:
@@ -176,13 +176,13 @@ class Rollout(NamedTuple):
     """The first n episodes started, all of them finished, in the order they were started."""
 
     episodes: list[Episode]
-    """E of them."""
+    """The E episodes."""
     log_probs: list[np.ndarray]
     """log π of each one's actions, (T_e,) each."""
     values: list[np.ndarray] | None
     """V(s_t) of each one's states, (T_e,) each; None without a critic."""
     rewards: EpisodeRewards
-    """What they earned."""
+    """Their rewards."""
     lower: LowerStates | None
     """What the policy's frozen lower layers give for them, where some are frozen."""
     first_ref_log_probs: list[np.ndarray] | None = None
@@ -303,10 +303,10 @@ def collect_rollout(
 
 
 class Evaluated(NamedTuple):
-    """What a policy says of whole episodes, (T_e,) each."""
+    """What a policy computes for whole episodes, (T_e,) each."""
 
     log_probs: list[np.ndarray]
-    """log π of the actions."""
+    """log π(a_t|s_t) of the actions."""
     values: list[np.ndarray]
     """V(s_t)."""
     entropy: list[np.ndarray]

@@ -29,16 +29,16 @@ class Kept(Protocol):
     """What is saved with an agent and taken back with an iteration that is cut short: regularisers, callbacks."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but weights, for JSON."""
+        """The state without weights, for JSON."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore what `state_dict()` gave."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Weights by name."""
+        """The weights by name."""
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Go on from `weights()`."""
+        """Restore what `weights()` gave."""
 
 
 class AgentState(NamedTuple):
@@ -181,7 +181,7 @@ def load_named_weights(module: torch.nn.Module, weights: dict[str, Tensor]) -> N
 
 
 def _plain(value: Any) -> Any:
-    """NumPy scalars and the like, for JSON."""
+    """Convert NumPy values, paths and dtypes to what JSON can hold."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Path):

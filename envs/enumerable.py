@@ -42,13 +42,13 @@ class EnumerableTask:
     """
 
     reference: PreTrainedModel
-    """π_ref."""
+    """The reference policy π_ref."""
     strings: torch.Tensor
     """All responses, (V^T, T), in the order of `all_responses`."""
     rewards: np.ndarray
-    """Score of each, (V^T,)."""
+    """The score of each response, (V^T,)."""
     beta: float
-    """β > 0."""
+    """The coefficient β > 0 of the KL."""
 
     def __post_init__(self) -> None:
         vocab_size = self.reference.config.vocab_size
@@ -65,7 +65,7 @@ class EnumerableTask:
 
     @cached_property
     def optimum(self) -> np.ndarray:
-        """π* ∝ π_ref·e^{r/β}, (V^T,)."""
+        """The optimal policy π* ∝ π_ref·e^{r/β}, (V^T,)."""
         return np.exp(self._log_weights - self.best / self.beta)
 
     @cached_property
@@ -163,7 +163,7 @@ class EnumerableTask:
 
     @property
     def _log_weights(self) -> np.ndarray:
-        """log of π_ref·e^{r/β}, (V^T,)."""
+        """The logarithm of π_ref·e^{r/β}, (V^T,)."""
         return self._reference_log_probs + self.rewards / self.beta
 
 

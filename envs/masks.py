@@ -27,7 +27,7 @@ class ActionMask:
     min_new_tokens: int = 0
     """No stop token before this many response tokens."""
     forbidden_token_ids: tuple[int, ...] = ()
-    """Tokens never allowed."""
+    """Tokens that are never allowed."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "forbidden_token_ids", tuple(self.forbidden_token_ids))

@@ -1,4 +1,4 @@
-"""Which prompt comes next."""
+"""The order in which prompts are drawn."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PromptFeed:
         self.restart()
 
     def restart(self) -> None:
-        """Begin a first pass at the next draw."""
+        """Start over with a first pass at the next draw."""
         self._order: Sequence[int] = []
         self._drawn = 0
 
@@ -72,7 +72,7 @@ class PromptFeed:
         return {"prompts": passed, "started": self.started}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore what `state_dict()` gave."""
         passed = state["prompts"]
         if passed["num_prompts"] != len(self.prompts):
             raise ValueError(f"expected the state of {len(self.prompts)} prompts, got that of {passed['num_prompts']}")

@@ -48,7 +48,7 @@ class SB3VecEnv(VecEnv):
         return [seed] * self.num_envs
 
     def reset(self) -> VecEnvObs:
-        """Begin anew in every slot."""
+        """Start a new episode in every slot."""
         options = self._options[0] if self._options else None
         observation, _ = self.engine.reset(options=options)
         self._reset_options()
@@ -61,7 +61,7 @@ class SB3VecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Observation, rewards, dones and infos."""
+        """Return observations, rewards, dones and infos."""
         assert self._actions is not None, "call step_async() first"
         observation, rewards, terminated, _, batch = self._outer.step(np.asarray(self._actions).reshape(-1))
         self._returns += rewards
@@ -82,7 +82,7 @@ class SB3VecEnv(VecEnv):
         return observation, rewards, terminated, infos  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the environment."""
         self.engine.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:

@@ -52,9 +52,9 @@ class LengthPenalty:
     """
 
     coef: float
-    """Per token; negative rewards length."""
+    """The penalty of a token; a negative one rewards length."""
     after: int = 0
-    """The first tokens cost nothing."""
+    """How many of the first tokens cost nothing."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.coef) and self.after >= 0):
@@ -75,7 +75,7 @@ class RepetitionPenalty:
     coef: float
     """The penalty of a response in which every n-gram stood before."""
     ngram: int = 3
-    """n."""
+    """The n of the n-grams."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.coef) and self.ngram >= 1):
@@ -87,7 +87,7 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class ClipScore:
-    """min(max(score, low), high)."""
+    """A clipped score, min(max(score, low), high)."""
 
     low: float
     high: float
@@ -109,9 +109,9 @@ class AddVerifier(EnvironmentTerm):
     """
 
     function: RewardFunction
-    """v."""
+    """The verifier v."""
     coef: float = 1.0
-    """In units of the score."""
+    """The weight of the verifier, in units of the score."""
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, compare=False, repr=False)
     """The tokenizer that decodes episodes; None for the environment's own."""
 
@@ -168,7 +168,7 @@ class RunningScores:
         self.count = 0
         self.mean = 0.0
         self.squares = 0.0
-        """Σ (score − mean)²."""
+        """The sum Σ (score − mean)²."""
         self.seen: dict[int, float] = {}
         """The scores that are not yet in the statistics, by the episode's number."""
         self._endless = False
@@ -206,12 +206,12 @@ class RunningScores:
         self.seen = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """The statistics, for JSON."""
         seen = [[number, score] for number, score in self.seen.items()]
         return {"count": self.count, "mean": self.mean, "squares": self.squares, "seen": seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore what `state_dict()` gave."""
         self.count = int(state["count"])
         self.mean = float(state["mean"])
         self.squares = float(state["squares"])
@@ -253,7 +253,7 @@ class Shaping:
         return shaped.astype(np.float32)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The statistics kept, for JSON."""
+        """The statistics of all terms, for JSON."""
         return [running.state_dict() for running in self.running]
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:

@@ -63,7 +63,7 @@ class Slots:
         self.rewards[rows, self.response_lengths[rows] - 1] = rewards[rows]
 
     def episode(self, slot: int, finish_reason: str) -> Episode:
-        """The episode in a slot, ended."""
+        """The finished episode of a slot."""
         return Episode(
             number=int(self.numbers[slot]),
             slot=int(slot),

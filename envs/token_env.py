@@ -82,7 +82,7 @@ class TokenEnv(gym.Env):
         return _first(observation), info
 
     def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One token."""
+        """Append one token to the response."""
         if self._over:
             raise ResetNeeded("expected reset() before step(): no episode is in progress")
         observation, rewards, terminated, truncated, infos = self.engine.step(np.asarray(action).reshape(1))

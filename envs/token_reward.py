@@ -64,9 +64,9 @@ class TokenReward:
         self.scorer = scorer
         self.kl_in = kl_in
         self.own_kl_coef = kl_coef
-        """β where no controller owns it."""
+        """The β that applies where no controller owns it."""
         self.kl_controller: KLCoefOwner | None = None
-        """The owner of β."""
+        """The controller that owns β, if there is one."""
         self.missing_eos_penalty = missing_eos_penalty
         self.shaping = shaping
         self.use_reference(reference)

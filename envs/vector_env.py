@@ -356,7 +356,7 @@ class TokenVectorEnv(VectorEnv):
     def step(
         self, actions: np.ndarray | Tensor
     ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One token in every slot."""
+        """Append one token in every slot."""
         if self._needs_reset:
             raise ResetNeeded("call reset() before step()")
         actions = check_actions(actions, self.vocab_size, parked=self.parked, waiting=self._ended)

@@ -58,9 +58,9 @@ class EpisodeView:
     tokens: tuple[str, ...]
     """The text of each token, special ones by name; joined they read as the response."""
     log_probs: np.ndarray | None = None
-    """log π(a_t|s_t), (T,)."""
+    """The values of log π(a_t|s_t), (T,)."""
     ref_log_probs: np.ndarray | None = None
-    """log π_ref(a_t|s_t), (T,)."""
+    """The values of log π_ref(a_t|s_t), (T,)."""
     values: np.ndarray | None = None
     """V(s_t) of the state acted from, (T,)."""
     rewards: np.ndarray | None = None

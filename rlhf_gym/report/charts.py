@@ -234,7 +234,7 @@ def round_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
 
 
 def tick_label(value: float) -> str:
-    """Short: 200k, 0.5, −2."""
+    """A short label for a tick, such as 200k, 0.5 or −2."""
     text = f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
     return text.replace("-", "−")
 

@@ -91,7 +91,7 @@ def _fit_story(chart: Chart, fits: dict[str, GoodhartFit], best: BestOfN | None)
 
 
 def _certainty(fits: dict[str, GoodhartFit]) -> list[str]:
-    """What the intervals are over."""
+    """What the intervals are computed over, in words."""
     found = []
     seeds = next((f.witnesses for kind, f in fits.items() if kind != "best_of"), 0)
     if seeds == 1:

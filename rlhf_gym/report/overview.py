@@ -33,7 +33,7 @@ LINES = {
     "without_kl": train_line,
     "evaluate": evaluate_line,
 }
-"""What each stage says of its metrics."""
+"""The function that makes one line of the metrics of each stage."""
 
 
 def head_section(run: ReportRun) -> str:
@@ -61,7 +61,7 @@ The 95 % interval is {low:.0%} to {high:.0%}.{seeds}{warning}</p>"""
 
 
 def table_section(run: ReportRun) -> str:
-    """Every policy, a row."""
+    """The table of policies, a row each."""
     metrics = run.evaluation
     gold = metrics["judge"] == "gold"
     n = metrics["best_of"]

@@ -92,7 +92,7 @@ class ReportRun:
     name: str
     """Its name on the page, which no other run there has."""
     config: RunConfig
-    """Its settings."""
+    """The run's settings."""
     metrics: dict[str, Any] | None
     """What `evaluate` left; None where it has not been evaluated."""
     histories: Histories

@@ -20,7 +20,7 @@ class Shade(NamedTuple):
     """A quantity that tokens can be coloured by."""
 
     what: str
-    """What it is."""
+    """A sentence that says what the quantity is."""
     less: str
     """What the lower end of the scale means."""
     more: str

@@ -26,7 +26,7 @@ class Quantity(NamedTuple):
     name: str
     """Its name in the log."""
     title: str
-    """What it is called, with its unit."""
+    """The chart's title, with the unit."""
     caption: str = ""
     """How to read it."""
     from_zero: bool = False

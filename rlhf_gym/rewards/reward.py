@@ -23,10 +23,10 @@ Numbers = TypeVar("Numbers", np.ndarray, Tensor)
 
 
 class Scores(NamedTuple):
-    """What a reward says of B responses."""
+    """The scores of B responses."""
 
     scores: Tensor
-    """One score a response, (B,) float32."""
+    """The score of each response, (B,) float32."""
     members: Tensor
     """The score that each of the k members gives, (k, B) float32; k = 1 for a single reward model or a function."""
 
@@ -257,7 +257,7 @@ class LearnedReward(nn.Module, Reward):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that the weights are on."""
 
     @property
     @abstractmethod

@@ -57,7 +57,7 @@ class BusyFolderError(RuntimeError):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The places of a run."""
+    """The files and folders of a run."""
 
     root: Path
     """The folder itself."""
@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The page one looks at."""
+        """The report's page."""
         return self.root / REPORT_FILE
 
     def metrics(self, name: StageName, round: int = 1) -> dict[str, Any] | None:

@@ -27,12 +27,12 @@ def iterations(folder: Path) -> list[dict[str, Any]]:
 
 
 class JudgedView(NamedTuple):
-    """A response taken apart, and how good it is."""
+    """A response token by token, with its gold reward."""
 
     view: EpisodeView
-    """Its tokens."""
+    """The response, token by token."""
     gold: float | None
-    """Its gold reward, where there is one."""
+    """The gold reward of the response, where there is one."""
 
 
 class SampleViews(NamedTuple):
@@ -43,11 +43,11 @@ class SampleViews(NamedTuple):
     before: JudgedView
     """The SFT policy's response, as the trained policy and its critic see it."""
     after: JudgedView
-    """The trained policy's own."""
+    """The trained policy's response."""
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> SampleViews:
-        """From a line of JSONL."""
+        """The record that a line of JSONL holds."""
         sides = []
         for name in ("before", "after"):
             side = dict(record[name])
@@ -66,13 +66,13 @@ class BestOfN:
     """SFT responses to held-out prompts as r_φ and gold see them: N to each of P."""
 
     proxy: np.ndarray
-    """r_φ, (P, N)."""
+    """The scores by r_φ, (P, N)."""
     gold: np.ndarray
-    """Gold, (P, N)."""
+    """The gold scores, (P, N)."""
 
     @property
     def n(self) -> list[int]:
-        """The sizes that are looked at, 1 first."""
+        """The sizes n that are evaluated, 1 first."""
         return doublings(self.gold.shape[1])
 
     @property

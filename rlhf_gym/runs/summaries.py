@@ -32,7 +32,7 @@ def is_bound(row: dict[str, Any]) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """Minutes and seconds."""
+    """A duration in minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
 

@@ -24,7 +24,7 @@ class AgentParts(Protocol):
         """The comparisons that the round's reward model was trained on; None where there are none."""
 
     def kl_controller(self, settings: PolicyGradientSettings) -> Any:
-        """The controller of β."""
+        """The controller of β that these settings ask for."""
 
     def regularisers(self, settings: PolicyGradientSettings) -> Any:
         """What is added to the objective, in order."""
@@ -83,7 +83,7 @@ class AgentSettings:
 
 @dataclass(frozen=True)
 class LearnerSettings(AgentSettings):
-    """What every agent that learns is asked."""
+    """The settings of every agent that learns."""
 
     total_tokens: int = 48_000
     """Response tokens generated in training (DPO: read), for each seed and round."""
@@ -92,7 +92,7 @@ class LearnerSettings(AgentSettings):
     schedule: Literal["constant", "linear"] = "linear"
     """Whether the learning rate stays or falls to 0."""
     n_episodes: int = 128
-    """Responses a rollout."""
+    """How many responses a rollout has."""
     batch_size: int = 32
     """Responses a minibatch; each minibatch is one optimizer step."""
     micro_batch_size: int | None = None
@@ -122,7 +122,7 @@ class LearnerSettings(AgentSettings):
         above(self, 0, "learning_rate")
 
     def learner(self) -> LearnerSettings:
-        """These settings."""
+        """These settings, as those of an agent that learns."""
         return self
 
     def check(self, parts: AgentParts) -> None:
@@ -195,7 +195,7 @@ class PolicyGradientSettings(LearnerSettings):
     ptx_coef: float = 0.0
     """γ of a pretraining loss mixed into every minibatch's (InstructGPT's ptx), to keep the language; 0: none."""
     ptx_batch_size: int = 32
-    """Texts to a minibatch."""
+    """How many texts a minibatch of ptx has."""
     ptx_texts: Path | None = None
     """The texts, JSONL of {"text"} or one a line; by default the task's for pretraining, else its demonstrations."""
     ema_reference: float = 0.0
@@ -203,13 +203,13 @@ class PolicyGradientSettings(LearnerSettings):
     length_penalty: float = 0.0
     """Subtracted from the score for each token past length_penalty_after; negative rewards length."""
     length_penalty_after: int = 0
-    """Tokens that cost nothing."""
+    """How many of a response's first tokens cost nothing."""
     repetition_penalty: float = 0.0
     """Subtracted from the score of a response that repeats one n-gram alone; of others, by their share of repeats."""
     repetition_ngram: int = 3
-    """Tokens that make a repeat."""
+    """The number of tokens in an n-gram that counts as a repeat."""
     clip_score: tuple[float, float] | None = None
-    """Scores outside LOW HIGH count as these."""
+    """Scores are clipped to the range LOW HIGH."""
     normalize_score: bool = False
     """Scores in units of their running standard deviation, around their running mean."""
     verifier: str | None = None
@@ -271,12 +271,12 @@ class PolicyGradientSettings(LearnerSettings):
 
     @property
     def kl_limit(self) -> tuple[float, int] | None:
-        """`stop_kl` and its patience."""
+        """The KL to stop at, and its patience."""
         return None if self.stop_kl is None else (self.stop_kl, self.stop_kl_patience)
 
     @property
     def gold_interval(self) -> int | None:
-        """`gold_every`."""
+        """Iterations between two measurements of gold."""
         return self.gold_every
 
     def env_arguments(self, parts: AgentParts) -> dict[str, Any]:
@@ -446,7 +446,7 @@ class BestOfNSettings(AgentSettings):
 
     @property
     def best_of(self) -> int:
-        """`n`."""
+        """The n of best-of-n."""
         return self.n
 
     def check_reference(self, reference: str) -> None:

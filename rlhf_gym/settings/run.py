@@ -68,7 +68,7 @@ class RunConfig:
     run_dir: Path = Path("runs/run")
     """The run's folder: config, data, models, metrics, samples, report. Run again, it goes on where it stopped."""
     task: Annotated[TaskConfig, arg(name="")] = field(default_factory=TaskConfig)
-    """What it is about."""
+    """The task."""
     rounds: int = 1
     """Times collect → reward model → agent is gone through, the preferences adding up. May grow later."""
     reference: Reference = "sft"
@@ -80,7 +80,7 @@ class RunConfig:
     pretrain: bool = False
     """Pretrain even where the task brings pretrained weights."""
     seed: int = 0
-    """First seed of everything."""
+    """The first random seed; all others are counted from it."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1" …; auto: a GPU where there is one."""
     threads: int = 0
@@ -90,15 +90,15 @@ class RunConfig:
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=2, learning_rate=1e-3, batch_size=64))
     """Supervised fine-tuning on demonstrations."""
     collect: CollectConfig = field(default_factory=CollectConfig)
-    """Collecting preferences."""
+    """How preferences are collected."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """The reward model."""
     agent: AgentSettings = field(default_factory=PPOSettings)
     """The agent that learns against the reward model."""
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    """What watches the agent, and its alarms."""
+    """What the monitor measures, and its alarms."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    """Evaluation."""
+    """How the policies are evaluated."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rounds", "seeds")

@@ -44,7 +44,7 @@ def read_config(folder: Path) -> RunConfig | None:
 
 
 def saved_config(config: RunConfig) -> dict[str, Any]:
-    """What `read_config` reads."""
+    """The settings in the form that `read_config` reads."""
     return {"rlhf_gym": __version__, "format": FORMAT, "config": to_json(config)}
 
 
@@ -89,7 +89,7 @@ def _revive(hint: Any, value: Any) -> Any:
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
+    """Nested settings as one dict with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
         if isinstance(value, dict):

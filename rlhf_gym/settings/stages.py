@@ -30,7 +30,7 @@ class CollectConfig:
     num_prompts: int = 2000
     """Prompts that responses are drawn for; all of the task's where it has fewer."""
     samples_per_prompt: int = 16
-    """Responses to each."""
+    """How many responses are drawn for each prompt."""
     sources: tuple[str, ...] = ("previous",)
     """Policies that write: "sft", "previous" (those of the round before, at first the SFT policy), "round-K" (those of
     round K, from the round after it on), or a folder or hub name. A prompt's responses take all ways of all in turn."""
@@ -71,7 +71,7 @@ class CollectConfig:
     annotator_tie_threshold: float = 0.0
     """It calls closer ones than this a tie, in gold's unit (Rao and Kupper); ties are not learned from."""
     annotators: int = 1
-    """Simulated annotators."""
+    """How many simulated annotators there are."""
     annotator_spread: float = 0.0
     """How much they differ: temperature, mistake rate and biases of each are multiplied by e^{spread·z}, z normal."""
     judges_per_pair: int = 1
@@ -126,7 +126,7 @@ class RewardConfig:
     training: Annotated[RewardModelingConfig, arg(name="")] = field(
         default_factory=lambda: RewardModelingConfig(epochs=2, learning_rate=1e-3, batch_size=64)
     )
-    """How each is trained."""
+    """How each reward model is trained."""
     members: int = 1
     """Reward models that are trained; more than one make an ensemble."""
     trunk: Trunk = "separate"

@@ -15,7 +15,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class SupervisedConfig:
-    """What every supervised stage is asked."""
+    """The settings of every supervised stage."""
 
     epochs: int = 1
     """Passes over the data."""

@@ -29,7 +29,7 @@ WORD = r"\w+(?:'\w+)?|[^\w\s]"
 
 @dataclass(frozen=True)
 class LabelledText:
-    """One line of a corpus."""
+    """One labelled text of a corpus."""
 
     text: str
     """The text."""
@@ -79,7 +79,7 @@ class SentimentGold:
         return self.vectorizer.transform(texts) @ self.weights + self.bias
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """(prompts, responses) -> (B,) float64."""
+        """The gold scores of responses, (B,) float64."""
         return self.log_odds([p + r for p, r in zip(prompts, responses, strict=True)])
 
 

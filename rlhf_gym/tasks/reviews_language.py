@@ -128,7 +128,7 @@ class _State(NamedTuple):
     slot: str = "sentence"
     """The place in the sentence that comes next."""
     sentence: int = 0
-    """Sentences finished."""
+    """How many sentences are finished."""
     tone: int | None = None
     """Tone of the last judgement: −1, 0, 1; None before the first."""
     item_named: bool = False
@@ -353,6 +353,6 @@ class _Language:
         return [(word, 1.0, state._replace(slot=following))]
 
     def end(self, state: _State) -> _State:
-        """After the full stop."""
+        """The state after a full stop."""
         subject = "dish" if state.subject == "dish" else ""
         return state._replace(slot="sentence", sentence=state.sentence + 1, subject=subject, adjective="")

@@ -70,7 +70,7 @@ class Topic:
     item: str
     """A dish, one of `ITEMS`."""
     aspect: str
-    """One of `ASPECTS`."""
+    """An aspect of the dish, one of `ASPECTS`."""
     name: str
     """The place's name, one of `NAMES`."""
     kind: str

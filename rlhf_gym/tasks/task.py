@@ -29,7 +29,7 @@ class Task:
     heldout_prompts: Sequence[str]
     """Prompts nothing is trained on; disjoint from `prompts`."""
     demonstrations: Sequence[Demonstration]
-    """For supervised fine-tuning."""
+    """Demonstrations for supervised fine-tuning."""
     heldout_demonstrations: Sequence[Demonstration]
     """Demonstrations for held-out prompts, to measure the fine-tuned policy on."""
     tokenizer: PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ class Task:
     pretraining_texts: Sequence[str] = ()
     """Raw texts for a small language model of the task's own, where it has one."""
     model_config: PretrainedConfig | None = None
-    """Shape of that model."""
+    """The configuration of that model."""
     pretrained: str | Path | None = None
     """Folder or hub name of a pretrained language model."""
     sft: str | Path | None = None

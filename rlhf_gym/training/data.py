@@ -89,9 +89,9 @@ class CausalBatch(NamedTuple):
     """A batch of right-padded rows to learn."""
 
     input_ids: Tensor
-    """(B, L) int64."""
+    """The token ids, (B, L) int64."""
     attention_mask: Tensor
-    """(B, L) int64, 1 for real tokens."""
+    """1 for real tokens, 0 for padding, (B, L) int64."""
     labels: Tensor
     """(B, L) int64: the token where it is predicted, `IGNORED` elsewhere."""
     first: int

@@ -16,7 +16,7 @@ from rlhf_gym.functional import fit_preference_weights
 from rlhf_gym.preferences import Preference, split_by_prompt
 
 L2S = (1.0, 0.1, 0.01, 1e-3, 1e-4)
-"""Penalties to choose from."""
+"""The ridge penalties that cross-validation chooses from."""
 MOST_PAIRS = 20_000
 """Pairs that a baseline is trained on at most: so many are enough for so few weights."""
 MOST_WORDS = 1000
@@ -39,7 +39,7 @@ class Features:
     names: tuple[str, ...]
     """The name of each feature, F of them."""
     describe: Callable[[Sequence[str]], np.ndarray]
-    """n responses -> (n, F)."""
+    """Computes the features, (n, F), of n responses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Baseline:
     """The penalty on the weights of features in units of their standard deviation, chosen on pairs aside."""
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """Scores (B,)."""
+        """The scores of responses, (B,)."""
         return self.features.describe(responses) @ self.weights
 
 

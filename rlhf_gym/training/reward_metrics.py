@@ -21,7 +21,7 @@ class RewardMetrics:
     clean_accuracy: float
     """The same over the pairs whose annotator made no mistake; 0 if there are none."""
     margin: float
-    """Mean of Δ."""
+    """The mean of the differences Δ."""
     nll: float
     """Mean of −log σ(Δ), in nats: log 2 = .693 is chance."""
     ece: float

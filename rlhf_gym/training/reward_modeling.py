@@ -40,9 +40,9 @@ class PairBatch(NamedTuple):
     """The distinct rows of some pairs, each of them once: K responses to a prompt make K rows, not K(K − 1)."""
 
     input_ids: Tensor
-    """(R, L) int64, right-padded."""
+    """The token ids, (R, L) int64, right-padded."""
     attention_mask: Tensor
-    """(R, L) int8."""
+    """1 for real tokens, 0 for padding, (R, L) int8."""
     chosen: Tensor
     """Rows of the chosen responses, (P,) int64."""
     rejected: Tensor

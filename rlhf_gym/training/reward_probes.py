@@ -91,7 +91,7 @@ class RewardProbes:
     """Sentences on what to look at before any policy is optimised; empty where nothing was found."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The results as a dict for JSON."""
         return asdict(self)
 
 
@@ -249,5 +249,5 @@ def suspicions(probes: RewardProbes) -> list[str]:
 
 
 def _number(value: float) -> float | None:
-    """For JSON, which knows no NaN."""
+    """The number for JSON, which has no NaN: None in its place."""
     return None if math.isnan(value) else value

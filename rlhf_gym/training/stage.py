@@ -64,7 +64,7 @@ class SupervisedStage(Generic[Example, Metrics]):
     """What one supervised stage learns, apart from how it is optimised."""
 
     name: str
-    """For the progress bar and for messages."""
+    """The stage's name, in the progress bar and in messages."""
     model: nn.Module
     """The model that is trained, in place."""
     examples: Sequence[Example]
@@ -72,7 +72,7 @@ class SupervisedStage(Generic[Example, Metrics]):
     lengths: Sequence[int]
     """Length of each example, to batch those of like length."""
     collate: Callable[[Sequence[Example]], Batch]
-    """Makes a batch of examples."""
+    """A function that makes a batch of examples."""
     loss: Callable[[nn.Module, Any], Tensor]
     """Summed loss of a batch, differentiable."""
     evaluate: Callable[[], Metrics]
@@ -296,7 +296,7 @@ def _save_checkpoint(
 
 
 def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, device: torch.device) -> StageState:
-    """Put back what `_save_checkpoint` wrote."""
+    """Restore what `_save_checkpoint` wrote."""
     moments: dict[int, dict[str, Tensor]] = {}
     parameters = dict(model.named_parameters())
     with safe_open(path, framework="pt") as file:
