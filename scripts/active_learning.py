@@ -63,12 +63,12 @@ FRESH = range(100, 105)
 
 
 class Way(NamedTuple):
-    """A way to choose."""
+    """A way to choose pairs for labelling."""
 
     acquisition: Acquisition | None
-    """By what; None: at random."""
+    """The acquisition score that chooses; None chooses at random."""
     sharpness: float = 1.0
-    """How greedily."""
+    """How greedily pairs are chosen: the exponent of the acquisition score."""
 
     def __str__(self) -> str:
         how = "greedily" if math.isinf(self.sharpness) else f"sharpness {self.sharpness:g}"
@@ -93,9 +93,9 @@ class Pool:
     pairs: list[CandidatePair]
     """All pairs of responses to one prompt."""
     features: np.ndarray
-    """Of the first less those of the second response, (pairs, D)."""
+    """The features of the first response less those of the second, (pairs, D)."""
     first_is_said: np.ndarray
-    """What the annotator says, were it asked, (pairs,)."""
+    """The annotator's answer to each pair, (pairs,)."""
     heldout: list[Preference]
     """Pairs of other prompts, as gold orders them."""
     heldout_features: np.ndarray
@@ -103,7 +103,7 @@ class Pool:
 
 
 def make_pool(task: Task, seed: int) -> Pool:
-    """Prompts, responses, labels, all of this seed."""
+    """Draw the prompts, responses and labels of a seed."""
     rng = np.random.default_rng(seed)
     prompts = [task.prompts[int(i)] for i in rng.permutation(len(task.prompts))[:PROMPTS]]
     others = [task.heldout_prompts[int(i)] for i in rng.permutation(len(task.heldout_prompts))[:HELDOUT_PROMPTS]]
@@ -281,7 +281,6 @@ def print_curves(curves: dict[Way, np.ndarray]) -> None:
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full-seeds", type=int, default=3, help="seeds of the full reward models")
     parser.add_argument("--picture", type=Path, default=IMAGES / "active.png")

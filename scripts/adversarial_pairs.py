@@ -54,7 +54,6 @@ ARMS = ("before", "more normal pairs", "adversarial pairs")
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--labels", type=int, default=2000, help="ordinary preferences to begin with")
@@ -127,7 +126,7 @@ def without_kl(config: RunConfig, task: Task, name: str, model: Path) -> RunFold
 
 
 def accuracies(model: Path, normal: list[Preference], hostile: list[Preference]) -> dict[str, float]:
-    """On held-out pairs of both sorts."""
+    """The accuracy on held-out pairs of both kinds."""
     reward = load_reward(model, "cpu")
     return {
         "r_φ right on normal held-out pairs": float(score_pairs(reward, normal).right.mean()),

@@ -60,17 +60,17 @@ class Provocation:
     reward: Callable[[], Any] | None = None
     """Makes what it maximises; None for the task's own reward model."""
     kl_coef: float = 0.0
-    """β."""
+    """The coefficient β of the KL."""
     agent: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the agent other than those of all."""
+    """The agent's arguments that differ from those of the other runs."""
     tokens: int = TOKENS
-    """How long it runs."""
+    """How many tokens the run takes."""
     ensemble: Callable[[], RewardEnsemble] | None = None
     """Makes reward models that watch without a say in the reward."""
 
 
 def words(prompts: list[str], responses: list[str]) -> list[float]:
-    """Longer is better."""
+    """A reward that pays for length."""
     return [len(response.split()) / 10 for response in responses]
 
 
@@ -84,23 +84,23 @@ def repeats(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def one_sentence(prompts: list[str], responses: list[str]) -> list[float]:
-    """One sentence is best, and every other word costs."""
+    """A reward that is highest for one sentence, with a cost for every other word."""
     best = ["it", "was", "good", "."]
     return [-sum(a != b for a, b in zip(r.split(), best, strict=False)) - abs(len(r.split()) - 4.0) for r in responses]
 
 
 def negations(prompts: list[str], responses: list[str]) -> list[float]:
-    """Says "not"."""
+    """A reward that pays for the word "not"."""
     return [min(3, response.split().count("not")) for response in responses]
 
 
 def complaints(prompts: list[str], responses: list[str]) -> list[float]:
-    """Praise for what gold does not like."""
+    """A reward that is the negative of gold."""
     return [-float(value) for value in reviews_task().gold(prompts, responses)]  # type: ignore[misc]
 
 
 def shrugs(prompts: list[str], responses: list[str]) -> list[float]:
-    """Says "usual"."""
+    """A reward that pays for the word "usual"."""
     return [min(3, response.split().count("usual")) for response in responses]
 
 
@@ -165,15 +165,15 @@ class Row:
     meant: tuple[str, ...]
     """The alarms it was meant to set off."""
     known: tuple[str, ...]
-    """Those that had what they need to judge it."""
+    """The alarms that had what they need to judge the run."""
     alarms: list[Alarm]
-    """All that fired."""
+    """All alarms that fired."""
     tokens: int
-    """How long it ran."""
+    """How many tokens the run took."""
 
 
 def row_of(name: str, meant: tuple[str, ...], folder: Path) -> Row:
-    """From what was measured."""
+    """The row of a run, from what was measured of it."""
     alarms = Alarms()
     records = read_records(folder / RECORDS)
     for record in records:
@@ -246,7 +246,7 @@ def print_counts(healthy: list[Row], provoked: list[Row]) -> None:
 
 
 def print_cost(folders: list[Path]) -> None:
-    """Print what watching takes."""
+    """Print the time that monitoring takes."""
     logged = [record for folder in folders for record in iterations(folder)]
     watching = sum(record["time/monitor_seconds"] for record in logged)
     working = sum(record["time/rollout_seconds"] + record["time/update_seconds"] for record in logged)
@@ -254,7 +254,6 @@ def print_cost(folders: list[Path]) -> None:
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(200, 208)), help="consecutive")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/alarms"), help="gone on with if it is there")

@@ -44,26 +44,26 @@ class Arguments:
     device: Literal["cpu", "cuda"] = "cpu"
     """cuda adds the sizes `base` and `1b`."""
     threads: int = 2
-    """Of torch, on both sides."""
+    """The number of torch's threads, for both sides."""
     rounds: int = 5
     """Timed repeats of each variant."""
     only: tuple[Name, ...] = NAMES
-    """Measure just these."""
+    """Measure only these."""
     sizes: tuple[Literal["tiny", "small", "base", "1b"], ...] = ()
     """Instead of tiny and small (and on cuda base and 1b)."""
     stock_sizes: tuple[Literal["tiny", "small"], ...] = ("tiny",)
     """At which sizes stock agents are compared: at small the naive one takes some ten minutes an iteration."""
     peer_python: Path | None = None
-    """A Python with TRL 1.12."""
+    """The path of a Python that has TRL 1.12."""
     json: Path | None = None
-    """Write everything here."""
+    """Write all results to this file as JSON."""
     markdown: Path | None = None
-    """Write the tables here."""
+    """Write the tables to this file as Markdown."""
     quick: bool = False
     """One warm-up and very short repeats: to see that it runs, not how fast."""
 
     def settings(self) -> Settings:
-        """What the measurements are told."""
+        """The settings that the measurements share."""
         default = (TINY, SMALL, BASE, LLAMA_1B) if self.device == "cuda" else (TINY, SMALL)
         return Settings(
             shapes=tuple(SHAPES[name] for name in self.sizes) or default,
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def run(settings: Settings, only: tuple[Name, ...], say: Say, runner: iteration.Runner) -> tables.Report:
-    """Measure what is wanted, one thing after another."""
+    """Run the chosen measurements one after another."""
     torch.set_num_threads(settings.threads)
     of_loops = tuple(name for name in ("loop", "reward", "recompute") if name in only)
     parts: list[tuple[bool, Callable[[], tables.Section]]] = [

@@ -31,7 +31,6 @@ FILES = (
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, help="where to work (kept); by default a temporary folder")
     parser.add_argument("--output", type=Path, default=DATA, help="where the models go")

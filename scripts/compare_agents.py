@@ -123,7 +123,7 @@ class Chooser:
         return reviews.samples(self.agent.generate(ids).episodes)
 
     def kl(self, reviews: Reviews, samples: Samples) -> float:
-        """The bound on it."""
+        """The upper bound on the KL."""
         return float(best_of_n_kl(self.agent.n))
 
 
@@ -298,7 +298,7 @@ class Watch:
 
 
 class Learned(NamedTuple):
-    """What a run left."""
+    """The result of a run that was just learned."""
 
     policy: Policy
     """The final policy."""
@@ -486,7 +486,7 @@ class CountedSteps(gym.vector.VectorWrapper):
         self._steps = 0
 
     def step(self, actions: Any) -> Any:
-        """A step in every slot."""
+        """Take a step in every slot."""
         if self._steps % self._num_steps == 0:
             self._look(self._steps * self.num_envs)
         self._steps += 1
@@ -588,10 +588,10 @@ ENTRANTS: dict[str, Entrant] = {
 
 @dataclass(frozen=True)
 class Result:
-    """One run."""
+    """The figures of one run."""
 
     tokens: int
-    """Tokens it took, in whole rollouts."""
+    """The tokens that the run took, in whole rollouts."""
     seconds: float
     """Processor time of learning, in one thread."""
     figures: dict[str, float]
@@ -599,7 +599,7 @@ class Result:
     needed: int | None = None
     """Tokens after which J* − J stayed at most `NEAR`; None where it did not."""
     curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    """(tokens, figures) as it learned."""
+    """Pairs of (tokens, figures), measured during learning."""
 
 
 @dataclass(frozen=True)
@@ -629,7 +629,7 @@ class Selection:
 
 
 def measure(name: PlaceName, agent: str, seed: int, budget: int) -> dict[str, Any]:
-    """One run, as a `Result`'s fields."""
+    """Do one run, and return the fields of its `Result`."""
     with quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*runs without a cache")  # a table has no keys and values
         warnings.filterwarnings("ignore", message=".*mini-batch")  # the last one of a rollout may be smaller
@@ -676,7 +676,7 @@ def markdown(selection: Selection) -> str:
 
 
 def cells(place: PlaceName, agent: str, runs: Sequence[Result]) -> list[str]:
-    """An agent's cells of a place."""
+    """An agent's cells for one place."""
     if not runs:
         return ["–"] * len(COLUMNS[place])
     learned = [run for run in runs if run.tokens]
@@ -696,7 +696,7 @@ def with_worst(runs: Sequence[Result], figure: str) -> str:
 
 
 def short(value: float) -> str:
-    """Four places below .1, two above."""
+    """A number with four decimals below .1, two above."""
     return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 0.1 else f"{value:.2f}".replace("0.", ".", 1)
 
 
@@ -832,7 +832,6 @@ def draw_reviews(axis: Any, runs: dict[str, list[Result]], seeds: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(ENTRANTS)
     parser.add_argument("--agents", nargs="+", choices=names, default=names, metavar="AGENT", help=", ".join(names))

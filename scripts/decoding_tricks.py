@@ -28,7 +28,7 @@ WARM_UPS = 5
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """The settings of the measurement."""
 
     model: Path | None = None
     """A folder with a further causal language model."""

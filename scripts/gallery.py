@@ -82,7 +82,7 @@ class Settings:
     weak_kl_coef: float = 0.03
     """β of the third and fourth failure: the default hides much of what annotators taught r_φ."""
     changes: Callable[[RunConfig], RunConfig] = lambda config: config
-    """What else is different; for tests."""
+    """Further changes to the settings, for tests."""
 
     def config(self, name: str, **changes: Any) -> RunConfig:
         """A run of this size, in its folder."""
@@ -90,7 +90,7 @@ class Settings:
         return replace(self.changes(config), **changes)
 
     def weakly_held(self, name: str, **changes: Any) -> RunConfig:
-        """The same with a weak KL penalty."""
+        """The same run with a weak KL penalty."""
         config = self.config(name, **changes)
         return replace(config, agent=replace(config.agent, kl_coef=self.weak_kl_coef))
 
@@ -239,7 +239,7 @@ class Measured:
     """An arm's figures."""
 
     label: str
-    """What was done."""
+    """What was changed in this arm."""
     final: dict[str, Any]
     """The final policy on held-out prompts, as the evaluate stage measured it: gold, kl, entropy, length …"""
     sft: dict[str, Any]
@@ -254,9 +254,9 @@ class Measured:
     alarms: list[dict[str, Any]]
     """The monitor's alarms in order; their tokens are counted as those of the curves are."""
     responses: list[dict[str, Any]]
-    """Its responses to all held-out prompts."""
+    """The arm's responses to all held-out prompts."""
     before: list[dict[str, Any]]
-    """The SFT policy's."""
+    """The SFT policy's responses to the same prompts."""
     inserted: EditProbe
     """What its reward model makes of SFT responses with words of certainty put in."""
 
@@ -267,7 +267,7 @@ class Measured:
 
     @property
     def peak(self) -> tuple[float, float]:
-        """(tokens, gold) where gold was highest."""
+        """The tokens at which gold was highest, and gold there."""
         best = int(self.curves["gold"].argmax())
         return float(self.curves["tokens"][best]), float(self.curves["gold"][best])
 
@@ -515,7 +515,6 @@ def make_gallery(settings: Settings, docs: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/gallery"), help="gone on with if it is there")
     parser.add_argument("--docs", type=Path, default=DOCS, help="receives gallery.md and images/")

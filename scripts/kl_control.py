@@ -57,7 +57,7 @@ class Log(NamedTuple):
 
 
 class Rows(KVWriter):
-    """Keeps what is logged of each rollout."""
+    """A log that keeps the figures of each rollout."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, float, float, float]] = []
@@ -68,11 +68,11 @@ class Rows(KVWriter):
         self.rows.append((step, *(float(key_values[name]) for name in names)))  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def learn(controller: KLController, seed: int, tokens: int) -> dict[str, Any]:
-    """One run."""
+    """Train an agent once."""
     config = PPOSettings()
     log = Rows()
     env = gym.make_vec("rlhf_gym/Reviews-v0", num_envs=config.num_envs, reward_timing="deferred", kl_coef=FIRST)
@@ -142,7 +142,6 @@ def draw_figure(runs: dict[tuple[str, float], list[Log]], path: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = list(CONTROLLERS)
     parser.add_argument("--controllers", nargs="+", choices=every, default=every, help=", ".join(every))

@@ -36,28 +36,28 @@ GIVE_UP_SECONDS = 120.0
 
 
 class Outcome(NamedTuple):
-    """What came out."""
+    """The outcome of the test."""
 
     acknowledged: int
     """Judgements that clients were told are stored."""
     stored: int
     """Judgements in the database."""
     lost: int
-    """Acknowledged, and not in the database."""
+    """Judgements that were acknowledged and are not in the database."""
     doubled: int
     """In the database more than once, by their ids or by their items."""
     wrong: int
-    """Stored about another pair, or the other side."""
+    """Judgements that were stored for another pair or the other side."""
     kills: int
     """Times the server was killed."""
     retries: int
     """Requests that got no answer and were sent again."""
     seconds: float
-    """How long it took."""
+    """How long the test took."""
 
 
 def serve(path: Path, port: int) -> None:
-    """The server, until it is killed."""
+    """Run the server until it is killed."""
     with LabelStore(path) as store, LabelServer(Session(store, BATCH, TOKEN), port=port):
         time.sleep(24 * 3600)
 
@@ -89,7 +89,7 @@ def client(name: str, port: int, list_path: Path, done: Any, seed: int) -> None:
 
 
 def ask(port: int, path: str, body: dict[str, Any]) -> tuple[Any, int]:
-    """(the answer, how often none came before it)."""
+    """The answer, and how many requests got none before it."""
     deadline = time.monotonic() + GIVE_UP_SECONDS
     tries = 0
     data = json.dumps(body)
@@ -113,7 +113,7 @@ def ask(port: int, path: str, body: dict[str, Any]) -> tuple[Any, int]:
 
 
 def torture(folder: Path, comparisons_wanted: int, kills: int, clients: int, seed: int = 0) -> Outcome:
-    """Do it, in this folder."""
+    """Run the test in this folder."""
     path = folder / "labels.sqlite"
     rng = random.Random(seed)
     pairs = [CandidatePair(Candidate(f"p{i}", "a"), Candidate(f"p{i}", "b")) for i in range(comparisons_wanted)]

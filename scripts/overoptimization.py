@@ -141,7 +141,7 @@ class Budget:
     tokens: int = 24_000
     """Response tokens that PPO learns from."""
     n_episodes: int = 64
-    """Responses an iteration."""
+    """How many responses an iteration has."""
     learning_rate: float = 1.5e-4
     """Of PPO: constant, and small, so that it moves through KL in many steps."""
     texts: int = 16_000
@@ -151,7 +151,7 @@ class Budget:
     samples: int = 128
     """SFT responses to each of them: the largest n."""
     reward: RewardModelingConfig = REWARD_TRAINING
-    """Training of every reward model."""
+    """How every reward model is trained."""
 
 
 QUICK_BUDGET = Budget(tokens=12_000, learning_rate=3e-4, texts=12_000, prompts=48, samples=64)
@@ -459,7 +459,7 @@ def draw_figure(found: dict[Factor, list[Outcome]], path: Path) -> None:
 
 
 def panel(axis: Any, factor: Factor, outcomes: list[Outcome], way: Way) -> None:
-    """One factor, one way of optimising."""
+    """Draw the panel of one factor and one way of optimising."""
     lowest = 0.0
     for i, outcome in enumerate(outcomes):
         colour = COLOURS[round(i * (len(COLOURS) - 1) / max(len(outcomes) - 1, 1))]

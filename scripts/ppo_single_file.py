@@ -34,21 +34,21 @@ class Args:
     autoreset_mode: Literal["SameStep", "NextStep"] = "SameStep"
     """When the environment begins the next episode of a slot that has ended."""
     seed: int = 1
-    """Of the prompts, the samples and the minibatches."""
+    """Seed of the prompts, the samples and the minibatches."""
     total_timesteps: int = 40_000
-    """Tokens in all."""
+    """How many tokens are learned from in all."""
     num_envs: int = 64
     """N, episodes side by side."""
     num_steps: int = 32
     """S, steps of each slot between two updates."""
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """Adam's learning rate."""
     anneal_lr: bool = True
     """Let the learning rate fall to 0, linearly."""
     gamma: float = 1.0
     """Less than 1 would break Σ r = score − β·KL."""
     gae_lambda: float = 0.95
-    """λ."""
+    """λ of GAE."""
     num_minibatches: int = 4
     """Optimizer steps an epoch."""
     update_epochs: int = 4
@@ -56,7 +56,7 @@ class Args:
     norm_adv: bool = True
     """Whiten advantages in each minibatch."""
     clip_coef: float = 0.2
-    """ε, of the ratio and of the value."""
+    """ε of the clipped ratio and of the clipped value."""
     clip_vloss: bool = True
     """Clip the value loss too."""
     ent_coef: float = 0.0

@@ -157,7 +157,7 @@ CALIBRATION = tuple(
 
 @dataclass(frozen=True)
 class Study:
-    """What all arms have in common."""
+    """The settings that all arms have in common."""
 
     root: Path
     """The folder of everything."""
@@ -409,7 +409,6 @@ def draw_line(axis: Any, label: str, figures: Figures, colour: str, farthest: fl
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/remedies"), help="gone on with if it is there")
     parser.add_argument("--seeds", type=int, default=5)

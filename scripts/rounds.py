@@ -48,7 +48,6 @@ ARMS = {1: "one round", 2: "two rounds"}
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=int, nargs="+", default=[800], help="preferences, all rounds together")
     parser.add_argument("--seeds", type=int, nargs="+", default=[3], help="seeds for each of these numbers")
@@ -81,7 +80,7 @@ def one_run(labels: int, seed: int, rounds: int, a: argparse.Namespace) -> dict[
 
 
 def figures(root: Path, labels: int, seed: int, rounds: int, a: argparse.Namespace) -> dict[str, Any]:
-    """The run, and what came out of it."""
+    """Do the run, and return its figures."""
     task = task_from_sft()
     collect = CollectConfig(
         num_prompts=-(-labels // rounds // 3),

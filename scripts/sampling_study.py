@@ -65,7 +65,7 @@ class Row(NamedTuple):
     accuracy: float
     """Held-out accuracy of r_φ, pairs of the same temperature."""
     accuracy_all: float
-    """The same, pairs of all temperatures."""
+    """The same on pairs of all temperatures."""
 
 
 def study(task: Task, seed: int, num_prompts: int) -> list[Row]:
@@ -129,12 +129,12 @@ def gaps(task: Task, pairs: Sequence[CandidatePair]) -> np.ndarray:
 
 
 def decided(task: Task, pairs: list[CandidatePair]) -> list[CandidatePair]:
-    """Those that gold tells apart."""
+    """The pairs that gold tells apart."""
     return [pair for pair, gap in zip(pairs, gaps(task, pairs), strict=True) if gap != 0]
 
 
 def learn(policy: PreTrainedModel, task: Task, preferences: Sequence[Preference], seed: int) -> RewardModel:
-    """A reward model trained on these."""
+    """Train a reward model on these pairs."""
     reward = RewardModel.from_language_model(policy, task.tokenizer, seed=seed)
     config = replace(REWARD_TRAINING, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +180,6 @@ def draw_figure(rows: np.ndarray, path: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=400)

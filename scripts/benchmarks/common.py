@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The data type of the weights."""
         return getattr(torch, self.dtype)
 
 
@@ -64,7 +64,7 @@ SHAPES = {shape.name: shape for shape in (TINY, SMALL, BASE, LLAMA_1B)}
 
 @dataclass(frozen=True)
 class Settings:
-    """What every measurement of one run shares."""
+    """The settings that all measurements of a run share."""
 
     shapes: tuple[Shape, ...] = (TINY, SMALL)
     device: str = "cpu"
@@ -81,7 +81,7 @@ class Settings:
     long_response: int = 512
     short_response: int = 64
     episodes: int = 256
-    """Of unequal lengths."""
+    """How many episodes of unequal lengths there are."""
     stock_sizes: tuple[str, ...] = ("tiny",)
     """Shapes at which stock agents are compared: a naive one needs minutes at `small`."""
 
@@ -94,16 +94,16 @@ class Iteration:
     device: str
     threads: int
     iterations: int
-    """Timed, after a warm-up."""
+    """How many iterations are timed, after a warm-up."""
     warm_ups: int
     response: int
     episodes: int = 64
     epochs: int = 4
     minibatches: int = 4
     critic: str = "shared"
-    """Ours alone: `shared` or `separate`."""
+    """For ours only: the critic is `shared` or `separate`."""
     freeze_layers: int = 0
-    """Ours alone: so many lower layers stay as they are."""
+    """For ours only: how many lower layers are frozen."""
 
 
 def model_config(shape: Shape, positions: int, **more: Any) -> PretrainedConfig:
@@ -181,7 +181,7 @@ def iteration_from_json(text: str) -> Iteration:
 # -- timing ---------------------------------------------------------------------------------------------------------
 
 Say = Callable[[str], None]
-"""Told what is being measured."""
+"""A function that is told what is being measured."""
 
 BUSY = 0.05
 """Share of the machine that other processes may use before a measurement is doubted."""
@@ -204,7 +204,7 @@ class ForeignLoad:
         self._start = self._read()
 
     def __call__(self) -> float:
-        """Share of all cores, 0 … 1."""
+        """The share of all cores that other processes used, 0 … 1."""
         wall, busy, own = (b - a for a, b in zip(self._start, self._read(), strict=True))
         return max(0.0, busy - own) / max(wall * (os.cpu_count() or 1), 1e-9)
 
@@ -221,7 +221,7 @@ class ForeignLoad:
 
 
 class Variant(NamedTuple):
-    """One of the things compared."""
+    """One of the variants that are compared."""
 
     run: Callable[[], float]
     """Does the work once; returns how many tokens it counts for."""
@@ -229,7 +229,7 @@ class Variant(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What a round-robin found."""
+    """The results of a round-robin."""
 
     rates: dict[str, list[float]]
     """Tokens a second of each variant, a number a round."""
@@ -237,7 +237,7 @@ class Comparison(NamedTuple):
     """Share of the CPU that other processes used meanwhile."""
 
     def rate(self, name: str) -> float:
-        """Median over the rounds."""
+        """The variant's median rate over the rounds."""
         return statistics.median(self.rates[name])
 
     def ratio(self, ours: str, theirs: str) -> float:

@@ -37,11 +37,11 @@ class Processes:
     peer_python: Path | None
 
     def ours(self, given: Iteration) -> dict[str, Any]:
-        """In this Python."""
+        """Run our agent in this Python."""
         return self._run(sys.executable, "benchmarks.own_ppo", given)
 
     def peer(self, given: Iteration) -> dict[str, Any] | None:
-        """In the peer's, if there is one."""
+        """Run the peer in its own Python, if there is one."""
         return None if self.peer_python is None else self._run(str(self.peer_python), "benchmarks.peer_ppo", given)
 
     @staticmethod
@@ -62,7 +62,7 @@ class Processes:
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to run ours."""
+    """A setting in which our agent is run."""
 
     name: str
     critic: str
@@ -79,26 +79,26 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured at one size."""
+    """The measurements at one size of model."""
 
     given: Iteration
     ours: dict[str, dict[str, Any]]
-    """By the name of its kind."""
+    """The measurements of ours, by the name of their kind."""
     peers: list[dict[str, Any]]
-    """Before and after; empty where there is no peer."""
+    """The peer's measurements before and after ours; empty where there is no peer."""
 
     @property
     def peer_name(self) -> str:
-        """With its version."""
+        """The peer's name with its version."""
         return f"{PEER} {self.peers[0]['version']}" if self.peers else PEER
 
     @property
     def peer_seconds(self) -> float:
-        """Median over both."""
+        """The median of the peer's iterations, over both measurements."""
         return statistics.median(s for found in self.peers for s in found["seconds"])
 
     def seconds(self, kind: str) -> float:
-        """Median iteration of ours."""
+        """The median time of our iterations."""
         return statistics.median(self.ours[kind]["seconds"])
 
     @property

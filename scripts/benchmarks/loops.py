@@ -210,7 +210,7 @@ def measure_loops(settings: Settings, say: Say, wanted: tuple[str, ...] = ("loop
 
 
 def loop_variants(shape: Shape, batch: int, settings: Settings, wanted: tuple[str, ...]) -> dict[str, Variant]:
-    """What is compared at one size and batch."""
+    """The variants that are compared at one size and batch."""
     response = settings.response
     warm_ups = settings.warm_ups
 
@@ -232,7 +232,7 @@ def loop_variants(shape: Shape, batch: int, settings: Settings, wanted: tuple[st
 
 
 def loop_rows(found: dict[tuple[str, int], Comparison], wanted: tuple[str, ...]) -> list[Row]:
-    """The claims."""
+    """The rows of the table, from the comparisons."""
     result = []
     if "loop" in wanted:
         ratios = [c.ratio("loop", "generate") for c in found.values()]
@@ -405,7 +405,7 @@ def slots_for(shape: Shape) -> int:
 
 
 def compare_stock(shape: Shape, slots: int, settings: Settings) -> Comparison:
-    """Round-robin over whole iterations."""
+    """Time whole iterations of both, in a round-robin."""
     variants = {
         "naive": Variant(naive_iteration(shape, slots, settings), 0),
         "ours": Variant(our_iteration(shape, slots, settings), min(WARM_UPS, settings.warm_ups)),

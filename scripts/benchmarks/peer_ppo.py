@@ -35,7 +35,7 @@ from benchmarks.common import (
 
 
 class Marks(TrainerCallback):
-    """When each iteration ends."""
+    """A callback that notes when each iteration ends."""
 
     def __init__(self, given: Iteration) -> None:
         self.given = given

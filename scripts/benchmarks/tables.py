@@ -28,9 +28,9 @@ class Row:
     measured: float | None
     """A ratio; None where it was not measured."""
     target: float | None
-    """None for a figure that is only looked at."""
+    """The target; None for a figure without one."""
     at_most: bool = False
-    """The target is an upper bound."""
+    """Whether the target is an upper bound."""
     note: str = ""
 
     @property
@@ -41,7 +41,7 @@ class Row:
         return self.measured <= self.target if self.at_most else self.measured >= self.target
 
     def cells(self) -> list[str]:
-        """As text."""
+        """The row's cells as text."""
         measured = "unmeasured" if self.measured is None else f"{self.measured:.2f}"
         target = "–" if self.target is None else f"{'≤' if self.at_most else '≥'} {self.target:g}"
         reached = {None: "–", True: "yes", False: "no"}[self.reached]
@@ -62,7 +62,7 @@ class Detail:
 
 @dataclass(frozen=True)
 class Section:
-    """What one measurement gives."""
+    """The rows and tables of one measurement."""
 
     name: str
     rows: list[Row]
@@ -73,7 +73,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run."""
+    """The results of a whole run."""
 
     date: str
     command: str
@@ -83,7 +83,7 @@ class Report:
     sections: list[Section]
 
     def cautions(self) -> list[str]:
-        """Measurements that others disturbed."""
+        """The measurements that other processes disturbed."""
         return [
             f"{section.name}: other processes used {100 * section.foreign:.0f} % of the CPU while this was measured"
             for section in self.sections
@@ -119,7 +119,7 @@ def _processor() -> str:
 
 
 def show(report: Report, console: Console) -> None:
-    """Rich tables."""
+    """Print the results as tables."""
     for section in report.sections:
         for detail in section.details:
             console.print(_table(detail.title, detail.header, detail.rows))
@@ -170,5 +170,5 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def to_json(report: Report) -> str:
-    """Everything, for machines."""
+    """All results as JSON."""
     return json.dumps(asdict(report) | {"cautions": report.cautions()}, indent=2, ensure_ascii=False) + "\n"
