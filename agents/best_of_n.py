@@ -51,17 +51,17 @@ class BestOfN:
     """Of n responses that π_ref draws to a prompt, the one that the environment's reward scores highest (Stiennon et
     al. 2020, arXiv:2009.01325; Nakano et al. 2021, arXiv:2112.09332).
 
-    A policy without training, which pays at generation, n-fold. Its KL from π_ref is at most log n − (n − 1)/n,
-    whatever the reward: few nats, well spent. An agent that scores lower at that KL has something to explain.
+    It trains nothing; each response costs the generation of n. Its KL from π_ref is at most log n − (n − 1)/n, whatever
+    the reward. It is the baseline for trained agents at the same KL.
 
-    The score is the environment's, the missing-EOS penalty included; β plays no part.
+    The score is the environment's, the missing-EOS penalty included; β is not used.
 
     Args:
-        policy: not read; there so that `BestOfN("LMPolicy", env)` takes the place of any other agent.
+        policy: ignored; an argument so that `BestOfN("LMPolicy", env)` takes the place of any other agent.
         env: a `TokenVectorEnv` with a reference, or the id of one (made with `n_envs` slots).
         n: responses to each prompt.
         n_envs: slots, where `env` is an id.
-        seed: of the draws; they go on from call to call.
+        seed: seed of the draws, which continue from call to call.
     """
 
     label: ClassVar[str] = "best of n"

@@ -22,8 +22,8 @@ class AttachPolicy(BaseCallback):
     """Attach a stock SB3 agent's policy to its environment when learning starts, so that each step's reward holds the
     whole KL term: `PPO(LMActorCriticPolicy, env, gamma=1.0, …).learn(…, callback=AttachPolicy())`.
 
-    It looks at what would go wrong in silence: a policy that cannot say log π(a|s), environments in other processes
-    (which would ask a copy with the weights of the start for ever), and γ ≠ 1.
+    It checks for mistakes that would otherwise give no error: a policy that does not compute log π(a|s), environments
+    in other processes (which would use a copy with the initial weights), and γ ≠ 1.
     """
 
     def _on_training_start(self) -> None:
@@ -52,13 +52,12 @@ class AttachPolicy(BaseCallback):
 
 
 class StopOnKL(BaseCallback):
-    """Training ends once a rollout's mean KL(π‖π_ref) per response is over the limit: score is bought with KL, and past
-    some KL what r_φ pays for is no longer better (Gao et al. 2023, arXiv:2210.10760).
+    """Training ends once a rollout's mean KL(π‖π_ref) per response is over the limit. Past some KL,
+    a higher score by r_φ no longer means a better response (Gao et al. 2023, arXiv:2210.10760).
 
-    The policy kept is the last one whose own rollout was *within* the limit: of the first one beyond, the limit is not
-    true, and nothing is known of any in between. Where the very first rollout is beyond, there is none to go back to:
-    training ends where it stands, with a warning. The policy after the last update of a run that was never stopped is
-    not measured.
+    The policy kept is the last one whose own rollout was *within* the limit. Where the very first rollout is beyond it,
+    there is no such policy: training ends with the current one, and warns. The policy after the last update of a run
+    that was never stopped is not measured.
 
     The KL is that to the reference that training began with, also where π_ref follows the policy (`MovingReference`).
     Our agents save what it remembers with themselves, so that an interrupted run stops where it would have. Of stock

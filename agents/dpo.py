@@ -59,8 +59,8 @@ class DPO(TokenAlgorithm):
     the KL penalty β looks for is also the maximum of their likelihood, with β·log(π/π_ref) as reward. So DPO is fitted
     to comparisons alone. The environment gives it π_ref, β (its `kl_coef`), and the prompts.
 
-    With `preferences`, those are learned from, over and over, in a new order at every pass; the environment's reward is
-    not asked. Without, they are made: π_ref answers each of the environment's next prompts twice, and σ of the
+    With `preferences`, it learns from these, pass after pass, each in a new order; the environment's reward is not
+    used. Without them, it makes pairs: π_ref answers each of the environment's next prompts twice, and σ of the
     difference between the environment's scores is the probability that the first is preferred.
 
     An iteration, as with any other agent, is `n_episodes` responses (two a pair) and `n_epochs` passes over them in

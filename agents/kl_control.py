@@ -85,7 +85,7 @@ class ConstraintKL(KLController):
         τ ← .7·τ + .3·ΔK                its trend, a rollout
         e = clip((K + h·τ)/δ − 1, ±1)   how far beyond the limit it will be h rollouts on
         I ← I + η·e                     dual ascent
-        log β = I + κ·e                 and a part that goes again when the error does
+        log β = I + κ·e                 plus a part proportional to the error
 
     On log β, so that β stays positive and takes as long to halve as to double. Dual ascent alone (κ = h = 0) swings: an
     update changes the policy, whose KL follows β only rollouts later, and on the way up from KL = 0 log β falls all
@@ -94,7 +94,7 @@ class ConstraintKL(KLController):
 
     The gains suit agents that come to a new KL within some ten rollouts; a slower one wants a smaller η, and rollouts
     whose mean KL is mostly noise (few episodes, a small δ) smaller η, κ and h. Once the learning rate has fallen to
-    nearly 0, nothing holds anything.
+    nearly 0, β no longer moves the KL.
 
     Where the policy of the lowest β has less KL than δ, the constraint is not active and β goes to its lower bound.
 
@@ -105,7 +105,7 @@ class ConstraintKL(KLController):
         proportional: κ.
         lookahead: h, in rollouts.
         smoothing: s, the weight of the past in K.
-        bounds: β never leaves them.
+        bounds: the lowest and the highest β.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ def kl_controller_from(state: dict[str, Any]) -> KLController:
     """Make the controller that `state_dict` described.
 
     Raises:
-        ValueError: it is none of ours, or was saved by a version that knew less of it.
+        ValueError: its class is not one of ours, or an earlier version saved it with fewer fields.
     """
     kinds: dict[str, KLController] = {
         type(c).__name__: c for c in (FixedKL(1.0), AdaptiveKL(1.0, 1.0), ConstraintKL(1.0, 1.0))

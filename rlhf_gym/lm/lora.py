@@ -116,7 +116,7 @@ def adapter_settings(model: PreTrainedModel) -> dict[str, Any] | None:
     config = _lora_config(model)
     usual = type(config)().to_dict()
     differs = {name: value for name, value in config.to_dict().items() if value != usual[name]}
-    # How the weights were drawn is over; sets (of names) are none of JSON's.
+    # The weights are drawn already, so how is left out. JSON has no sets, so they become lists.
     return {
         name: sorted(value) if isinstance(value, set) else value
         for name, value in differs.items()
