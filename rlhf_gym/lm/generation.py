@@ -29,7 +29,7 @@ class Generation(NamedTuple):
     response_ids: list[int]
     """Tokens drawn, the stop token included where there is one."""
     finish_reason: str
-    """"stop" or "length"."""
+    """Why the response ended, `"stop"` or `"length"`."""
     log_probs: np.ndarray
     """Log-probability of each drawn token under the behaviour distribution, shape (T,)."""
 

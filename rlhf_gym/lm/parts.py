@@ -122,7 +122,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., H) → (...)."""
+        """The value of each hidden state, (..., H) → (...)."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.linear(hidden.float())[..., 0]
 

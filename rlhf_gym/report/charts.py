@@ -44,9 +44,9 @@ class Band(NamedTuple):
     x: ArrayLike
     """Its values on the x axis, (n,), ascending."""
     low: ArrayLike
-    """Its lower edge, (n,)."""
+    """The band's lower edge, (n,)."""
     high: ArrayLike
-    """Its upper edge, (n,)."""
+    """The band's upper edge, (n,)."""
     kind: str
     """CSS class that colours it."""
 
@@ -219,7 +219,7 @@ class Axis(NamedTuple):
         return cls(low - room, high + room, start, end, round_ticks(low - room, high + room, ticks))
 
     def place(self, value: ArrayLike) -> np.ndarray:
-        """The places of values."""
+        """The places of values on the picture."""
         share = (np.asarray(value, dtype=float) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 

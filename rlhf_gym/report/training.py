@@ -24,11 +24,11 @@ class Quantity(NamedTuple):
     """A logged quantity that is drawn."""
 
     name: str
-    """Its name in the log."""
+    """The quantity's name in the log."""
     title: str
     """The chart's title, with the unit."""
     caption: str = ""
-    """How to read it."""
+    """A sentence on how to read the chart."""
     from_zero: bool = False
     """Whether the y axis must show 0."""
     alarm: str = ""

@@ -60,7 +60,7 @@ class RunFolder:
     """The files and folders of a run."""
 
     root: Path
-    """The folder itself."""
+    """The run's folder."""
 
     def stage(self, name: StageName, round: int = 1) -> Path:
         """A stage's folder; round counts from 1 and matters to the stages that come again in every round."""
