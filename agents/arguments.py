@@ -83,6 +83,10 @@ def check_regularisers(regularisers: Sequence[Regulariser]) -> None:
     Raises:
         TypeError: one is no regulariser. ValueError: naming those that are given twice.
     """
+    if isinstance(regularisers, Regulariser):
+        raise TypeError(
+            f"expected a sequence of regularisers, got {type(regularisers).__name__} alone: put it in a list"
+        )
     for regulariser in regularisers:
         if not isinstance(regulariser, Regulariser):
             raise TypeError(f"expected regularisers such as KLInLoss(), got {regulariser!r}")

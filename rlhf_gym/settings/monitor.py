@@ -125,11 +125,13 @@ class AlarmThresholds:
         """Thresholds from a file of JSON, such as `{"kl_high": 8, "window": 5}`.
 
         Raises:
-            OSError: the file cannot be read.
+            FileNotFoundError: there is no such file.
             ValueError: it is not a JSON object, a name in it is unknown, or a value is wrong; the file is named.
         """
-        text = Path(path).read_text(encoding="utf-8")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"expected a file of thresholds at {path}, but there is no such file")
         try:
+            text = Path(path).read_text(encoding="utf-8")
             data = json.loads(text)
             if not isinstance(data, dict):
                 raise ValueError(f"expected a JSON object of thresholds, got {text.strip()[:60]}")

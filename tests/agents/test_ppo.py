@@ -425,6 +425,11 @@ def test_wrong_arguments_say_what_was_expected(overrides, message):
         make_agent(**overrides)
 
 
+def test_a_regulariser_alone_is_told_to_be_put_in_a_list():
+    with pytest.raises(TypeError, match="expected a sequence of regularisers, got KLInLoss alone"):
+        make_agent(regularisers=KLInLoss())
+
+
 def test_without_a_reference_the_policy_needs_a_model():
     settings = {"reference": None, "kl_coef": 0.0, "vocab_size": 29}
     with pytest.raises(ValueError, match=r"expected policy_kwargs=\{'model'.*no reference to start the policy from"):

@@ -39,6 +39,7 @@ def files(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "weightless" / "model.safetensors").unlink()
     corpus = [{"text": f"the film is {'good' if i % 2 else 'bad'} and the plot is fine {i}", "label": i % 2}
               for i in range(30)]  # fmt: skip
+    (tmp_path / "not_text.json").write_bytes(b"\xff\xfe")
     made = {
         "model": save_model(tmp_path / "model", n_positions=16),
         "other_reward": tmp_path / "other_reward",
@@ -60,6 +61,7 @@ def files(tmp_path: Path) -> dict[str, str]:
         "broken_corpus": write_lines(tmp_path / "broken_corpus.jsonl", [*corpus[:4], "{oops"]),
         "one_label": write_lines(tmp_path / "one_label.jsonl", [r | {"label": 1} for r in corpus]),
         "thresholds": write_lines(tmp_path / "thresholds.json", [{"pattern_rise": 0}]),
+        "not_text": tmp_path / "not_text.json",
         "odd_label": write_lines(tmp_path / "odd_label.jsonl", [*corpus, {"text": "fine", "label": "good"}]),
     }
     return {name: str(path) for name, path in made.items()}
@@ -109,7 +111,9 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         (OWN + "--preferences {preferences} --monitor.held-out {nothing}", "at least one text in {nothing}, got none"),
         (OWN + "--preferences {preferences} --monitor.held-out {one_word}", "of at least two tokens, got 1 texts"),
         ("--monitor.thresholds {thresholds}", "thresholds.json: expected pattern_rise > 0, got 0"),
-        ("--monitor.thresholds {missing}", "No such file"),
+        ("--monitor.thresholds {missing}", "a file of thresholds at {missing}, but there is no such file"),
+        ("--monitor.thresholds {empty}", "a file of thresholds at {empty}, but there is no such file"),
+        ("--monitor.thresholds {not_text}", "{not_text}: 'utf-8' codec can't decode"),
         ("agent:dpo --monitor.stop-on kl_high", "expected held_out alone to stop on with the agent dpo"),
         ("agent:best_of_n --monitor.stop-on held_out", "expected no alarm to stop on with the agent best_of_n"),
         ("agent:rloo --monitor.stop-on critic", "an agent with a critic to stop on it, got the agent rloo"),
@@ -199,6 +203,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
     (tmp_path / "old" / "config.json").write_text('{"rlhf_gym": "0.0", "config": {"weather": 1}, "files": {}}')
     assert main(["run", "--run-dir", str(tmp_path / "old")]) == 2
     assert "they have format 1, expected 2" in capsys.readouterr().err
+    assert main(["label", str(tmp_path / "old")]) == 2
+    assert "they have format 1, expected 2" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["config.json"]
     (tmp_path / "old" / "config.json").write_text('{"rlhf_gym": "0.0", "format": 2, "config": {"weather": 1}}')
     assert main(["run", "--run-dir", str(tmp_path / "old")]) == 2
     assert "unknown settings weather" in capsys.readouterr().err
