@@ -131,8 +131,8 @@ def test_bad_input_is_one_message_before_any_work(
     code = exit_code(["run", "--run-dir", str(root), *line.format(**files).split()])
     output, errors = capsys.readouterr()
     assert code == 2
-    flat = " ".join(errors.replace("│", " ").split())
-    assert message.format(**files) in flat, errors
+    said = "".join(errors.replace("│", " ").split())  # a frame may break a long path anywhere
+    assert "".join(message.format(**files).split()) in said, errors
     assert "Traceback" not in errors and output == ""
     assert not root.exists()
 
