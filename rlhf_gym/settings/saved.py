@@ -39,7 +39,7 @@ def read_config(folder: Path) -> RunConfig | None:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"expected the settings of a run in {path}, got some that rlhf_gym {__version__} cannot read ({error}). "
-            "Go on with the version that wrote them, or choose another --run-dir"
+            "Go on with the version that wrote them, from Python if the agent is your own, or choose another --run-dir"
         ) from error
 
 
