@@ -147,9 +147,9 @@ def starting_point(arguments: Sequence[str]) -> RunConfig:
         saved = read_config(Path(seen.run_dir))
         if saved is not None:
             return replace(saved, run_dir=Path(seen.run_dir))
-    if seen.model is not None and seen.prompts is not None:
-        return default_config(TaskConfig(model=seen.model, prompts=Path(seen.prompts)))
-    return default_config(TaskConfig(corpus=None if seen.corpus is None else Path(seen.corpus)))
+    corpus, prompts = (None if path is None else Path(path) for path in (seen.corpus, seen.prompts))
+    model = seen.model if corpus is not None or prompts is not None else None  # alone it is refused later
+    return default_config(TaskConfig(corpus=corpus, model=model, prompts=None if model is None else prompts))
 
 
 def run_stages(options: StageOptions) -> int:

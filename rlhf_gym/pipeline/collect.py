@@ -39,7 +39,7 @@ def collect_stage(run: Run, round: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     candidates: list[Candidate] = []
     if run.preferences is not None:
-        train, heldout = _split(run, run.preferences)
+        train, heldout = _split_given(run, run.preferences)
     else:
         candidates = draw_candidates(run, round)
         write_jsonl(folder / CANDIDATES, [asdict(candidate) for candidate in candidates])
@@ -115,6 +115,13 @@ def some(pairs: list[CandidatePair], count: int | None, seed: int) -> list[Candi
 def _split(run: Run, records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     """(train, held out). The same hash decides in every round: a prompt once held out is hardly ever trained on."""
     return split_by_prompt(records, run.config.collect.heldout_fraction, seed=run.config.seed)
+
+
+def _split_given(run: Run, given: Sequence[Preference]) -> tuple[list[Preference], list[Preference]]:
+    """(train, held out) of preferences that are there already; those of a task may come apart."""
+    if run.config.task.preferences is None and run.task.heldout_preferences:
+        return list(given), list(run.task.heldout_preferences)
+    return _split(run, given)
 
 
 def _check_pairs(pairs: Sequence[CandidatePair]) -> None:

@@ -50,7 +50,8 @@ def prepare(
         task = load_task(config.task)
         floor = review_perplexity() if config.task.corpus is None and config.task.model is None else None
     own = None if config.task.preferences is None else tuple(read_preferences(config.task.preferences))
-    run = Run(config, folder, task, own, floor, device, Console() if console is None else console)
+    given = tuple(task.preferences) if own is None else own
+    run = Run(config, folder, task, given or None, floor, device, Console() if console is None else console)
     _check_task(run)
     if own is not None:
         _check_preferences(own, run)
@@ -63,7 +64,7 @@ def load_task(config: TaskConfig) -> Task:
         name: value for name in ("max_prompt_length", "max_new_tokens") if (value := vars(config)[name]) is not None
     }
     if config.corpus is not None:
-        return labelled_text_task(config.corpus, **limits)
+        return labelled_text_task(config.corpus, model=config.model, **limits)
     if config.model is not None:
         assert config.prompts is not None
         return files_task(config.model, config.prompts, demonstrations=config.demonstrations, **limits)
@@ -92,6 +93,11 @@ def _check_task(run: Run) -> None:
     people = config.collect.labeler == "web"
     if people:
         check_installed()
+    if task.preferences and config.rounds > 1:
+        raise ValueError(
+            f"expected rounds=1 with the preferences that {task.name!r} brings, got {config.rounds}: "
+            "a further round collects fresh preferences"
+        )
     if task.gold is None and run.preferences is None and config.task.reward_model is None and not people:
         raise ValueError(
             f"expected someone to compare the responses of {task.name!r}: it has no gold reward to simulate an "

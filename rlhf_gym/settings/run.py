@@ -27,9 +27,10 @@ class TaskConfig:
     """What the run is about. Without any of these: the embedded reviews task."""
 
     corpus: Path | None = None
-    """Labelled texts, JSONL of {"text", "label"}: a small model is made of them, and gold is what a classifier says."""
+    """Labelled texts, JSONL of {"text", "label"}: gold is what a classifier of them says. A small model is made of
+    them, or --model goes on from their first words, with preferences made of half the labels."""
     model: str | None = None
-    """Your own language model to begin from: a folder or a hub name. Needs --prompts."""
+    """Your own language model to begin from: a folder or a hub name. Needs --prompts or --corpus."""
     prompts: Path | None = None
     """Your own prompts: JSONL with the field "prompt", or a text file with one a line."""
     demonstrations: Path | None = None
@@ -44,10 +45,14 @@ class TaskConfig:
     """Longest response in tokens, its end included; by default the task's own."""
 
     def __post_init__(self) -> None:
-        if self.corpus is not None and self.model is not None:
-            raise ValueError("expected either a corpus (it brings a small model of its own) or a model, got both")
-        if self.model is not None and self.prompts is None:
-            raise ValueError(f"expected prompts to go with the model {self.model!r}, got none: add --prompts FILE")
+        if self.corpus is not None and self.prompts is not None:
+            raise ValueError(f"expected either a corpus, which brings prompts, or prompts, got {self.prompts} as well")
+        if self.corpus is not None and self.demonstrations is not None:
+            raise ValueError(f"expected no demonstrations beside a corpus, got {self.demonstrations}")
+        if self.model is not None and self.prompts is None and self.corpus is None:
+            raise ValueError(
+                f"expected prompts to go with the model {self.model!r}, got none: add --prompts FILE, or --corpus FILE"
+            )
         if self.model is None and self.prompts is not None:
             raise ValueError(f"expected a model to answer the prompts of {self.prompts}, got none: add --model")
         if self.model is None and self.demonstrations is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
-from rlhf_gym.preferences import Demonstration
+from rlhf_gym.lm.loading import load_tokenizer
+from rlhf_gym.lm.tokens import encode_prompts, encode_responses
+from rlhf_gym.preferences import Demonstration, Preference
 from rlhf_gym.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -86,6 +89,7 @@ class SentimentGold:
 def labelled_text_task(
     path: str | Path,
     *,
+    model: str | Path | None = None,
     prompt_words: int = 4,
     heldout_fraction: float = 0.1,
     vocab_size: int = 5000,
@@ -93,10 +97,18 @@ def labelled_text_task(
     max_new_tokens: int = 40,
     seed: int = 0,
 ) -> Task:
-    """A task from labelled texts: a tokenizer and the shape of a small LM, prompts, demonstrations and a gold reward.
+    """A task from labelled texts: the first words of a text as prompt, and a classifier of its words as gold reward.
+
+    Without a `model` it brings a tokenizer and the shape of a small LM, and the texts are its demonstrations.
+
+    With a `model` the task is that of Ziegler et al. 2019 (arXiv:1909.08593): the model goes on from the first words,
+    and its own continuations are what it is held to. Half the training texts become preferences: a text of label 1 is
+    preferred to one of label 0 that begins with the same word. The gold classifier learns from the other half, so that
+    it shares no label with a reward model that is trained on the preferences.
 
     Args:
         path: JSONL of `{"text": str, "label": 0 or 1}`; 1 is what is wanted.
+        model: a pretrained language model, a folder or a hub name.
         prompt_words: a prompt is the first so many words of a text.
         heldout_fraction: of the prompts, with all their texts: nothing is trained on them.
         vocab_size: of the byte-level BPE tokenizer trained on the texts.
@@ -111,21 +123,32 @@ def labelled_text_task(
     path = Path(path)
     records = read_labelled_text(path)
     heldout, train = _split_by_beginning(records, prompt_words, heldout_fraction, seed)
-    if len({record.label for record in train}) < 2:
+    preferences: list[Preference] = []
+    kept_preferences: list[Preference] = []
+    judged = train
+    if model is not None:
+        half = len(train) // 2
+        preferences, kept_preferences = _hold_out(preferences_of_labels(train[:half]), heldout_fraction, seed)
+        judged = train[half:]
+        if not preferences or not kept_preferences:
+            raise ValueError(
+                f"{path}: expected texts of both labels that begin with the same word, and several such words, got "
+                f"{len(preferences)} pairs of them to train on and {len(kept_preferences)} held out"
+            )
+    if len({record.label for record in judged}) < 2:
         raise ValueError(f"{path}: expected texts of both labels to train the gold classifier on, got one label only")
-    tokenizer = train_tokenizer([record.text for record in train], vocab_size)
-    gold = SentimentGold.fit([r.text for r in train], [r.label for r in train])
+    gold = SentimentGold.fit([r.text for r in judged], [r.label for r in judged])
+    texts = [record.text for record in train]
+    tokenizer = train_tokenizer(texts, vocab_size) if model is None else load_tokenizer(model)
 
     def demonstrations(some: Sequence[LabelledText]) -> list[Demonstration]:
         made = [_split(record.text, prompt_words) for record in some if len(record.text.split()) > prompt_words]
-        rows = zip(
-            made,
-            tokenizer([d.prompt for d in made]).input_ids if made else [],
-            tokenizer([d.response for d in made]).input_ids if made else [],
-            strict=True,
-        )
+        prompts = encode_prompts(tokenizer, [d.prompt for d in made])
+        responses = encode_responses(tokenizer, [d.response for d in made])
         return [
-            d for d, prompt, response in rows if len(prompt) <= max_prompt_length and len(response) < max_new_tokens
+            d
+            for d, prompt, response in zip(made, prompts, responses, strict=True)
+            if len(prompt) <= max_prompt_length and len(response) <= max_new_tokens
         ]
 
     shown, kept = demonstrations(train), demonstrations(heldout)
@@ -134,17 +157,27 @@ def labelled_text_task(
             f"{path}: expected texts of more than {prompt_words} words and at most {max_prompt_length} + "
             f"{max_new_tokens} tokens, got {len(shown)} such texts to train on and {len(kept)} held out"
         )
-    return Task(
+    task = Task(
         name=path.stem,
         prompts=list(dict.fromkeys(d.prompt for d in shown)),
         heldout_prompts=list(dict.fromkeys(d.prompt for d in kept)),
-        demonstrations=shown,
-        heldout_demonstrations=kept,
+        demonstrations=(),
+        heldout_demonstrations=(),
         tokenizer=tokenizer,
         gold=gold,
         max_prompt_length=max_prompt_length,
         max_new_tokens=max_new_tokens,
-        pretraining_texts=[record.text for record in train],
+        preferences=preferences,
+        heldout_preferences=kept_preferences,
+        pretrained=model,
+    )
+    if model is not None:
+        return task
+    return replace(
+        task,
+        demonstrations=shown,
+        heldout_demonstrations=kept,
+        pretraining_texts=texts,
         model_config=GPT2Config(
             vocab_size=len(tokenizer),
             n_positions=max(128, max_prompt_length + max_new_tokens),
@@ -156,6 +189,43 @@ def labelled_text_task(
             eos_token_id=tokenizer.eos_token_id,
         ),
     )
+
+
+def preferences_of_labels(records: Sequence[LabelledText]) -> list[Preference]:
+    """Pairs of human-labelled texts that begin with the same word, that of label 1 preferred; each text at most once.
+
+    The shared word is the prompt and what follows is the response, so that nothing is said that no person wrote.
+    """
+    waiting: dict[str, tuple[list[str], list[str]]] = {}
+    preferences = []
+    for record in records:
+        start = _split(record.text, 1)
+        same = waiting.setdefault(start.prompt, ([], []))
+        if not start.response.strip():
+            continue
+        if same[1 - record.label]:
+            other = same[1 - record.label].pop(0)
+            chosen, rejected = (start.response, other) if record.label else (other, start.response)
+            preferences.append(Preference(start.prompt, chosen, rejected, annotator="label"))
+        else:
+            same[record.label].append(start.response)
+    return preferences
+
+
+def _hold_out(
+    preferences: Sequence[Preference], fraction: float, seed: int
+) -> tuple[list[Preference], list[Preference]]:
+    """(train, held out) of other prompts: prompts in random order, as long as theirs are no more than the share."""
+    sizes = Counter(preference.prompt for preference in preferences)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    room = max(1, round(fraction * len(preferences)))
+    prompts = sorted(sizes)
+    out = set()
+    for i in order:
+        if sizes[prompts[i]] <= room:
+            out.add(prompts[i])
+            room -= sizes[prompts[i]]
+    return [p for p in preferences if p.prompt not in out], [p for p in preferences if p.prompt in out]
 
 
 def read_labelled_text(path: str | Path) -> list[LabelledText]:

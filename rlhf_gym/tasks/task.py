@@ -9,7 +9,7 @@ from typing import TypeVar, overload
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rlhf_gym.preferences import Demonstration
+from rlhf_gym.preferences import Demonstration, Preference
 from rlhf_gym.rewards import RewardFunction
 
 T = TypeVar("T")
@@ -40,6 +40,10 @@ class Task:
     """Longest prompt, in tokens."""
     max_new_tokens: int
     """Longest response, in tokens, its end-of-sequence token included."""
+    preferences: Sequence[Preference] = ()
+    """Human comparisons that come with the task; without them a run collects its own."""
+    heldout_preferences: Sequence[Preference] = ()
+    """Such comparisons for other prompts, to measure the reward model on."""
     pretraining_texts: Sequence[str] = ()
     """Raw texts for a small language model of the task's own, where it has one."""
     model_config: PretrainedConfig | None = None

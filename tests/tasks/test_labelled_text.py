@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_gym.tasks import labelled_text_task
+from rlhf_gym.tasks import labelled_text_task, reviews_task
 from rlhf_gym.tasks.labelled_text import SentimentGold, read_labelled_text, train_tokenizer
 
 GOOD = ("superb", "lovely", "warm", "clever")
@@ -111,3 +111,36 @@ def test_a_missing_corpus_and_texts_too_short_say_so(tmp_path):
     path.write_text("\n".join(json.dumps({"text": f"word{i} b", "label": i % 2}) for i in range(20)))
     with pytest.raises(ValueError, match="expected texts of more than 4 words"):
         labelled_text_task(path, vocab_size=300)
+
+
+def test_a_model_of_ones_own_gets_prompts_and_preferences_of_the_labels(tmp_path):
+    rows = make_texts(300)
+    for i, row in enumerate(rows):
+        row["text"] = f"{NOUNS[i % 10]} {row['text']}"
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    task = labelled_text_task(path, model=reviews_task().sft)
+    label = {row["text"]: row["label"] for row in rows}
+    pairs = [*task.preferences, *task.heldout_preferences]
+    assert len(pairs) > 40 and len(task.heldout_preferences) >= 3
+    for pair in pairs:
+        assert label[pair.prompt + pair.chosen] == 1 and label[pair.prompt + pair.rejected] == 0
+    said = [pair.prompt + response for pair in pairs for response in (pair.chosen, pair.rejected)]
+    assert len(set(said)) == len(said), "a text stands in one pair"
+    assert {p.prompt for p in task.preferences}.isdisjoint(p.prompt for p in task.heldout_preferences)
+    assert task.pretrained is not None and not task.pretraining_texts and not task.demonstrations
+
+
+def test_gold_shares_no_label_with_the_preferences_of_a_model_of_ones_own(tmp_path, monkeypatch):
+    path = tmp_path / "texts.jsonl"
+    rows = [row | {"text": f"{NOUNS[i % 10]} {row['text']} text{i}"} for i, row in enumerate(make_texts(300))]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    learned = []
+    fit = SentimentGold.fit
+    monkeypatch.setattr(SentimentGold, "fit", lambda texts, labels: learned.extend(texts) or fit(texts, labels))
+    task = labelled_text_task(path, model=reviews_task().sft)
+    paired = {p.prompt + r for p in (*task.preferences, *task.heldout_preferences) for r in (p.chosen, p.rejected)}
+    assert len(learned) > 100 and len(paired) > 80
+    assert paired.isdisjoint(learned)
+    held_out = {row["text"] for row in rows if " ".join(row["text"].split()[:4]) in set(task.heldout_prompts)}
+    assert held_out.isdisjoint(learned) and held_out.isdisjoint(paired)
