@@ -16,6 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from rlhf_gym import __version__
 from rlhf_gym.agents.policy import LMActorCriticPolicy
+from rlhf_gym.files import InputError, reading
 
 FORMAT = 2
 """Of the file. Files of the first format had other arguments, and no number."""
@@ -86,22 +87,27 @@ def read_state(path: Path) -> AgentState:
         raise FileNotFoundError(f"expected a saved agent at {path}, but there is no such file")
     expected = [DATA, "policy" + TENSORS, "optimizer" + TENSORS]
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"expected a zip with {', '.join(expected)}, but {path} is no zip")
-    with zipfile.ZipFile(path) as archive:
+        raise InputError(f"expected a zip with {', '.join(expected)}, but {path} is no zip")
+    with reading("a saved agent", path), zipfile.ZipFile(path) as archive:
         if not set(expected) <= set(archive.namelist()):
-            raise ValueError(f"expected a zip with {', '.join(expected)}, {path} holds {', '.join(archive.namelist())}")
+            raise InputError(f"expected a zip with {', '.join(expected)}, {path} holds {', '.join(archive.namelist())}")
         data = json.loads(archive.read(DATA))
         if data.get("format", 1) != FORMAT:
-            raise ValueError(
+            raise InputError(
                 f"expected an agent's file of format {FORMAT}, {path} has format {data.get('format', 1)} (written by "
                 f"rlhf-gym {data['rlhf_gym']}): load it with that version; its save_pretrained folder can be used here"
             )
         names = [name.removesuffix(TENSORS) for name in archive.namelist() if name.endswith(TENSORS)]
         tensors = {name: safetensors.torch.load(archive.read(name + TENSORS)) for name in names}
-    optimizer: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.pop("optimizer").items():
-        index, name = key.split(".", 1)
-        optimizer.setdefault(int(index), {})[name] = value
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.pop("optimizer").items():
+            index, name = key.split(".", 1)
+            optimizer.setdefault(int(index), {})[name] = value
+        missing = sorted(
+            {"class", "arguments", "schedules", "policy_class", "policy", "optimizer_groups"} - data.keys()
+        )
+        if missing:
+            raise InputError(f"expected an agent's {DATA} in {path}, got one without {', '.join(missing)}")
     return AgentState(data, tensors.pop("policy"), optimizer, tensors)
 
 

@@ -1,12 +1,62 @@
-"""JSON and lines of JSON in files, each file written whole or not at all."""
+"""JSON and lines of JSON in files, each file written whole or not at all, and one error for all that cannot be read."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_LONGEST = 1500
+"""Characters of a library's message that are kept: some list every weight of a model."""
+
+
+class InputError(ValueError):
+    """Something given cannot be read or used. The message says what and where, what was expected and what came."""
+
+
+class StoppedError(RuntimeError):
+    """Work cannot go on, for a reason that the user can do something about; the message says which."""
+
+
+@contextmanager
+def reading(what: str, source: object) -> Iterator[None]:
+    """Make one `InputError` of whatever is raised inside, where `what` is read from `source`.
+
+    This is the one place that knows what libraries raise at a damaged file: EOFError and zlib.error of a cut archive,
+    SafetensorError, BadZipFile, KeyError and TypeError of a configuration, TemplateError, bare Exception of tokenizers.
+
+        with reading("a tokenizer", folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    Raises:
+        InputError: anything went wrong.
+        FileNotFoundError: there is no such file. Its message is ours.
+        ImportError: a package is missing.
+    """
+    try:
+        yield
+    except (InputError, StoppedError, ImportError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"could not load {what} from {source}: {reason(error)}") from error
+    except Exception as error:
+        raise InputError(f"could not load {what} from {source}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What a library's exception says, in words that need no traceback beside them."""
+    if isinstance(error, OSError) and error.strerror:
+        place = "" if error.filename is None else f" ({error.filename})"
+        return f"{error.strerror}{place}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = str(error).strip()
+    if not isinstance(error, ValueError | OSError | EOFError | RuntimeError) or not text:
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,32 +76,65 @@ def read_json(path: Path) -> Any:
     """The contents of a JSON file; None where there is none.
 
     Raises:
-        ValueError: it holds something else.
+        InputError: it holds something else.
     """
     if not path.is_file():
         return None
-    try:
+    with reading("JSON", path):
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {path}, but: {error}") from error
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """The record as a line of JSON. A text that UTF-8 cannot hold (a lone surrogate) stands there escaped."""
+    line = json.dumps(record, ensure_ascii=False)
+    return (line if is_text(line) else json.dumps(record)) + "\n"
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: a lone surrogate, half of a character of UTF-16, is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it holds something else.
+    """
+    with reading("a JSON object", path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"got {str(found)[:60]!r}")
+    return found
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write a file of JSON lines whole or not at all."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, "".join(map(json_line, records)))
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Add a line of JSON to a file."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(json_line(record))
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file of JSON lines, a last line that was cut off left out; none where there is no file."""
+    """The records of a file of JSON lines, a last line that was cut off left out; none where there is no file.
+
+    Raises:
+        InputError: a line holds something else.
+    """
     if not path.is_file():
         return
-    with path.open(newline="\n", encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                with reading("JSON", f"{path}, line {number}"):
+                    record = json.loads(line)
+                yield record

@@ -22,6 +22,7 @@ from rlhf_gym.cli.options import (
     LabelOptions,
     ReportOptions,
 )
+from rlhf_gym.files import StoppedError, reason
 
 Preferences = Annotated[
     Union[  # noqa: UP007
@@ -59,15 +60,22 @@ class _Another:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0; 2 where something given is not as expected; 130 after Ctrl-C."""
+    """The command. Returns the exit code: 0; 2 where something given is not as expected; 130 after Ctrl-C.
+
+    Here, and nowhere else, errors become one message. `python -X dev -m rlhf_gym.cli` shows where they come from.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         print(f"rlhf-gym {__version__}")
         return 0
     try:
         return run_command(parse(given or ["--help"]))
-    except (ValueError, OSError, ImportError) as error:
-        return fail(str(error))
+    except (ValueError, OSError, ImportError, ArithmeticError, StoppedError) as error:
+        if sys.flags.dev_mode:
+            raise
+        return fail(reason(error))
+    except KeyboardInterrupt:
+        return 130
 
 
 def run_command(options: Any) -> int:

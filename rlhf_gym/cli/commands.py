@@ -153,28 +153,19 @@ def starting_point(arguments: Sequence[str]) -> RunConfig:
 
 
 def run_stages(options: StageOptions) -> int:
-    """Run a stage, or all of them. Returns the exit code."""
+    """Run a stage, or all of them. Returns the exit code; `app.main` makes one message of what is raised."""
     from rlhf_gym.pipeline import Interrupted, execute, prepare  # torch and all that, which --help does without
-    from rlhf_gym.pipeline.annotate import LabellingError
-    from rlhf_gym.pipeline.reward import UnfitRewardError
     from rlhf_gym.pipeline.stages import check_inputs
-    from rlhf_gym.rewards import ScoreError
-    from rlhf_gym.runs.folder import BusyFolderError
 
     console = Console()
     command = options.command
     config = RunConfig(**{setting.name: getattr(options.config, setting.name) for setting in fields(RunConfig)})
     only = None if command == "run" else next(name for name in STAGES if name == command.replace("-", "_"))
-    try:
-        run = prepare(config, console=console, redo=options.redo)
-        if only is not None:
-            check_inputs(run, only, options.redo)
-    except (ValueError, OSError, ImportError) as error:
-        return fail(str(error))
+    run = prepare(config, console=console, redo=options.redo)
+    if only is not None:
+        check_inputs(run, only, options.redo)
     try:
         execute(run, only=only, redo=options.redo)
-    except (BusyFolderError, UnfitRewardError, LabellingError, ScoreError) as error:
-        return fail(str(error))
     except Interrupted as interrupt:
         console.print(
             f"\n[bold]Interrupted[/bold] in {interrupt}. What is complete is kept; this goes on from there:\n\n"

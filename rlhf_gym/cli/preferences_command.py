@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from transformers import AutoTokenizer
 
 from rlhf_gym.cli.options import Agreement, Check, Export, Import
 from rlhf_gym.functional import rightness
 from rlhf_gym.labeling.agreement import agreement, preference_opinions
 from rlhf_gym.labeling.labels import add_preferences, label_summary, labelled_preferences, write_log
 from rlhf_gym.labeling.store import STORE_FILE, LabelStore
+from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, write_preferences
 from rlhf_gym.preferences.files import read_hub_preferences
 from rlhf_gym.rewards import load_reward
@@ -45,7 +45,7 @@ def check(options: Check) -> None:
     """Report on a file of preferences."""
     console = Console()
     found = _read(options.source, options.split)
-    tokenizer = None if options.tokenizer is None else AutoTokenizer.from_pretrained(options.tokenizer)
+    tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
     report = check_preferences(found, tokenizer=tokenizer, max_length=options.max_length)
     console.print(str(report), highlight=False)
     for name, indices in report.kinds.items():

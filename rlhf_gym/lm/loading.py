@@ -5,16 +5,23 @@ Weights are read from safetensors only, and `trust_remote_code` stays off unless
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
+from rlhf_gym.files import InputError, read_object, reading
 from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
 
 T = TypeVar("T")
@@ -54,7 +61,7 @@ def _check_adapter(path: Path) -> None:
     check_peft(f"the adapter in {path}")  # without it, Transformers may load the base alone and say nothing
     if not any(path.glob("adapter_model*.safetensors")):
         raise ValueError(f"expected an adapter in {path} as adapter_model.safetensors, but there is none")
-    base = json.loads((path / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not base and not (path / "config.json").is_file():
         raise ValueError(f"expected base_model_name_or_path in {path / ADAPTER_CONFIG}, got {base!r}")
 
@@ -79,13 +86,35 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _load(auto_class: Any, source: str | Path, what: str, **kwargs: Any) -> PreTrainedModel:
+def load_pretrained(auto_class: Any, source: str | Path, what: str, *, hint: str = "", **kwargs: Any) -> Any:
+    """The model that one of Transformers' Auto classes makes of a hub name or a folder, in eval mode.
+
+    Args:
+        auto_class: the class.
+        source: the hub name or folder.
+        what: what is expected there, for messages.
+        hint: what to do about weights that are missing.
+        kwargs: as in Transformers.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such model, or its files are damaged.
+        ValueError: weights are missing, which Transformers would draw at random without a word.
+    """
     name = check_model_source(source, what=what)
-    try:
-        with quiet_transformers():
-            return auto_class.from_pretrained(name, use_safetensors=True, **kwargs).eval()
-    except OSError as error:
-        raise ValueError(f"could not load {what} from {name!r}: {error}") from error
+    with reading(what, repr(name)), quiet_transformers():
+        model, info = auto_class.from_pretrained(name, use_safetensors=True, output_loading_info=True, **kwargs)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        some = ", ".join(missing[:4]) + (f" and {len(missing) - 4:,} more" if len(missing) > 4 else "")
+        raise InputError(f"expected {what} with all of its weights in {name!r}, got a checkpoint without {some}{hint}")
+    return model.eval()
+
+
+def load_config(source: str | Path, *, what: str = "a model", **kwargs: Any) -> PreTrainedConfig:
+    """The configuration of a model in a folder or on the hub. Errors as `load_pretrained`."""
+    name = check_model_source(source, what=what)
+    with reading(f"the configuration of {what}", repr(name)):
+        return AutoConfig.from_pretrained(name, **kwargs)
 
 
 def load_causal_lm(
@@ -102,7 +131,7 @@ def load_causal_lm(
         source: a hub name or a folder; those of an adapter give its base with the adapter in it.
         dtype, device, trust_remote_code, kwargs: as in Transformers.
     """
-    model = _load(
+    model = load_pretrained(
         AutoModelForCausalLM,
         source,
         "a causal language model",
@@ -110,16 +139,14 @@ def load_causal_lm(
         trust_remote_code=trust_remote_code,
         **kwargs,
     )
-    return model.to(device)  # type: ignore[arg-type]
+    return model.to(device)
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. It must know an end-of-sequence token: a response could never end without."""
     name = check_model_source(source, what="a tokenizer (and its model)")
-    try:
+    with reading("a tokenizer", repr(name)):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"could not load a tokenizer from {name!r}: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"expected a tokenizer with an eos_token, got none in {name!r}")
     tokenizer.padding_side = "right"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
+from rlhf_gym.files import StoppedError
 from rlhf_gym.labeling import check_installed
 from rlhf_gym.labeling.labels import label_summary, labelled_preferences
 from rlhf_gym.labeling.store import STORE_FILE, LabelStore, comparisons
@@ -13,7 +14,7 @@ from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Annotator, AnnotatorPanel, CandidatePair, Preference, simulated_annotators
 
 
-class LabellingError(RuntimeError):
+class LabellingError(StoppedError):
     """People cannot label, or said too little to learn from. What they said is kept."""
 
 

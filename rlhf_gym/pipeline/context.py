@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from rlhf_gym.files import read_json
-from rlhf_gym.lm.loading import check_model_source
+from rlhf_gym.lm.loading import load_config
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import LearnedReward, RewardNormalizer, load_reward
 from rlhf_gym.runs.folder import RunFolder
@@ -146,4 +146,4 @@ def model_config(run: Run) -> PreTrainedConfig:
     if run.makes_pretrained:
         assert run.task.model_config is not None
         return run.task.model_config
-    return AutoConfig.from_pretrained(check_model_source(run.pretrained, what="a causal language model"))
+    return load_config(run.pretrained, what="a causal language model")

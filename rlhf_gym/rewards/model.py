@@ -19,7 +19,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf_gym.lm.loading import check_model_source, context_length, load_causal_lm, load_tokenizer, quiet_transformers
+from rlhf_gym.files import read_object, reading
+from rlhf_gym.lm.loading import (
+    check_model_source,
+    context_length,
+    load_causal_lm,
+    load_pretrained,
+    load_tokenizer,
+    quiet_transformers,
+)
 from rlhf_gym.lm.lora import merged
 from rlhf_gym.lm.parts import fuse_activations, rows_at_once
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses, lengths_from_mask, pad_rows, pad_token_id
@@ -119,8 +127,9 @@ class RewardModel(LearnedReward):
             if record.trunk != "shared":
                 raise ValueError(f"expected a reward model on one trunk in {source}, got separate members")
         elif (folder / NORMALIZER_FILE).is_file():
-            values = json.loads((folder / NORMALIZER_FILE).read_text())
-            record = _EnsembleFile(normalizers=(RewardNormalizer.from_dict(values),))
+            with reading("the mean and std of a reward model", folder / NORMALIZER_FILE):
+                values = read_object(folder / NORMALIZER_FILE)
+                record = _EnsembleFile(normalizers=(RewardNormalizer.from_dict(values),))
         heads = record.members if heads is None else heads
         name = check_model_source(source, what="a reward model")
         model = _load_classifier(name, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -132,7 +141,8 @@ class RewardModel(LearnedReward):
             )
         tokenizer = None
         if not folder.is_dir() or any(folder.glob("tokenizer*")):
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+            with reading("the tokenizer of a reward model", repr(name)):
+                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
             tokenizer.padding_side = "right"
         return cls(
             model.eval().to(device),
@@ -390,28 +400,24 @@ def read_ensemble_file(folder: str | Path) -> _EnsembleFile:
     path = Path(folder) / ENSEMBLE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"expected {ENSEMBLE_FILE} in {folder}, got a folder without it")
-    record = json.loads(path.read_text())
-    normalizers = tuple(RewardNormalizer.from_dict(values) for values in record.get("normalizers", ()))
-    return _EnsembleFile(**(record | {"normalizers": normalizers}))
+    with reading("what an ensemble's members make together", path):
+        record = read_object(path)
+        normalizers = tuple(RewardNormalizer.from_dict(values) for values in record.get("normalizers", ()))
+        return _EnsembleFile(**(record | {"normalizers": normalizers}))
 
 
 # -- the classifier of Transformers ------------------------------------------------------------------------------------
 
 
 def _load_classifier(name: str, *, dtype: torch.dtype | str, trust_remote_code: bool) -> PreTrainedModel:
-    try:
-        with quiet_transformers():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name, use_safetensors=True, output_loading_info=True, dtype=dtype, trust_remote_code=trust_remote_code
-            )
-    except OSError as error:
-        raise ValueError(f"could not load a reward model from {name!r}: {error}") from error
-    if info["missing_keys"]:
-        raise ValueError(
-            f"expected a reward model with its scalar head in {name!r}, got a checkpoint without "
-            f"{', '.join(sorted(info['missing_keys']))}; RewardModel.from_language_model starts a new one"
-        )
-    return model
+    return load_pretrained(
+        AutoModelForSequenceClassification,
+        name,
+        "a reward model with its scalar head",
+        hint="; RewardModel.from_language_model starts a new one",
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def head_layer(model: PreTrainedModel) -> nn.Linear | None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rlhf_gym.files import read_json, write_json
+from rlhf_gym.files import StoppedError, read_json, write_json
 from rlhf_gym.settings import STAGES, RunConfig, StageName, read_config
 from rlhf_gym.settings.saved import CONFIG_FILE, flatten, saved_config, to_json
 from rlhf_gym.settings.stages import is_source_name
@@ -51,7 +51,7 @@ FIRST_STAGE: dict[str, StageName] = {
 """The first stage that a setting matters to; "pretrain" for those not named."""
 
 
-class BusyFolderError(RuntimeError):
+class BusyFolderError(StoppedError):
     """Another process is at work in a run folder."""
 
 

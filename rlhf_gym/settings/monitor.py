@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from rlhf_gym.files import InputError, read_object
 from rlhf_gym.settings.checks import above, at_least
 
 ALARM_NAMES = (
@@ -130,14 +130,11 @@ class AlarmThresholds:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"expected a file of thresholds at {path}, but there is no such file")
+        found = read_object(Path(path))
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            data = json.loads(text)
-            if not isinstance(data, dict):
-                raise ValueError(f"expected a JSON object of thresholds, got {text.strip()[:60]}")
-            return cls.from_json(data)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            return cls.from_json(found)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def check_alarm_names(names: Sequence[str], *, patterns: Iterable[str], evaluations: Iterable[str]) -> tuple[str, ...]:
