@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -10,7 +9,10 @@ import torch
 
 from rlhf_gym.agents.arguments import LearnsFrom, make_env, unwrap_env
 from rlhf_gym.envs import Episode, EpisodeRewards, SB3VecEnv, TokenVectorEnv
+from rlhf_gym.envs.episode import prompts_of
+from rlhf_gym.envs.prompts import Prompts
 from rlhf_gym.functional.best_of_n import best_of_n_kl
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.sampling import sample
 from rlhf_gym.lm.tokens import decode
 
@@ -18,8 +20,8 @@ from rlhf_gym.lm.tokens import decode
 class BestResponses(NamedTuple):
     """The best of n responses to each of B prompts."""
 
-    prompts: list[str]
-    """The prompts as texts."""
+    prompts: list[Prompt]
+    """The prompts: texts, or conversations."""
     responses: list[str]
     """The best response to each, as text."""
     scores: np.ndarray
@@ -99,8 +101,8 @@ class BestOfN:
         """Do nothing. The method is there so that `BestOfN` takes the place of any other agent."""
         return self
 
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> BestResponses:
-        """The best of n responses to each prompt (texts, or token ids)."""
+    def generate(self, prompts: Prompts) -> BestResponses:
+        """The best of n responses to each prompt (texts, conversations, or token ids)."""
         repeated: list[Any] = [prompt for prompt in prompts for _ in range(self.n)]
         if not repeated:
             raise ValueError("expected at least one prompt, got none")
@@ -110,7 +112,7 @@ class BestOfN:
         episodes = [drawn.episodes[i * self.n + int(j)] for i, j in enumerate(chosen)]
         tokenizer = self.engine.tokenizer
         return BestResponses(
-            decode(tokenizer, [e.prompt_ids.tolist() for e in episodes]),
+            prompts_of(episodes, tokenizer),
             decode(tokenizer, [e.response_ids.tolist() for e in episodes]),
             scores[np.arange(len(scores)), chosen],
             scores,
@@ -139,13 +141,13 @@ class ReferenceEpisodes(NamedTuple):
 
 @torch.no_grad()
 def draw_from_reference(
-    env: TokenVectorEnv, prompts: Sequence[Sequence[int]] | Sequence[str], generator: torch.Generator | None = None
+    env: TokenVectorEnv, prompts: Prompts, generator: torch.Generator | None = None
 ) -> ReferenceEpisodes:
     """One response of π_ref to each prompt; repeat a prompt to have several. The environment ends up parked.
 
     Args:
         env: with a reference.
-        prompts: texts, or token ids.
+        prompts: texts, conversations, or token ids.
         generator: source of randomness, on π_ref's device; torch's own by default.
     """
     env.attach(None)

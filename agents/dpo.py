@@ -242,9 +242,11 @@ def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pair
     tokenizer = env.tokenizer
     reference = env.token_reward.reference
     assert reference is not None
-    prompts = encode_prompts(tokenizer, [p.prompt for p in preferences])
+    asked = [p.prompt for p in preferences]
+    prompts = encode_prompts(tokenizer, asked)
+    stop = tokenizer.eos_token_id is not None
     sides = [
-        encode_responses(tokenizer, [text(p) for p in preferences], stop=tokenizer.eos_token_id is not None)
+        encode_responses(tokenizer, [text(p) for p in preferences], prompts=asked, stop=stop)
         for text in (lambda p: p.chosen, lambda p: p.rejected)
     ]
     episodes: list[Episode] = []
@@ -260,7 +262,7 @@ def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pair
                 )
             if max(row) >= env.vocab_size:
                 raise ValueError(f"expected token ids below {env.vocab_size}, got {max(row)} in preference {i}")
-            episodes.append(Episode.of_response(prompt, side[i], "stop", number=len(episodes)))
+            episodes.append(Episode.of_response(prompt, side[i], "stop", number=len(episodes), prompt=asked[i]))
     return Pairs(episodes, [])
 
 

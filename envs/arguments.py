@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from gymnasium.error import ResetNeeded
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_gym.envs.prompts import PromptIds
+from rlhf_gym.lm.chat import Prompt, as_prompt
 from rlhf_gym.lm.loading import Shared, load_causal_lm, load_tokenizer
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.tokens import encode_prompts
@@ -59,19 +61,37 @@ def _bare(name: str, module: nn.Module) -> str:
     )
 
 
-def resolve_prompts(prompts: Any, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of prompts given as texts, as token ids, or as a file of texts.
+def resolve_prompts(prompts: Any, tokenizer: PreTrainedTokenizerBase) -> list[PromptIds]:
+    """Token ids of prompts given as texts or conversations, as token ids, or as a file of them.
 
     Raises:
-        ValueError: no prompts, or something that is neither.
+        TypeError: texts and token ids mixed.
+        ValueError: no prompts, something that is neither, or a conversation that the chat template refuses.
     """
     if isinstance(prompts, str | Path):
-        prompts = read_prompts(prompts)
+        prompts = read_prompts(prompts, tokenizer=tokenizer)
     if not isinstance(prompts, Sequence) or not len(prompts):
         raise ValueError(f"expected prompts: texts, token ids or a file, got {prompts!r}")
-    if all(isinstance(prompt, str) for prompt in prompts):
-        return encode_prompts(tokenizer, prompts)
-    return [[int(token) for token in prompt] for prompt in prompts]
+    given = [_as_given(prompt, index) for index, prompt in enumerate(prompts)]
+    words = [prompt for prompt in given if not isinstance(prompt, PromptIds)]
+    if len(words) == len(given):
+        return [PromptIds(ids, prompt) for ids, prompt in zip(encode_prompts(tokenizer, words), words, strict=True)]
+    if words:
+        raise TypeError(f"expected prompts as texts or as token ids, got {len(words)} texts among {len(given)}")
+    return [prompt for prompt in given if isinstance(prompt, PromptIds)]
+
+
+def _as_given(prompt: Any, index: int) -> Prompt | PromptIds:
+    """One of the prompts that a caller gave: what it says, or its token ids."""
+    if isinstance(prompt, PromptIds):
+        return prompt
+    is_row = isinstance(prompt, Iterable) and not isinstance(prompt, str | Mapping)
+    if is_row and all(isinstance(token, SupportsIndex) for token in prompt):
+        return PromptIds(int(token) for token in prompt)
+    try:
+        return as_prompt(prompt)
+    except ValueError as error:
+        raise ValueError(f"prompt {index}: {error}") from error
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], *, max_prompt_length: int, vocab_size: int) -> None:
@@ -100,7 +120,7 @@ def resolve_stops(
     return tuple(stops)
 
 
-def read_options(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, list[list[int]]]:
+def read_options(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, list[PromptIds]]:
     """How many episodes a reset's options ask for (None: no end), and the prompts they name, in their order."""
     unknown = sorted(set(options) - {"episodes", "prompts"})
     if unknown:

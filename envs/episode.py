@@ -9,8 +9,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.lm.tokens import ActionRows
+from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.tokens import ActionRows, decode
 
 Observation = dict[str, np.ndarray]
 """`input_ids` (N, L) int64 and `attention_mask` (N, L) int8, left-aligned and right-padded."""
@@ -30,6 +32,8 @@ class Episode:
     """True where the token is an action of the policy, shape (L,) bool. The state of an action is all before it."""
     finish_reason: str
     """`"stop"` at a stop token, `"length"` at `max_new_tokens`."""
+    prompt: Prompt | None = None
+    """What the prompt was made of, a text or a conversation; None where it was given as token ids."""
 
     def __post_init__(self) -> None:
         if self.action_mask.shape != self.input_ids.shape or self.action_mask.dtype != np.bool_:
@@ -51,10 +55,11 @@ class Episode:
         finish_reason: str,
         *,
         number: int = 0,
+        prompt: Prompt | None = None,
     ) -> Episode:
         """The episode of a prompt and one response to it, every token of which is an action."""
         input_ids = np.array([*prompt_ids, *response_ids], dtype=np.int64)
-        return cls(number, 0, input_ids, np.arange(len(input_ids)) >= len(prompt_ids), finish_reason)
+        return cls(number, 0, input_ids, np.arange(len(input_ids)) >= len(prompt_ids), finish_reason, prompt)
 
     @property
     def response_length(self) -> int:
@@ -131,6 +136,11 @@ class StateValues(Protocol):
     def predict_values(self, obs: dict[str, Tensor]) -> Tensor:
         """V(s) of each row, shape (B, 1)."""
         ...
+
+
+def prompts_of(episodes: Sequence[Episode], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """What each episode's prompt was made of; its decoded text where it was given as token ids."""
+    return [e.prompt if e.prompt is not None else decode(tokenizer, [e.prompt_ids.tolist()])[0] for e in episodes]
 
 
 def stack_rows(episodes: Sequence[Episode]) -> ActionRows:

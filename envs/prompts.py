@@ -1,11 +1,25 @@
-"""The order in which prompts are drawn."""
+"""Prompts as an environment keeps them, and the order in which they are drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from rlhf_gym.lm.chat import Prompt
+
+Prompts = Sequence[Prompt] | Sequence[Sequence[Mapping[str, str]]] | Sequence[Sequence[int]]
+"""Texts, conversations (messages as `Message` or as {"role", "content"}), or token ids."""
+
+
+class PromptIds(list[int]):
+    """The token ids of a prompt, and what they were made of."""
+
+    def __init__(self, ids: Iterable[int], prompt: Prompt | None = None) -> None:
+        super().__init__(ids)
+        self.prompt = prompt
+        """The text or the conversation; None where the prompt was given as token ids."""
 
 
 class PromptFeed:
@@ -20,7 +34,7 @@ class PromptFeed:
         samples_per_prompt: how many episodes in a row begin with the same prompt.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], *, shuffle: bool = True, samples_per_prompt: int = 1) -> None:
+    def __init__(self, prompts: Sequence[PromptIds], *, shuffle: bool = True, samples_per_prompt: int = 1) -> None:
         if not prompts:
             raise ValueError("expected at least one prompt, got none")
         if samples_per_prompt < 1:
@@ -32,7 +46,7 @@ class PromptFeed:
         """Episodes begun so far, which is the number of the next one."""
         self.left: int | None = None
         """Episodes still to begin; None for no end."""
-        self._given: list[list[int]] = []  # at the reset, the next one last
+        self._given: list[PromptIds] = []  # at the reset, the next one last
         self.restart()
 
     def restart(self) -> None:
@@ -40,12 +54,12 @@ class PromptFeed:
         self._order: Sequence[int] = []
         self._drawn = 0
 
-    def begin(self, left: int | None, given: Sequence[list[int]]) -> None:
+    def begin(self, left: int | None, given: Sequence[PromptIds]) -> None:
         """At a reset: this many episodes may begin (None: no end), with the prompts given first."""
         self.left = left
         self._given = list(given)[::-1]
 
-    def next(self, rng: np.random.Generator) -> tuple[Sequence[int], int] | None:
+    def next(self, rng: np.random.Generator) -> tuple[PromptIds, int] | None:
         """The next episode's prompt and number; None where no more may begin."""
         if self.left == 0:
             return None
@@ -55,7 +69,7 @@ class PromptFeed:
             self.left -= 1
         return prompt, self.started - 1
 
-    def draw(self, rng: np.random.Generator) -> Sequence[int]:
+    def draw(self, rng: np.random.Generator) -> PromptIds:
         """The next of the environment's own prompts."""
         place = self._drawn // self.samples_per_prompt
         if place == len(self._order):

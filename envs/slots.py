@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from rlhf_gym.envs.episode import Episode, Observation
+from rlhf_gym.envs.prompts import PromptIds
+from rlhf_gym.lm.chat import Prompt
 
 
 class Slots:
@@ -25,6 +25,7 @@ class Slots:
         self.lengths = np.zeros(num_slots, dtype=np.int64)  # (N,); 0 where parked
         self.action_mask = np.zeros((num_slots, width), dtype=bool)  # (N, L)
         self.response_lengths = np.zeros(num_slots, dtype=np.int64)  # (N,), actions taken
+        self.prompts: list[Prompt | None] = [None] * num_slots  # what each row's prompt was made of
         self.numbers = np.zeros(num_slots, dtype=np.int64)  # (N,) of the episode in the slot
         self.log_ratios = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
         self.log_probs = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
@@ -40,11 +41,12 @@ class Slots:
         for table in (self.log_ratios, self.log_probs, self.rewards):
             table[slot] = 0
 
-    def begin(self, slot: int, prompt: Sequence[int], number: int) -> None:
+    def begin(self, slot: int, prompt: PromptIds, number: int) -> None:
         """Start an episode in a slot."""
         self.park(slot)
         self.ids[slot, : len(prompt)] = prompt
         self.lengths[slot] = len(prompt)
+        self.prompts[slot] = prompt.prompt
         self.numbers[slot] = number
 
     def append(self, acting: np.ndarray, actions: np.ndarray, log_ratios: np.ndarray, log_probs: np.ndarray) -> None:
@@ -70,6 +72,7 @@ class Slots:
             input_ids=self.ids[slot, : self.lengths[slot]].copy(),
             action_mask=self.action_mask[slot, : self.lengths[slot]].copy(),
             finish_reason=finish_reason,
+            prompt=self.prompts[slot],
         )
 
     def observation(self, lengths: np.ndarray | None = None) -> Observation:

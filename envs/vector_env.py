@@ -35,13 +35,15 @@ from rlhf_gym.envs.episode import (
     Observation,
     StateValues,
     StepRecord,
+    prompts_of,
 )
 from rlhf_gym.envs.masks import ActionMask
-from rlhf_gym.envs.prompts import PromptFeed
+from rlhf_gym.envs.prompts import PromptFeed, PromptIds, Prompts
 from rlhf_gym.envs.shaping import ScoreTerm, Shaping
 from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.token_reward import KLCoefOwner, TokenReward
 from rlhf_gym.envs.view import EpisodeView
+from rlhf_gym.lm.chat import prompt_text
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.split import LowerStates
@@ -69,7 +71,7 @@ class TokenVectorEnv(VectorEnv):
 
     Args:
         num_envs: N.
-        prompts: texts, or token ids, or a file of them.
+        prompts: texts, conversations (lists of messages), token ids, or a file of texts and conversations.
         tokenizer: a tokenizer, a folder or a name; by default the one beside the reference.
         reference: π_ref: a folder, a name, or `Shared(model)`. None for no KL term.
         reward: a folder or name of a reward model, `Shared(reward model or ensemble)`, or any callable
@@ -104,7 +106,7 @@ class TokenVectorEnv(VectorEnv):
         self,
         num_envs: int = 1,
         *,
-        prompts: Sequence[str] | Sequence[Sequence[int]] | str | Path,
+        prompts: Prompts | str | Path,
         reward: RewardFunction | Shared[LearnedReward] | str | Path,
         reference: Shared[PreTrainedModel] | str | Path | None,
         tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
@@ -295,9 +297,9 @@ class TokenVectorEnv(VectorEnv):
         """Episodes in a row with the same prompt."""
         return self._feed.samples_per_prompt
 
-    def draw_prompts(self, n: int) -> list[list[int]]:
+    def draw_prompts(self, n: int) -> list[PromptIds]:
         """The next `n` prompts in their order, as token ids, for `reset(options={"prompts": …})`."""
-        return [list(self._feed.draw(self.np_random)) for _ in range(n)]
+        return [self._feed.draw(self.np_random) for _ in range(n)]
 
     @property
     def pending_episodes(self) -> list[Episode]:
@@ -518,8 +520,8 @@ class TokenVectorEnv(VectorEnv):
         info["response_length"] = episode.response_length
         info["finish_reason"] = episode.finish_reason
         if self.texts:
-            rows = [episode.prompt_ids.tolist(), episode.response_ids.tolist()]
-            info["prompt"], info["response"] = decode(self.tokenizer, rows)
+            info["prompt"] = prompt_text(prompts_of([episode], self.tokenizer)[0])
+            info["response"] = decode(self.tokenizer, [episode.response_ids.tolist()])[0]
         return info
 
     def _refill(self, slot: int) -> None:

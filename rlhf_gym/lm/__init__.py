@@ -1,6 +1,7 @@
 """A causal language model as parts: loading, tokens, slot cache, decoder, generation, heads, sampling masks."""
 
 from rlhf_gym.lm.cache import SlotCache
+from rlhf_gym.lm.chat import Conversation, Message, Prompt, end_of_turn, render_prompt
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.loading import Shared, context_length, load_causal_lm, load_tokenizer, quiet_transformers
@@ -12,11 +13,14 @@ from rlhf_gym.lm.tabular import TabularLM, tabular_lm
 from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
 
 __all__ = [
+    "Conversation",
     "Decoder",
     "Generation",
     "LMParts",
     "LoRA",
     "LowerStates",
+    "Message",
+    "Prompt",
     "SamplingParams",
     "Shared",
     "SlotCache",
@@ -26,11 +30,13 @@ __all__ = [
     "context_length",
     "decode",
     "encode_prompts",
+    "end_of_turn",
     "generate",
     "load_causal_lm",
     "load_tokenizer",
     "merged",
     "quiet_transformers",
+    "render_prompt",
     "stop_token_ids",
     "tabular_lm",
     "token_log_probs",

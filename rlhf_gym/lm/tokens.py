@@ -6,13 +6,15 @@ tokenizer whose pad token is its end-of-sequence token (GPT-2, Llama) needs no c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_gym.lm.chat import Prompt, end_of_turn, has_template, render_prompt, render_response
 
 
 class ActionRows(NamedTuple):
@@ -26,40 +28,101 @@ class ActionRows(NamedTuple):
     """The number of tokens of each row, (B,) int64."""
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt, with the tokenizer's leading special tokens (BOS) and without a closing EOS.
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of each prompt, without a closing EOS.
+
+    A conversation is rendered by the tokenizer's chat template, the generation prompt included, and has the special
+    tokens that the template writes. A text, and a transcript where there is no template, get the tokenizer's leading
+    special tokens (BOS), unless they begin with them already.
 
     Raises:
-        ValueError: a prompt has no tokens at all (there would be no state to act from).
+        ValueError: a prompt has no tokens at all (there would be no state to act from), or its template refuses it.
     """
     if not prompts:
         return []
-    rows = tokenizer(list(prompts)).input_ids
-    eos = tokenizer.eos_token_id
-    for row, text in zip(rows, prompts, strict=True):
-        if row and row[-1] == eos and not text.endswith(tokenizer.eos_token):
-            row.pop()  # the tokenizer closed the text by itself
-    for index, row in enumerate(rows):
+    texts = [_named(index, lambda p=prompt: render_prompt(tokenizer, p)) for index, prompt in enumerate(prompts)]
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
+    leading = _leading_ids(tokenizer)
+    templated = has_template(tokenizer)
+    for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        from_template = templated and not isinstance(prompt, str)
+        if leading and not from_template and row[: len(leading)] != leading:
+            row[:0] = leading
         if not row:
             raise ValueError(
-                f"prompt {index} has no tokens: expected at least one, got {prompts[index]!r}. "
+                f"prompt {index} has no tokens: expected at least one, got {prompt!r}. "
                 "Give the tokenizer a BOS token, or start the prompt with some text."
             )
     return rows
 
 
+def _named(index: int, render: Callable[[], str]) -> str:
+    try:
+        return render()
+    except ValueError as error:
+        raise ValueError(f"prompt {index}: {error}") from error
+
+
+def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts before every text; what it puts behind is left out."""
+    whole: list[int] = tokenizer("a").input_ids
+    bare: list[int] = tokenizer("a", add_special_tokens=False).input_ids
+    added = len(whole) - len(bare)
+    if not bare and whole and whole[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
+        return whole[:-1]  # the letter is no token here, and the tokenizer closes texts by itself
+    starts = (start for start in range(added, -1, -1) if whole[start : start + len(bare)] == bare)
+    return whole[: next(starts, 0)]
+
+
+def closing_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that closes a response: the one that ends an assistant's turn in the chat template, else the EOS.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    token = end_of_turn(tokenizer)
+    token = tokenizer.eos_token_id if token is None else token
+    if token is None:
+        raise ValueError("expected a tokenizer with an eos_token to close the responses, got one without")
+    return int(token)
+
+
 def encode_responses(
-    tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], *, stop: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    responses: Sequence[str],
+    *,
+    prompts: Sequence[Prompt] | None = None,
+    stop: bool = True,
 ) -> list[list[int]]:
-    """Token ids of each response, no leading special tokens; with `stop`, closed by the end-of-sequence token."""
+    """Token ids of each response, no leading special tokens.
+
+    Args:
+        tokenizer: the tokenizer.
+        responses: texts; a closing token at their end, written out, is not doubled.
+        prompts: what they answer. It matters where a conversation becomes a transcript: a space sets the answer off.
+        stop: whether `closing_id` closes each.
+
+    Raises:
+        ValueError: no token can close the responses.
+    """
     if not responses:
         return []
-    rows = tokenizer(list(responses), add_special_tokens=False).input_ids
+    texts = list(responses)
+    if prompts is not None:
+        texts = [render_response(tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
     if not stop:
-        return rows
-    if tokenizer.eos_token_id is None:
-        raise ValueError("expected a tokenizer with an eos_token to close the responses, got one without")
-    return [[*row, tokenizer.eos_token_id] for row in rows]
+        return tokenizer(texts, add_special_tokens=False).input_ids
+    closing = closing_id(tokenizer)
+    names = {str(tokenizer.convert_ids_to_tokens(closing)), tokenizer.eos_token or ""} - {""}
+    rows = tokenizer([_without_closing(text, names) for text in texts], add_special_tokens=False).input_ids
+    return [[*row, closing] for row in rows]
+
+
+def _without_closing(text: str, names: set[str]) -> str:
+    """The text without the closing tokens at its end, and without the line breaks that a template writes there."""
+    while name := next((name for name in names if text.rstrip().endswith(name)), ""):
+        text = text.rstrip().removesuffix(name)
+    return text
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
@@ -116,12 +179,16 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> tuple[int, ...]:
-    """The tokens that end a response: the tokenizer's EOS and those the model's generation config names."""
-    ids = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    """The tokens that end a response.
+
+    They are the tokenizer's EOS, the token that ends a turn in its chat template, and those of the model's generation
+    config.
+    """
+    found = [tokenizer.eos_token_id, end_of_turn(tokenizer)]
     if model is not None and model.generation_config is not None:
         extra = model.generation_config.eos_token_id
-        ids.update([extra] if isinstance(extra, int) else (extra or []))
-    return tuple(sorted(ids))
+        found += [extra] if isinstance(extra, int) else (extra or [])
+    return tuple(sorted({int(token) for token in found if token is not None}))
 
 
 def lengths_from_mask(attention_mask: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,14 @@ from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.rollout import evaluated
 from rlhf_gym.envs import Episode, EpisodeRewards, EpisodeView, SB3VecEnv, TokenEnv, TokenVectorEnv
-from rlhf_gym.envs.arguments import check_prompts
+from rlhf_gym.envs.arguments import check_prompts, resolve_prompts
+from rlhf_gym.envs.episode import prompts_of
+from rlhf_gym.envs.prompts import PromptIds, Prompts
+from rlhf_gym.lm.chat import prompt_text
 from rlhf_gym.lm.generation import check_room, generate
-from rlhf_gym.lm.tokens import decode, encode_prompts, encode_responses, token_texts
+from rlhf_gym.lm.tokens import encode_responses, token_texts
 
-Texts = Sequence[str] | Sequence[Sequence[int]]
+Responses = Sequence[str] | Sequence[Sequence[int]]
 """Texts, or token ids."""
 
 
@@ -27,8 +30,8 @@ def inspect_episodes(
     env: TokenVectorEnv | TokenEnv | SB3VecEnv | None = None,
     *,
     episodes: Sequence[Episode] | None = None,
-    prompts: Texts | None = None,
-    responses: Texts | None = None,
+    prompts: Prompts | None = None,
+    responses: Responses | None = None,
     critic: bool | None = None,
     gamma: float | None = None,
     gae_lambda: float | None = None,
@@ -84,7 +87,7 @@ def inspect_episodes(
         values = said.values[row] if critic else None
         views.append(
             EpisodeView(
-                prompt=decode(engine.tokenizer, [episode.prompt_ids.tolist()])[0],
+                prompt=prompt_text(prompts_of([episode], engine.tokenizer)[0]),
                 tokens=tuple(token_texts(engine.tokenizer, episode.response_ids.tolist())),
                 log_probs=said.log_probs[row],
                 ref_log_probs=None if engine.token_reward.reference is None else earned.ref_log_probs[row, taken],
@@ -101,14 +104,14 @@ def inspect_episodes(
 
 
 def make_episodes(
-    policy: LMActorCriticPolicy, env: TokenVectorEnv, prompts: Texts, responses: Texts | None, *, seed: int = 0
+    policy: LMActorCriticPolicy, env: TokenVectorEnv, prompts: Prompts, responses: Responses | None, *, seed: int = 0
 ) -> list[Episode]:
     """Whole episodes of these prompts and responses, or of the policy's own responses.
 
     Raises:
         ValueError: a response is missing, empty or too long, goes on after its end, or a prompt is too long.
     """
-    prompt_rows = _token_rows(prompts, "prompts", lambda texts: encode_prompts(env.tokenizer, texts))
+    prompt_rows = resolve_prompts(prompts, env.tokenizer)
     check_room(prompt_rows, env.max_new_tokens, policy.parts.context_length)
     check_prompts(prompt_rows, max_prompt_length=env.max_prompt_length, vocab_size=env.vocab_size)
     if responses is None:
@@ -124,12 +127,12 @@ def make_episodes(
     else:
         if len(responses) != len(prompt_rows):
             raise ValueError(f"expected a response to each of {len(prompt_rows)} prompts, got {len(responses)}")
-        rows = _token_rows(responses, "responses", lambda texts: _encode_responses(env, texts))
+        rows = _response_rows(env, prompt_rows, responses)
     stops = set(env.stop_token_ids)
     for number, row in enumerate(rows):
         _check_response(row, number, stops, env)
     return [
-        Episode.of_response(prompt, row, "stop" if row[-1] in stops else "length", number=number)
+        Episode.of_response(prompt, row, "stop" if row[-1] in stops else "length", number=number, prompt=prompt.prompt)
         for number, (prompt, row) in enumerate(zip(prompt_rows, rows, strict=True))
     ]
 
@@ -160,18 +163,16 @@ def _engine(agent: Any, env: TokenVectorEnv | TokenEnv | SB3VecEnv | None) -> To
     )
 
 
-def _token_rows(given: Texts, what: str, encode: Callable[[list[str]], list[list[int]]]) -> list[list[int]]:
-    """Token ids of texts, or those that were given."""
-    rows: list[Any] = list(given)
-    texts = sum(isinstance(row, str) for row in rows)
-    if 0 < texts < len(rows):
-        raise TypeError(f"expected {what} as texts or as token ids, got {texts} texts among {len(rows)}")
-    return encode(rows) if texts else [[int(token) for token in row] for row in rows]
-
-
-def _encode_responses(env: TokenVectorEnv, responses: list[str]) -> list[list[int]]:
-    """Responses with the EOS token at the end, except those that fill the longest length without it."""
-    encoded = encode_responses(env.tokenizer, responses)
+def _response_rows(env: TokenVectorEnv, prompts: Sequence[PromptIds], responses: Responses) -> list[list[int]]:
+    """Token ids of responses: those given, or a text's with what closes it, unless it fills the longest length."""
+    given: list[Any] = list(responses)
+    texts = sum(isinstance(row, str) for row in given)
+    if not texts:
+        return [[int(token) for token in row] for row in given]
+    if texts < len(given):
+        raise TypeError(f"expected responses as texts or as token ids, got {texts} texts among {len(given)}")
+    asked = ["" if prompt.prompt is None else prompt.prompt for prompt in prompts]
+    encoded = encode_responses(env.tokenizer, given, prompts=asked)
     return [row[:-1] if len(row) == env.max_new_tokens + 1 else row for row in encoded]
 
 

@@ -234,8 +234,10 @@ class HeldOutTexts:
         prompts: list[list[int]] = []
         continuations: list[list[int]] = []
         for text in texts:
-            prompt = encode_prompts(tokenizer, [text.prompt if isinstance(text, Demonstration) else text])[0]
-            tail = encode_responses(tokenizer, [text.response])[0] if isinstance(text, Demonstration) else []
+            asked = [text.prompt if isinstance(text, Demonstration) else text]
+            prompt = encode_prompts(tokenizer, asked)[0]
+            shown = isinstance(text, Demonstration)
+            tail = encode_responses(tokenizer, [text.response], prompts=asked)[0] if shown else []
             start = len(prompt) if tail else 1
             row = [*prompt, *tail][:max_length]
             if len(row) > start:  # else nothing is left to be read

@@ -208,8 +208,10 @@ def _responses(run: Run, name: str, source: Any, prompts: Sequence[str], seed: i
 
 def _readable(run: Run, pairs: Sequence[tuple[str, CandidatePair]]) -> list[tuple[str, CandidatePair]]:
     """The pairs whose first response a policy could have written, and a reward model can read with an EOS after it."""
-    prompts = encode_prompts(run.task.tokenizer, [pair.first.prompt for _, pair in pairs])
-    rows = encode_responses(run.task.tokenizer, [pair.first.response for _, pair in pairs], stop=False)
+    asked = [pair.first.prompt for _, pair in pairs]
+    prompts = encode_prompts(run.task.tokenizer, asked)
+    written = [pair.first.response for _, pair in pairs]
+    rows = encode_responses(run.task.tokenizer, written, prompts=asked, stop=False)
     context = context_length(run)
     return [
         pair

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.generation import Generation, check_room, generate, token_log_probs
 from rlhf_gym.lm.loading import context_length
 from rlhf_gym.lm.sampling import SamplingParams
@@ -57,7 +58,7 @@ class Decoding:
 def write_responses(
     model: PreTrainedModel,
     task: Task,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     decoding: Decoding,
     *,
     seed: int,

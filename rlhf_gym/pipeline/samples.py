@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.functional import distinct_n
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.tokens import ActionRows, decode, encode_prompts, pad_responses, stop_token_ids
@@ -21,7 +22,7 @@ from rlhf_gym.tasks import Task
 class Samples:
     """Responses to prompts, B of them."""
 
-    prompts: list[str]
+    prompts: list[Prompt]
     """The prompts."""
     responses: list[str]
     """The responses as texts, special tokens left out."""
@@ -57,7 +58,7 @@ class Samples:
 def draw(
     model: PreTrainedModel,
     task: Task,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     seed: int,
     temperature: float = 1.0,

@@ -8,7 +8,6 @@ from rlhf_gym.preferences.annotators import (
     simulated_annotators,
 )
 from rlhf_gym.preferences.checks import PreferenceReport, check_preferences, split_by_prompt
-from rlhf_gym.preferences.conversations import Message, Renderer, as_transcript, chat_renderer
 from rlhf_gym.preferences.files import (
     read_demonstrations,
     read_preferences,
@@ -30,14 +29,10 @@ __all__ = [
     "Candidate",
     "CandidatePair",
     "Demonstration",
-    "Message",
     "PairingStrategy",
     "Preference",
     "PreferenceReport",
-    "Renderer",
     "acquisition_scores",
-    "as_transcript",
-    "chat_renderer",
     "check_preferences",
     "choose_batch",
     "choose_pairs",

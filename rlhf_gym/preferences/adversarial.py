@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_gym.lm.chat import Prompt, prompt_key
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Preference
 
 Edit = Callable[[str, np.random.Generator, Sequence[str]], str]
@@ -108,11 +109,11 @@ def choose_overrated(pairs: Sequence[AdversarialPair], count: int) -> list[Adver
         pairs: what was found, in any order.
         count: the most pairs that are chosen.
     """
-    ordered = sorted(pairs, key=lambda p: (-p.gap, p.pair.first.prompt, p.pair.first.response))
+    ordered = sorted(pairs, key=lambda p: (-p.gap, prompt_key(p.pair.first.prompt), p.pair.first.response))
     queues = {kind: iter([p for p in ordered if p.kind == kind and p.gap >= 0]) for kind in {p.kind for p in pairs}}
     chosen: list[AdversarialPair] = []
-    prompts: set[tuple[str, str]] = set()
-    texts: set[tuple[str, str]] = set()
+    prompts: set[tuple[str, Prompt]] = set()
+    texts: set[tuple[Prompt, str]] = set()
     while len(chosen) < count and queues:
         for kind in sorted(queues):
             for found in queues[kind]:

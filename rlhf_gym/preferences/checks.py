@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_gym.lm.chat import Prompt, prompt_key
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.preferences.records import Preference
 
@@ -74,12 +75,13 @@ def check_preferences(
     if max_length is not None:
         if tokenizer is None:
             raise ValueError(f"expected a tokenizer to count max_length={max_length} tokens with, got none")
-        prompts = encode_prompts(tokenizer, [p.prompt for p in preferences])
-        chosen = encode_responses(tokenizer, [p.chosen for p in preferences])
-        rejected = encode_responses(tokenizer, [p.rejected for p in preferences])
+        asked = [p.prompt for p in preferences]
+        prompts = encode_prompts(tokenizer, asked)
+        chosen = encode_responses(tokenizer, [p.chosen for p in preferences], prompts=asked)
+        rejected = encode_responses(tokenizer, [p.rejected for p in preferences], prompts=asked)
         rows = enumerate(zip(prompts, chosen, rejected, strict=True))
         too_long = tuple(i for i, (x, a, b) in rows if len(x) + max(len(a), len(b)) > max_length)
-    first: dict[tuple[str, str, str], int] = {}
+    first: dict[tuple[Prompt, str, str], int] = {}
     for index, p in enumerate(preferences):
         first.setdefault((p.prompt, p.chosen, p.rejected), index)
     numbered = list(enumerate(preferences))
@@ -99,7 +101,7 @@ class HasPrompt(Protocol):
     """A record that belongs to a prompt: a `Preference`, a `Candidate`, a `Demonstration`."""
 
     @property
-    def prompt(self) -> str:
+    def prompt(self) -> Prompt:
         """The prompt."""
         ...
 
@@ -129,8 +131,8 @@ def split_by_prompt(
     if heldout_fraction == 0:
         return list(records), []
 
-    def key(prompt: str) -> bytes:
-        return hashlib.sha256(f"{seed}\0{prompt}".encode(errors="surrogatepass")).digest()
+    def key(prompt: Prompt) -> bytes:
+        return hashlib.sha256(f"{seed}\0{prompt_key(prompt)}".encode(errors="surrogatepass")).digest()
 
     prompts = sorted({record.prompt for record in records}, key=key)
     if len(prompts) < 2:

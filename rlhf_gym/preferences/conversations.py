@@ -1,72 +1,20 @@
-"""Conversations and transcripts as a prompt and a response.
-
-A *renderer* turns the messages before an answer, and the answer, into these two texts. `as_transcript` is the default
-and needs no model. `chat_renderer(tokenizer)` uses a chat model's own template.
-"""
+"""Transcripts as Anthropic-HH writes them, as conversations and answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import re
 
-from transformers import PreTrainedTokenizerBase
+from rlhf_gym.lm.chat import ASSISTANT, SPEAKERS, Conversation, Message, Prompt
 
-ASSISTANT = "\n\nAssistant:"
-"""What stands before each answer in an Anthropic-HH transcript."""
-
-_SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+_ROLES = {speaker: role for role, speaker in SPEAKERS.items()}
+_TURN = re.compile(rf"(?:^|\n\n)({'|'.join(_ROLES)}):")
 
 
-class Message(NamedTuple):
-    """One turn of a conversation."""
-
-    role: str
-    """"system", "user" or "assistant"."""
-    content: str
-    """The text."""
-
-
-Renderer = Callable[[Sequence[Message], str], tuple[str, str]]
-"""(messages before the answer, the answer) -> (prompt, response)"""
-
-
-def as_transcript(messages: Sequence[Message], answer: str) -> tuple[str, str]:
-    """Render as Anthropic-HH does (Bai et al. 2022, arXiv 2204.05862): "\\n\\nHuman: …\\n\\nAssistant:" and " …".
-
-    Raises:
-        ValueError: a role other than system, user and assistant.
-    """
-    for role in {message.role for message in messages} - _SPEAKERS.keys():
-        raise ValueError(f'expected the roles "system", "user" and "assistant", got {role!r}')
-    turns = [f"\n\n{_SPEAKERS[message.role]}: {message.content}" for message in messages]
-    return "".join(turns) + ASSISTANT, " " + answer
-
-
-def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    """A renderer by the chat template of `tokenizer`; the prompt ends where the assistant begins to speak.
-
-    A BOS of the template is left out of the text where the tokenizer adds one when it encodes. The response is the bare
-    answer, which the EOS of every response closes.
-
-    Raises:
-        ValueError: the tokenizer has no chat template.
-    """
-    if tokenizer.chat_template is None:
-        raise ValueError(f"expected a tokenizer with a chat template, got {tokenizer.name_or_path!r} without one")
-    adds_bos = tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-
-    def render(messages: Sequence[Message], answer: str) -> tuple[str, str]:
-        turns = [message._asdict() for message in messages]
-        prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return prompt.removeprefix(str(tokenizer.bos_token)) if adds_bos else prompt, answer
-
-    return render
-
-
-def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
+def split_transcripts(chosen: str, rejected: str) -> tuple[Prompt, str, str]:
     """(prompt, chosen, rejected) of two transcripts; the prompt is what they share, up to the last shared "Assistant:".
 
-    The responses keep their leading space and any further turns.
+    The prompt is a conversation where it is turns from its beginning, the last of them not the assistant's; it is
+    that text otherwise. The responses keep any further turns.
 
     Raises:
         ValueError: they share no "\\n\\nAssistant:".
@@ -75,9 +23,21 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
     while (at := chosen.rfind(ASSISTANT, 0, end)) >= 0:
         cut = at + len(ASSISTANT)
         if rejected.startswith(chosen[:cut]):
-            return chosen[:cut], chosen[cut:], rejected[cut:]
+            conversation = parse_transcript(chosen[:at])
+            if conversation is None or conversation[-1].role == "assistant":
+                return chosen[:cut], chosen[cut:], rejected[cut:]
+            return conversation, chosen[cut:].removeprefix(" "), rejected[cut:].removeprefix(" ")
         end = cut - 1
     raise ValueError(
         f'expected a "prompt", or two transcripts that share a beginning up to {ASSISTANT!r}, '
         f"got {chosen[:40]!r} and {rejected[:40]!r}"
     )
+
+
+def parse_transcript(text: str) -> Conversation | None:
+    """The turns of a transcript "\\n\\nHuman: …\\n\\nAssistant: …"; None where the text does not begin with one."""
+    before, *parts = _TURN.split(text)
+    if before.strip() or not parts:
+        return None
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return tuple(Message(_ROLES[speaker], content.removeprefix(" ")) for speaker, content in turns)

@@ -10,6 +10,9 @@ Preferences are told apart by their fields, line by line:
 
 Responses that nobody has judged are candidates: {"prompt": "…", "responses": […]} or {"prompt": "…", "response": "…"}.
 
+Every "prompt" may be a list of messages, and a whole conversation may stand under "messages". Conversations stay
+messages: the model that reads them renders them by its own chat template (`rlhf_gym.lm.chat`).
+
 Texts are taken as they stand, leading spaces included. Every error names file and line.
 """
 
@@ -24,7 +27,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf_gym.preferences.conversations import Message, Renderer, as_transcript, split_transcripts
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_gym.lm.chat import Conversation, Message, Prompt, as_conversation, as_prompt, render_prompt
+from rlhf_gym.preferences.conversations import split_transcripts
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, Demonstration, Preference
 
@@ -35,42 +41,44 @@ Json = dict[str, Any]
 _JSONL = {".jsonl", ".ndjson", ".json"}
 
 
-def read_preferences(path: str | Path, *, render: Renderer = as_transcript) -> list[Preference]:
+def read_preferences(path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Preference]:
     """The preferences of a JSONL file in any of the shapes above, in the file's order.
 
     Args:
         path: the file.
-        render: how conversations become texts; `chat_renderer(tokenizer)` for a chat model.
+        tokenizer: of the model that is to read the conversations; one that its template refuses is named by its line.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is a folder or empty, or a line is not UTF-8, not a JSON object, or not one of the shapes.
     """
-    return _read(path, "preference", lambda line: _preferences(_object(line), render))
+    return _read(path, "preference", lambda line: _preferences(_object(line)), tokenizer)
 
 
-def read_demonstrations(path: str | Path, *, render: Renderer = as_transcript) -> list[Demonstration]:
+def read_demonstrations(path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Demonstration]:
     """Demonstrations from JSONL: {"prompt": …, "response": …}, or {"messages": […]} whose last is the response.
 
     Arguments and errors as `read_preferences`.
     """
-    return _read(path, "demonstration", lambda line: [_demonstration(_object(line), render)])
+    return _read(path, "demonstration", lambda line: [_demonstration(_object(line))], tokenizer)
 
 
-def read_candidates(path: str | Path, *, render: Renderer = as_transcript) -> list[Candidate]:
+def read_candidates(path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Candidate]:
     """Responses that nobody has judged: {"prompt": …, "responses": […]}, or {"prompt": …, "response": …} line by line.
 
     The latter may have the other fields of `Candidate`. Arguments and errors as `read_preferences`.
     """
-    return _read(path, "response", lambda line: _candidates(_object(line), render))
+    return _read(path, "response", lambda line: _candidates(_object(line)), tokenizer)
 
 
-def read_prompts(path: str | Path, *, render: Renderer = as_transcript) -> list[str]:
-    """The field "prompt" of each line of a `.jsonl` file (text or messages), or the lines of a text file.
+def read_prompts(path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
+    """The field "prompt" or "messages" of each line of a `.jsonl` file, or the lines of a text file.
+
+    A conversation under "messages" may end in an answer, which is left out.
 
     Blank lines are left out, repeated prompts kept. Arguments and errors as `read_preferences`.
     """
-    return _read_lines(path, "prompt", lambda record: _prompt(record, render))
+    return _read_lines(path, "prompt", _prompt, tokenizer)
 
 
 def read_texts(path: str | Path) -> list[str]:
@@ -82,7 +90,7 @@ def read_texts(path: str | Path) -> list[str]:
 
 
 def read_hub_preferences(
-    name: str, split: str = "train", *, config: str | None = None, render: Renderer = as_transcript
+    name: str, split: str = "train", *, config: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> list[Preference]:
     """The preferences of a data set on the Hugging Face hub, whose rows have any of the shapes above.
 
@@ -90,7 +98,7 @@ def read_hub_preferences(
         name: the data set's name.
         split: one of its splits.
         config: one of its configurations, where it has several.
-        render: how conversations become texts.
+        tokenizer: as in `read_preferences`.
 
     Raises:
         ImportError: `datasets` is not installed.
@@ -105,7 +113,7 @@ def read_hub_preferences(
         ) from error
     source = f"{name}, {split}"
     rows = ((f"{source}, row {i}", dict(row)) for i, row in enumerate(load_dataset(name, config, split=split)))
-    return _parse_all(rows, lambda record: _preferences(record, render), "preference", source)
+    return _parse_all(rows, _preferences, "preference", source, tokenizer)
 
 
 def write_preferences(path: str | Path, preferences: Sequence[Preference]) -> None:
@@ -129,7 +137,9 @@ def write_preferences(path: str | Path, preferences: Sequence[Preference]) -> No
 # --- files and lines ----------------------------------------------------------------------------------------------
 
 
-def _read(path: str | Path, what: str, parse: Callable[[str], list[T]]) -> list[T]:
+def _read(
+    path: str | Path, what: str, parse: Callable[[str], list[T]], tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[T]:
     """What `parse` makes of each line that is not blank."""
     path = Path(path).expanduser()
     if not path.exists():
@@ -146,21 +156,36 @@ def _read(path: str | Path, what: str, parse: Callable[[str], list[T]]) -> list[
 
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         lines = ((f"{path}, line {number}", line) for number, line in enumerate(file, start=1))
-        return _parse_all(lines, parse_line, what, str(path))
+        return _parse_all(lines, parse_line, what, str(path), tokenizer)
 
 
-def _read_lines(path: str | Path, what: str, parse: Callable[[Json], str]) -> list[str]:
+def _read_lines(
+    path: str | Path, what: str, parse: Callable[[Json], T], tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[T | str]:
     """What `parse` makes of each record of a JSONL file, or the lines of a text file."""
     suffix = Path(str(path).removesuffix(".gz")).suffix
-    return _read(path, what, lambda line: [parse(_object(line)) if suffix in _JSONL else line])
+    return _read(path, what, lambda line: [parse(_object(line)) if suffix in _JSONL else line], tokenizer)
 
 
-def _parse_all(rows: Iterable[tuple[str, Row]], parse: Callable[[Row], list[T]], what: str, source: str) -> list[T]:
-    """What `parse` makes of (place, row) pairs; its errors get the place in front."""
+def _parse_all(
+    rows: Iterable[tuple[str, Row]],
+    parse: Callable[[Row], list[T]],
+    what: str,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[T]:
+    """What `parse` makes of (place, row) pairs; its errors get the place in front.
+
+    With a tokenizer, each conversation is rendered once, so that one which cannot be is found here.
+    """
     found: list[T] = []
     for place, row in rows:
         try:
-            found += parse(row)
+            records: list[Any] = parse(row)
+            if tokenizer is not None:
+                for record in records:
+                    render_prompt(tokenizer, record if isinstance(record, str | tuple) else record.prompt)
+            found += records
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
     if not found:
@@ -186,28 +211,28 @@ def _short(value: object) -> str:
 # --- records ------------------------------------------------------------------------------------------------------
 
 
-def _preferences(record: Json, render: Renderer) -> list[Preference]:
+def _preferences(record: Json) -> list[Preference]:
     if "ranking" in record or "ratings" in record:
-        return _ranked(record, render)
+        return _ranked(record)
     if "chosen" not in record and "rejected" not in record:
         raise ValueError(
             'expected the fields "prompt", "chosen" and "rejected", or "prompt" and "responses" with "ranking" or '
             f'"ratings", got {_names(record)}'
         )
     if isinstance(record.get("chosen"), list) and isinstance(record.get("rejected"), list):
-        prompt, chosen, rejected = _conversations(record, render)
+        prompt, chosen, rejected = _conversations(record)
     else:
         chosen = _field(record, "chosen", str)
         rejected = _field(record, "rejected", str)
         if record.get("prompt") is None:
             prompt, chosen, rejected = split_transcripts(chosen, rejected)
         else:
-            prompt = _prompt(record, render)
+            prompt = _prompt(record)
     return [Preference(prompt, chosen, rejected, **_optional(record, Preference))]
 
 
-def _ranked(record: Json, render: Renderer) -> list[Preference]:
-    prompt = _prompt(record, render)
+def _ranked(record: Json) -> list[Preference]:
+    prompt = _prompt(record)
     responses = _responses(record)
     if "ranking" in record:
         pairs = pairs_from_ranking(prompt, responses, _field(record, "ranking", list))
@@ -218,50 +243,53 @@ def _ranked(record: Json, render: Renderer) -> list[Preference]:
     return [dataclasses.replace(pair, **shared) for pair in pairs]
 
 
-def _conversations(record: Json, render: Renderer) -> tuple[str, str, str]:
+def _conversations(record: Json) -> tuple[Conversation, str, str]:
     """(prompt, chosen, rejected) of two conversations."""
-    *before, chosen = _conversation(record, "chosen")
-    *other, rejected = _conversation(record, "rejected")
+    before, chosen = _conversation(record, "chosen")
+    other, rejected = _conversation(record, "rejected")
     if before != other:
         raise ValueError(
             'expected "chosen" and "rejected" to share every message but the last, got two that differ before'
         )
-    prompt, chosen_text = render(before, chosen.content)
-    return prompt, chosen_text, render(before, rejected.content)[1]
+    return before, chosen, rejected
 
 
-def _conversation(record: Json, name: str) -> list[Message]:
-    """The whole conversation up to the assistant's answer. `name` may hold all of it, or what follows "prompt"."""
+def _conversation(record: Json, name: str) -> tuple[Conversation, str]:
+    """What leads up to the assistant's answer, and the answer.
+
+    `name` may hold the whole conversation, or what follows "prompt".
+    """
     messages = _messages(record, name)
     if messages[0].role == "assistant" and record.get("prompt") is not None:
         prompt = record["prompt"]
-        before = [Message("user", prompt)] if isinstance(prompt, str) else _messages(record, "prompt")
-        messages = [*before, *messages]
+        messages = ((Message("user", prompt),) if isinstance(prompt, str) else _messages(record, "prompt")) + messages
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise ValueError(
             f'expected "{name}" to hold messages that lead up to one of the assistant, '
             f"got the roles {', '.join(message.role for message in messages)}"
         )
-    return messages
+    return messages[:-1], messages[-1].content
 
 
-def _candidates(record: Json, render: Renderer) -> list[Candidate]:
-    prompt = _prompt(record, render)
+def _candidates(record: Json) -> list[Candidate]:
+    prompt = _prompt(record)
     if "responses" in record:
         return [Candidate(prompt, response) for response in _responses(record)]
     return [Candidate(prompt, _field(record, "response", str), **_optional(record, Candidate))]
 
 
-def _demonstration(record: Json, render: Renderer) -> Demonstration:
+def _demonstration(record: Json) -> Demonstration:
     if "messages" in record:
-        *before, answer = _conversation(record, "messages")
-        return Demonstration(*render(before, answer.content))
-    return Demonstration(_prompt(record, render), _field(record, "response", str))
+        return Demonstration(*_conversation(record, "messages"))
+    return Demonstration(_prompt(record), _field(record, "response", str))
 
 
-def _prompt(record: Json, render: Renderer) -> str:
+def _prompt(record: Json) -> Prompt:
+    """The prompt of a record: under "messages" a conversation whose answer is left out, else a text or messages."""
+    if "messages" in record:
+        return as_prompt({"messages": _messages(record, "messages")})
     if isinstance(record.get("prompt"), list):
-        return render(_messages(record, "prompt"), "")[0]
+        return as_prompt(_messages(record, "prompt"))
     return _field(record, "prompt", str)
 
 
@@ -290,19 +318,11 @@ def _responses(record: Json) -> list[str]:
     return responses
 
 
-def _messages(record: Json, name: str) -> list[Message]:
-    messages = []
-    for item in _field(record, name, list):
-        match item:
-            case {"role": str(role), "content": str(content)}:
-                messages.append(Message(role, content))
-            case _:
-                raise ValueError(
-                    f'expected "{name}" to hold messages {{"role": text, "content": text}}, got {_short(item)}'
-                )
-    if not messages:
-        raise ValueError(f'expected "{name}" to hold at least one message, got none')
-    return messages
+def _messages(record: Json, name: str) -> Conversation:
+    try:
+        return as_conversation(_field(record, name, list))
+    except ValueError as error:
+        raise ValueError(f'"{name}": {error}') from error
 
 
 def _optional(record: Json, kind: type[Preference] | type[Candidate]) -> Json:

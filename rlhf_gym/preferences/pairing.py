@@ -12,13 +12,14 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rlhf_gym.lm.chat import Prompt, prompt_key
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Preference
 
 PairingStrategy = Literal["random", "all", "tournament"]
 
 
 def pairs_from_ranking(
-    prompt: str, responses: Sequence[str], ranking: Sequence[int], *, annotator: str = ""
+    prompt: Prompt, responses: Sequence[str], ranking: Sequence[int], *, annotator: str = ""
 ) -> list[Preference]:
     """All pairs of a ranking, the better one chosen, each with weight 1/(number of pairs): 1/C(K,2) without ties.
 
@@ -42,7 +43,7 @@ def pairs_from_ranking(
 
 
 def pairs_from_ratings(
-    prompt: str, responses: Sequence[str], ratings: Sequence[float], *, annotator: str = ""
+    prompt: Prompt, responses: Sequence[str], ratings: Sequence[float], *, annotator: str = ""
 ) -> list[Preference]:
     """All pairs of unequal ratings, the higher one chosen; margin: the difference; weight: 1/(number of pairs).
 
@@ -62,13 +63,13 @@ def pairs_from_ratings(
 
 
 def _pairs(
-    name: str, prompt: str, responses: Sequence[str], goodness: Sequence[float], annotator: str
+    name: str, prompt: Prompt, responses: Sequence[str], goodness: Sequence[float], annotator: str
 ) -> list[Preference]:
     if len(responses) < 2:
         raise ValueError(f"expected at least 2 responses to compare, got {len(responses)}")
     if len(goodness) != len(responses):
         raise ValueError(f"expected {name} to hold {len(responses)}, one for each response, got {len(goodness)}")
-    group = hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()[:16]
+    group = hashlib.sha256(prompt_key(prompt).encode(errors="surrogatepass")).hexdigest()[:16]
     wins = []
     for i, j in combinations(range(len(responses)), 2):
         better, worse = (i, j) if goodness[i] > goodness[j] else (j, i)
@@ -103,7 +104,7 @@ def choose_pairs(
     """
     if strategy not in get_args(PairingStrategy):
         raise ValueError(f'expected the strategy "random", "all" or "tournament", got {strategy!r}')
-    by_prompt: dict[str, dict[str, Candidate]] = {}
+    by_prompt: dict[Prompt, dict[str, Candidate]] = {}
     for candidate in candidates:
         by_prompt.setdefault(candidate.prompt, {}).setdefault(candidate.response, candidate)
     rng = np.random.default_rng(seed)

@@ -5,22 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from rlhf_gym.lm.chat import Prompt
+
 
 @dataclass(frozen=True)
 class Demonstration:
     """A prompt and a response worth imitating, for supervised fine-tuning."""
 
-    prompt: str
-    """The text that the response answers or continues."""
+    prompt: Prompt
+    """What the response answers or continues."""
     response: str
-    """The response. For byte-level tokenizers it begins with a space."""
+    """The response. Behind a text it begins with a space where a byte-level tokenizer wants one."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A response drawn for a prompt, and how it was drawn."""
 
-    prompt: str
+    prompt: Prompt
     """The prompt."""
     response: str
     """The response."""
@@ -54,7 +56,7 @@ class CandidatePair(NamedTuple):
 class Preference:
     """One comparison: to `prompt`, `annotator` preferred `chosen` to `rejected`."""
 
-    prompt: str
+    prompt: Prompt
     """The prompt that both responses answer."""
     chosen: str
     """The preferred response."""

@@ -343,7 +343,7 @@ class RewardModel(LearnedReward):
         if self.reads == "classifier":
             return self.tokenizer(list(prompts), list(responses)).input_ids if prompts else []
         beginnings = encode_prompts(self.tokenizer, prompts)
-        endings = encode_responses(self.tokenizer, responses)
+        endings = encode_responses(self.tokenizer, responses, prompts=prompts)
         closed = [True] * len(endings) if closed is None else closed
         return [b + (e if ended else e[:-1]) for b, e, ended in zip(beginnings, endings, closed, strict=True)]
 

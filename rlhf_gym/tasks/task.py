@@ -9,6 +9,7 @@ from typing import TypeVar, overload
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from rlhf_gym.lm.chat import Prompt, prompt_key
 from rlhf_gym.preferences import Demonstration, Preference
 from rlhf_gym.rewards import RewardFunction
 
@@ -19,14 +20,14 @@ T = TypeVar("T")
 class Task:
     """Everything a run needs to know about its subject.
 
-    A sequence is `encode_prompts(prompt) ++ encode_responses(response)`.
+    A sequence is `encode_prompts(prompt) ++ encode_responses(response)`. A prompt is a text or a conversation.
     """
 
     name: str
     """A short name, for run folders and reports."""
-    prompts: Sequence[str]
+    prompts: Sequence[Prompt]
     """Prompts to train on."""
-    heldout_prompts: Sequence[str]
+    heldout_prompts: Sequence[Prompt]
     """Prompts nothing is trained on; disjoint from `prompts`."""
     demonstrations: Sequence[Demonstration]
     """Demonstrations for supervised fine-tuning."""
@@ -62,7 +63,7 @@ class Task:
         if shared:
             raise ValueError(
                 f"expected the held-out prompts of task {self.name!r} to be disjoint from its training prompts, "
-                f"got {len(shared)} in both, such as {min(shared)!r}"
+                f"got {len(shared)} in both, such as {min(shared, key=prompt_key)!r}"
             )
 
 

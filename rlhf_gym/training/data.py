@@ -28,9 +28,13 @@ class Row(NamedTuple):
 
 
 def demonstration_rows(tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration]) -> list[Row]:
-    """Prompt, response, EOS; the response and its EOS are predicted."""
-    prompts = encode_prompts(tokenizer, [d.prompt for d in demonstrations])
-    responses = encode_responses(tokenizer, [d.response for d in demonstrations])
+    """Prompt, response, closing token; the response and what closes it are predicted.
+
+    Of a conversation this is the last turn of the assistant; earlier ones belong to the prompt.
+    """
+    asked = [d.prompt for d in demonstrations]
+    prompts = encode_prompts(tokenizer, asked)
+    responses = encode_responses(tokenizer, [d.response for d in demonstrations], prompts=asked)
     return [Row(prompt + response, len(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
 
 

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_gym.lm import Message
 from rlhf_gym.preferences import (
     Demonstration,
-    Message,
     Preference,
-    as_transcript,
-    chat_renderer,
     read_demonstrations,
     read_preferences,
     read_prompts,
     write_preferences,
 )
-from tests.tiny import tiny_tokenizer
+from rlhf_gym.preferences.files import read_candidates
+from tests.chats import CHATML, GEMMA, chat_tokenizer
+
+HI = (Message("user", "Hi"),)
 
 
 @pytest.fixture
@@ -79,11 +80,12 @@ def test_a_plain_preference_is_written_in_the_fields_own_shape(tmp_path: Path) -
 def test_transcripts_share_their_prompt(write: Callable[..., Path]) -> None:
     """The prompt is what the two share up to the last "Assistant:", though their answers begin alike too."""
     prompt = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Say A\n\nAssistant:"
+    turns = (*HI, Message("assistant", "Hello"), Message("user", "Say A"))
     record = {"chosen": prompt + " As you like: A", "rejected": prompt + " As if\n\nHuman: ?\n\nAssistant: no"}
     turned_round = {"chosen": record["rejected"], "rejected": record["chosen"]}
     preference, other = read_preferences(write(record, turned_round))
-    assert preference == Preference(prompt, " As you like: A", " As if\n\nHuman: ?\n\nAssistant: no")
-    assert other == Preference(prompt, preference.rejected, preference.chosen)
+    assert preference == Preference(turns, "As you like: A", "As if\n\nHuman: ?\n\nAssistant: no")
+    assert other == Preference(turns, preference.rejected, preference.chosen)
 
 
 def test_conversations(write: Callable[..., Path]) -> None:
@@ -96,9 +98,9 @@ def test_conversations(write: Callable[..., Path]) -> None:
         {"prompt": "Hi", "chosen": [good], "rejected": [bad]},
         {"prompt": "Hi", "chosen": [user, good], "rejected": [user, bad]},
         {"chosen": [user, good], "rejected": [user, bad]},
-        {"prompt": [user], "chosen": " Hey", "rejected": " No"},
+        {"prompt": [user], "chosen": "Hey", "rejected": "No"},
     )
-    assert read_preferences(path) == [Preference("\n\nHuman: Hi\n\nAssistant:", " Hey", " No")] * 5
+    assert read_preferences(path) == [Preference(HI, "Hey", "No")] * 5
 
 
 def test_rankings_become_all_pairs(write: Callable[..., Path]) -> None:
@@ -124,7 +126,7 @@ def test_shapes_may_be_mixed_and_a_byte_order_mark_is_no_matter(write: Callable[
 
 MESSAGE = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hey"}
-TOOL = {"role": "tool", "content": "42"}
+SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ TOOL = {"role": "tool", "content": "42"}
         ({"chosen": [MESSAGE], "rejected": [MESSAGE]}, "got the roles user"),
         ({"chosen": [], "rejected": []}, "at least one message, got none"),
         ({"chosen": [MESSAGE, {"role": "assistant"}], "rejected": []}, 'messages {"role": text, "content": text}'),
-        ({"chosen": [TOOL, ANSWER], "rejected": [TOOL, ANSWER]}, "got 'tool'"),
+        ({**PLAIN, "prompt": [MESSAGE, ANSWER]}, "for the assistant to answer, got the roles user, assistant"),
         ({"chosen": [MESSAGE, ANSWER], "rejected": [ANSWER, ANSWER]}, "share every message but the last"),
     ],
 )  # fmt: skip
@@ -189,7 +191,7 @@ def test_demonstrations(write: Callable[..., Path]) -> None:
     path = write({"prompt": "p", "response": " r"}, {"messages": [MESSAGE, ANSWER]})
     assert read_demonstrations(path) == [
         Demonstration("p", " r"),
-        Demonstration("\n\nHuman: Hi\n\nAssistant:", " Hey"),
+        Demonstration(HI, "Hey"),
     ]
 
 
@@ -199,8 +201,8 @@ def test_a_demonstration_without_a_response(write: Callable[..., Path]) -> None:
 
 
 def test_prompts_of_jsonl(write: Callable[..., Path], tmp_path: Path) -> None:
-    path = write({"prompt": "a\nb"}, {"prompt": [MESSAGE]})
-    expected = ["a\nb", "\n\nHuman: Hi\n\nAssistant:"]
+    path = write({"prompt": "a\nb"}, {"prompt": [MESSAGE]}, {"messages": [MESSAGE, ANSWER]})
+    expected = ["a\nb", HI, HI]
     assert read_prompts(path) == expected
     (tmp_path / "data.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
     assert read_prompts(tmp_path / "data.jsonl.gz") == expected
@@ -217,45 +219,40 @@ def test_prompts_of_plain_text_are_its_lines(write: Callable[..., Path]) -> None
 # --- conversations ---
 
 
-def test_transcripts_name_the_speakers() -> None:
-    messages = [
-        Message("system", "Be brief."),
-        Message("user", "Hi"),
-        Message("assistant", "Hey"),
-        Message("user", "?"),
+def test_conversations_are_written_as_messages_and_read_back_equal(tmp_path: Path) -> None:
+    preferences = [Preference((Message("system", "Be brief."), *HI), "Hey", "No"), Preference("[] a text", "a", "b")]
+    write_preferences(tmp_path / "x.jsonl", preferences)
+    assert read_preferences(tmp_path / "x.jsonl") == preferences
+    first = json.loads((tmp_path / "x.jsonl").read_text().splitlines()[0])
+    assert first["prompt"] == [{"role": "system", "content": "Be brief."}, MESSAGE]
+
+
+def test_a_transcript_of_text_before_its_first_turn_stays_text(write: Callable[..., Path]) -> None:
+    prompt = "A chat.\n\nHuman: Hi\n\nAssistant:"
+    assert read_preferences(write({"chosen": prompt + " a", "rejected": prompt + " b"})) == [
+        Preference(prompt, " a", " b")
     ]
-    prompt, response = as_transcript(messages, "Yes")
-    assert prompt == "\n\nSystem: Be brief.\n\nHuman: Hi\n\nAssistant: Hey\n\nHuman: ?\n\nAssistant:"
-    assert response == " Yes"
 
 
-def test_chat_templates(write: Callable[..., Path]) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{{ eos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    path = write({"chosen": [MESSAGE, ANSWER], "rejected": [MESSAGE, {"role": "assistant", "content": "No"}]})
-    (preference,) = read_preferences(path, render=chat_renderer(tokenizer))
-    assert preference == Preference(f"{tokenizer.eos_token}[user]Hi[assistant]", "Hey", "No")
-
-
-def test_a_bos_is_not_written_twice() -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = tiny_tokenizer()
-    tokenizer.bos_token = tokenizer.eos_token
-    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    written, _ = chat_renderer(tokenizer)([Message("user", "film")], "good")
-    assert written == f"{tokenizer.bos_token}film"
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)]
-    )
-    left_out, _ = chat_renderer(tokenizer)([Message("user", "film")], "good")
-    assert left_out == "film"
-    assert tokenizer(left_out).input_ids.count(tokenizer.bos_token_id) == 1
-
-
-def test_a_chat_renderer_needs_a_template() -> None:
-    with pytest.raises(ValueError, match="expected a tokenizer with a chat template"):
-        chat_renderer(tiny_tokenizer())
+@pytest.mark.parametrize(
+    ("read", "record"),
+    [
+        (read_prompts, {"prompt": [SYSTEM, MESSAGE]}),
+        (read_prompts, {"messages": [SYSTEM, MESSAGE, ANSWER]}),
+        (read_demonstrations, {"messages": [SYSTEM, MESSAGE, ANSWER]}),
+        (read_candidates, {"prompt": [SYSTEM, MESSAGE], "responses": ["a", "b"]}),
+        (read_preferences, {"chosen": [SYSTEM, MESSAGE, ANSWER], "rejected": [SYSTEM, MESSAGE, ANSWER]}),
+        (read_preferences, {"prompt": [SYSTEM, MESSAGE], "responses": ["a", "b"], "ranking": [1, 2]}),
+    ],
+)
+def test_a_conversation_that_the_template_refuses_is_named_by_its_line(
+    write: Callable[..., Path],
+    read: Callable,  # type: ignore[type-arg]
+    record: object,
+) -> None:
+    path = write("", record)
+    tokenizer = chat_tokenizer(GEMMA, special=("<start_of_turn>", "<end_of_turn>"))
+    with pytest.raises(ValueError, match="got the roles system, user: System role not supported") as caught:
+        read(path, tokenizer=tokenizer)
+    assert str(caught.value).startswith(f"{path}, line 2: ")
+    assert read(path, tokenizer=chat_tokenizer(CHATML)) == read(path)

@@ -1,0 +1,217 @@
+"""Conversations as prompts, and their rendering by a tokenizer's own chat template.
+
+A conversation is kept as messages and rendered only where a model reads it, by the tokenizer at hand: the policy's for
+the policy, the reward model's own for the reward model. Where a tokenizer has no chat template, a conversation becomes
+a transcript as in Anthropic-HH. Another template is chosen by setting `tokenizer.chat_template`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+ASSISTANT = "\n\nAssistant:"
+"""What stands before each answer in a transcript."""
+
+SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+"""The name of each role in a transcript."""
+
+_ANSWER = "An answer."
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """Who speaks: "system", "user" or "assistant", or another role that the template knows."""
+    content: str
+    """The text."""
+
+
+Conversation = tuple[Message, ...]
+"""The messages of a conversation, in their order."""
+
+Prompt = str | Conversation
+"""What a response answers: a text as it stands, or a conversation."""
+
+
+# --- from and to what a file or a caller holds --------------------------------------------------------------------
+
+
+def as_conversation(messages: Sequence[Any]) -> Conversation:
+    """Messages, each a `Message` or a mapping with "role" and "content", as a conversation.
+
+    Raises:
+        ValueError: there are none, or one is not a message.
+    """
+    found = []
+    for item in messages:
+        match item:
+            case Message():
+                found.append(item)
+            case {"role": str(role), "content": str(content)}:
+                found.append(Message(role, content))
+            case _:
+                raise ValueError(f'expected messages {{"role": text, "content": text}}, got {_short(item)}')
+    if not found:
+        raise ValueError("expected at least one message, got none")
+    return tuple(found)
+
+
+def as_prompt(value: Any) -> Prompt:
+    """A text, a list of messages, or a mapping {"messages": […]} as a prompt.
+
+    A whole conversation under "messages" may end in the answer, which is then no part of the prompt.
+
+    Raises:
+        ValueError: it is none of these, or its last message is the assistant's.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and "messages" in value:
+        conversation = as_conversation(value["messages"])
+        value = conversation[:-1] if conversation[-1].role == "assistant" else conversation
+    if isinstance(value, Mapping) or not isinstance(value, Sequence):
+        raise ValueError(f"expected a prompt as a text or a list of messages, got {_short(value)}")
+    conversation = as_conversation(value)
+    if conversation[-1].role == "assistant":
+        raise ValueError(
+            "expected a prompt whose last message is for the assistant to answer, "
+            f"got the roles {', '.join(message.role for message in conversation)}"
+        )
+    return conversation
+
+
+def to_json(prompt: Prompt) -> str | list[dict[str, str]]:
+    """The prompt as JSON holds it: a text, or a list of {"role", "content"}. `as_prompt` reads it back equal."""
+    return prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """A text that stands for the prompt where prompts are hashed or sorted; a text stands for itself."""
+    return prompt if isinstance(prompt, str) else json.dumps(to_json(prompt), ensure_ascii=False)
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The prompt for people to read, whatever the roles: a text as it stands, or one "Speaker: …" a turn."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{SPEAKERS.get(m.role, m.role.capitalize())}: {m.content}" for m in prompt)
+
+
+# --- rendering ----------------------------------------------------------------------------------------------------
+
+
+def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether conversations are rendered by a chat template; they become transcripts otherwise."""
+    return bool(tokenizer.chat_template)
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """The text that the model reads up to where the assistant begins to speak; a text is kept as it stands.
+
+    Raises:
+        ValueError: the template refuses the conversation, or a transcript has no name for a role.
+    """
+    return prompt if isinstance(prompt, str) else render_messages(tokenizer, prompt, generation_prompt=True)
+
+
+def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Conversation, *, generation_prompt: bool) -> str:
+    """The text of a conversation; with `generation_prompt` also the beginning of the assistant's next turn.
+
+    Raises:
+        ValueError: as `render_prompt`.
+    """
+    if not has_template(tokenizer):
+        return _transcript(messages) + (ASSISTANT if generation_prompt else "")
+    try:
+        text = tokenizer.apply_chat_template(
+            [asdict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+        )
+    except ImportError:
+        raise
+    except Exception as error:  # a template is a program of the model's maker: it may raise anything
+        raise ValueError(
+            f"expected a conversation that the chat template of {tokenizer.name_or_path or 'the tokenizer'} renders, "
+            f"got the roles {', '.join(message.role for message in messages)}: {error}"
+        ) from error
+    return str(text)
+
+
+def render_response(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str) -> str:
+    """The response as it stands behind `render_prompt`: in a transcript it is set off by a space."""
+    in_transcript = not isinstance(prompt, str) and not has_template(tokenizer)
+    return " " + response if in_transcript and not response[:1].isspace() else response
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token with which the chat template ends an assistant's turn, found by rendering one.
+
+    None where there is no template, or where it ends the turn with no token of its own.
+    """
+    if not has_template(tokenizer):
+        return None
+    messages = (Message("user", "A question?"), Message("assistant", _ANSWER))
+    try:
+        _, found, tail = render_messages(tokenizer, messages, generation_prompt=False).rpartition(_ANSWER)
+    except ValueError:
+        return None  # the same error stops whoever renders a conversation; texts can do without
+    if not found or not tail.strip():
+        return None
+    ids = [int(token) for token in tokenizer(tail.strip(), add_special_tokens=False).input_ids]
+    known = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+    for token in ids:
+        name = str(tokenizer.convert_ids_to_tokens(token)).strip()
+        if token in known and name and name in tail:  # an unknown word is not what the template wrote
+            return token
+    alone = len(ids) == 1 and tokenizer.decode(ids).strip() == tail.strip()
+    return ids[0] if alone else None
+
+
+def parting_of_turns(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> str | None:
+    """Where the rendering of n + 1 turns does not begin with the rendering of n turns, token for token.
+
+    An agent that goes on with a conversation keeps the tokens it has read and written. A template that rewrites earlier
+    turns, as those do which drop what was thought, would read other tokens at the next turn.
+
+    Returns:
+        The first difference, in words; None where every rendering begins with the one before.
+
+    Raises:
+        ValueError: as `render_prompt`.
+    """
+    before: list[int] = []
+    for count in range(1, len(messages) + 1):
+        turns = messages[:count]
+        asked = turns[-1].role != "assistant"
+        text = render_messages(tokenizer, turns, generation_prompt=False)
+        row: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        for place, token in enumerate(before):
+            if row[place : place + 1] != [token]:
+                got = tokenizer.decode(row[place : place + 1]) if place < len(row) else "its end"
+                return (
+                    f"the rendering of turn {count} changes what stood before it: expected "
+                    f"{tokenizer.decode([token])!r} at token {place}, got {got!r}"
+                )
+        before = row
+        if asked and count < len(messages):
+            text = render_messages(tokenizer, turns, generation_prompt=True)
+            before = tokenizer(text, add_special_tokens=False).input_ids
+    return None
+
+
+def _transcript(messages: Conversation) -> str:
+    """Turns as Anthropic-HH writes them (Bai et al. 2022, arXiv 2204.05862): "\\n\\nHuman: …\\n\\nAssistant: …"."""
+    for role in {message.role for message in messages} - SPEAKERS.keys():
+        raise ValueError(f'expected the roles "system", "user" and "assistant" of a transcript, got {role!r}')
+    return "".join(f"\n\n{SPEAKERS[message.role]}: {message.content}" for message in messages)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
