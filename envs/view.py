@@ -20,6 +20,7 @@ from rich.style import Style
 from rich.text import Text
 
 from rlhf_gym.functional.returns import discounted_returns, gae
+from rlhf_gym.lm.chat import Prompt, as_prompt, prompt_text, to_json
 
 ARRAYS = ("log_probs", "ref_log_probs", "values", "rewards", "returns", "advantages", "entropy")
 CONTROLS = (
@@ -53,8 +54,8 @@ class EpisodeView:
     on, log π_ref in an environment without a reference.
     """
 
-    prompt: str
-    """The prompt as text."""
+    prompt: Prompt
+    """The prompt: a text, or a conversation."""
     tokens: tuple[str, ...]
     """The text of each token, special ones by name; joined they read as the response."""
     log_probs: np.ndarray | None = None
@@ -149,7 +150,7 @@ class EpisodeView:
         (most). Lines wrap at `width` columns.
         """
         console = Console(force_terminal=True, color_system="truecolor", width=width, legacy_windows=False)
-        lines = [Text("prompt    ", style="bold").append(printable(self.prompt), style="not bold")]
+        lines = [Text("prompt    ", style="bold").append(printable(prompt_text(self.prompt)), style="not bold")]
         ratios = self.log_ratios
         if ratios is not None:
             styles = [_red_or_blue(float(ratio)) for ratio in ratios]
@@ -190,7 +191,7 @@ class EpisodeView:
         )
         return (
             f'<form class="rlhf-view"><style>{CSS}{rules}</style>'
-            f'<p class="rv-head">prompt: <b>{escape(self.prompt)}</b></p>'
+            f'<p class="rv-head">prompt: {prompt_html(self.prompt)}</p>'
             f'<p class="rv-head">{escape(self.summary)}</p>'
             f'<div class="rv-by" role="radiogroup" aria-label="colour tokens by">{switch}{legends}</div>'
             f'<div class="rv-text">{_html_tokens(self, full)}</div>'
@@ -201,14 +202,14 @@ class EpisodeView:
         return self.html()
 
     def __str__(self) -> str:
-        return f"prompt: {printable(self.prompt)}\n{self.summary}\n\n{self.table()}"
+        return f"prompt: {printable(prompt_text(self.prompt))}\n{self.summary}\n\n{self.table()}"
 
     def __repr__(self) -> str:
-        return f"EpisodeView({self.prompt!r} → {self.response!r}: {self.summary})"
+        return f"EpisodeView({prompt_text(self.prompt)!r} → {self.response!r}: {self.summary})"
 
     def to_dict(self, *, digits: int = 6) -> dict[str, Any]:
         """A dict for JSON, amounts rounded."""
-        data: dict[str, Any] = {"prompt": self.prompt, "tokens": list(self.tokens)}
+        data: dict[str, Any] = {"prompt": to_json(self.prompt), "tokens": list(self.tokens)}
         for name in ARRAYS:
             array = vars(self)[name]
             data[name] = None if array is None else [round(float(x), digits) for x in array]
@@ -227,7 +228,17 @@ class EpisodeView:
         if not {"prompt", "tokens"} <= data.keys() or data.keys() - names:
             raise ValueError(f"expected prompt, tokens and of the rest {sorted(names)}, got {sorted(data)}")
         arrays = {name: np.array(data[name], np.float32) for name in ARRAYS if data.get(name) is not None}
-        return cls(**(data | {"tokens": tuple(data["tokens"])} | arrays))
+        return cls(**(data | {"prompt": as_prompt(data["prompt"]), "tokens": tuple(data["tokens"])} | arrays))
+
+
+def prompt_html(prompt: Prompt) -> str:
+    """The prompt for a page: a text, or the turns of a conversation, each under its speaker's name."""
+    if isinstance(prompt, str):
+        return f"<b>{escape(prompt)}</b>"
+    return "".join(
+        f'<span class="turn"><span class="speaker">{escape(turn.role)}</span> <b>{escape(turn.content)}</b></span>'
+        for turn in prompt
+    )
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -340,7 +351,8 @@ CSS = """
 .rlhf-view{font:15px/1.5 ui-sans-serif,system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;margin:8px 0 18px;
  max-width:860px;border:0;padding:0;min-width:0;text-align:left}
 .rlhf-view .rv-head{font-size:13px;opacity:.75;margin:0 0 4px}
-.rlhf-view .rv-head b{font-weight:600}
+.rlhf-view .rv-head b{font-weight:600;white-space:pre-wrap}
+.rlhf-view .turn{display:block;margin-top:4px}
 .rlhf-view .rv-by{display:flex;flex-wrap:wrap;gap:4px 6px;align-items:center;font-size:13px;margin:6px 0}
 .rlhf-view .rv-by label{border:1px solid rgba(128,128,128,.45);border-radius:99px;padding:1px 11px;cursor:pointer;
  margin:0}

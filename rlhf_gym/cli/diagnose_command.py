@@ -13,6 +13,7 @@ from rlhf_gym.cli.options import DiagnoseOptions
 from rlhf_gym.files import write_json
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.lm import quiet_transformers
+from rlhf_gym.lm.chat import prompt_key
 from rlhf_gym.pipeline.context import resolve_device
 from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
 from rlhf_gym.preferences.files import read_candidates
@@ -79,7 +80,7 @@ def _sides(options: DiagnoseOptions) -> tuple[list[Preference], list[Preference]
     if shared:
         raise ValueError(
             f"expected held-out comparisons about other prompts than those of {options.preferences}, got "
-            f"{len(shared)} prompts in both, such as {min(shared)!r}"
+            f"{len(shared)} prompts in both, such as {min(shared, key=prompt_key)!r}"
         )
     return train, heldout
 

@@ -12,6 +12,7 @@ from rlhf_gym.functional import rightness
 from rlhf_gym.labeling.agreement import agreement, preference_opinions
 from rlhf_gym.labeling.labels import add_preferences, label_summary, labelled_preferences, write_log
 from rlhf_gym.labeling.store import STORE_FILE, LabelStore
+from rlhf_gym.lm.chat import prompt_text
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, write_preferences
 from rlhf_gym.preferences.files import read_hub_preferences
@@ -50,7 +51,9 @@ def check(options: Check) -> None:
     console.print(str(report), highlight=False)
     for name, indices in report.kinds.items():
         for index in indices[: options.shown]:
-            console.print(f"  {name}: number {index + 1}, {escape(_short(found[index].prompt))}", highlight=False)
+            console.print(
+                f"  {name}: number {index + 1}, {escape(_short(prompt_text(found[index].prompt)))}", highlight=False
+            )
         if len(indices) > options.shown:
             console.print(f"  {name}: and {len(indices) - options.shown:,} more", style="dim", highlight=False)
     agreed = agreement(preference_opinions(found))

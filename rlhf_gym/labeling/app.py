@@ -28,6 +28,7 @@ from rlhf_gym.labeling.store import (
     Judgement,
     LabelStore,
 )
+from rlhf_gym.lm.chat import to_json
 
 PAGES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -190,7 +191,7 @@ def _shown(assignment: Assignment) -> dict[str, Any]:
     return {
         "id": item.id,
         "kind": item.kind,
-        "prompt": item.prompt,
+        "prompt": to_json(item.prompt),
         "responses": [item.responses[i] for i in assignment.shown],
     }
 

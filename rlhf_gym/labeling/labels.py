@@ -13,6 +13,7 @@ from typing import get_args
 from rlhf_gym.files import write_jsonl
 from rlhf_gym.labeling.agreement import agreement, opinions_of
 from rlhf_gym.labeling.store import Item, Judgement, LabelStore
+from rlhf_gym.lm.chat import to_json
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, Preference
 from rlhf_gym.settings.stages import Ties
@@ -171,7 +172,7 @@ def write_log(path: str | Path, store: LabelStore) -> int:
             "kind": item.kind,
             "batch": item.batch,
             "round": item.round,
-            "prompt": item.prompt,
+            "prompt": to_json(item.prompt),
             "responses": list(item.responses),
             "sources": [candidate.source for candidate in item.candidates],
         }

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from rlhf_gym.lm.chat import Prompt, as_prompt, to_json
 from rlhf_gym.preferences.records import Candidate, CandidatePair
 from rlhf_gym.settings.stages import ItemKind
 
@@ -90,7 +91,7 @@ class Item:
             raise ValueError(f"expected labels_wanted >= 1, got {self.labels_wanted}")
 
     @property
-    def prompt(self) -> str:
+    def prompt(self) -> Prompt:
         """The prompt that all candidates answer."""
         return self.candidates[0].prompt
 
@@ -103,7 +104,7 @@ class Item:
     def key(self) -> str:
         """A hash of kind, batch, round, prompt, responses and sources: equal items have equal keys."""
         texts = [[c.response, c.source] for c in self.candidates]
-        content = json.dumps([self.kind, self.batch, self.round, self.prompt, texts])
+        content = json.dumps([self.kind, self.batch, self.round, to_json(self.prompt), texts])
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -644,7 +645,8 @@ def _asked(annotator: str, batch: str, exclude: Sequence[int]) -> dict[str, Any]
 
 def _item(row: tuple[Any, ...]) -> Item:
     number, kind, batch, round, candidates, wanted = row
-    return Item(kind, tuple(Candidate(**c) for c in json.loads(candidates)), batch, round, wanted, number)
+    made = [Candidate(**(record | {"prompt": as_prompt(record["prompt"])})) for record in json.loads(candidates)]
+    return Item(kind, tuple(made), batch, round, wanted, number)
 
 
 def _judgement(row: tuple[Any, ...]) -> Judgement:

@@ -17,7 +17,6 @@ from rlhf_gym.envs import Episode, EpisodeRewards, EpisodeView, SB3VecEnv, Token
 from rlhf_gym.envs.arguments import check_prompts, resolve_prompts
 from rlhf_gym.envs.episode import prompts_of
 from rlhf_gym.envs.prompts import PromptIds, Prompts
-from rlhf_gym.lm.chat import prompt_text
 from rlhf_gym.lm.generation import check_room, generate
 from rlhf_gym.lm.tokens import encode_responses, token_texts
 
@@ -87,7 +86,7 @@ def inspect_episodes(
         values = said.values[row] if critic else None
         views.append(
             EpisodeView(
-                prompt=prompt_text(prompts_of([episode], engine.tokenizer)[0]),
+                prompt=prompts_of([episode], engine.tokenizer)[0],
                 tokens=tuple(token_texts(engine.tokenizer, episode.response_ids.tolist())),
                 log_probs=said.log_probs[row],
                 ref_log_probs=None if engine.token_reward.reference is None else earned.ref_log_probs[row, taken],

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.files import write_json
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.pipeline.annotate import annotate
@@ -127,7 +128,7 @@ def _find_and_label(
 def find_pairs(
     run: Run,
     config: AdversarialConfig,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     words: dict[str, list[str]],
     reward: LearnedReward,
     *,
@@ -200,7 +201,7 @@ def kind_of(preference: Preference) -> str:
     return "other"
 
 
-def _responses(run: Run, name: str, source: Any, prompts: Sequence[str], seed: int) -> list[Candidate]:
+def _responses(run: Run, name: str, source: Any, prompts: Sequence[Prompt], seed: int) -> list[Candidate]:
     model = load_causal_lm(source, device=run.device)
     samples = draw(model, run.task, prompts, seed=seed, progress=run.bar(f"responses of {name}"))
     return [Candidate(p, r, source=name) for p, r in zip(samples.prompts, samples.responses, strict=True)]

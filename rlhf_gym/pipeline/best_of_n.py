@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from rlhf_gym.files import write_json
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.runs.records import BEST_OF_N
 
 
-def measure_best_of_n(run: Run, sft: PreTrainedModel, reward: LearnedReward, prompts: Sequence[str]) -> None:
+def measure_best_of_n(run: Run, sft: PreTrainedModel, reward: LearnedReward, prompts: Sequence[Prompt]) -> None:
     """Draw the responses and keep what r_φ and gold say; nothing where there is no gold, or none are asked for."""
     samples = run.config.evaluate.best_of_samples
     asked = prompts[: run.config.evaluate.best_of_prompts]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.decoding import Decoding, write_responses
@@ -32,7 +33,7 @@ class Writer:
     top_p: float = 1.0
     """Top-p of sampling."""
 
-    def candidate(self, prompt: str, response: str) -> Candidate:
+    def candidate(self, prompt: Prompt, response: str) -> Candidate:
         """The response as a candidate, with the policy and the sampling that wrote it."""
         return Candidate(
             prompt,
@@ -104,7 +105,7 @@ def take_turns(first: int, k: int, draws: Sequence[bool]) -> list[int]:
     return turns
 
 
-def round_prompts(run: Run, round: int) -> list[str]:
+def round_prompts(run: Run, round: int) -> list[Prompt]:
     """This round's prompts: the task's, drawn without repetition."""
     prompts = run.task.prompts
     rng = np.random.default_rng((run.config.seed, round))

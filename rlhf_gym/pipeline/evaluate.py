@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from rlhf_gym.files import write_jsonl
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm import load_causal_lm
+from rlhf_gym.lm.chat import Prompt, to_json
 from rlhf_gym.lm.tokens import token_texts
 from rlhf_gym.pipeline.agents import settings_label
 from rlhf_gym.pipeline.best_of_n import measure_best_of_n
@@ -87,7 +88,7 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
     }
 
 
-def heldout_prompts(run: Run) -> list[str]:
+def heldout_prompts(run: Run) -> list[Prompt]:
     """The held-out prompts that every policy answers."""
     prompts = run.task.heldout_prompts
     chosen = np.random.default_rng((run.config.seed, 7)).permutation(len(prompts))[: run.config.evaluate.num_prompts]
@@ -109,7 +110,7 @@ def _measure(
     model: PreTrainedModel,
     sft: PreTrainedModel,
     reward: LearnedReward,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     name: str,
 ) -> Measured:
     samples = draw(
@@ -132,7 +133,7 @@ def _scored(
 
 
 def _best_of(
-    run: Run, sft: PreTrainedModel, reward: LearnedReward, prompts: Sequence[str], *, n: int, seed: int
+    run: Run, sft: PreTrainedModel, reward: LearnedReward, prompts: Sequence[Prompt], *, n: int, seed: int
 ) -> Measured:
     """Of n fresh SFT responses to each prompt the one r_φ likes best: what one has without training."""
     repeated = [prompt for prompt in prompts for _ in range(n)]
@@ -205,8 +206,15 @@ def _write(path: Path, measured: Measured) -> None:
     write_jsonl(
         path,
         [
-            {"prompt": p, "response": r, "gold": g, "proxy": s, "kl": k, "finish_reason": generation.finish_reason}
-            for p, r, g, s, k, generation in rows
+            {
+                "prompt": to_json(p),
+                "response": r,
+                "gold": g,
+                "proxy": s,
+                "kl": k,
+                "finish_reason": made.finish_reason,
+            }
+            for p, r, g, s, k, made in rows
         ],
     )
 
@@ -224,7 +232,7 @@ def _token_records(run: Run, model: PreTrainedModel, measured: Measured, base: M
             "before": (base, before_now[i], base.log_probs[i]),
             "after": (measured, measured.log_probs[i], measured.sft_log_probs[i]),
         }
-        record: dict[str, Any] = {"prompt": base.samples.prompts[i]}
+        record: dict[str, Any] = {"prompt": to_json(base.samples.prompts[i])}
         for side, (source, log_pi, log_sft) in sides.items():
             ids = source.samples.generations[i].response_ids
             record[side] = {

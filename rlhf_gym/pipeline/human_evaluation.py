@@ -11,6 +11,7 @@ from pathlib import Path
 from rlhf_gym.files import append_jsonl, read_jsonl
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.labeling.store import Item, Judgement
+from rlhf_gym.lm.chat import Prompt, as_prompt
 from rlhf_gym.preferences.records import Candidate
 from rlhf_gym.runs.folder import RunFolder
 
@@ -166,7 +167,7 @@ def write_human_evaluation(folder: RunFolder, result: HumanWinRate) -> Path:
     return path
 
 
-def _responses(folder: RunFolder, name: str) -> dict[str, str]:
+def _responses(folder: RunFolder, name: str) -> dict[Prompt, str]:
     """A policy's responses by prompt."""
     metrics = folder.metrics("evaluate")
     if metrics is None:
@@ -180,4 +181,4 @@ def _responses(folder: RunFolder, name: str) -> dict[str, str]:
     there = sorted(path.stem for path in samples.glob("*.jsonl"))
     if name not in there:
         raise ValueError(f"expected one of the policies train, {', '.join(there)}, got {name!r}")
-    return {row["prompt"]: row["response"] for row in read_jsonl(samples / f"{name}.jsonl")}
+    return {as_prompt(row["prompt"]): row["response"] for row in read_jsonl(samples / f"{name}.jsonl")}

@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
 from rlhf_gym.agents import TokenAlgorithm
+from rlhf_gym.envs.episode import prompts_of
 from rlhf_gym.files import read_jsonl, write_jsonl
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.rewards import RewardFunction, check_scores
@@ -116,7 +117,7 @@ class Watch(BaseCallback):
             assert isinstance(agent, TokenAlgorithm) and agent.buffer is not None
             episodes = agent.buffer.episodes
             tokenizer = agent.engine.tokenizer
-            prompts = decode(tokenizer, [e.prompt_ids.tolist() for e in episodes])
+            prompts = prompts_of(episodes, tokenizer)
             responses = decode(tokenizer, [e.response_ids.tolist() for e in episodes])
             scores = check_scores(self.gold(prompts, responses), len(episodes), source="the gold reward")
             self.logger.record("rlhf/gold", float(scores.mean()))

@@ -12,8 +12,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from rlhf_gym.agents import StopOnKL, TokenAlgorithm
+from rlhf_gym.envs.prompts import PromptIds
 from rlhf_gym.files import read_json, write_json, write_jsonl
 from rlhf_gym.lm import Shared, load_causal_lm
+from rlhf_gym.lm.chat import to_json
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.monitoring import RLHFMonitor, inspect_episodes
 from rlhf_gym.monitoring.inspection import make_episodes
@@ -178,12 +180,12 @@ def keep_views(run: Run, agent: TokenAlgorithm, folder: Path) -> None:
         return
     sft = load_causal_lm(run.sft, device=run.device)
     drawn = draw(sft, run.task, prompts, seed=run.config.seed + 7)
-    ids = [generation.prompt_ids for generation in drawn.generations]
+    ids = [PromptIds(g.prompt_ids, prompt) for g, prompt in zip(drawn.generations, prompts, strict=True)]
     sides = {
         "before": make_episodes(agent.policy, agent.engine, ids, [g.response_ids for g in drawn.generations]),
         "after": make_episodes(agent.policy, agent.engine, ids, None, seed=run.config.seed + 7),
     }
-    records: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+    records: list[dict[str, Any]] = [{"prompt": to_json(prompt)} for prompt in prompts]
     for side, episodes in sides.items():
         views = inspect_episodes(agent, episodes=episodes)
         gold: list[float | None] = [None] * len(prompts)

@@ -8,8 +8,9 @@ from html import escape
 from typing import Any, NamedTuple
 
 from rlhf_gym.envs import EpisodeView
-from rlhf_gym.envs.view import scales, signed
+from rlhf_gym.envs.view import prompt_html, scales, signed
 from rlhf_gym.files import read_jsonl
+from rlhf_gym.lm.chat import Prompt, as_prompt
 from rlhf_gym.report.parts import typeset
 from rlhf_gym.report.run import ReportRun
 from rlhf_gym.runs.records import JudgedView, SampleViews, read_views
@@ -80,7 +81,7 @@ def samples_section(run: ReportRun) -> str:
     return samples_page("Before and after", intro, cards)
 
 
-def samples_page(title: str, intro: str, cards: Sequence[tuple[str, Sequence[Side]]]) -> str:
+def samples_page(title: str, intro: str, cards: Sequence[tuple[Prompt, Sequence[Side]]]) -> str:
     """Prompts and the responses to each, with the choice of what colours the tokens; `intro` is HTML."""
     views = [side.judged.view for _, sides in cards for side in sides]
     full = {name: amount for name, amount in scales(views).items() if name in SHADES}
@@ -116,12 +117,14 @@ def _tokens_of_evaluation(run: ReportRun, name: str) -> list[SampleViews]:
     """Samples with log π and log π_SFT alone."""
     records = read_jsonl(run.folder.stage("evaluate") / "tokens" / f"{name}.jsonl")
     return [
-        SampleViews(r["prompt"], _from_tokens(r["prompt"], r["before"]), _from_tokens(r["prompt"], r["after"]))
+        SampleViews(
+            as_prompt(r["prompt"]), _from_tokens(r["prompt"], r["before"]), _from_tokens(r["prompt"], r["after"])
+        )
         for r in records
     ]
 
 
-def _from_tokens(prompt: str, side: dict[str, Any]) -> JudgedView:
+def _from_tokens(prompt: Any, side: dict[str, Any]) -> JudgedView:
     arrays = {"log_probs": side["log_prob"], "ref_log_probs": side["ref_log_prob"]}
     view = EpisodeView.from_dict({"prompt": prompt, "tokens": side["tokens"], "score": side["proxy"]} | arrays)
     return JudgedView(view, side["gold"])
@@ -146,10 +149,10 @@ def _switch(full: dict[str, float]) -> str:
     )
 
 
-def _card(prompt: str, sides: Sequence[Side], full: dict[str, float]) -> str:
+def _card(prompt: Prompt, sides: Sequence[Side], full: dict[str, float]) -> str:
     """A prompt and the responses to it, side by side."""
     return (
-        f'<div class="card"><div class="prompt">prompt: <b>{escape(prompt)}</b></div>'
+        f'<div class="card"><div class="prompt">prompt: {prompt_html(prompt)}</div>'
         f'<div class="sides{" many" if len(sides) > 3 else ""}">{"".join(_side(side, full) for side in sides)}</div>'
         "</div>"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from rlhf_gym.envs import EpisodeView
 from rlhf_gym.files import read_json, read_jsonl
 from rlhf_gym.functional import OveroptimizationFit, best_of_n_estimate, best_of_n_kl, fit_best_of_n
+from rlhf_gym.lm.chat import Prompt, as_prompt
 from rlhf_gym.runs.folder import RunFolder
 
 ITERATIONS = "metrics.jsonl"
@@ -38,7 +39,7 @@ class JudgedView(NamedTuple):
 class SampleViews(NamedTuple):
     """A prompt, and what was and is said to it."""
 
-    prompt: str
+    prompt: Prompt
     """The prompt."""
     before: JudgedView
     """The SFT policy's response, as the trained policy and its critic see it."""
@@ -53,7 +54,7 @@ class SampleViews(NamedTuple):
             side = dict(record[name])
             gold = side.pop("gold")
             sides.append(JudgedView(EpisodeView.from_dict(side), gold))
-        return cls(record["prompt"], *sides)
+        return cls(as_prompt(record["prompt"]), *sides)
 
 
 def read_views(folder: Path) -> list[SampleViews]:

@@ -7,21 +7,26 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// A transcript's turns get their speakers' names as small headings.
-export function showText(into, text) {
+const SPEAKERS = { system: "System", user: "Human", assistant: "Assistant" };
+
+// A text, or the messages of a conversation. The turns of both get their speakers' names as small headings.
+export function showText(into, said) {
   into.replaceChildren();
+  const turns = Array.isArray(said) ? said.map((message) => [SPEAKERS[message.role] ?? message.role, message.content.trim()])
+    : turnsOf(said);
+  into.append(...turns.map(([speaker, words]) => element("div", { className: "turn" },
+    ...(speaker ? [element("span", { className: "speaker", textContent: speaker })] : []),
+    words || element("span", { className: "blank", textContent: "(nothing)" }))));
+}
+
+// The turns of a transcript, or the text as the only one.
+function turnsOf(text) {
   const parts = text.split(/(?:^|\n\n)(Human|Assistant|System):/);
-  if (parts.length === 1 || parts[0].trim()) {
-    const plain = text.trim();
-    into.append(plain ? plain : element("span", { className: "blank", textContent: "(nothing)" }));
-    return;
-  }
-  for (let i = 1; i < parts.length; i += 2) {
-    const said = parts[i + 1].trim();
-    if (!said && i + 2 >= parts.length) continue; // "Assistant:", where the response goes
-    into.append(element("div", { className: "turn" },
-      element("span", { className: "speaker", textContent: parts[i] }), said));
-  }
+  if (parts.length === 1 || parts[0].trim()) return [["", text.trim()]];
+  const turns = [];
+  for (let i = 1; i < parts.length; i += 2) turns.push([parts[i], parts[i + 1].trim()]);
+  if (turns.length > 1 && !turns.at(-1)[1]) turns.pop(); // "Assistant:", where the response goes
+  return turns;
 }
 
 function responseCard(tag, text, place) {
