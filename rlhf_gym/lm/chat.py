@@ -169,7 +169,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
         name = str(tokenizer.convert_ids_to_tokens(token)).strip()
         if token in known and name and name in tail:  # an unknown word is not what the template wrote
             return token
-    alone = len(ids) == 1 and tokenizer.decode(ids).strip() == tail.strip()
+    alone = len(ids) == 1 and str(tokenizer.decode(ids)).strip() == tail.strip()
     return ids[0] if alone else None
 
 

@@ -6,7 +6,7 @@ tokenizer whose pad token is its end-of-sequence token (GPT-2, Llama) needs no c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +40,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
     """
     if not prompts:
         return []
-    texts = [_named(index, lambda p=prompt: render_prompt(tokenizer, p)) for index, prompt in enumerate(prompts)]
+    texts = [_rendered(tokenizer, prompt, index) for index, prompt in enumerate(prompts)]
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
     leading = _leading_ids(tokenizer)
     templated = has_template(tokenizer)
@@ -56,9 +56,9 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
     return rows
 
 
-def _named(index: int, render: Callable[[], str]) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, index: int) -> str:
     try:
-        return render()
+        return render_prompt(tokenizer, prompt)
     except ValueError as error:
         raise ValueError(f"prompt {index}: {error}") from error
 

@@ -234,10 +234,9 @@ class HeldOutTexts:
         prompts: list[list[int]] = []
         continuations: list[list[int]] = []
         for text in texts:
-            asked = [text.prompt if isinstance(text, Demonstration) else text]
-            prompt = encode_prompts(tokenizer, asked)[0]
-            shown = isinstance(text, Demonstration)
-            tail = encode_responses(tokenizer, [text.response], prompts=asked)[0] if shown else []
+            asked, said = (text.prompt, [text.response]) if isinstance(text, Demonstration) else (text, [])
+            prompt = encode_prompts(tokenizer, [asked])[0]
+            tail = encode_responses(tokenizer, said, prompts=[asked])[0] if said else []
             start = len(prompt) if tail else 1
             row = [*prompt, *tail][:max_length]
             if len(row) > start:  # else nothing is left to be read

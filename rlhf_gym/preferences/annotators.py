@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.preferences.pairing import score_differences
 from rlhf_gym.preferences.records import CandidatePair, Preference
 from rlhf_gym.rewards import RewardFunction, check_scores, keyword_reward, length_reward, sum_rewards
@@ -138,7 +139,7 @@ class BradleyTerryAnnotator:
                 )
         return score_differences(self._scores, pairs) if pairs else np.zeros(0)
 
-    def _scores(self, prompts: list[str], responses: list[str]) -> np.ndarray:
+    def _scores(self, prompts: list[Prompt], responses: list[str]) -> np.ndarray:
         """The gold score plus the bias of each text, (texts,)."""
         source = f"the gold reward of annotator {self.name!r}"
         scores = check_scores(self.gold(prompts, responses), len(prompts), source=source).astype(np.float64)

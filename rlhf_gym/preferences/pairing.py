@@ -134,7 +134,9 @@ def _round_robin(k: int, *, rounds: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def score_differences(score: Callable[[list[str], list[str]], ArrayLike], pairs: Sequence[CandidatePair]) -> np.ndarray:
+def score_differences(
+    score: Callable[[list[Prompt], list[str]], ArrayLike], pairs: Sequence[CandidatePair]
+) -> np.ndarray:
     """s(first) − s(second) of each pair, (…, pairs). Each distinct text is scored once.
 
     Args:

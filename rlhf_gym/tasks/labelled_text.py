@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
+from rlhf_gym.lm.chat import Prompt, prompt_key
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.preferences import Demonstration, Preference
@@ -196,7 +197,7 @@ def preferences_of_labels(records: Sequence[LabelledText]) -> list[Preference]:
 
     The shared word is the prompt and what follows is the response, so that nothing is said that no person wrote.
     """
-    waiting: dict[str, tuple[list[str], list[str]]] = {}
+    waiting: dict[Prompt, tuple[list[str], list[str]]] = {}
     preferences = []
     for record in records:
         start = _split(record.text, 1)
@@ -219,7 +220,7 @@ def _hold_out(
     sizes = Counter(preference.prompt for preference in preferences)
     order = np.random.default_rng(seed).permutation(len(sizes))
     room = max(1, round(fraction * len(preferences)))
-    prompts = sorted(sizes)
+    prompts = sorted(sizes, key=prompt_key)
     out = set()
     for i in order:
         if sizes[prompts[i]] <= room:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.preferences import CONFIDENT_WORDS, Preference
 from rlhf_gym.preferences.adversarial import (
     Edit,
@@ -58,7 +59,7 @@ OFTEN = 0.25
 class EditedExample:
     """The edited response that gained most."""
 
-    prompt: str
+    prompt: Prompt
     """Its prompt."""
     before: str
     """The response before the edit."""
@@ -100,7 +101,7 @@ class EditProbe:
 
 def probe_edits(
     reward: Reward | RewardFunction,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     responses: Sequence[str],
     *,
     preferences: Sequence[Preference] = (),
@@ -148,7 +149,7 @@ def probe_edits(
     return probes
 
 
-def score_texts(reward: Reward | RewardFunction, texts: Sequence[tuple[str, str]]) -> np.ndarray:
+def score_texts(reward: Reward | RewardFunction, texts: Sequence[tuple[Prompt, str]]) -> np.ndarray:
     """Scores (B,) of (prompt, response) pairs, each distinct one asked for once; a model's before normalisation."""
     known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     prompts = [prompt for prompt, _ in known]
@@ -159,7 +160,7 @@ def score_texts(reward: Reward | RewardFunction, texts: Sequence[tuple[str, str]
 
 
 def _plans(
-    reward: Reward, prompts: Sequence[str], responses: Sequence[str], sorts: Mapping[str, Sequence[str]], seed: int
+    reward: Reward, prompts: Sequence[Prompt], responses: Sequence[str], sorts: Mapping[str, Sequence[str]], seed: int
 ) -> list[tuple[str, list[int], list[str]]]:
     """For each kind of edit: its name, the indices of the responses that it changed, and the edited responses."""
     kinds = {name: kind.edit for name, kind in EDITS.items() if kind.edit is not insert or sorts.get(name)}
@@ -175,7 +176,7 @@ def _plans(
     return plans
 
 
-def _in_deviations(reward: Reward, texts: Sequence[tuple[str, str]], first: int) -> np.ndarray:
+def _in_deviations(reward: Reward, texts: Sequence[tuple[Prompt, str]], first: int) -> np.ndarray:
     """Scores (B,) in standard deviations of the `first` ones; unscaled where these do not differ."""
     scores = score_texts(reward, texts)
     spread = float(scores[:first].std())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_gym.functional.losses import bradley_terry_loss
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import RewardFunction, RewardModel, RewardNormalizer
@@ -169,7 +170,7 @@ def bootstrapped(groups: Sequence[Sequence[Pair]], *, heads: int, seed: int) -> 
 def mean_of_heads(reward: RewardModel, *, batch_size: int) -> RewardFunction:
     """The heads' mean before normalisation, whatever they are aggregated by: they have no common origin yet."""
 
-    def score(prompts: list[str], responses: list[str]) -> np.ndarray:
+    def score(prompts: list[Prompt], responses: list[str]) -> np.ndarray:
         found = reward.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=False)
         return found.members.mean(dim=0).numpy()
 
@@ -207,9 +208,9 @@ def _checked_pairs(
         raise ValueError(
             f"expected responses that differ, got {len(preferences)} {what}s whose chosen and rejected are the same"
         )
-    texts: dict[tuple[str, str], int] = {}
+    texts: dict[tuple[Prompt, str], int] = {}
     first_pair: list[int] = []
-    groups: dict[tuple[str, str | int], list[Pair]] = {}
+    groups: dict[tuple[Prompt, str | int], list[Pair]] = {}
     for i, p in enumerate(preferences):
         for response in (p.chosen, p.rejected):
             if texts.setdefault((p.prompt, response), len(texts)) == len(first_pair):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.functional import chance_probability, cross_fitted_r2, fit_ridge, rightness
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import RewardFunction
 from rlhf_gym.training.reward_baselines import LENGTH, Baseline, bag_of_words, train_baselines, word_count
@@ -100,7 +101,7 @@ def probe_reward_model(
     preferences: Sequence[Preference] = (),
     *,
     heldout: Sequence[Preference] = (),
-    prompts: Sequence[str] = (),
+    prompts: Sequence[Prompt] = (),
     responses: Sequence[str] = (),
     gold: RewardFunction | None = None,
     words: Mapping[str, Sequence[str]] | None = None,
@@ -203,7 +204,7 @@ def _compared(
     baseline: Baseline,
     heldout: Sequence[Preference],
     delta: np.ndarray,
-    asked: Sequence[tuple[str, str]],
+    asked: Sequence[tuple[Prompt, str]],
     scores: np.ndarray,
 ) -> BaselineProbe:
     """A trained baseline compared with r_φ, whose Δ (P,) and scores (n,) are known."""
