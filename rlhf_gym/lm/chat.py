@@ -8,8 +8,9 @@ a transcript as in Anthropic-HH. Another template is chosen by setting `tokenize
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -110,6 +111,71 @@ def prompt_text(prompt: Prompt) -> str:
 def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether conversations are rendered by a chat template; they become transcripts otherwise."""
     return bool(tokenizer.chat_template)
+
+
+def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> None:
+    """Have the tokenizer render conversations by another template than its own.
+
+    Args:
+        tokenizer: the tokenizer, which is changed and is saved so.
+        choice: "auto" for its own template, "none" for transcripts, or a file with a Jinja template: the file itself,
+            or a folder that holds `chat_template.jinja`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no template.
+    """
+    if choice == "auto":
+        return
+    if choice == "none":
+        tokenizer.chat_template = None
+        return
+    path = Path(choice).expanduser()
+    path = path / "chat_template.jinja" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected a chat template in {path}, or the word auto or none, but there is no such file"
+        )
+    try:
+        template = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a chat template, which is UTF-8 text, got {error}") from error
+    if "{" not in template:
+        raise ValueError(f"{path}: expected a Jinja chat template, got {_short(template)}")
+    tokenizer.chat_template = template
+    try:
+        render_messages(tokenizer, (Message("user", "A question?"),), generation_prompt=True)
+    except ValueError as error:
+        line = getattr(error.__cause__, "lineno", None)  # of a syntax error; others depend on the conversation
+        if line is not None:
+            raise ValueError(f"{path}, line {line}: expected a Jinja chat template, got: {error.__cause__}") from error
+
+
+def template_notes(tokenizer: PreTrainedTokenizerBase, choice: str, prompts: Iterable[Prompt]) -> list[str]:
+    """How these prompts reach the model, a line each for conversations and for texts where that needs saying.
+
+    Args:
+        tokenizer: the model's, after `choose_template`.
+        choice: what was chosen.
+        prompts: all that the model is to read.
+    """
+    conversations = texts = 0
+    for prompt in prompts:
+        texts += isinstance(prompt, str)
+        conversations += not isinstance(prompt, str)
+    notes = []
+    if conversations and has_template(tokenizer):
+        whose = "the tokenizer's own chat template" if choice == "auto" else f"the chat template of {choice}"
+        notes.append(f"conversations ({conversations:,}) are rendered by {whose}")
+    elif conversations:
+        why = "as --chat-template none asks" if choice == "none" else "since the tokenizer has no chat template"
+        notes.append(f'conversations ({conversations:,}) become transcripts, "Human: … Assistant:", {why}')
+    if texts and has_template(tokenizer):
+        notes.append(
+            f"plain texts ({texts:,}) are read as they stand, without the chat template that the tokenizer has: "
+            '{"prompt": [{"role": "user", "content": "…"}]} is what is said to a chat model'
+        )
+    return notes
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.labeling.store import Item, LabelStore, comparisons
+from rlhf_gym.lm import Message
 from rlhf_gym.preferences import Candidate, CandidatePair
 from tests.devtools import Chromium, Tab, chromium, find_chromium
 from tests.label_pages import Page, page
@@ -179,3 +180,26 @@ def test_rankings_and_ratings_by_keys(browser: Chromium, tmp_path: Path) -> None
     with LabelStore(path) as store:
         said = [(j.action, j.value) for j in store.judgements()]
     assert said == [("ranking", (1, 2, 3, 4)), ("ratings", (5, 4, 3, 2))]
+
+
+def test_a_conversation_is_shown_as_turns_and_answered_by_keys(browser: Chromium, tmp_path: Path) -> None:
+    turns = [("system", "Be brief."), ("user", EVIL), ("assistant", "Hey"), ("tool", "42\n" * 60), ("user", "And now?")]
+    asked = tuple(Message(role, said) for role, said in turns)
+    path = tmp_path / "labels.sqlite"
+    with LabelStore(path) as store:
+        store.add(comparisons([CandidatePair(Candidate(asked, "a longer one"), Candidate(asked, "b"))], batch=BATCH))
+    with page(path, BATCH, free_port()) as served:
+        tab = enter(browser, served, "ada")
+        heads = tab.evaluate("[...document.querySelectorAll('#prompt .speaker')].map((name) => name.textContent)")
+        assert heads == ["System", "Human", "Assistant", "Tool", "Human"]
+        said = tab.evaluate("[...document.querySelectorAll('#prompt .turn')].map((turn) => turn.lastChild.textContent)")
+        assert said == [words.strip() for _, words in turns]
+        box = "document.getElementById('prompt')"
+        assert tab.evaluate(
+            f"{box}.scrollTop + {box}.clientHeight >= {box}.scrollHeight - 1"
+        )  # the last turn is in sight
+        answer(tab)
+        tab.wait(THANKS)
+    with LabelStore(path) as store:
+        (judgement,) = store.judgements()
+        assert store.item(judgement.item).candidates[int(judgement.value[0])].response == "a longer one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
 import sqlite3
@@ -16,7 +17,15 @@ import pytest
 from rlhf_gym.labeling.agreement import agreement, opinions_of
 from rlhf_gym.labeling.labels import add_preferences, labelled_preferences, write_log
 from rlhf_gym.labeling.store import ConflictError, Item, Judgement, LabelStore, comparisons
-from rlhf_gym.preferences import Candidate, CandidatePair, Preference, pairs_from_ranking
+from rlhf_gym.lm import Message
+from rlhf_gym.preferences import (
+    Candidate,
+    CandidatePair,
+    Preference,
+    pairs_from_ranking,
+    read_preferences,
+    write_preferences,
+)
 
 BATCH = "round 1"
 
@@ -273,3 +282,20 @@ def test_what_was_stored_survives_a_kill_of_two_annotators(tmp_path: Path) -> No
     ids = {j.id for j in log}
     assert {i for what, i in said if what == "stored"} <= ids <= {i for what, i in said if what == "trying"}
     assert len(said) >= 60 and max(Counter(j.item for j in log).values()) == 1
+
+
+def test_conversations_stay_messages(store: LabelStore, tmp_path: Path) -> None:
+    """Into the store, out as preferences and as the log, through a file and back in: the same messages."""
+    asked = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hey"), Message("user", "?"))
+    store.add(comparisons([CandidatePair(Candidate(asked, "good", "A"), Candidate(asked, "bad", "B"))], batch=BATCH))
+    store.record(chosen("1", 1))
+    assert store.items()[0].prompt == asked
+    exported = labelled_preferences(store).preferences
+    assert exported == [Preference(asked, "good", "bad", "ada", chosen_source="A", rejected_source="B")]
+    write_preferences(tmp_path / "pairs.jsonl", exported)
+    read = read_preferences(tmp_path / "pairs.jsonl")
+    assert read == exported
+    assert add_preferences(store, read, "again") == (1, 0) and add_preferences(store, read, "again") == (0, 1)
+    write_log(tmp_path / "log.jsonl", store)
+    (record, _) = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert record["prompt"] == [vars(message) for message in asked]

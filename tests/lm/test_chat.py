@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rlhf_gym.lm import Message, end_of_turn, render_prompt, stop_token_ids
-from rlhf_gym.lm.chat import as_prompt, parting_of_turns, to_json
+from rlhf_gym.lm.chat import as_prompt, choose_template, parting_of_turns, template_notes, to_json
 from rlhf_gym.lm.tokens import closing_id, encode_prompts, encode_responses
 from tests.chats import CHATML, GEMMA, LLAMA2, THINKING, chat_tokenizer
 from tests.tiny import tiny_gpt2, tiny_tokenizer
@@ -170,3 +172,46 @@ def test_a_rendering_that_grows_at_its_end() -> None:
     said = parting_of_turns(chat_tokenizer(THINKING), turns)
     assert said is not None
     assert "turn 3" in said and "'<'" in said and "'h'" in said, said
+
+
+def test_another_template_is_chosen(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    choose_template(tokenizer, "auto")
+    assert render_prompt(tokenizer, HI) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    (tmp_path / "chat_template.jinja").write_text(GEMMA)
+    for choice in (tmp_path, tmp_path / "chat_template.jinja"):
+        choose_template(tokenizer, str(choice))
+        assert render_prompt(tokenizer, HI) == "<s><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n"
+    choose_template(tokenizer, "none")
+    assert render_prompt(tokenizer, HI) == "\n\nHuman: hi\n\nAssistant:"
+
+
+def test_a_file_that_is_no_template_is_named(tmp_path: Path) -> None:
+    tokenizer, path = chat_tokenizer(CHATML), tmp_path / "x.jinja"
+    with pytest.raises(FileNotFoundError, match="x.jinja, or the word auto or none, but there is no such file"):
+        choose_template(tokenizer, str(path))
+    for content, said in (
+        (b"no template", "x.jinja: expected a Jinja chat template, got 'no template'"),
+        (b"\xff{{}}", "x.jinja: expected a chat template, which is UTF-8 text"),
+        (b"{% for m in messages %}\n\n{{ m.content }\n{% endfor %}", "x.jinja, line 3: expected a Jinja chat template"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=said):
+            choose_template(tokenizer, str(path))
+
+
+def test_how_prompts_reach_the_model_is_said() -> None:
+    chat, plain = chat_tokenizer(CHATML), chat_tokenizer(None, eos="</s>")
+    assert template_notes(plain, "auto", ["a", "b"]) == []
+    assert template_notes(chat, "auto", [HI, LONG]) == [
+        "conversations (2) are rendered by the tokenizer's own chat template"
+    ]
+    assert template_notes(chat, "x.jinja", [HI]) == ["conversations (1) are rendered by the chat template of x.jinja"]
+    (said,) = template_notes(plain, "auto", [HI])
+    assert said.startswith("conversations (1) become transcripts") and said.endswith(
+        "the tokenizer has no chat template"
+    )
+    assert template_notes(plain, "none", [HI])[0].endswith("as --chat-template none asks")
+    (said,) = template_notes(chat, "auto", ["a", "b"])
+    assert said.startswith("plain texts (2) are read as they stand, without the chat template")
+    assert len(template_notes(chat, "auto", [HI, "a"])) == 2

@@ -9,10 +9,12 @@ export function element(tag, properties = {}, ...children) {
 
 const SPEAKERS = { system: "System", user: "Human", assistant: "Assistant" };
 
+const capital = (word) => word.charAt(0).toUpperCase() + word.slice(1);
+
 // A text, or the messages of a conversation. The turns of both get their speakers' names as small headings.
 export function showText(into, said) {
   into.replaceChildren();
-  const turns = Array.isArray(said) ? said.map((message) => [SPEAKERS[message.role] ?? message.role, message.content.trim()])
+  const turns = Array.isArray(said) ? said.map((message) => [SPEAKERS[message.role] ?? capital(message.role), message.content.trim()])
     : turnsOf(said);
   into.append(...turns.map(([speaker, words]) => element("div", { className: "turn" },
     ...(speaker ? [element("span", { className: "speaker", textContent: speaker })] : []),

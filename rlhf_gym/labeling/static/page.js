@@ -166,13 +166,13 @@ function display(item) {
   here.view = KINDS[item.kind](item, byId("cards"), submit, announce);
   byId("question").textContent = here.view.question;
   showText(byId("prompt"), item.prompt);
-  byId("prompt").scrollTop = 0;
   byId("answers").replaceChildren(...here.view.answers);
   byId("answers").classList.toggle("single", here.view.answers.length === 1);
   byId("reason").value = "";
   show("task");
   showProgress();
   byId("cards").classList.remove("fresh");
+  byId("prompt").scrollTop = Array.isArray(item.prompt) ? byId("prompt").scrollHeight : 0; // the turn to answer is the last
   void byId("cards").offsetWidth; // so that the animation begins again
   byId("cards").classList.add("fresh");
   scrollTo(0, 0);
