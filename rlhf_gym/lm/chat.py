@@ -118,8 +118,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> None:
 
     Args:
         tokenizer: the tokenizer, which is changed and is saved so.
-        choice: "auto" for its own template, "none" for transcripts, or a file with a Jinja template: the file itself,
-            or a folder that holds `chat_template.jinja`.
+        choice: "auto" for its own template, "none" for transcripts, or a file with a Jinja template.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -131,7 +130,6 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> None:
         tokenizer.chat_template = None
         return
     path = Path(choice).expanduser()
-    path = path / "chat_template.jinja" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
             f"expected a chat template in {path}, or the word auto or none, but there is no such file"

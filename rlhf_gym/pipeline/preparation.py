@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from rlhf_gym.labeling import check_installed
+from rlhf_gym.lm.chat import choose_template
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import check_model_source, load_causal_lm
 from rlhf_gym.lm.lora import has_adapter
@@ -49,7 +50,11 @@ def prepare(
     if task is None:
         task = load_task(config.task)
         floor = review_perplexity() if config.task.corpus is None and config.task.model is None else None
-    own = None if config.task.preferences is None else tuple(read_preferences(config.task.preferences))
+    own = (
+        None
+        if config.task.preferences is None
+        else tuple(read_preferences(config.task.preferences, tokenizer=task.tokenizer))
+    )
     given = tuple(task.preferences) if own is None else own
     run = Run(config, folder, task, given or None, floor, device, Console() if console is None else console)
     _check_task(run)
@@ -64,10 +69,18 @@ def load_task(config: TaskConfig) -> Task:
         name: value for name in ("max_prompt_length", "max_new_tokens") if (value := vars(config)[name]) is not None
     }
     if config.corpus is not None:
-        return labelled_text_task(config.corpus, model=config.model, **limits)
+        task = labelled_text_task(config.corpus, model=config.model, **limits)
+        choose_template(task.tokenizer, config.chat_template)
+        return task
     if config.model is not None:
         assert config.prompts is not None
-        return files_task(config.model, config.prompts, demonstrations=config.demonstrations, **limits)
+        return files_task(
+            config.model,
+            config.prompts,
+            demonstrations=config.demonstrations,
+            chat_template=config.chat_template,
+            **limits,
+        )
     if limits:
         raise ValueError(f"expected {', '.join(limits)} with a corpus or a model of your own: the reviews have theirs")
     return reviews_task()

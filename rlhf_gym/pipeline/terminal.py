@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_gym.lm.chat import template_notes
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.runs.summaries import agent_label, is_bound, row_label
 
@@ -28,6 +29,11 @@ def say_header(run: Run, threads: int) -> None:
         f"  {len(task.prompts):,} prompts, {len(task.heldout_prompts):,} held out; {judge}; π_ref is {kind}; {where}",
         style="dim", highlight=False,
     )  # fmt: skip
+    read = [*task.prompts, *task.heldout_prompts, *(p.prompt for p in run.preferences or ())]
+    if config.task.demonstrations is not None:
+        read += [d.prompt for shown in (task.demonstrations, task.heldout_demonstrations) for d in shown]
+    for note in template_notes(task.tokenizer, config.task.chat_template, read):
+        out.print(f"  {note}", style="dim", highlight=False, markup=False, soft_wrap=True)
     out.print()
 
 

@@ -223,8 +223,8 @@ def absolute(config: RunConfig) -> RunConfig:
         for name in ("corpus", "prompts", "demonstrations", "preferences")
         if (path := vars(task)[name]) is not None
     }
-    for name in ("model", "reward_model"):
-        if vars(task)[name] is not None:
+    for name in ("model", "reward_model", "chat_template"):
+        if vars(task)[name] not in (None, "auto", "none"):
             changes[name] = _absolute_source(vars(task)[name])
     named = tuple(s if is_source_name(s) else _absolute_source(s) for s in config.collect.sources)
     collect = replace(config.collect, sources=named)

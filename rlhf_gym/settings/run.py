@@ -31,8 +31,11 @@ class TaskConfig:
     them, or --model goes on from their first words, with preferences made of half the labels."""
     model: str | None = None
     """Your own language model to begin from: a folder or a hub name. Needs --prompts or --corpus."""
+    chat_template: str = "auto"
+    """What renders conversations: "auto" is the template of the model's tokenizer, "none" makes transcripts of them,
+    and anything else is a file with a Jinja template."""
     prompts: Path | None = None
-    """Your own prompts: JSONL with the field "prompt", or a text file with one a line."""
+    """Your own prompts: JSONL with the field "prompt", a text or messages, or a text file with one a line."""
     demonstrations: Path | None = None
     """Your own demonstrations, JSONL of {"prompt", "response"}; without them SFT is left out."""
     preferences: Path | None = None
@@ -53,6 +56,8 @@ class TaskConfig:
             raise ValueError(
                 f"expected prompts to go with the model {self.model!r}, got none: add --prompts FILE, or --corpus FILE"
             )
+        if self.model is None and self.chat_template != "auto":
+            raise ValueError(f"expected a model with the chat template {self.chat_template}, got none: add --model")
         if self.model is None and self.prompts is not None:
             raise ValueError(f"expected a model to answer the prompts of {self.prompts}, got none: add --model")
         if self.model is None and self.demonstrations is not None:
@@ -62,7 +67,8 @@ class TaskConfig:
     @property
     def files(self) -> tuple[Path, ...]:
         """The user's files that the task is made of."""
-        given = (self.corpus, self.prompts, self.demonstrations, self.preferences)
+        template = None if self.chat_template in ("auto", "none") else Path(self.chat_template)
+        given = (self.corpus, self.prompts, self.demonstrations, self.preferences, template)
         return tuple(path for path in given if path is not None)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_gym.lm.chat import choose_template
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.preferences import read_demonstrations, read_prompts
@@ -22,6 +23,7 @@ def files_task(
     heldout_fraction: float = 0.1,
     max_prompt_length: int | None = None,
     max_new_tokens: int = 48,
+    chat_template: str = "auto",
     seed: int = 0,
 ) -> Task:
     """A task of one's own.
@@ -35,18 +37,20 @@ def files_task(
         heldout_fraction: of the prompts (and of the demonstrations).
         max_prompt_length: in tokens; by default the longest prompt's.
         max_new_tokens: longest response, in tokens.
+        chat_template: what renders conversations, see `rlhf_gym.lm.chat.choose_template`.
         seed: of the split.
 
     Raises:
         FileNotFoundError, ValueError: a file or model that is not as expected, or fewer than two different prompts.
     """
-    texts = list(dict.fromkeys(read_prompts(prompts)))
-    shown = read_demonstrations(demonstrations) if demonstrations is not None else []
+    tokenizer = load_tokenizer(model)
+    choose_template(tokenizer, chat_template)
+    texts = list(dict.fromkeys(read_prompts(prompts, tokenizer=tokenizer)))
+    shown = read_demonstrations(demonstrations, tokenizer=tokenizer) if demonstrations is not None else []
     if len(texts) < 2:
         raise ValueError(
             f"{prompts}: expected at least two different prompts, one of them to hold out, got {len(texts)}"
         )
-    tokenizer = load_tokenizer(model)
     order = np.random.default_rng(seed).permutation(len(texts))
     count = max(1, round(heldout_fraction * len(texts)))
     heldout = [texts[i] for i in order[:count]]
