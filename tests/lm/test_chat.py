@@ -187,7 +187,7 @@ def test_another_template_is_chosen(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_template_is_named(tmp_path: Path) -> None:
     tokenizer, path = chat_tokenizer(CHATML), tmp_path / "x.jinja"
-    with pytest.raises(FileNotFoundError, match="x.jinja, or the word auto or none, but there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"x\.jinja, or the word auto or none, but there is no such file"):
         choose_template(tokenizer, str(path))
     for content, said in (
         (b"no template", "x.jinja: expected a Jinja chat template, got 'no template'"),

@@ -69,5 +69,7 @@ def test_conversations_and_their_template(tmp_path: Path) -> None:
         assert {*task.prompts, *task.heldout_prompts} == expected
         assert task.max_prompt_length == len(encode_prompts(task.tokenizer, [*expected])[0])
         assert render_prompt(task.tokenizer, task.prompts[0]).startswith("<|im_start|>") == (choice == "auto")
-    with pytest.raises(ValueError, match="prompts.jsonl, line 1: .* got the roles system, user: System role not supp"):
+    with pytest.raises(
+        ValueError, match=r"prompts\.jsonl, line 1: .* got the roles system, user: System role not supp"
+    ):
         files_task(model, prompts, chat_template=str(template))
