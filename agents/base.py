@@ -62,8 +62,8 @@ from rlhf_gym.agents.saving import (
     write_state,
 )
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
-from rlhf_gym.functional.losses import PolicyLoss, ppo_policy_loss
-from rlhf_gym.functional.whitening import masked_mean
+from rlhf_gym.functional.masks import masked_mean
+from rlhf_gym.functional.policy_gradient import PolicyLoss, ppo_policy_loss
 from rlhf_gym.lm.loading import Shared, quiet_transformers
 from rlhf_gym.lm.lora import save_model
 

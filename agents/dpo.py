@@ -20,7 +20,7 @@ from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LossTerm, Minib
 from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.functional.losses import dpo_loss
-from rlhf_gym.functional.whitening import zero_masked
+from rlhf_gym.functional.masks import zero_masked
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 

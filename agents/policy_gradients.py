@@ -15,9 +15,8 @@ from rlhf_gym.agents.base import TokenAlgorithm, weighted_policy_loss
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
 from rlhf_gym.agents.rollout import Aggregation, EpisodeBatch, EpisodeBuffer, LossTerm, MinibatchSize
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
-from rlhf_gym.functional.losses import ppo_value_loss
-from rlhf_gym.functional.returns import group_normalised_advantages, rloo_advantages
-from rlhf_gym.functional.whitening import masked_whiten
+from rlhf_gym.functional.masks import masked_whiten
+from rlhf_gym.functional.policy_gradient import group_normalised_advantages, ppo_value_loss, rloo_advantages
 
 Baseline = Literal["none", "running", "batch"]
 MEMORY = 0.9

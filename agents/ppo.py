@@ -13,7 +13,7 @@ from rlhf_gym.agents.base import TokenAlgorithm, weighted_policy_loss
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
 from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LossTerm, MinibatchSize
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
-from rlhf_gym.functional.losses import ppo_value_loss
+from rlhf_gym.functional.policy_gradient import ppo_value_loss
 
 
 class TokenPPO(TokenAlgorithm, PPO):

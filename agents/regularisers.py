@@ -17,7 +17,7 @@ from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.envs.token_reward import TokenReward
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.functional.kl import k2, k3
-from rlhf_gym.functional.whitening import masked_mean
+from rlhf_gym.functional.masks import masked_mean
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.lora import merged
 from rlhf_gym.lm.parts import LMParts, in_chunks

@@ -13,8 +13,8 @@ from torch import Tensor
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import Episode, EpisodeRewards, pad_actions, stack_rows
 from rlhf_gym.envs.vector_env import TokenVectorEnv
-from rlhf_gym.functional.returns import gae
-from rlhf_gym.functional.whitening import masked_whiten
+from rlhf_gym.functional.masks import masked_whiten
+from rlhf_gym.functional.policy_gradient import gae
 from rlhf_gym.lm.split import LowerStates
 
 Aggregation = Literal["token", "sequence"]

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from rlhf_gym.functional.returns import discounted_returns, gae
+from rlhf_gym.functional.policy_gradient import discounted_returns, gae
 from rlhf_gym.lm.chat import Prompt, as_prompt, prompt_text, to_json
 
 ARRAYS = ("log_probs", "ref_log_probs", "values", "rewards", "returns", "advantages", "entropy")

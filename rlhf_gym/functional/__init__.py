@@ -11,19 +11,10 @@ from rlhf_gym.functional.calibration import (
     reliability_curve,
     rightness,
 )
-from rlhf_gym.functional.categorical import log_prob_and_entropy
 from rlhf_gym.functional.intervals import Rate, fieller_interval, share_interval
 from rlhf_gym.functional.kl import adaptive_kl_coef, full_kl, k1, k2, k3
-from rlhf_gym.functional.losses import (
-    DPOLoss,
-    PolicyLoss,
-    ValueLoss,
-    bradley_terry_loss,
-    dpo_loss,
-    policy_gradient_loss,
-    ppo_policy_loss,
-    ppo_value_loss,
-)
+from rlhf_gym.functional.losses import DPOLoss, bradley_terry_loss, dpo_loss
+from rlhf_gym.functional.masks import masked_mean, masked_whiten, zero_masked
 from rlhf_gym.functional.overoptimization import (
     BEST_OF_N,
     RL,
@@ -32,17 +23,23 @@ from rlhf_gym.functional.overoptimization import (
     fit_best_of_n,
     fit_rl,
 )
+from rlhf_gym.functional.policy_gradient import (
+    PolicyLoss,
+    ValueLoss,
+    discounted_returns,
+    gae,
+    group_normalised_advantages,
+    log_prob_and_entropy,
+    policy_gradient_loss,
+    ppo_policy_loss,
+    ppo_value_loss,
+    rloo_advantages,
+)
 from rlhf_gym.functional.regression import (
     RidgeFit,
     cross_fitted_r2,
     fit_preference_weights,
     fit_ridge,
-)
-from rlhf_gym.functional.returns import (
-    discounted_returns,
-    gae,
-    group_normalised_advantages,
-    rloo_advantages,
 )
 from rlhf_gym.functional.text_statistics import (
     TokenShare,
@@ -53,7 +50,6 @@ from rlhf_gym.functional.text_statistics import (
     spearman,
     token_shares,
 )
-from rlhf_gym.functional.whitening import masked_mean, masked_whiten, zero_masked
 
 __all__ = [
     "BEST_OF_N",

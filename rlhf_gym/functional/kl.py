@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_gym.functional._checks import check_in_range, check_same_shape
+from rlhf_gym.functional.masks import check_in_range, check_same_shape
 
 
 def k1(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlhf_gym.functional.categorical import log_prob_and_entropy
+from rlhf_gym.functional.policy_gradient import log_prob_and_entropy
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from rlhf_gym.agents import EpisodeBuffer, KLInLoss, TokenPPO
 from rlhf_gym.envs import Episode
-from rlhf_gym.functional.losses import policy_gradient_loss
+from rlhf_gym.functional.policy_gradient import policy_gradient_loss
 from rlhf_gym.lm.loading import Shared
 from tests.toy import bandit, make_tabular_toy, make_toy, minibatch_gradient, tabular_model
 

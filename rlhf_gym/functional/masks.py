@@ -1,15 +1,13 @@
-"""Means and whitening over the real places of a padded tensor.
+"""Means and whitening over the real places of a padded tensor, and the checks of shapes and ranges on entry.
 
 A masked place may hold anything, NaN and infinity included. It is overwritten *before* any arithmetic, since 0 · NaN is
-NaN in the loss and in the gradient.
+NaN in the loss and in the gradient. Shapes are checked because (B,) would broadcast against (B, 1) without an error.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from rlhf_gym.functional._checks import check_same_shape
 
 
 def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
@@ -55,3 +53,39 @@ def masked_whiten(x: Tensor, mask: Tensor, keep_mean: bool = False, epsilon: flo
     centred = zero_masked(x, mask) - mean
     whitened = centred * torch.rsqrt(masked_mean(centred.square(), mask) + epsilon)
     return zero_masked(whitened + mean if keep_mean else whitened, mask)
+
+
+def check_same_shape(**tensors: Tensor | None) -> None:
+    """Raise unless every tensor has the shape of the first one; the keywords name them in the message.
+
+    Raises:
+        ValueError: one has another shape.
+    """
+    (first_name, first), *others = ((name, x) for name, x in tensors.items() if x is not None)
+    for name, x in others:
+        if x.shape != first.shape:
+            raise ValueError(
+                f"expected {name} of shape {tuple(first.shape)}, the shape of {first_name}, got {tuple(x.shape)}"
+            )
+
+
+def check_rank(axes: str, **tensors: Tensor) -> None:
+    """Raise unless every tensor has as many axes as `axes` names, e.g. "(B, T)".
+
+    Raises:
+        ValueError: one has more axes or fewer.
+    """
+    rank = len([axis for axis in axes.strip("()").split(",") if axis.strip()])
+    for name, x in tensors.items():
+        if x.dim() != rank:
+            raise ValueError(f"expected {name} of shape {axes}, got {tuple(x.shape)}")
+
+
+def check_in_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise unless low <= value <= high.
+
+    Raises:
+        ValueError: it is not (NaN included).
+    """
+    if not low <= value <= high:
+        raise ValueError(f"expected {name} in [{low}, {high}], got {value}")

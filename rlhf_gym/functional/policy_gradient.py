@@ -1,0 +1,298 @@
+"""The policy-gradient term, from rewards to the loss: log-probabilities, advantages, losses of PPO and REINFORCE.
+
+Rows are episodes; a mask says at which of their places the agent acted. Time counts actions: nothing is discounted or
+bootstrapped across places where the agent did not act, be they padding or another's tokens. An episode ends for good at
+its last action, so nothing is bootstrapped beyond it. Each row of advantages comes out as it would alone, whatever
+stands beside it in the batch.
+
+Every loss is to be minimised, so PPO's objectives carry a minus here. Means run over the real tokens of a mask.
+`denominator` replaces their number: micro-batches that are given the token count of the whole batch add up to exactly
+its loss. Values in masked places, NaN included, reach neither loss nor gradient. The symbols are the papers'.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rlhf_gym.functional.masks import check_in_range, check_rank, check_same_shape, masked_mean, zero_masked
+
+LOWEST = -1e30
+"""The logarithm of 0, finite so that 0 · log 0 = 0."""
+
+# --- log-probabilities ----------------------------------------------------------------------------------------------
+
+
+def log_prob_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(a) and H(p) = −Σ_a p(a) log p(a) in nats, p = softmax(logits), differentiable once.
+
+    It gives what one gets by gathering from a log-softmax and summing p·log p, in a few passes over the vocabulary
+    instead of a dozen. With a large vocabulary these passes can take longer than the model. With l̂ = logits − max,
+    z = e^l̂ and s = Σ z:
+
+        log p(a) = l̂_a − log s        ∂/∂logits = 1[a] − z/s
+        H = log s − Σ z·l̂ / s         ∂/∂logits = −(z/s)·(l̂ − log s + H)
+
+    Args:
+        logits: (n, V) fp32; −inf has probability 0.
+        actions: (n,) int64.
+
+    Returns:
+        (n,) and (n,).
+    """
+    if logits.ndim != 2 or actions.shape != logits.shape[:1]:
+        raise ValueError(f"expected logits (n, V) and actions (n,), got {tuple(logits.shape)}, {tuple(actions.shape)}")
+    log_probs, entropies = _LogProbAndEntropy.apply(logits, actions)  # type: ignore[no-untyped-call]
+    return log_probs, entropies
+
+
+class _LogProbAndEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        highest = logits.amax(dim=-1, keepdim=True)  # (n, 1)
+        shifted = (logits - highest).clamp_(min=LOWEST)  # (n, V)
+        weights = shifted.exp()  # (n, V)
+        total = weights.sum(dim=-1)  # (n,)
+        log_total = total.log()
+        mean = torch.einsum("nv,nv->n", weights, shifted) / total
+        entropies = log_total - mean  # (n,)
+        log_probs = (logits.gather(-1, actions[:, None]) - highest)[:, 0] - log_total  # (n,)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weights, total, log_total, entropies, actions, shifted)
+        return log_probs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, log_prob_grad: Tensor | None, entropy_grad: Tensor | None) -> tuple[Tensor | None, None]:
+        weights, total, log_total, entropies, actions, shifted = ctx.saved_tensors
+        grad: Tensor | None = None
+        if log_prob_grad is not None:
+            grad = weights * (-log_prob_grad / total)[:, None]  # (n, V)
+            grad.scatter_add_(-1, actions[:, None], log_prob_grad[:, None])
+        if entropy_grad is not None:
+            slope = shifted + (entropies - log_total)[:, None]  # (n, V)
+            slope.mul_(weights).mul_((-entropy_grad / total)[:, None])
+            grad = slope if grad is None else grad.add_(slope)
+        return grad, None
+
+
+# --- advantages -----------------------------------------------------------------------------------------------------
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation: advantages Â_t and returns (the critic's targets) Â_t + V_t.
+
+    δ_t = r_t + γ·V_{t+1} − V_t,  Â_t = δ_t + γλ·Â_{t+1},  where t + 1 is the next action; after the last, V = Â = 0.
+
+    Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation",
+    arXiv 1506.02438, equation 16. λ=0 is the TD error, λ=1 the return minus the value.
+
+    Args:
+        rewards: r_t of each action, shape (B, T); rewards at masked places are not read.
+        values: V(s_t) of the state acted from, shape (B, T).
+        mask: places where the agent acted, shape (B, T); they need not stand side by side.
+        gamma: γ, in [0, 1]; 1 in RLHF, where it lets the KL terms and the score add up to the objective.
+        gae_lambda: λ, in [0, 1].
+
+    Returns:
+        advantages and returns, each (B, T), 0 in masked places.
+
+    Raises:
+        ValueError: shapes differ or are not (B, T), γ or λ is out of range.
+    """
+    check_rank("(B, T)", rewards=rewards)
+    check_same_shape(rewards=rewards, values=values, mask=mask)
+    check_in_range("gamma", gamma, 0, 1)
+    check_in_range("gae_lambda", gae_lambda, 0, 1)
+    rewards = zero_masked(rewards, mask)  # (B, T)
+    values = zero_masked(values, mask)  # (B, T)
+    acted = mask != 0  # (B, T)
+    next_value = values.new_zeros(values.shape[0])  # (B,)
+    next_advantage = rewards.new_zeros(rewards.shape[0])  # (B,)
+    advantages = torch.zeros_like(rewards)  # (B, T)
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]  # (B,)
+        advantage = delta + gamma * gae_lambda * next_advantage  # (B,)
+        next_advantage = torch.where(acted[:, t], advantage, next_advantage)
+        next_value = torch.where(acted[:, t], values[:, t], next_value)
+        advantages[:, t] = advantage
+    advantages = zero_masked(advantages, mask)
+    return advantages, advantages + values
+
+
+def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
+    """G_t = r_t + γ·G_{t+1}, where t + 1 is the next action; 0 after the last.
+
+    Shapes: rewards and mask (B, T), the mask as in `gae`; the result (B, T), 0 in masked places.
+
+    Raises:
+        ValueError: shapes differ or are not (B, T), γ is out of [0, 1].
+    """
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma=gamma, gae_lambda=1.0)[0]
+
+
+def _check_groups(scores: Tensor) -> None:
+    check_rank("(B, k)", scores=scores)
+    if scores.shape[1] < 2:
+        raise ValueError(
+            f"expected at least 2 responses a prompt, shape (B, k) with k >= 2, got {tuple(scores.shape)}: "
+            "a response alone has no others to be compared with"
+        )
+
+
+def rloo_advantages(scores: Tensor) -> Tensor:
+    """R_i − b_i, where b_i = (Σ_j R_j − R_i)/(k − 1) is the mean score of the *other* responses to the prompt.
+
+    Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!"; for RLHF, Ahmadian et al. 2024, "Back to
+    Basics", arXiv 2402.14740. b_i does not depend on response i, so it leaves the gradient unbiased. Each row sums to
+    0. It is computed as k/(k − 1)·(R_i − mean), which loses nothing where all scores share a large offset.
+
+    Shapes: scores (B, k); the result (B, k).
+
+    Raises:
+        ValueError: k < 2.
+    """
+    _check_groups(scores)
+    k = scores.shape[1]
+    return (scores - scores.mean(dim=1, keepdim=True)) * (k / (k - 1))
+
+
+def group_normalised_advantages(scores: Tensor, *, scale: bool = True, epsilon: float = 1e-4) -> Tensor:
+    """GRPO's advantages, (R_i − mean) / (std + ε) within each prompt's k responses, std over k − 1.
+
+    Shao et al. 2024, "DeepSeekMath", arXiv 2402.03300. The division gives more weight to prompts whose responses score
+    nearly alike; `scale=False` leaves it out (Liu et al. 2025, "Understanding R1-Zero-Like Training", arXiv
+    2503.20783). A prompt whose responses all score the same gets 0.
+
+    Shapes: scores (B, k), the k responses of a prompt in a row; the result (B, k).
+
+    Raises:
+        ValueError: k < 2.
+    """
+    _check_groups(scores)
+    centred = scores - scores.mean(dim=1, keepdim=True)  # (B, k)
+    if not scale:
+        return centred
+    return centred / (scores.std(dim=1, keepdim=True) + epsilon)
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+class PolicyLoss(NamedTuple):
+    """The result of `ppo_policy_loss`; everything but `loss` is detached."""
+
+    loss: Tensor
+    """−L^CLIP, a scalar."""
+    clip_fraction: Tensor
+    """Share of real tokens with |r_t − 1| > ε, a scalar."""
+    approx_kl: Tensor
+    """KL(π_old‖π_θ) by k3, the mean of (r_t − 1) − log r_t over the real tokens, a scalar, as SB3 logs it."""
+    ratio: Tensor
+    """r_t(θ), the shape of log_prob; 1 in masked places."""
+
+
+class ValueLoss(NamedTuple):
+    """The result of `ppo_value_loss`."""
+
+    loss: Tensor
+    """L^VF, a scalar."""
+    clip_fraction: Tensor
+    """Share of real tokens where the clipped error is the larger one, a scalar, detached."""
+
+
+def ppo_policy_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: float,
+    denominator: Tensor | float | None = None,
+) -> PolicyLoss:
+    """−L^CLIP = −Ê_t[min(r_t·Â_t, clip(r_t, 1 − ε, 1 + ε)·Â_t)], with r_t = π_θ(a_t|s_t)/π_old(a_t|s_t).
+
+    Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv 1707.06347, equation 7. It is the minimum
+    whatever the sign of Â: at r=1.3, Â=−3 the objective is −3.9, not the clipped −3.6. So clipping never hides a loss.
+
+    Args:
+        log_prob: log π_θ(a_t|s_t), shape (B, T).
+        old_log_prob: log π_old(a_t|s_t) of the policy that acted, shape (B, T).
+        advantages: Â_t, shape (B, T).
+        mask: real tokens, shape (B, T).
+        clip_range: ε.
+        denominator: real tokens in the whole batch, where this is a micro-batch of it.
+
+    Raises:
+        ValueError: shapes differ, ε is negative, or nothing is real and no denominator was given.
+    """
+    check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantages=advantages, mask=mask)
+    check_in_range("clip_range", clip_range, 0)
+    advantages = zero_masked(advantages, mask)  # (B, T)
+    log_ratio = zero_masked(log_prob, mask) - zero_masked(old_log_prob, mask)  # (B, T)
+    ratio = log_ratio.exp()  # (B, T)
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # (B, T)
+    objective = torch.minimum(ratio * advantages, clipped * advantages)  # (B, T)
+    with torch.no_grad():
+        outside = ((ratio - 1).abs() > clip_range).to(ratio.dtype)  # (B, T)
+        old_to_new = torch.expm1(log_ratio) - log_ratio  # (B, T)
+        clip_fraction = masked_mean(outside, mask, denominator)
+        approx_kl = masked_mean(old_to_new, mask, denominator)
+    return PolicyLoss(-masked_mean(objective, mask, denominator), clip_fraction, approx_kl, ratio.detach())
+
+
+def ppo_value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    clip_range_vf: float | None,
+    denominator: Tensor | float | None = None,
+) -> ValueLoss:
+    """L^VF = Ê_t[max((V − V^targ)², (clip(V, V_old − ε, V_old + ε) − V^targ)²)]; with ε None, Ê_t[(V − V^targ)²].
+
+    The squared error of the PPO paper's equation 9, clipped as in OpenAI's baselines and in Ziegler et al. 2019. As in
+    the paper and in SB3 there is no factor ½; it belongs into c₁ (`vf_coef`).
+
+    Args:
+        values: V_θ(s_t), shape (B, T).
+        old_values: V_old(s_t) at the time of the rollout, shape (B, T).
+        returns: V^targ_t, shape (B, T).
+        mask: real tokens, shape (B, T).
+        clip_range_vf: ε, in the units of the return, or None for no clipping.
+        denominator: real tokens in the whole batch, where this is a micro-batch of it.
+
+    Raises:
+        ValueError: shapes differ, ε is negative, or nothing is real and no denominator was given.
+    """
+    check_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
+    values = zero_masked(values, mask)  # (B, T)
+    returns = zero_masked(returns, mask)  # (B, T)
+    error = (values - returns).square()  # (B, T)
+    if clip_range_vf is None:
+        return ValueLoss(masked_mean(error, mask, denominator), error.new_zeros(()))
+    check_in_range("clip_range_vf", clip_range_vf, 0)
+    old_values = zero_masked(old_values, mask)  # (B, T)
+    clipped = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)  # (B, T)
+    clipped_error = (clipped - returns).square()  # (B, T)
+    larger = (clipped_error > error).to(error.dtype).detach()  # (B, T)
+    loss = masked_mean(torch.maximum(error, clipped_error), mask, denominator)
+    return ValueLoss(loss, masked_mean(larger, mask, denominator))
+
+
+def policy_gradient_loss(
+    log_prob: Tensor, advantages: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None
+) -> Tensor:
+    """−Ê_t[Â_t·log π_θ(a_t|s_t)], whose gradient is minus REINFORCE's (Williams 1992).
+
+    Shapes: all three the same, e.g. (B, T); the result a scalar.
+
+    Raises:
+        ValueError: shapes differ, or nothing is real and no denominator was given.
+    """
+    check_same_shape(log_prob=log_prob, advantages=advantages, mask=mask)
+    return -masked_mean(zero_masked(log_prob, mask) * zero_masked(advantages, mask), mask, denominator)
