@@ -22,6 +22,7 @@ from rlhf_gym.pipeline.human_evaluation import (
 from rlhf_gym.preferences import Candidate, choose_pairs
 from rlhf_gym.preferences.files import read_candidates
 from rlhf_gym.runs import RunFolder
+from rlhf_gym.settings import check_format
 
 
 def label(options: LabelOptions) -> int:
@@ -30,6 +31,7 @@ def label(options: LabelOptions) -> int:
     Raises:
         ValueError, OSError: there is nothing to judge, or nothing to serve the page with.
     """
+    check_format(options.folder)  # labels for a run that this version cannot go on with would be given in vain
     check_installed()
     if options.items is not None:
         options.folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from rlhf_gym.preferences import Preference, check_preferences, read_preferences
 from rlhf_gym.preferences.files import read_hub_preferences
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunFolder
+from rlhf_gym.settings import check_format
 
 HUB = "hub:"
 
@@ -64,6 +65,7 @@ def check(options: Check) -> None:
 def import_labels(options: Import) -> None:
     """Put preferences into a run's labels."""
     console = Console()
+    check_format(options.folder)
     found = _read(options.source, options.split)
     console.print(str(check_preferences(found)), highlight=False)
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from rlhf_gym.settings.agents import (
 )
 from rlhf_gym.settings.monitor import REFUSAL, AlarmThresholds, MonitorConfig
 from rlhf_gym.settings.run import STAGES, RunConfig, StageName, TaskConfig, default_config
-from rlhf_gym.settings.saved import read_config
+from rlhf_gym.settings.saved import check_format, read_config
 from rlhf_gym.settings.stages import CONFIDENT_WORDS, AdversarialConfig, CollectConfig, EvaluateConfig, RewardConfig
 from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig, SupervisedConfig
 
@@ -48,6 +48,7 @@ __all__ = [
     "StageName",
     "SupervisedConfig",
     "TaskConfig",
+    "check_format",
     "default_config",
     "read_config",
 ]

@@ -37,10 +37,26 @@ def read_config(folder: Path) -> RunConfig | None:
             raise ValueError(f"they have format {written}, expected {FORMAT}")
         return from_json(RunConfig, saved["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected the settings of a run in {path}, got some that rlhf_gym {__version__} cannot read ({error}). "
-            "Go on with the version that wrote them, from Python if the agent is your own, or choose another --run-dir"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def check_format(folder: Path) -> None:
+    """Check that a run folder's settings have today's form, whatever agent they are for; other folders pass.
+
+    Raises:
+        ValueError: another version wrote them.
+    """
+    path = folder / CONFIG_FILE
+    saved = read_json(path)
+    if isinstance(saved, dict) and "rlhf_gym" in saved and saved.get("format", 1) != FORMAT:
+        raise _unreadable(path, f"they have format {saved.get('format', 1)}, expected {FORMAT}")
+
+
+def _unreadable(path: Path, reason: object) -> ValueError:
+    return ValueError(
+        f"expected the settings of a run in {path}, got some that rlhf_gym {__version__} cannot read ({reason}). "
+        "Go on with the version that wrote them, from Python if the agent is your own, or choose another folder"
+    )
 
 
 def saved_config(config: RunConfig) -> dict[str, Any]:

@@ -201,8 +201,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
     assert "expected a folder for the run, got the file" in capsys.readouterr().err
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text('{"rlhf_gym": "0.0", "config": {"weather": 1}, "files": {}}')
-    assert main(["run", "--run-dir", str(tmp_path / "old")]) == 2
-    assert "they have format 1, expected 2" in capsys.readouterr().err
+    (tmp_path / "more.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    old = str(tmp_path / "old")
+    imported = ["preferences", "import", str(tmp_path / "more.jsonl"), old]
+    for command in (["run", "--run-dir", old], ["label", old], imported):
+        assert main(command) == 2, "labels for a run that this version cannot go on with would be given in vain"
+        assert "they have format 1, expected 2" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["config.json"]
     (tmp_path / "old" / "config.json").write_text('{"rlhf_gym": "0.0", "format": 2, "config": {"weather": 1}}')
     assert main(["run", "--run-dir", str(tmp_path / "old")]) == 2
     assert "unknown settings weather" in capsys.readouterr().err
