@@ -104,8 +104,9 @@ def say_probes(console: Console, found: RewardProbes) -> None:
         if found.equal_length is not None:
             console.print(
                 f"of {found.equal_length_n:,} pairs of as many words, r_φ is right about {found.equal_length:.1%}",
-                style="dim", highlight=False,
-            )  # fmt: skip
+                style="dim",
+                highlight=False,
+            )
         console.print()
     table = _table("edits of responses", "change, σ", "raised", *(["gold, σ", "raised"] if gold else []))
     for edit in found.edits:

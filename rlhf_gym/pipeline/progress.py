@@ -74,10 +74,15 @@ class TrainingProgress(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Show the iteration's figures and move the bar."""
         shown = (
-            ("score", "rlhf/score", "+.2f"), ("gold", "rlhf/gold", "+.2f"), ("KL", "rlhf/kl", ".2f"),
-            ("β", "rlhf/kl_coef", ".3f"), ("H", "rlhf/entropy", ".2f"), ("len", "rlhf/response_length", ".1f"),
-            ("loss", "train/loss", ".3f"), ("tok/s", "time/tokens_per_second", ",.0f"),
-        )  # fmt: skip
+            ("score", "rlhf/score", "+.2f"),
+            ("gold", "rlhf/gold", "+.2f"),
+            ("KL", "rlhf/kl", ".2f"),
+            ("β", "rlhf/kl_coef", ".3f"),
+            ("H", "rlhf/entropy", ".2f"),
+            ("len", "rlhf/response_length", ".1f"),
+            ("loss", "train/loss", ".3f"),
+            ("tok/s", "time/tokens_per_second", ",.0f"),
+        )
         figures = "  ".join(f"{label} {key_values[name]:{form}}" for label, name, form in shown if name in key_values)
         self._bar.update(self._task, completed=step, figures=figures)
 

@@ -106,8 +106,9 @@ def _execute(run: Run, only: StageName | None) -> None:
         if not named and only != "report":
             terminal.say_stage(run.console, only, "", "there is none in this run")
     for stage in stages:
-        _go_through(run, stage, stage.name if not many or stage.name not in IN_ROUNDS
-                    else f"{stage.name} {stage.round}")  # fmt: skip
+        _go_through(
+            run, stage, stage.name if not many or stage.name not in IN_ROUNDS else f"{stage.name} {stage.round}"
+        )
     if only in (None, "evaluate", "report"):
         _report(run)
 

@@ -20,15 +20,18 @@ def say_header(run: Run, threads: int) -> None:
     config, task = run.config, run.task
     where = f"{run.device}, {threads} thread{'s' * (threads != 1)}" if run.device == "cpu" else run.device
     judge = "a gold reward judges" if task.gold is not None else "no gold reward: r_φ itself judges"
-    kind = "the SFT policy" if config.reference == "sft" else (
-        "the pretrained model" if config.reference == "pretrained" else "the policy that a round begins with"
-    )  # fmt: skip
+    kind = (
+        "the SFT policy"
+        if config.reference == "sft"
+        else ("the pretrained model" if config.reference == "pretrained" else "the policy that a round begins with")
+    )
     out = run.console
     out.print(Text.assemble(("rlhf-gym", "bold"), f"  {task.name} → {run.folder.root}"))
     out.print(
         f"  {len(task.prompts):,} prompts, {len(task.heldout_prompts):,} held out; {judge}; π_ref is {kind}; {where}",
-        style="dim", highlight=False,
-    )  # fmt: skip
+        style="dim",
+        highlight=False,
+    )
     read = [*task.prompts, *task.heldout_prompts, *(p.prompt for p in run.preferences or ())]
     if config.task.demonstrations is not None:
         read += [d.prompt for shown in (task.demonstrations, task.heldout_demonstrations) for d in shown]

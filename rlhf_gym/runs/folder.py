@@ -177,8 +177,9 @@ def check_folder(folder: RunFolder, config: RunConfig, *, redo: StageName | None
     assert saved is not None
     for path, digest in digests(config).items():
         if saved["files"].get(path, digest) != digest:
-            raise ValueError(f"expected {path} as it was when {root} was made, got other contents: choose another "
-                             "--run-dir")  # fmt: skip
+            raise ValueError(
+                f"expected {path} as it was when {root} was made, got other contents: choose another --run-dir"
+            )
 
 
 def _redo_hint(names: list[str]) -> str:

@@ -228,8 +228,9 @@ def test_dpo_comes_close_to_the_toys_optimum(seed):
     """16,000 pairs drawn from π_ref, a bit each: noisier than rewards. (Seen: J* − J of .007 and .017, from .3.)"""
     toy = make_tabular_toy(seed)
     schedule = LinearSchedule(0.1, 0.0, 1.0)
-    agent = DPO("LMPolicy", toy.env(256), schedule, n_episodes=256, seed=seed, device="cpu",
-                policy_kwargs={"use_cache": False})  # fmt: skip
+    agent = DPO(
+        "LMPolicy", toy.env(256), schedule, n_episodes=256, seed=seed, device="cpu", policy_kwargs={"use_cache": False}
+    )
     agent.learn(96_000)
     missed, variation = toy.best - toy.objective(agent.policy.model), toy.total_variation(agent.policy.model)
     print(f"DPO, seed {seed}: J* − J = {missed:.4f}, TV = {variation:.4f}, {agent.num_timesteps:,} tokens")

@@ -37,8 +37,10 @@ def files(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "empty").mkdir()
     save_model(tmp_path / "weightless")
     (tmp_path / "weightless" / "model.safetensors").unlink()
-    corpus = [{"text": f"the film is {'good' if i % 2 else 'bad'} and the plot is fine {i}", "label": i % 2}
-              for i in range(30)]  # fmt: skip
+    corpus = [
+        {"text": f"the film is {'good' if i % 2 else 'bad'} and the plot is fine {i}", "label": i % 2}
+        for i in range(30)
+    ]
     (tmp_path / "not_text.json").write_bytes(b"\xff\xfe")
     made = {
         "model": save_model(tmp_path / "model", n_positions=16),
@@ -123,7 +125,7 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         (OWN + "--reward-model {reward} --reward.bootstrap", "expected reward.bootstrap=False with a reward model"),
         ("--agent.ptx-coef inf", "expected ptx_coef >= 0 and finite, got inf"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_message_before_any_work(
     line: str, message: str, files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,8 +45,13 @@ def test_tables_and_json(files: Path, capsys: pytest.CaptureFixture[str]) -> Non
     found = json.loads(out.read_text())
     assert f"on {found['n']:,} held-out pairs" in said and "a bag of words" in said and "your words" in said
     assert {e["name"] for e in found["edits"]} == {
-        "repetition", "padding", "praise", "shuffle", "truncation", "your words",
-    }  # fmt: skip
+        "repetition",
+        "padding",
+        "praise",
+        "shuffle",
+        "truncation",
+        "your words",
+    }
     assert all(e["n"] <= 4 for e in found["edits"]), "the responses given are edited, and no others"
     assert ("look: " in said) == bool(found["suspicions"])
 

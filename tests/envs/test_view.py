@@ -28,9 +28,14 @@ def hand_made(**changes) -> EpisodeView:
     rewards = np.array([-0.1, -0.2, 2.0 - 0.3])
     values = np.array([0.5, 0.4, 0.3])
     settings = {
-        "prompt": "the film", "tokens": ("was ", "good ", "<eos> "), "log_probs": np.array([-0.5, -1.0, -0.25]),
-        "values": values, "rewards": rewards, "score": 2.0, "finish_reason": "stop",
-    }  # fmt: skip
+        "prompt": "the film",
+        "tokens": ("was ", "good ", "<eos> "),
+        "log_probs": np.array([-0.5, -1.0, -0.25]),
+        "values": values,
+        "rewards": rewards,
+        "score": 2.0,
+        "finish_reason": "stop",
+    }
     settings["ref_log_probs"] = settings["log_probs"] - ratios
     return replace(EpisodeView(**settings).with_returns(), **changes)
 

@@ -30,9 +30,17 @@ def test_cohens_kappa_of_a_table() -> None:
 def test_fleiss_kappa_of_his_table() -> None:
     """The worked example of Fleiss 1971: 10 items, 14 annotators, 5 categories; κ = .210."""
     table = [
-        [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
-        [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7],
-    ]  # fmt: skip
+        [0, 0, 0, 0, 14],
+        [0, 2, 6, 4, 2],
+        [0, 0, 3, 5, 6],
+        [0, 3, 9, 2, 0],
+        [2, 2, 8, 1, 1],
+        [7, 7, 0, 0, 0],
+        [3, 2, 6, 3, 0],
+        [2, 5, 3, 2, 2],
+        [6, 5, 2, 1, 0],
+        [0, 2, 2, 3, 7],
+    ]
     assert fleiss_kappa(table)[1] == pytest.approx(0.20993, abs=1e-5)
     assert fleiss_kappa(np.diag([3, 3])) == (1, 1) and fleiss_kappa([[3], [2]]) == (1, None)
 
@@ -40,9 +48,13 @@ def test_fleiss_kappa_of_his_table() -> None:
 def test_preferences_know_a_pair_whichever_way_round() -> None:
     """Of ann, bob and eve on one pair (one of three pairs of answers agrees) and ann and bob on another (all do)."""
     said = [
-        Preference("p", "a", "b", "ann"), Preference("p", "b", "a", "bob"), Preference("p", "a", "b", "eve"),
-        Preference("p", "c", "a", "ann"), Preference("q", "b", "a", "ann"), Preference("q", "b", "a", "bob"),
-    ]  # fmt: skip
+        Preference("p", "a", "b", "ann"),
+        Preference("p", "b", "a", "bob"),
+        Preference("p", "a", "b", "eve"),
+        Preference("p", "c", "a", "ann"),
+        Preference("q", "b", "a", "ann"),
+        Preference("q", "b", "a", "bob"),
+    ]
     found = agreement(preference_opinions(said))
     assert found is not None and (found.annotators, found.units) == (3, 2)
     assert found.raw == pytest.approx((1 / 3 + 1) / 2)

@@ -39,8 +39,13 @@ def browser() -> Iterator[Chromium]:
 
 def fill(path: Path, count: int) -> None:
     """Pairs of which the one by "long" is longer; the first is full of markup."""
-    pairs = [CandidatePair(Candidate(f"prompt {i}", f"a long response, number {i}", "long"),
-                           Candidate(f"prompt {i}", f"short {i}", "short")) for i in range(count)]  # fmt: skip
+    pairs = [
+        CandidatePair(
+            Candidate(f"prompt {i}", f"a long response, number {i}", "long"),
+            Candidate(f"prompt {i}", f"short {i}", "short"),
+        )
+        for i in range(count)
+    ]
     pairs[0] = CandidatePair(Candidate(EVIL, EVIL, "long"), Candidate(EVIL, "short", "short"))
     with LabelStore(path) as store:
         store.add(comparisons(pairs, batch=BATCH))
@@ -153,8 +158,12 @@ def test_rankings_and_ratings_by_keys(browser: Chromium, tmp_path: Path) -> None
     path = tmp_path / "labels.sqlite"
     texts = ("best", "good", "fair", "bad")
     with LabelStore(path) as store:
-        store.add([Item("ranking", tuple(Candidate("rank these", t) for t in texts), BATCH),
-                   Item("rating", tuple(Candidate("rate these", t) for t in texts), BATCH)])  # fmt: skip
+        store.add(
+            [
+                Item("ranking", tuple(Candidate("rank these", t) for t in texts), BATCH),
+                Item("rating", tuple(Candidate("rate these", t) for t in texts), BATCH),
+            ]
+        )
     with page(path, BATCH, free_port()) as served:
         tab = enter(browser, served, "ada")
         shown = tab.evaluate(RESPONSES)

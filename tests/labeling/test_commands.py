@@ -53,8 +53,11 @@ def test_import_agreement_export_and_back(tmp_path: Path, capsys: pytest.Capture
     assert main(["preferences", "export", str(run), str(out)]) == 0
     assert "5 labels" in capsys.readouterr().out
     assert {(p.prompt, p.chosen, p.annotator) for p in read_preferences(out)} == {
-        ("p", "good", "ada"), ("p", "good", "bob"), ("q", "bad", "ada"), ("q", "x", "eve")
-    }  # fmt: skip
+        ("p", "good", "ada"),
+        ("p", "good", "bob"),
+        ("q", "bad", "ada"),
+        ("q", "x", "eve"),
+    }
     assert main(["preferences", "export", str(run), str(out), "--log"]) == 0
     assert len(out.read_text().splitlines()) == 5
 
@@ -96,8 +99,11 @@ def test_what_is_put_before_people(tmp_path: Path) -> None:
     for round in (1, 2):
         folder = tmp_path / f"round-{round}" / "collect"
         folder.mkdir(parents=True)
-        rows = [{"prompt": f"p{i}", "response": f"{round}-{i}-{j}", "source": "sft", "temperature": 1.3}
-                for i in range(3) for j in range(4)]  # fmt: skip
+        rows = [
+            {"prompt": f"p{i}", "response": f"{round}-{i}-{j}", "source": "sft", "temperature": 1.3}
+            for i in range(3)
+            for j in range(4)
+        ]
         write_lines(folder / "candidates.jsonl", rows)
     with LabelStore(tmp_path / STORE_FILE) as store:
         assert fill(LabelOptions(tmp_path, labels_per_item=2), store) == ("round 2", 0)
@@ -157,9 +163,11 @@ def test_candidates_of_files(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "c.jsonl", [several, single | {"source": "x", "temperature": 2}])
     found = read_candidates(file)
     assert [(c.response, c.source, c.temperature) for c in found] == [("a", "", 1.0), ("b", "", 1.0), ("c", "x", 2)]
-    for record, message in (({"prompt": "p", "responses": [1]}, '"responses" to hold texts, got 1'),
-                            ({"prompt": "p", "response": "c", "temperature": "hot"}, 'line 1: expected "temperature"'),
-                            ({"prompt": "p"}, 'expected the field "response"')):  # fmt: skip
+    for record, message in (
+        ({"prompt": "p", "responses": [1]}, '"responses" to hold texts, got 1'),
+        ({"prompt": "p", "response": "c", "temperature": "hot"}, 'line 1: expected "temperature"'),
+        ({"prompt": "p"}, 'expected the field "response"'),
+    ):
         with pytest.raises(ValueError, match=message):
             read_candidates(write_lines(tmp_path / "bad.jsonl", [record]))
 

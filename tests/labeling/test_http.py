@@ -31,8 +31,10 @@ ADDRESS = "http://127.0.0.1:8765"
 @pytest.fixture
 def store(tmp_path: Path):
     with LabelStore(tmp_path / "labels.sqlite") as store:
-        pairs = [CandidatePair(Candidate(f"p{i}", f"a{i}", "the secret policy"), Candidate(f"p{i}", f"b{i}", "another"))
-                 for i in range(6)]  # fmt: skip
+        pairs = [
+            CandidatePair(Candidate(f"p{i}", f"a{i}", "the secret policy"), Candidate(f"p{i}", f"b{i}", "another"))
+            for i in range(6)
+        ]
         store.add(comparisons(pairs, batch=BATCH))
         yield store
 
@@ -78,8 +80,12 @@ def test_no_script_of_the_page_sets_markup() -> None:
 def test_without_the_token_nothing_is_told(client: TestClient, store: LabelStore, given: str | None) -> None:
     client.headers.pop("Authorization")
     headers = {} if given is None else {"Authorization": given}
-    for method, path, body in (("GET", "/api/session", None), ("POST", "/api/lease", {"annotator": "a"}),
-                               ("POST", "/api/judgements", {}), ("GET", "/api/nothing", None)):  # fmt: skip
+    for method, path, body in (
+        ("GET", "/api/session", None),
+        ("POST", "/api/lease", {"annotator": "a"}),
+        ("POST", "/api/judgements", {}),
+        ("GET", "/api/nothing", None),
+    ):
         answer = client.request(method, path, json=body, headers=headers)
         assert answer.status_code == 401 and "expected the token" in answer.json()["error"]
     assert store.log() == []
@@ -87,9 +93,17 @@ def test_without_the_token_nothing_is_told(client: TestClient, store: LabelStore
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("127.0.0.1:8765", 200), ("localhost", 200), ("LOCALHOST:9", 200), ("[::1]:8765", 200),
-     ("evil.example", 421), ("127.0.0.1.evil.example:8765", 421), ("10.0.0.7", 421), ("", 421)],
-)  # fmt: skip
+    [
+        ("127.0.0.1:8765", 200),
+        ("localhost", 200),
+        ("LOCALHOST:9", 200),
+        ("[::1]:8765", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example:8765", 421),
+        ("10.0.0.7", 421),
+        ("", 421),
+    ],
+)
 def test_only_our_own_hosts(client: TestClient, host: str, status: int) -> None:
     answer = client.get("/api/session", headers={"Host": host})
     assert answer.status_code == status

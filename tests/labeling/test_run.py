@@ -76,8 +76,11 @@ def test_a_run_waits_for_people_and_goes_on(tmp_path: Path) -> None:
     root = run(web_config(tmp_path / "run"), task=task, console=console)
     person.join(20)
     assert person.failure is None and person.count == 12
-    saved = [p for name in ("preferences", "heldout_preferences")
-             for p in read_preferences(root / "round-1" / "collect" / f"{name}.jsonl")]  # fmt: skip
+    saved = [
+        p
+        for name in ("preferences", "heldout_preferences")
+        for p in read_preferences(root / "round-1" / "collect" / f"{name}.jsonl")
+    ]
     assert len(saved) == 12 and {p.annotator for p in saved} == {"a person"}
     for p in saved:
         better, worse = count_good([], [p.chosen, p.rejected])

@@ -188,9 +188,13 @@ def test_other_files_are_not_taken_for_a_store(tmp_path: Path) -> None:
 
 
 def test_judgements_become_preferences(store: LabelStore, tmp_path: Path) -> None:
-    store.add([*comparisons(pairs(3), batch=BATCH, round=2),
-               Item("ranking", tuple(Candidate("q", r, r.upper()) for r in "xyz"), BATCH, 2),
-               Item("rating", tuple(Candidate("q", r, r.upper()) for r in "xy"), BATCH, 2)])  # fmt: skip
+    store.add(
+        [
+            *comparisons(pairs(3), batch=BATCH, round=2),
+            Item("ranking", tuple(Candidate("q", r, r.upper()) for r in "xyz"), BATCH, 2),
+            Item("rating", tuple(Candidate("q", r, r.upper()) for r in "xy"), BATCH, 2),
+        ]
+    )
     store.record(chosen("1", 1, place=1))
     store.record(Judgement("2", 2, "ada", "tie"))
     store.record(Judgement("3", 3, "ada", "skip"))

@@ -25,11 +25,22 @@ from tests.toy import PROMPTS
 # -- the rules ---------------------------------------------------------------------------------------------------------
 
 STEADY = {
-    "score": 0.0, "score_std": 1.0, "kl": 2.0, "kl_per_token": 0.2, "entropy": 1.0, "response_length": 10.0,
-    "missing_eos": 0.0, "score_length_correlation": 0.0, "repetition": 0.05, "ref_perplexity": 3.0,
-    "disagreement": 0.1, "explained_variance": 0.5, "held_out_perplexity": 3.0, "pattern/refusal": 0.0,
+    "score": 0.0,
+    "score_std": 1.0,
+    "kl": 2.0,
+    "kl_per_token": 0.2,
+    "entropy": 1.0,
+    "response_length": 10.0,
+    "missing_eos": 0.0,
+    "score_length_correlation": 0.0,
+    "repetition": 0.05,
+    "ref_perplexity": 3.0,
+    "disagreement": 0.1,
+    "explained_variance": 0.5,
+    "held_out_perplexity": 3.0,
+    "pattern/refusal": 0.0,
     "evaluation/quiz": 0.8,
-}  # fmt: skip
+}
 ERRORS = {name: 0.01 for name in STEADY if name not in ("score_std", "explained_variance", "held_out_perplexity")}
 
 
@@ -118,8 +129,9 @@ def test_once_an_episode_of_trouble_and_again_after_it():
     records = history(*[high] * 5, *[half] * 5, *[high] * 5, *[low] * 5, *[high] * 5)
     fired = alarms_of(records)
     assert [(alarm.name, alarm.tokens, alarm.until) for alarm in fired] == [
-        ("kl_high", 500, 2000), ("kl_high", 2500, None)
-    ]  # fmt: skip
+        ("kl_high", 500, 2000),
+        ("kl_high", 2500, None),
+    ]
 
 
 def test_what_an_alarm_says():
@@ -196,9 +208,16 @@ def tiny_run(
 ):
     """A tiny policy on ragged responses, watched."""
     env = TokenVectorEnv(
-        16, prompts=PROMPTS, tokenizer=tiny.tiny_tokenizer(), reference=Shared(start or reference()), reward=reward,
-        max_new_tokens=max_new_tokens, kl_coef=kl_coef, reward_timing="deferred", stop_token_ids=(1, 5, 9, 13),
-    )  # fmt: skip
+        16,
+        prompts=PROMPTS,
+        tokenizer=tiny.tiny_tokenizer(),
+        reference=Shared(start or reference()),
+        reward=reward,
+        max_new_tokens=max_new_tokens,
+        kl_coef=kl_coef,
+        reward_timing="deferred",
+        stop_token_ids=(1, 5, 9, 13),
+    )
     settings = {"n_episodes": 48, "batch_size": 16, "n_epochs": 3, "seed": 0, "device": "cpu"} | agent
     model = TokenPPO("LMPolicy", env, learning_rate=learning_rate, **settings)
     monitor = monitor or RLHFMonitor(verbose=0)
@@ -284,9 +303,11 @@ def test_a_run_that_learns_nothing_sounds_kl_low():
 
 def test_a_pattern_and_an_evaluation_of_ones_own_sound():
     monitor = RLHFMonitor(
-        verbose=0, patterns={"bad": r"\bbad\b"}, every=1,
+        verbose=0,
+        patterns={"bad": r"\bbad\b"},
+        every=1,
         evaluations={"variety": lambda agent: float(agent.buffer.input_ids.unique().numel())},
-    )  # fmt: skip
+    )
     tiny_run(words_reward(lambda words: words.count("bad")), monitor=monitor)
     assert {"pattern/bad", "evaluation/variety"} <= fired(monitor)
 
@@ -299,9 +320,14 @@ def test_a_healthy_run_is_silent(seed):
         verbose=0, ensemble=members, patterns={"bad": r"\bbad\b"}, held_out_texts=["the film is good"], every=2
     )
     tiny_run(
-        words_reward(lambda words: words[:1] in (["good"], ["fine"], ["fun"])), kl_coef=0.3, learning_rate=3e-3,
-        rollouts=24, monitor=monitor, seed=seed, vf_coef=1.0,
-    )  # fmt: skip
+        words_reward(lambda words: words[:1] in (["good"], ["fine"], ["fun"])),
+        kl_coef=0.3,
+        learning_rate=3e-3,
+        rollouts=24,
+        monitor=monitor,
+        seed=seed,
+        vf_coef=1.0,
+    )
     assert fired(monitor) == set()
     assert len(monitor._alarms.states) == 11
     assert monitor.records[-1].figures["score"] > monitor.records[0].figures["score"] + 0.1
@@ -312,9 +338,16 @@ def test_a_healthy_run_is_silent(seed):
 
 def test_an_alarm_may_end_training_and_does_so_again_after_resuming(tmp_path):
     env = TokenVectorEnv(
-        16, prompts=PROMPTS, tokenizer=tiny.tiny_tokenizer(), reference=Shared(reference()), reward=words_reward(len),
-        max_new_tokens=16, kl_coef=0.0, reward_timing="deferred", stop_token_ids=(1, 5, 9, 13),
-    )  # fmt: skip
+        16,
+        prompts=PROMPTS,
+        tokenizer=tiny.tiny_tokenizer(),
+        reference=Shared(reference()),
+        reward=words_reward(len),
+        max_new_tokens=16,
+        kl_coef=0.0,
+        reward_timing="deferred",
+        stop_token_ids=(1, 5, 9, 13),
+    )
     model = TokenPPO("LMPolicy", env, learning_rate=5e-3, n_episodes=48, batch_size=16, seed=0, device="cpu")
     monitor = RLHFMonitor(verbose=0, folder=tmp_path, stop_on=("missing_eos", "length"))
     model.learn(100_000, callback=monitor)

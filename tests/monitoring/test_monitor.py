@@ -73,24 +73,36 @@ def test_every_measure_by_hand():
     figures = measure(seen, texts, {"refusal": re.compile(REFUSAL), "fun": re.compile("fun")})
     values = {name: figure.value for name, figure in figures.items()}
     expected = {
-        "score": 2.0, "score_std": math.sqrt(2), "response_length": 8 / 3, "missing_eos": 1 / 3,
+        "score": 2.0,
+        "score_std": math.sqrt(2),
+        "response_length": 8 / 3,
+        "missing_eos": 1 / 3,
         "entropy": 8 / 8,  # Σ −log π = 3 + 3 + 2 over eight tokens
         "ref_perplexity": math.exp(10 / 8),  # Σ −log π_ref = 5 + 3.5 + 1.5
-        "kl": 2 / 3, "kl_per_token": 2 / 8,  # 10 − 8 nats over three episodes, over eight tokens
+        "kl": 2 / 3,
+        "kl_per_token": 2 / 8,  # 10 − 8 nats over three episodes, over eight tokens
         "repetition": (1 / 3) / 3,  # pairs 56 65 56 | 71 | 56: one of three, none, none
-        "longest_repeat": 2 / 3, "distinct_1": 4 / 8, "distinct_2": 3 / 5, "distinct_responses": 1.0,
+        "longest_repeat": 2 / 3,
+        "distinct_1": 4 / 8,
+        "distinct_2": 3 / 5,
+        "distinct_responses": 1.0,
         "score_length_correlation": 1.0,
-        "disagreement": (1 + 0 + 1.5) / 3, "explained_variance": 0.25,
-        "pattern/refusal": 2 / 3, "pattern/fun": 1 / 3,
-    }  # fmt: skip
+        "disagreement": (1 + 0 + 1.5) / 3,
+        "explained_variance": 0.25,
+        "pattern/refusal": 2 / 3,
+        "pattern/fun": 1 / 3,
+    }
     assert values.keys() == expected.keys()
     for name, value in expected.items():
         assert values[name] == pytest.approx(value), name
     top = kl_tokens(seen)
     # token 5: +1 (first), 0, 0; 6: +1, 0, −.5; 7: +.5; 1: 0
     assert [(part.token, part.occurrences, part.total, part.share) for part in top] == [
-        (5, 3, 1.0, 0.5), (6, 3, 0.5, 0.25), (7, 1, 0.5, 0.25), (1, 1, 0.0, 0.0)
-    ]  # fmt: skip
+        (5, 3, 1.0, 0.5),
+        (6, 3, 0.5, 0.25),
+        (7, 1, 0.5, 0.25),
+        (1, 1, 0.0, 0.0),
+    ]
 
 
 def test_errors_of_means_shares_and_ratios():
@@ -173,10 +185,11 @@ def test_a_reference_that_follows_hides_no_drift_from_the_monitor():
     agent.learn(150, callback=monitor)
     record, buffer = monitor.records[-1], agent.buffer
     rows = [
-        token_log_probs(agent.engine.token_reward.reference, torch.from_numpy(e.input_ids)[None],
-                        torch.tensor([len(e.input_ids)]))[0, e.action_mask]
+        token_log_probs(
+            agent.engine.token_reward.reference, torch.from_numpy(e.input_ids)[None], torch.tensor([len(e.input_ids)])
+        )[0, e.action_mask]
         for e in buffer.episodes
-    ]  # fmt: skip
+    ]
     nats = -sum(float(row.sum()) for row in rows) / int(buffer.response_lengths.sum())
     assert record.figures["ref_perplexity"] == pytest.approx(math.exp(nats), rel=1e-4)
     assert record.figures["kl"] == pytest.approx(agent.rollout.mean_kl_from_first, abs=1e-4)
@@ -214,9 +227,15 @@ def folder(tmp_path_factory):
 def stock_agent(name, folder, env):
     kind, settings = STOCK[name]
     return kind(
-        LMActorCriticPolicy, env, policy_kwargs={"model": folder}, gamma=1.0, seed=0, device="cpu", learning_rate=0.0,
+        LMActorCriticPolicy,
+        env,
+        policy_kwargs={"model": folder},
+        gamma=1.0,
+        seed=0,
+        device="cpu",
+        learning_rate=0.0,
         **settings,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", STOCK)
@@ -226,8 +245,16 @@ def test_stock_agents_are_watched(name, folder):
     agent.learn(400, callback=[AttachPolicy(), monitor])
     assert len(monitor.records) >= 2
     last = monitor.records[-1].figures
-    expected = {"score", "kl", "entropy", "ref_perplexity", "repetition", "pattern/good", "held_out_perplexity",
-                "explained_variance"}  # fmt: skip
+    expected = {
+        "score",
+        "kl",
+        "entropy",
+        "ref_perplexity",
+        "repetition",
+        "pattern/good",
+        "held_out_perplexity",
+        "explained_variance",
+    }
     assert expected <= last.keys()
     # the policy does not move: the cross-entropy is entropy and KL, and stays
     assert last["kl_per_token"] == pytest.approx(math.log(last["ref_perplexity"]) - last["entropy"], abs=1e-4)

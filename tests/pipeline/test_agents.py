@@ -34,8 +34,13 @@ from tests.run_folders import read_page
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 
 NAMES = {
-    "a2c": "A2C", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRPO", "dpo": "DPO", "best_of_n": "best of 3",
-}  # fmt: skip
+    "a2c": "A2C",
+    "reinforce": "REINFORCE",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "dpo": "DPO",
+    "best_of_n": "best of 3",
+}
 CLASSES = {kind.name: kind for kind in AGENTS}
 
 

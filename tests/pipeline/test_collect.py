@@ -66,8 +66,12 @@ def test_every_setting_of_every_policy() -> None:
     writers = writers_of(config, [("a", "A"), ("b", "B")], best_of=True)
     assert len(writers) == 2 * (4 + 1 + 4)
     assert [(str(w.decoding), w.temperature, w.top_p) for w in writers[:5]] == [
-        ("sample", 0.7, 0.9), ("sample", 0.7, 1.0), ("sample", 1.3, 0.9), ("sample", 1.3, 1.0), ("greedy", 1.0, 1.0),
-    ]  # fmt: skip
+        ("sample", 0.7, 0.9),
+        ("sample", 0.7, 1.0),
+        ("sample", 1.3, 0.9),
+        ("sample", 1.3, 1.0),
+        ("greedy", 1.0, 1.0),
+    ]
     assert len(writers_of(config, [("a", "A")], best_of=False)) == 5
 
 
@@ -87,10 +91,15 @@ def test_sources_are_found_by_round(tmp_path: Path, pretrained: Path) -> None:
 def test_candidates_say_who_wrote_them_and_how(tmp_path: Path, pretrained: Path) -> None:
     other = save_model(tmp_path / "other", seed=5)
     run = prepared(
-        tmp_path, pretrained,
-        sources=("sft", str(other)), decodings=("sample", "greedy"), temperatures=(1.0, 2.0), top_ps=(0.8,),
-        samples_per_prompt=6, num_prompts=5,
-    )  # fmt: skip
+        tmp_path,
+        pretrained,
+        sources=("sft", str(other)),
+        decodings=("sample", "greedy"),
+        temperatures=(1.0, 2.0),
+        top_ps=(0.8,),
+        samples_per_prompt=6,
+        num_prompts=5,
+    )
     candidates = draw_candidates(run, 1)
     assert len(candidates) == 30 and [c.prompt for c in candidates[:6]] == [candidates[0].prompt] * 6
     kinds = Counter((c.source, c.decoding, c.temperature, c.top_p) for c in candidates)

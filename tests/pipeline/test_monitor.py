@@ -62,10 +62,13 @@ def test_a_run_is_watched_and_says_so(tmp_path: Path) -> None:
     task = tiny_task(save_model(tmp_path / "model"))
     console = quiet()
     config = tiny_config(
-        tmp_path / "run", without_kl=True, monitor=MonitorConfig(
+        tmp_path / "run",
+        without_kl=True,
+        monitor=MonitorConfig(
             patterns=("good=good",), held_out=held_out, every=2, stop_on=("kl_high",), thresholds=SOUNDS
-        ), agent=replace(tiny_config(tmp_path).agent, total_tokens=400),
-    )  # fmt: skip
+        ),
+        agent=replace(tiny_config(tmp_path).agent, total_tokens=400),
+    )
     run(config, task=task, console=console)
     folder = RunFolder(config.run_dir)
     seed = folder.seed("train", 1, 0)

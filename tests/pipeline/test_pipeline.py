@@ -104,8 +104,11 @@ def test_the_evaluation_is_about_heldout_prompts_and_all_policies(finished: tupl
     assert metrics is not None and metrics["judge"] == "gold" and metrics["prompts"] == 6
     assert [p["kind"] for p in metrics["policies"]] == ["sft", "best_of", "train", "train", "without_kl", "without_kl"]
     assert [(r["kind"], r["seeds"]) for r in metrics["summary"]] == [
-        ("sft", 1), ("best_of", 1), ("train", 2), ("without_kl", 2),
-    ]  # fmt: skip
+        ("sft", 1),
+        ("best_of", 1),
+        ("train", 2),
+        ("without_kl", 2),
+    ]
     sft, best, *others = metrics["policies"]
     assert sft["kl"] == [0.0, 0.0] and "wins_sft" not in sft
     assert best["kl"][0] == pytest.approx(np.log(2) - 0.5)

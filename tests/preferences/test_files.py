@@ -159,7 +159,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ({**PLAIN, "prompt": [MESSAGE, ANSWER]}, "for the assistant to answer, got the roles user, assistant"),
         ({"chosen": [MESSAGE, ANSWER], "rejected": [ANSWER, ANSWER]}, "share every message but the last"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_line_is_named(write: Callable[..., Path], record: object, message: str) -> None:
     path = write(PLAIN, "", record)
     with pytest.raises(ValueError, match=message) as caught:

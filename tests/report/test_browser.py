@@ -72,8 +72,12 @@ def test_it_opens_from_disk_asks_for_nothing_and_fits(name: str, browser: Chromi
         assert tab.evaluate("performance.getEntriesByType('resource').length") == 0
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
         if name != "views":
-            inks.append(tab.evaluate("[document.body, document.querySelector('h1')].map((e) => "
-                                     "getComputedStyle(e).backgroundColor + getComputedStyle(e).color)"))  # fmt: skip
+            inks.append(
+                tab.evaluate(
+                    "[document.body, document.querySelector('h1')].map((e) => "
+                    "getComputedStyle(e).backgroundColor + getComputedStyle(e).color)"
+                )
+            )
             assert tab.evaluate("[...document.querySelectorAll('svg.chart')].every((s) => s.getBBox().height > 100)")
         assert tab.problems == []
     if inks:
@@ -102,8 +106,10 @@ def test_pointing_at_a_token_shows_its_figures(browser: Chromium, pages: dict[st
         assert name in shown
     assert shown.splitlines()[0] == tab.evaluate(TOKEN.format(3) + ".textContent")
     assert f"{figures[3]:+.2f}".replace("-", "−") in shown
-    box = tab.evaluate("(() => { const b = document.getElementById('tip').getBoundingClientRect(); "
-                       "return [b.left, b.top, innerWidth - b.right, innerHeight - b.bottom] })()")  # fmt: skip
+    box = tab.evaluate(
+        "(() => { const b = document.getElementById('tip').getBoundingClientRect(); "
+        "return [b.left, b.top, innerWidth - b.right, innerHeight - b.bottom] })()"
+    )
     assert min(box) >= 0, "wholly in the window"
     tab("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
     assert tab.evaluate(TIP) == ""
@@ -146,8 +152,10 @@ def test_the_keyboard_goes_through_tokens_and_colours(browser: Chromium, pages: 
 @pytest.mark.parametrize("name", ["one", "three"])
 def test_every_colouring_is_another(name: str, browser: Chromium, pages: dict[str, Path]) -> None:
     tab = load(browser, pages[name])
-    tab.evaluate("document.head.append(Object.assign(document.createElement('style'), "
-                 "{textContent: '.tok { transition: none !important }'}))")  # fmt: skip
+    tab.evaluate(
+        "document.head.append(Object.assign(document.createElement('style'), "
+        "{textContent: '.tok { transition: none !important }'}))"
+    )
     seen = []
     for by in ("KL", "value", "return", "advantage"):
         tab.evaluate(f"document.querySelector('input[value={by}]').click()")

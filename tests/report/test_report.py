@@ -332,10 +332,15 @@ def test_a_band_is_cut_off_and_does_not_stretch_the_picture() -> None:
 
 
 def test_seeds_are_averaged_on_tokens_they_all_reach(tmp_path: Path) -> None:
-    histories = Histories({"train": [
-        [{"tokens": 100, "rlhf/kl": 0.0}, {"tokens": 300, "rlhf/kl": 2.0}],
-        [{"tokens": 100, "rlhf/kl": 2.0}, {"tokens": 200, "rlhf/kl": 4.0}],
-    ]}, ())  # fmt: skip
+    histories = Histories(
+        {
+            "train": [
+                [{"tokens": 100, "rlhf/kl": 0.0}, {"tokens": 300, "rlhf/kl": 2.0}],
+                [{"tokens": 100, "rlhf/kl": 2.0}, {"tokens": 200, "rlhf/kl": 4.0}],
+            ]
+        },
+        (),
+    )
     tokens, kl = histories.curve("train", "rlhf/kl")
     assert tokens == pytest.approx([100, 200]) and kl == pytest.approx([1.0, 2.5])
     assert len(histories.curve("train", "rlhf/gold")[0]) == 0

@@ -252,9 +252,14 @@ def test_an_environment_takes_it_as_a_folder_and_shared(tmp_path: Path) -> None:
     scores = []
     for reward in (Shared(ensemble), tmp_path / "reward"):
         env = TokenVectorEnv(
-            2, prompts=["the film", "a plot"], tokenizer=tiny_tokenizer(), reference=None, reward=reward,
-            max_new_tokens=2, kl_coef=0.0,
-        )  # fmt: skip
+            2,
+            prompts=["the film", "a plot"],
+            tokenizer=tiny_tokenizer(),
+            reference=None,
+            reward=reward,
+            max_new_tokens=2,
+            kl_coef=0.0,
+        )
         env.reset(seed=0)
         env.step(np.array([3, 4]))
         scores.append(env.step(np.array([5, 6]))[1])
@@ -268,10 +273,14 @@ def test_a_run_trains_one_and_learns_from_it(tmp_path: Path) -> None:
     config = replace(
         config,
         reward=replace(
-            config.reward, members=2, trunk="shared", aggregate="uwo", uncertainty_weight=0.5,
+            config.reward,
+            members=2,
+            trunk="shared",
+            aggregate="uwo",
+            uncertainty_weight=0.5,
             training=replace(config.reward.training, bootstrap=True),
         ),
-    )  # fmt: skip
+    )
     console = quiet()
     folder = RunFolder(run(config, task=tiny_task(pretrained), console=console))
     assert "2 models on" in said(console)
