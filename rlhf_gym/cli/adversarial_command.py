@@ -12,7 +12,7 @@ from rich.table import Table
 from rlhf_gym.cli.options import AdversarialOptions
 from rlhf_gym.lm import quiet_transformers
 from rlhf_gym.pipeline import prepare
-from rlhf_gym.pipeline.adversarial import adversarial, check_round
+from rlhf_gym.pipeline.adversarial import add_adversarial_pairs, check_round
 from rlhf_gym.pipeline.context import use_threads
 from rlhf_gym.pipeline.reward import adversarial_folder
 from rlhf_gym.settings import read_config
@@ -36,7 +36,7 @@ def adversarial_command(options: AdversarialOptions) -> int:
     check_round(run, options.search.round)
     use_threads(run)
     with run.folder.occupied(), quiet_transformers():
-        metrics = adversarial(run, options.search)
+        metrics = add_adversarial_pairs(run, options.search)
     print_adversarial(console, metrics)
     where = adversarial_folder(run, options.search.round)
     console.print(

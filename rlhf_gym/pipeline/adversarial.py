@@ -44,7 +44,7 @@ WITHOUT_KL = "without_kl"
 _FIRST_PART = 99  # numbers these labels among the parts of their round, each of which has its own random draws
 
 
-def adversarial(run: Run, config: AdversarialConfig) -> dict[str, Any]:
+def add_adversarial_pairs(run: Run, config: AdversarialConfig) -> dict[str, Any]:
     """Find, label, retrain and measure; everything goes to `adversarial/round-K/` in the run's folder.
 
     From then on the pairs belong to the run. The reward models of later rounds are trained on them too, and so is this

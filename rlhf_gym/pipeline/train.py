@@ -63,7 +63,7 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
     for place, seed in enumerate(run.seeds):
         if read_json(run.folder.seed(stage, round, seed) / METRICS_FILE) is None:
             of = "" if len(run.seeds) == 1 else f", seed {place + 1} of {len(run.seeds)}"
-            train(run, stage, round, seed, reward=reward, label=label + of)
+            train_agent(run, stage, round, seed, reward=reward, label=label + of)
     logs = [iterations(run.folder.seed(stage, round, seed)) for seed in run.seeds]
     ends = [read_json(run.folder.seed(stage, round, seed) / METRICS_FILE) for seed in run.seeds]
     limit = settings.kl_limit
@@ -92,7 +92,7 @@ def _without_learning(run: Run, round: int) -> dict[str, Any]:
     return {"agent": label, "seeds": run.seeds, "tokens": [0] * len(run.seeds), "first": {}, "last": {}}
 
 
-def train(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, label: str) -> None:
+def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Shared, label: str) -> None:
     """Train one seed's agent, from its checkpoint if it has one, into its folder.
 
     On Ctrl-C, and where what scores the responses fails, the agent is saved as it was after its last whole iteration,

@@ -11,7 +11,14 @@ import pytest
 from rlhf_gym.cli import main
 from rlhf_gym.cli.adversarial_command import print_adversarial
 from rlhf_gym.pipeline import Run, prepare, run
-from rlhf_gym.pipeline.adversarial import EDITS, WITHOUT_KL, AdversarialConfig, adversarial, find_pairs, kind_of
+from rlhf_gym.pipeline.adversarial import (
+    EDITS,
+    WITHOUT_KL,
+    AdversarialConfig,
+    add_adversarial_pairs,
+    find_pairs,
+    kind_of,
+)
 from rlhf_gym.pipeline.reward import adversarial_folder, training_preferences
 from rlhf_gym.preferences import read_preferences
 from rlhf_gym.rewards import RewardModel
@@ -32,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def metrics(finished: Run) -> dict:
-    return adversarial(finished, CONFIG)
+    return add_adversarial_pairs(finished, CONFIG)
 
 
 def test_pairs_are_edits_of_normal_responses_that_the_policy_could_have_written(finished: Run) -> None:
@@ -99,7 +106,7 @@ def test_a_run_without_the_round_is_refused(tmp_path: Path, capsys: pytest.Captu
     task = tiny_task(save_model(tmp_path / "model"), demonstrations=[])
     prepared = prepare(tiny_config(tmp_path / "run"), task=task, console=quiet())
     with pytest.raises(ValueError, match="expected the reward model of round 1"):
-        adversarial(prepared, CONFIG)
+        add_adversarial_pairs(prepared, CONFIG)
     assert main(["adversarial", str(tmp_path / "nothing")]) == 2
     assert "expected the folder of a run" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected tries >= 1, got 0"):
@@ -109,4 +116,4 @@ def test_a_run_without_the_round_is_refused(tmp_path: Path, capsys: pytest.Captu
 def test_a_reward_model_that_falls_for_nothing_is_said_to(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlhf_gym.pipeline.adversarial._gaps", lambda reward, pairs: -np.ones(len(pairs)))
     with pytest.raises(ValueError, match="scores each edited response below the unedited one"):
-        adversarial(finished, replace(CONFIG, seed=5))
+        add_adversarial_pairs(finished, replace(CONFIG, seed=5))
