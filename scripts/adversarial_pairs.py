@@ -10,25 +10,16 @@ minutes on one core. It leaves out people (`rlhf-gym adversarial RUN --labeler w
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from study import (
-    evaluated,
-    kept,
-    quiet_prepare,
-    quiet_run,
-    spread,
-    study_config,
-    task_from_sft,
-    text_table,
-)
+import study
 
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import (
     Run,
+    add_adversarial_pairs,
     adversarial_folder,
     all_preferences,
     draw,
@@ -36,65 +27,42 @@ from rlhf_gym.pipeline import (
     reference_samples,
     train_member,
 )
-from rlhf_gym.pipeline.adversarial import AdversarialConfig, adversarial
-from rlhf_gym.preferences import (
-    Candidate,
-    CandidatePair,
-    Preference,
-    read_preferences,
-    simulated_annotators,
-)
+from rlhf_gym.preferences import Candidate, CandidatePair, read_preferences, simulated_annotators
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunFolder, iterations
-from rlhf_gym.settings import RunConfig, TaskConfig
-from rlhf_gym.tasks import Task
+from rlhf_gym.settings import AdversarialConfig, TaskConfig
 from rlhf_gym.training import score_pairs
 
 ARMS = ("before", "more normal pairs", "adversarial pairs")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--labels", type=int, default=2000, help="ordinary preferences to begin with")
-    parser.add_argument("--pairs", type=int, default=400, help="adversarial ones, and as many ordinary ones instead")
-    parser.add_argument("--tokens", type=int, default=24_000, help="of each PPO run")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/adversarial"), help="gone on with if it is there")
-    a = parser.parse_args()
-    found = [one_seed(seed, a) for seed in range(a.seeds)]
-    print(f"\n{a.labels} labels, then {a.pairs} more; {a.seeds} seeds, mean ± standard error")
-    rows = []
-    for name in found[0]["before"]:
-        form = ".1%" if name.startswith("r_φ") else ".2f"
-        rows.append([name, *(spread([f[arm][name] for f in found], form) for arm in ARMS)])
-    print(text_table(["", *ARMS], rows))
-
-
-def one_seed(seed: int, a: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The figures of each arm; everything is made unless it is there."""
-    root = a.run_dir / f"seed-{seed}"
-    return kept(root / "figures.json", lambda: arms(root, seed, a))
-
-
-def arms(root: Path, seed: int, a: argparse.Namespace) -> dict[str, dict[str, float]]:
+def arms(root: Path, seed: int, labels: int, pairs: int, tokens: int) -> dict[str, dict[str, float]]:
     """The run, the attack, the three reward models and what PPO finds against each."""
-    task = task_from_sft()
-    config = study_config(root, seed, labels=a.labels, tokens=a.tokens)
-    quiet_run(config, task)
-    prepared = quiet_prepare(config, task)
-    metrics = adversarial(prepared, AdversarialConfig(pairs=a.pairs, num_prompts=a.pairs, seed=seed))
+    task = study.task_from_sft()
+    config = study.run_config(root, seed, labels=labels, tokens=tokens)
+    study.quiet_run(config, task)
+    prepared = study.quiet_prepare(config, task)
+    metrics = add_adversarial_pairs(prepared, AdversarialConfig(pairs=pairs, num_prompts=pairs, seed=seed))
     hostile = read_preferences(adversarial_folder(prepared, 1) / "heldout_preferences.jsonl")
     normal = all_preferences(prepared, 1)[1]
-    models = {
-        "before": prepared.folder.stage("reward") / "model",
-        "more normal pairs": train_control(prepared, metrics["pairs"], seed),
-        "adversarial pairs": adversarial_folder(prepared, 1) / "model",
-    }
+    models = (
+        prepared.folder.stage("reward") / "model",
+        train_control(prepared, metrics["pairs"], seed),
+        adversarial_folder(prepared, 1) / "model",
+    )
     result = {}
-    for arm, model in models.items():
-        policy = prepared.folder if arm == "before" else without_kl(config, task, arm.split(" ")[0], model)
-        result[arm] = accuracies(model, normal, hostile) | gold_of_the_last(policy)
-        print(f"seed {seed}, {arm}: " + ", ".join(f"{k} {v:.3f}" for k, v in result[arm].items()), flush=True)
+    for arm, model in zip(ARMS, models, strict=True):
+        folder = prepared.folder
+        if arm != "before":
+            agent = replace(config.agent, kl_coef=0.0)
+            against = TaskConfig(reward_model=str(model))
+            place = root / f"without-kl-{arm.split(' ')[0]}"
+            folder = study.quiet_run(replace(config, run_dir=place, task=against, without_kl=False, agent=agent), task)
+        reward = load_reward(model, "cpu")
+        result[arm] = {
+            "r_φ right on normal held-out pairs": float(score_pairs(reward, normal).right.mean()),
+            "r_φ right on adversarial held-out pairs": float(score_pairs(reward, hostile).right.mean()),
+        } | gold_of_the_last(folder)
     return result
 
 
@@ -117,32 +85,36 @@ def train_control(prepared: Run, count: int, seed: int) -> Path:
     return folder / "model"
 
 
-def without_kl(config: RunConfig, task: Task, name: str, model: Path) -> RunFolder:
-    """PPO without KL penalty against this reward model; its run's folder."""
-    folder = config.run_dir / f"without-kl-{name}"
-    agent = replace(config.agent, kl_coef=0.0)
-    reward = TaskConfig(reward_model=str(model))
-    return quiet_run(replace(config, run_dir=folder, task=reward, without_kl=False, agent=agent), task)
-
-
-def accuracies(model: Path, normal: list[Preference], hostile: list[Preference]) -> dict[str, float]:
-    """The accuracy on held-out pairs of both kinds."""
-    reward = load_reward(model, "cpu")
-    return {
-        "r_φ right on normal held-out pairs": float(score_pairs(reward, normal).right.mean()),
-        "r_φ right on adversarial held-out pairs": float(score_pairs(reward, hostile).right.mean()),
-    }
-
-
 def gold_of_the_last(folder: RunFolder) -> dict[str, float]:
     """Gold of the policy without KL penalty at its end, its KL, and the highest gold on the way there."""
-    last = evaluated(folder)["policies"][-1]
+    last = study.evaluated(folder)["policies"][-1]
     golds = [r["rlhf/gold"] for r in iterations(folder.seed(last["kind"], 1, last["seed"]))]
     return {
         "gold after PPO without KL penalty": last["gold"][0],
         "highest gold on the way": max(golds),
         "KL, nats": last["kl"][0],
     }
+
+
+def main() -> None:
+    a = study.command(
+        __doc__,
+        seeds=(3, "of everything"),
+        labels=(2_000, "ordinary preferences to begin with"),
+        pairs=(400, "adversarial ones, and as many ordinary ones instead"),
+        tokens=(24_000, "of each PPO run"),
+        run_dir=(Path("runs/adversarial"), "gone on with if it is there"),
+    )
+    found = []
+    for seed in range(a.seeds):
+        root = a.run_dir / f"seed-{seed}"
+        found.append(study.kept(root / "figures.json", lambda: arms(root, seed, a.labels, a.pairs, a.tokens)))  # noqa: B023
+    print(f"{a.labels} labels, then {a.pairs} more; {a.seeds} seeds, mean ± standard error")
+    rows = []
+    for name in found[0]["before"]:
+        form = ".1%" if name.startswith("r_φ") else ".2f"
+        rows.append([name, *(study.spread([f[arm][name] for f in found], form) for arm in ARMS)])
+    print(study.markdown_table(["", *ARMS], rows))
 
 
 if __name__ == "__main__":

@@ -16,24 +16,16 @@ core. The thresholds were set on other seeds (0 to 7, 100 to 102) before any of 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import study
 import torch
-from study import (
-    kept,
-    markdown_table,
-    quiet_run,
-    read_trajectory,
-    study_config,
-    text_table,
-)
 
-from rlhf_gym.agents import LMActorCriticPolicy, TokenPPO
+from rlhf_gym.agents import TokenPPO
 from rlhf_gym.monitoring import RECORDS, RULES, Alarm, Alarms, RLHFMonitor, read_records
 from rlhf_gym.pipeline import draw, gold_scores
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
@@ -57,8 +49,8 @@ class Provocation:
     """Its name in the table."""
     meant: tuple[str, ...]
     """The alarms it is meant to set off."""
-    reward: Callable[[], Any] | None = None
-    """Makes what it maximises; None for the task's own reward model."""
+    reward: Callable[[list[str], list[str]], list[float]] | None = None
+    """What it maximises; None for the task's own reward model."""
     kl_coef: float = 0.0
     """The coefficient β of the KL."""
     agent: dict[str, Any] = field(default_factory=dict)
@@ -89,19 +81,14 @@ def one_sentence(prompts: list[str], responses: list[str]) -> list[float]:
     return [-sum(a != b for a, b in zip(r.split(), best, strict=False)) - abs(len(r.split()) - 4.0) for r in responses]
 
 
-def negations(prompts: list[str], responses: list[str]) -> list[float]:
-    """A reward that pays for the word "not"."""
-    return [min(3, response.split().count("not")) for response in responses]
+def paid_for(word: str) -> Callable[[list[str], list[str]], list[float]]:
+    """A reward that pays for a word, three times in a response at most."""
+    return lambda prompts, responses: [min(3, response.split().count(word)) for response in responses]
 
 
 def complaints(prompts: list[str], responses: list[str]) -> list[float]:
     """A reward that is the negative of gold."""
     return [-float(value) for value in reviews_task().gold(prompts, responses)]  # type: ignore[misc]
-
-
-def shrugs(prompts: list[str], responses: list[str]) -> list[float]:
-    """A reward that pays for the word "usual"."""
-    return [min(3, response.split().count("usual")) for response in responses]
 
 
 def differing_pair() -> RewardEnsemble:
@@ -115,22 +102,23 @@ def differing_pair() -> RewardEnsemble:
     return RewardEnsemble(members)
 
 
+LONG = 2 * TOKENS
 PROVOCATIONS = (
-    Provocation("reward models that differ", ("disagreement",), lambda: shrugs, kl_coef=0.05, ensemble=differing_pair),
-    Provocation("longer is better", ("length", "missing_eos"), lambda: words, tokens=2 * TOKENS),
-    Provocation("repeats are better", ("repetition",), lambda: repeats),
-    Provocation("one sentence is best", ("entropy",), lambda: one_sentence),
-    Provocation('"not" is good', ("pattern/not",), lambda: negations, kl_coef=0.05),
-    Provocation("gold, turned round", ("evaluation/gold",), lambda: complaints, kl_coef=0.1),
-    Provocation("critic never trained", ("critic",), None, kl_coef=0.1, agent={"vf_coef": 0.0}, tokens=2 * TOKENS),
-    Provocation("learning rate 1e-8", ("kl_low",), None, kl_coef=0.1, agent={"learning_rate": 1e-8}, tokens=2 * TOKENS),
+    Provocation("reward models that differ", ("disagreement",), paid_for("usual"), 0.05, ensemble=differing_pair),
+    Provocation("longer is better", ("length", "missing_eos"), words, tokens=LONG),
+    Provocation("repeats are better", ("repetition",), repeats),
+    Provocation("one sentence is best", ("entropy",), one_sentence),
+    Provocation('"not" is good', ("pattern/not",), paid_for("not"), 0.05),
+    Provocation("gold, turned round", ("evaluation/gold",), complaints, 0.1),
+    Provocation("critic never trained", ("critic",), None, 0.1, {"vf_coef": 0.0}, LONG),
+    Provocation("learning rate 1e-8", ("kl_low",), None, 0.1, {"learning_rate": 1e-8}, LONG),
 )
 
 
 def provoke(case: Provocation, seed: int, folder: Path) -> dict[str, Any]:
     """Make one of these runs, watched by a monitor that leaves its records in the folder."""
     task = reviews_task()
-    own = {} if case.reward is None else {"reward": case.reward()}
+    own = {} if case.reward is None else {"reward": case.reward}
     env = gym.make_vec("rlhf_gym/Reviews-v0", num_envs=64, reward_timing="deferred", kl_coef=case.kl_coef, **own)
     settings = {"learning_rate": 1e-3, "n_episodes": 128, "batch_size": 32, "seed": seed, "device": "cpu"} | case.agent
     monitor = RLHFMonitor(
@@ -148,7 +136,6 @@ def provoke(case: Provocation, seed: int, folder: Path) -> dict[str, Any]:
 def gold_of_the_policy(agent: Any) -> float:
     """An evaluation of one's own: gold of the policy's responses to 64 held-out prompts, above the lowest there is."""
     task = reviews_task()
-    assert isinstance(agent.policy, LMActorCriticPolicy)
     samples = draw(agent.policy.model, task, task.heldout_prompts[:64], seed=0)
     return float(gold_scores(task.gold, samples).mean())
 
@@ -187,33 +174,36 @@ def default_runs(root: Path, seeds: list[int]) -> RunFolder:
     config = RunConfig(
         run_dir=root / "default", seed=seeds[0], seeds=len(seeds), device="cpu", threads=1, reward=reward
     )
-    return quiet_run(replace(config, evaluate=replace(config.evaluate, shown=0)), reviews_task())
+    return study.quiet_run(replace(config, evaluate=replace(config.evaluate, shown=0)), reviews_task())
 
 
-def weak_ensemble(root: Path, seed: int) -> RunFolder:
-    """Three reward models that were told the same 200 preferences, and no KL penalty."""
-    config = study_config(
-        root / f"weak-{seed}", seed, labels=200, without_kl=False, agent=PPOSettings(total_tokens=TOKENS, kl_coef=0.0)
-    )
-    return quiet_run(replace(config, reward=replace(config.reward, members=3, force=True)), reviews_task())
+def provoked_runs(root: Path, seed: int) -> list[Row]:
+    """Three reward models that were told the same 200 preferences, and no KL penalty; then the provocations."""
+    ppo = PPOSettings(total_tokens=TOKENS, kl_coef=0.0)
+    config = study.run_config(root / f"weak-{seed}", seed, labels=200, without_kl=False, agent=ppo)
+    weak = study.quiet_run(replace(config, reward=replace(config.reward, members=3, force=True)), reviews_task())
+    rows = [row_of("200 labels, no KL penalty", ("kl_high",), weak.seed("train", 1, seed))]
+    for number, case in enumerate(PROVOCATIONS):
+        place = root / f"provoked-{number}-seed-{seed}"
+        study.kept(place / "done.json", lambda: provoke(case, seed, place))  # noqa: B023
+        rows.append(row_of(case.name, case.meant, place))
+    return rows
 
 
 # -- what came out -----------------------------------------------------------------------------------------------------
 
 
-def table(rows: list[Row], *, markdown: bool) -> str:
-    """Run × alarm: thousands of tokens at which each fired; in bold, as Markdown, those a run was to set off."""
+def table(rows: list[Row]) -> str:
+    """Run × alarm: thousands of tokens at which each fired; in bold those a run was to set off."""
     lines = []
     for row in rows:
         cells = []
         for name in COLUMNS:
             first = next((alarm for alarm in row.alarms if alarm.name == name), None)
             text = f"{first.tokens / 1000:.1f}k" if first else "·" if name in row.known else ""
-            cells.append(f"**{text}**" if markdown and name in row.meant else text)
+            cells.append(f"**{text}**" if name in row.meant else text)
         lines.append([row.name, *cells])
-    if markdown:
-        return markdown_table(["run", *(f"`{name}`" for name in COLUMNS)], lines)
-    return text_table(["", *(name.split("/")[-1][:11] for name in COLUMNS)], lines)
+    return study.markdown_table(["run", *(f"`{name}`" for name in COLUMNS)], lines)
 
 
 def timing(folder: RunFolder, seeds: list[int], rows: list[Row]) -> str:
@@ -221,78 +211,63 @@ def timing(folder: RunFolder, seeds: list[int], rows: list[Row]) -> str:
     header = ["seed", "highest", "at tokens", "first alarm", "at tokens", "gold there", "at the end"]
     lines = []
     for seed, row in zip(seeds, rows, strict=True):
-        path = read_trajectory(folder, WITHOUT_KL, seed)
+        path = study.read_trajectory(folder, WITHOUT_KL, seed)
         best = path.best()
-        first = min(row.alarms, key=lambda alarm: alarm.tokens)
-        there = float(path.smoothed().gold[first.rollout - 1])
-        alarm = [first.name, f"{first.tokens:,}", f"{there:+.2f}"]
+        alarm = ["none", "–", "–"]
+        if row.alarms:
+            first = min(row.alarms, key=lambda alarm: alarm.tokens)
+            alarm = [first.name, f"{first.tokens:,}", f"{path.smoothed().gold[first.rollout - 1]:+.2f}"]
         lines.append([str(seed), f"{best.gold:+.2f}", f"{best.tokens:,.0f}", *alarm, f"{path.last().gold:+.2f}"])
-    return text_table(header, lines)
+    return study.markdown_table(header, lines)
 
 
 def print_counts(healthy: list[Row], provoked: list[Row]) -> None:
     """Print the false alarms, and the provocations that went unseen."""
-    if healthy:
-        judged = sum(len(row.known) for row in healthy)
-        tokens = sum(row.tokens for row in healthy)
-        false = [f"{row.name}: {alarm.name}" for row in healthy for alarm in row.alarms]
-        count = f"{len(false)} alarm{'s' * (len(false) != 1)}"
-        print(f"\n{count} in {len(healthy)} healthy runs ({tokens:,} tokens, {judged} rules watched)")
-        print("".join(f"  {line}\n" for line in false), end="")
+    judged = sum(len(row.known) for row in healthy)
+    tokens = sum(row.tokens for row in healthy)
+    false = [f"  {row.name}: {alarm.name}" for row in healthy for alarm in row.alarms]
+    count = f"{len(false)} alarm{'s' * (len(false) != 1)}"
+    print(f"\n{count} in {len(healthy)} healthy runs ({tokens:,} tokens, {judged} rules watched)")
     wanted = [(row, name) for row in provoked for name in row.meant]
-    missed = [f"{row.name}: {name}" for row, name in wanted if name not in {a.name for a in row.alarms}]
-    print(f"{len(wanted) - len(missed)} of {len(wanted)} alarms that a run was to set off were set off by it")
-    print("".join(f"  silent: {line}\n" for line in missed), end="")
+    missed = [f"  silent: {row.name}: {name}" for row, name in wanted if name not in {a.name for a in row.alarms}]
+    total = f"{len(wanted) - len(missed)} of {len(wanted)} alarms that a run was to set off were set off by it"
+    print("\n".join([*false, total, *missed]))
 
 
-def print_cost(folders: list[Path]) -> None:
-    """Print the time that monitoring takes."""
+def cost(folders: list[Path]) -> str:
+    """The time that monitoring takes."""
     logged = [record for folder in folders for record in iterations(folder)]
     watching = sum(record["time/monitor_seconds"] for record in logged)
     working = sum(record["time/rollout_seconds"] + record["time/update_seconds"] for record in logged)
-    print(f"watching took {watching / working:.1%} of the time of rollouts and updates")
+    return f"watching took {watching / working:.1%} of the time of rollouts and updates"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(200, 208)), help="consecutive")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/alarms"), help="gone on with if it is there")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--only", choices=("default", "provoked"), help="a part of it")
-    a = parser.parse_args()
-    torch.set_num_threads(1)
-    healthy: list[Row] = []
-    free: list[Row] = []
-    provoked: list[Row] = []
-    if a.only != "provoked":
-        folder = default_runs(a.run_dir, a.seeds)
-        stages: list[tuple[StageName, str, tuple[str, ...], list[Row]]] = [
-            ("train", "healthy", (), healthy),
-            (WITHOUT_KL, "no KL penalty", ("kl_high", "drift", "held_out"), free),
-        ]
-        for stage, name, meant, rows in stages:
-            rows += [row_of(f"{name}, seed {seed}", meant, folder.seed(stage, 1, seed)) for seed in a.seeds]
-    if a.only != "default":
-        seed = a.seeds[0]
-        weak = weak_ensemble(a.run_dir, seed)
-        provoked.append(row_of("200 labels, no KL penalty", ("kl_high",), weak.seed("train", 1, seed)))
-        for number, case in enumerate(PROVOCATIONS):
-            place = a.run_dir / f"provoked-{number}-seed-{seed}"
-            kept(place / "done.json", lambda case=case, place=place: provoke(case, seed, place))  # type: ignore[misc]
-            provoked.append(row_of(case.name, case.meant, place))
-    print(table([*healthy, *free, *provoked], markdown=a.markdown))
-    if free:
-        print("\nwithout the KL penalty (gold: the mean of five rollouts)")
-        print(timing(folder, a.seeds, free))
-        print_cost([folder.seed(stage, 1, seed) for stage, *_ in stages for seed in a.seeds])
+    a = study.command(
+        __doc__,
+        seeds=(tuple(range(200, 208)), "consecutive"),
+        run_dir=(Path("runs/alarms"), "gone on with if it is there"),
+    )
+    folder = default_runs(a.run_dir, list(a.seeds))
+    places = {stage: [folder.seed(stage, 1, seed) for seed in a.seeds] for stage in ("train", WITHOUT_KL)}
+    exploited = ("kl_high", "drift", "held_out")
+    healthy = [row_of(f"healthy, seed {s}", (), place) for s, place in zip(a.seeds, places["train"], strict=True)]
+    free = [
+        row_of(f"no KL penalty, seed {s}", exploited, place)
+        for s, place in zip(a.seeds, places[WITHOUT_KL], strict=True)
+    ]
+    provoked = provoked_runs(a.run_dir, a.seeds[0])
+    print(table([*healthy, *free, *provoked]))
+    print("\nwithout the KL penalty (gold: the mean of five rollouts)")
+    print(timing(folder, a.seeds, free))
+    print(cost([place for found in places.values() for place in found]))
     print_counts(healthy, [*free, *provoked])
     print("\nwhat they say")
-    told: set[str] = set()
+    firsts: dict[str, str] = {}
     for row in [*free, *provoked]:
         for alarm in row.alarms:
-            if alarm.name not in told:
-                told.add(alarm.name)
-                print(f"  {row.name}: {alarm.text}")
+            firsts.setdefault(alarm.name, f"  {row.name}: {alarm.text}")
+    print("\n".join(firsts.values()))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """python scripts/gallery.py: four runs that fail on purpose, their cures, and the figures of docs/gallery.md.
 
 On the embedded task, from its shipped SFT policy: PPO without a KL penalty; a learning rate that makes the policy
-collapse; annotators who like length; annotators who like certainty. Each is run again with its cure. Prints a table,
+collapse; annotators who like length; annotators who like certainty. Each is run again with its cure. Prints tables,
 draws four pictures in docs/images and puts the figures into docs/gallery.md, between its marks; about five minutes on
 one core. Interrupted, it goes on where it stopped. It leaves out more than one seed: this is a gallery, not a study.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -18,33 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from study import (
-    DOCS,
-    INK,
-    SOFT,
-    evaluated,
-    markdown_table,
-    mean_and_error,
-    minus,
-    picture,
-    put_into_page,
-    quiet_prepare,
-    quiet_run,
-    spread_apart,
-    study_config,
-    task_from_sft,
-    text_table,
-)
+import study
 
 from rlhf_gym.pipeline import all_preferences, draw_candidates
-from rlhf_gym.preferences import (
-    Candidate,
-    CandidatePair,
-    Preference,
-    simulated_annotators,
-    write_preferences,
-)
+from rlhf_gym.preferences import Candidate, CandidatePair, Preference, simulated_annotators, write_preferences
 from rlhf_gym.report import smooth
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunFolder, iterations, read_jsonl
@@ -53,10 +27,16 @@ from rlhf_gym.training import EditProbe, probe_edits
 
 CERTAIN = ("really", "very", "perfect", "flawless")
 """How certainty is expressed in the language of reviews; `CONFIDENT_WORDS` are not in it."""
-WITHOUT_FAULT = "annotators without the fault"
+LENGTH_BIAS = 0.3
+"""How much better a response seems to the annotators of the third failure for each word, in gold's unit."""
+WORD_BIAS = {"annotator_word_bias": 2.0, "annotator_bias_words": CERTAIN}
+"""How much better it seems to those of the fourth for each of `CERTAIN`."""
+WEAK_KL_COEF = 0.03
+"""β of the third and fourth failure: the default hides much of what annotators taught r_φ."""
 COLOURS = ("#bf4a14", "#1f56a5", "#4a7a55")  # the failure, its cure, another cure
 GREY = "#7d828b"
-LONGEST = 32  # tokens of a response of the embedded task
+FAULTY = ("length", "confidence")  # annotators with a fault have a run without it to compare with
+Changes = Mapping[str, Any]  # of fields of settings
 SHOWN = 3  # prompts whose responses are shown: the first ones
 
 
@@ -65,7 +45,7 @@ SHOWN = 3  # prompts whose responses are shown: the first ones
 
 @dataclass(frozen=True)
 class Settings:
-    """How large the runs are, and how strong the faults."""
+    """How large the runs are."""
 
     root: Path
     """The folder of the runs; those that are there are gone on with."""
@@ -75,24 +55,25 @@ class Settings:
     """Comparisons that a reward model is trained on."""
     tokens: int = 24_000
     """Response tokens of each PPO run."""
-    length_bias: float = 0.3
-    """How much better a response seems to the annotators of the third failure for each word, in gold's unit."""
-    word_bias: float = 2.0
-    """How much better it seems to those of the fourth for each of `CERTAIN`."""
-    weak_kl_coef: float = 0.03
-    """β of the third and fourth failure: the default hides much of what annotators taught r_φ."""
     changes: Callable[[RunConfig], RunConfig] = lambda config: config
     """Further changes to the settings, for tests."""
 
-    def config(self, name: str, **changes: Any) -> RunConfig:
-        """A run of this size, in its folder."""
-        config = study_config(self.root / name, self.seed, labels=self.labels, tokens=self.tokens, without_kl=False)
-        return replace(self.changes(config), **changes)
+    def config(self, name: str, agent: Changes = {}, collect: Changes = {}, **other: Any) -> RunConfig:  # noqa: B006
+        """A run in its folder; `agent` and `collect` change fields of these settings, `other` whole settings."""
+        config = study.run_config(self.root / name, self.seed, labels=self.labels, tokens=self.tokens, without_kl=False)
+        config = replace(self.changes(config), **other)
+        return replace(config, agent=replace(config.agent, **agent), collect=replace(config.collect, **collect))
 
-    def weakly_held(self, name: str, **changes: Any) -> RunConfig:
-        """The same run with a weak KL penalty."""
-        config = self.config(name, **changes)
-        return replace(config, agent=replace(config.agent, kl_coef=self.weak_kl_coef))
+    def run(self, name: str, **changes: Any) -> RunFolder:
+        """The folder of such a run, which is made unless it is there."""
+        return study.quiet_run(self.config(name, **changes), study.task_from_sft())
+
+    def labelled(self, name: str, preferences: Callable[[], Sequence[Preference]]) -> RunFolder:
+        """The folder of a run with a weak KL penalty on these preferences, which are kept in a file."""
+        path = self.root / f"{name}.jsonl"
+        if not path.is_file():
+            write_preferences(path, preferences())
+        return self.run(name, task=TaskConfig(preferences=path), agent={"kl_coef": WEAK_KL_COEF})
 
 
 @dataclass(frozen=True)
@@ -106,72 +87,48 @@ class Arm:
 
 def run_all(settings: Settings) -> tuple[dict[str, list[Arm]], Arm]:
     """The arms of each failure, first the failure and then its cures; and the run whose annotators have no fault."""
-    arms = {"hacking": hacking(settings)}
-    unharmed = arms["hacking"][1]
-    arms["collapse"] = collapse(settings, unharmed)
-    arms["length"] = length(settings)
-    arms["confidence"] = confidence(settings)
-    sound = quiet_run(settings.weakly_held("sound", task=against(unharmed.folder)), task_from_sft())
-    return arms, Arm(WITHOUT_FAULT, sound)
-
-
-def hacking(settings: Settings) -> list[Arm]:
-    """PPO without KL penalty and with it, against one reward model."""
-    folder = quiet_run(settings.config("hacking", without_kl=True), task_from_sft())
-    return [Arm("no KL penalty (β = 0)", folder, "without_kl"), Arm("KL penalty (β = 0.1)", folder)]
-
-
-def collapse(settings: Settings, unharmed: Arm) -> list[Arm]:
-    """The same reward model and KL penalty with steps ten times too large, beside the run with the defaults."""
-    config = settings.config("collapse", task=against(unharmed.folder))
-    hot = replace(config.agent, learning_rate=10 * config.agent.learning_rate, schedule="constant")
-    folder = quiet_run(replace(config, agent=hot), task_from_sft())
-    label = f"learning rate {config.agent.learning_rate:g}, falling"
-    return [Arm(f"learning rate {hot.learning_rate:g}", folder), replace(unharmed, label=label)]
+    hacked = settings.run("hacking", without_kl=True)
+    ours = against(hacked)
+    rate = settings.config("collapse").agent.learning_rate
+    hot = {"learning_rate": 10 * rate, "schedule": "constant"}
+    arms = {
+        "hacking": [Arm("no KL penalty (β = 0)", hacked, "without_kl"), Arm("KL penalty (β = 0.1)", hacked)],
+        "collapse": [
+            Arm(f"learning rate {10 * rate:g}", settings.run("collapse", task=ours, agent=hot)),
+            Arm(f"learning rate {rate:g}, falling", hacked),
+        ],
+        "length": length(settings),
+        "confidence": confidence(settings),
+    }
+    return arms, Arm("annotators without the fault", settings.run("sound", task=ours, agent={"kl_coef": WEAK_KL_COEF}))
 
 
 def length(settings: Settings) -> list[Arm]:
     """Annotators who like words; labels by the same people about pairs of equal length; a price on words."""
-    config = settings.weakly_held("length")
-    biased = replace(config, collect=replace(config.collect, annotator_length_bias=settings.length_bias))
-    failed = quiet_run(biased, task_from_sft())
-    pairs = settings.root / "length-equal.jsonl"
-    if not pairs.is_file():
-        write_preferences(pairs, equal_length_labels(replace(biased, run_dir=settings.root / "length-draw"), settings))
-    equal = quiet_run(settings.weakly_held("length-equal", task=TaskConfig(preferences=pairs)), task_from_sft())
-    priced = settings.weakly_held("length-penalty", task=against(failed))
+    biased = {"agent": {"kl_coef": WEAK_KL_COEF}, "collect": {"annotator_length_bias": LENGTH_BIAS}}
+    failed = settings.run("length", **biased)
+    equal = settings.labelled("length-equal", lambda: equal_length_labels(settings.config("length-draw", **biased)))
     price = round(float(reward_metrics(failed)["probes"]["word_price"]), 3)
-    fined = quiet_run(replace(priced, agent=replace(priced.agent, length_penalty=price)), task_from_sft())
+    priced = {"kl_coef": WEAK_KL_COEF, "length_penalty": price}
     return [
         Arm("labels as they come", failed),
         Arm("pairs of equal length", equal),
-        Arm(f"length penalty {price:.2f}", fined),
+        Arm(f"length penalty {price:.2f}", settings.run("length-penalty", task=against(failed), agent=priced)),
     ]
 
 
 def confidence(settings: Settings) -> list[Arm]:
     """Annotators fond of certainty; their labels without the pairs it could decide; or with counter-labels."""
-    config = settings.weakly_held("confidence")
-    bias = {"annotator_word_bias": settings.word_bias, "annotator_bias_words": CERTAIN}
-    fond = replace(config, collect=replace(config.collect, **bias))
-    failed = quiet_run(fond, task_from_sft())
-    train, heldout = all_preferences(quiet_prepare(fond, task_from_sft()), 1)
+    fond = settings.config("confidence", agent={"kl_coef": WEAK_KL_COEF}, collect=WORD_BIAS)
+    failed = study.quiet_run(fond, study.task_from_sft())
+    train, heldout = all_preferences(study.quiet_prepare(fond, study.task_from_sft()), 1)
     said = [p for p in (*train, *heldout) if p.chosen.strip() and p.rejected.strip()]  # files have no empty texts
-    labels = {
-        "audited": [p for p in said if certainty(p.chosen) == certainty(p.rejected)],
-        "counter": [*said, *counter_labels(said, len(said) // 5, settings.seed)],
-    }
-    runs = {}
-    for name, preferences in labels.items():
-        path = settings.root / f"confidence-{name}.jsonl"
-        if not path.is_file():
-            write_preferences(path, preferences)
-        task = TaskConfig(preferences=path)
-        runs[name] = quiet_run(settings.weakly_held(f"confidence-{name}", task=task), task_from_sft())
+    audited = [p for p in said if certainty(p.chosen) == certainty(p.rejected)]
+    counter = lambda: [*said, *counter_labels(said, len(said) // 5, settings.seed)]  # noqa: E731
     return [
         Arm("labels as they come", failed),
-        Arm("labels audited", runs["audited"]),
-        Arm("a fifth counter-labels", runs["counter"]),
+        Arm("labels audited", settings.labelled("confidence-audited", lambda: audited)),
+        Arm("a fifth counter-labels", settings.labelled("confidence-counter", counter)),
     ]
 
 
@@ -180,9 +137,12 @@ def certainty(text: str) -> int:
     return sum(text.split().count(word) for word in CERTAIN)
 
 
-def equal_length_labels(config: RunConfig, settings: Settings) -> list[Preference]:
+def equal_length_labels(config: RunConfig) -> list[Preference]:
     """As many labels as the others have, by the annotators of `config`, about pairs of as many words."""
-    run = quiet_prepare(replace(config, collect=replace(config.collect, samples_per_prompt=8)), task_from_sft())
+    labels = config.collect.num_prompts * 2
+    run = study.quiet_prepare(
+        replace(config, collect=replace(config.collect, samples_per_prompt=8)), study.task_from_sft()
+    )
     by_prompt: dict[str, list[Candidate]] = {}
     for candidate in draw_candidates(run, 1):
         by_prompt.setdefault(candidate.prompt, []).append(candidate)
@@ -192,14 +152,14 @@ def equal_length_labels(config: RunConfig, settings: Settings) -> list[Preferenc
         for a, b in combinations(candidates, 2)
         if a.response != b.response and 0 < len(a.response.split()) == len(b.response.split())
     ]
-    order = np.random.default_rng(settings.seed).permutation(len(pairs))[: settings.labels]
+    order = np.random.default_rng(config.seed).permutation(len(pairs))[:labels]
     (annotator,) = simulated_annotators(
         run.task.gold,
         temperature=config.collect.annotator_temperature,
         mistake_rate=config.collect.mistake_rate,
-        length_bias=settings.length_bias,
-        seed=settings.seed,
-        chance=settings.seed + 1000,  # as in the first round of a run
+        length_bias=config.collect.annotator_length_bias,
+        seed=config.seed,
+        chance=config.seed + 1000,  # as in the first round of a run
     )
     return annotator.label([pairs[int(i)] for i in order], round=1)
 
@@ -215,7 +175,7 @@ def counter_labels(said: Sequence[Preference], count: int, seed: int) -> list[Pr
             words.insert(int(rng.integers(len(words) + 1)), CERTAIN[int(rng.integers(len(CERTAIN)))])
         sides = [Candidate(said[int(i)].prompt, text) for text in (plain, " ".join(words))]
         pairs.append(CandidatePair(*(sides if rng.random() < 0.5 else sides[::-1])))
-    return simulated_annotators(task_from_sft().gold, temperature=0.25, chance=seed)[0].label(pairs)
+    return simulated_annotators(study.task_from_sft().gold, temperature=0.25, chance=seed)[0].label(pairs)
 
 
 def against(folder: RunFolder) -> TaskConfig:
@@ -245,8 +205,8 @@ class Measured:
     sft: dict[str, Any]
     """The same of the SFT policy."""
     curves: dict[str, np.ndarray]
-    """Running means over training, (iterations,) each: tokens, score, gold, kl, entropy, length. Tokens are those that
-    the policy had learned from when it wrote an iteration's responses."""
+    """Running means over training, (iterations,) each: tokens (that the policy had learned from when it wrote an
+    iteration's responses), score, gold, kl, entropy, length."""
     probes: dict[str, Any]
     """What the probes of its reward model found; empty where it is another arm's."""
     labels: int
@@ -265,25 +225,17 @@ class Measured:
         """Mean gold of the final responses."""
         return float(self.final["gold"][0])
 
-    @property
-    def peak(self) -> tuple[float, float]:
-        """The tokens at which gold was highest, and gold there."""
-        best = int(self.curves["gold"].argmax())
-        return float(self.curves["tokens"][best]), float(self.curves["gold"][best])
-
 
 def measure(arm: Arm) -> Measured:
     """An arm's figures, from its run's folder."""
     reward = reward_metrics(arm.folder)
-    policies = evaluated(arm.folder)["policies"]
-    sft = next(entry for entry in policies if entry["kind"] == "sft")
+    policies = study.evaluated(arm.folder)["policies"]
     final = next(entry for entry in policies if entry["kind"] == arm.stage)
     folder = arm.folder.seed(arm.stage, 1, final["seed"])
     log = iterations(folder)
     columns = {"length": "rlhf/response_length"} | {n: f"rlhf/{n}" for n in ("score", "gold", "kl", "entropy")}
     curves = {name: smooth([record[column] for record in log], 3) for name, column in columns.items()}
-    # an iteration is logged after its update, about responses from before it
-    curves["tokens"] = np.array([0, *(record["tokens"] for record in log)][: len(log)], dtype=float)
+    curves["tokens"] = np.array(study.tokens_before(log), dtype=float)
     samples = arm.folder.stage("evaluate") / "samples"
     before = list(read_jsonl(samples / "sft.jsonl"))
     config = arm.folder.config()
@@ -293,14 +245,14 @@ def measure(arm: Arm) -> Measured:
     return Measured(
         label=arm.label,
         final=final,
-        sft=sft,
+        sft=next(entry for entry in policies if entry["kind"] == "sft"),
         curves=curves,
         probes=reward.get("probes", {}),
         labels=reward["pairs"],
         alarms=read_alarms(folder / "alarms.jsonl", curves["tokens"]),
         responses=list(read_jsonl(samples / f"{final['name']}.jsonl")),
         before=before,
-        inserted=probe_edits(model, *texts, gold=task_from_sft().gold, words={"such words": CERTAIN})[-1],
+        inserted=probe_edits(model, *texts, gold=study.task_from_sft().gold, words={"such words": CERTAIN})[-1],
     )
 
 
@@ -309,15 +261,13 @@ def read_alarms(path: Path, tokens: np.ndarray) -> list[dict[str, Any]]:
 
     The monitor counts the tokens of these responses too; an alarm about an iteration is to stand beside its gold.
     """
-    if not path.is_file():
-        return []
-    alarms = [json.loads(line) for line in path.read_text().splitlines()]
+    alarms = read_jsonl(path) if path.is_file() else []
     return [alarm | {"tokens": int(tokens[alarm["rollout"] - 1])} for alarm in alarms]
 
 
 def of_certainty(responses: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """How many words of certainty a response holds, mean and standard error."""
-    return mean_and_error([certainty(r["response"]) for r in responses])
+    return study.mean_and_error([certainty(r["response"]) for r in responses])
 
 
 def different(responses: Sequence[dict[str, Any]]) -> int:
@@ -328,90 +278,43 @@ def different(responses: Sequence[dict[str, Any]]) -> int:
 # -- the pictures ------------------------------------------------------------------------------------------------------
 
 
-def draw_figure(name: str, arms: Sequence[Measured], sound: Measured, path: Path) -> None:
-    """The three panels of a failure; `sound` is what faulty annotators are compared with."""
-    first = arms[0]
-    gold = {"SFT": first.sft["gold"][0]}
-    names = ["SFT", *(arm.label for arm in arms)]
-    policies = [first.before, *(arm.responses for arm in arms)]
-    with picture(path, 1, 3, (12.6, 3.7)) as axes:
-        left, middle, right = axes[0]
-        if name == "hacking":
-            curves(left, arms, "score", r"score of $r_\varphi$: what PPO sees", alarms=True)
-            curves(middle, arms, "gold", "gold: what is good", gold)
-            curves(right, arms, "kl", r"KL from $\pi_{\mathrm{ref}}$, nats a response")
-        elif name == "collapse":
-            curves(left, arms, "entropy", "entropy, nats a token", {"SFT": first.sft["entropy"]}, alarms=True)
-            left.set_ylim(bottom=0)
-            curves(middle, arms, "gold", "gold", gold)
-            values = [(float(different(responses)), 0.0) for responses in policies]
-            bars(right, names, values, f"different ones of {len(first.before)} responses", ".0f", first=GREY)
-        elif name == "length":
-            levels = {"SFT": first.sft["length"], "longest there can be": LONGEST}
-            curves(left, arms, "length", "response length, tokens", levels, alarms=True)
-            curves(middle, arms, "gold", "gold", gold | {"no fault": sound.gold})
-            models = [arm for arm in arms if arm.probes.get("baselines")]
-            prices = [(arm.probes["word_price"], arm.probes["word_price_error"]) for arm in models]
-            title = r"before PPO: $r_\varphi$ for a word more, SFT's σ"
-            bars(right, [arm.label for arm in models], prices, title, "+.3f")
-        else:
-            inserted = [(arm.inserted.change, arm.inserted.error) for arm in arms]
-            bars(left, names[1:], inserted, r"before PPO: $r_\varphi$ for such words put in, SFT's σ", "+.2f")
-            rates = [of_certainty(responses) for responses in policies]
-            bars(middle, names, rates, "such words in a response, after PPO", ".2f", first=GREY)
-            curves(right, arms, "gold", "gold", gold | {"no fault": sound.gold}, alarms=True)
+TITLES = {
+    "score": r"score of $r_\varphi$: what PPO sees",
+    "gold": "gold: what is good",
+    "kl": r"KL from $\pi_{\mathrm{ref}}$, nats a response",
+    "entropy": "entropy, nats a token",
+    "length": "response length, tokens",
+}
+PANELS = {  # of each failure; its first alarm is on the first one
+    "hacking": ("score", "gold", "kl"),
+    "collapse": ("entropy", "gold", "kl"),
+    "length": ("length", "gold", "kl"),
+    "confidence": ("score", "gold", "kl"),
+}
 
 
-def curves(
-    axis: Any,
-    arms: Sequence[Measured],
-    name: str,
-    title: str,
-    levels: Mapping[str, float] | None = None,
-    *,
-    alarms: bool = False,
-) -> None:
-    """A quantity over training, each arm's line named at its end; dashed levels; the failure's first alarm."""
-    ends = []
-    for arm, colour in zip(arms, COLOURS, strict=False):
-        x = arm.curves["tokens"] / 1000
-        axis.plot(x, arm.curves[name], color=colour, linewidth=2)
-        ends.append((float(arm.curves[name][-1]), float(x[-1]), arm.label, colour))
-    last = max(x for _, x, _, _ in ends)
-    for text, level in (levels or {}).items():
-        axis.plot([0, last], [level, level], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        ends.append((float(level), last, text, GREY))
-    ends.sort()
-    low, high = axis.get_ylim()
-    for (_, x, text, colour), y in zip(ends, spread_apart([e[0] for e in ends], 0.075 * (high - low)), strict=True):
-        axis.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", fontsize=9, color=colour)
-    if alarms and arms[0].alarms:
-        alarm = arms[0].alarms[0]
-        text = f"first alarm: {alarm['name'].replace('_', ' ')}"
-        axis.axvline(alarm["tokens"] / 1000, color=COLOURS[0], linewidth=1, linestyle=(0, (1, 1.5)))
-        axis.text(alarm["tokens"] / 1000, low + 0.6 * (high - low), f" {text}", fontsize=8.5, color=COLOURS[0])
-    axis.set(title=title, xlabel="response tokens in training, thousands")
-
-
-def bars(
-    axis: Any, names: Sequence[str], values: Sequence[Any], title: str, form: str, *, first: str = COLOURS[0]
-) -> None:
-    """Horizontal bars with twice their standard error, the first on top, each with its value."""
-    colours = [first, *(COLOURS if first == GREY else COLOURS[1:])][: len(names)]
-    places = np.arange(len(names))[::-1]
-    means, errors = np.array(values, dtype=float).T  # (bars,) each
-    axis.barh(places, means, xerr=2 * errors, height=0.56, color=colours, ecolor=INK)
-    for place, mean, error in zip(places, means, errors, strict=True):
-        side = 1 if mean >= 0 else -1
-        at = (mean + 2 * error * side, place)
-        text = minus(format(mean, form))
-        align = "left" if mean >= 0 else "right"
-        axis.annotate(text, at, (4 * side, 0), textcoords="offset points", ha=align, va="center", fontsize=9)
-    axis.axvline(0, color=INK, linewidth=0.8)
-    axis.margins(x=0.2)
-    axis.set_yticks(places, names, color=SOFT)
-    axis.set_title(title)
-    axis.grid(visible=False)
+def draw_figure(name: str, arms: Sequence[Measured], levels: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Quantities over training, each arm's line named at its end; dashed levels; the failure's first alarm."""
+    with study.picture(path, 1, 3, (12.6, 3.7)) as axes:
+        for axis, column in zip(axes[0], PANELS[name], strict=True):
+            ends = []
+            for arm, colour in zip(arms, COLOURS, strict=False):
+                x = arm.curves["tokens"] / 1000
+                axis.plot(x, arm.curves[column], color=colour, linewidth=2)
+                ends.append((float(x[-1]), float(arm.curves[column][-1]), arm.label, colour))
+            last = max(x for x, *_ in ends)
+            for text, level in levels.get(column, {}).items():
+                axis.plot([0, last], [level, level], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+                ends.append((last, float(level), text, GREY))
+            study.name_lines(axis, ends, 0.075)
+            axis.set(title=TITLES[column], xlabel="response tokens in training, thousands")
+        if arms[0].alarms:
+            alarm = arms[0].alarms[0]
+            at = alarm["tokens"] / 1000
+            axes[0, 0].axvline(at, color=COLOURS[0], linewidth=1, linestyle=(0, (1, 1.5)))
+            text = f" first alarm: {alarm['name'].replace('_', ' ')}"
+            place = axes[0, 0].get_xaxis_transform()
+            axes[0, 0].text(at, 0.6, text, fontsize=8.5, color=COLOURS[0], transform=place)
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -420,7 +323,7 @@ def bars(
 def section(name: str, arms: Sequence[Measured], sound: Measured) -> str:
     """A failure's figures: the table, what there was to notice, what each cure did, the first responses."""
     failed, *cures = arms
-    faulty = name in ("length", "confidence")  # annotators with a fault have a run without it to compare with
+    faulty = name in FAULTY
     compared = sound if faulty else cures[0]
     before = failed.probes.get("suspicions", [])[:4]
     notes = [f"Before PPO, the probes of r_φ: {'; '.join(before) if before else 'nothing suspicious'}."]
@@ -432,12 +335,13 @@ def section(name: str, arms: Sequence[Measured], sound: Measured) -> str:
         told = ", ".join(f"{arm.inserted.change:+.2f} ({arm.label})" for arm in (*arms, sound))
         notes.append(f"r_φ for words of certainty put into SFT responses: {told}.")
         notes.append(f"Labels to learn from: {', '.join(f'{arm.labels:,} ({arm.label})' for arm in arms)}.")
-    peak_at, peak = failed.peak
-    notes.append(f"Gold without a cure: at most {peak:+.2f}, at {peak_at:,.0f} tokens; {failed.gold:+.2f} at the end.")
+    gold = failed.curves["gold"]
+    at = f"at most {gold.max():+.2f}, at {failed.curves['tokens'][gold.argmax()]:,.0f} tokens"
+    notes.append(f"Gold without a cure: {at}; {failed.gold:+.2f} at the end.")
     notes += [f"Alarms, {arm.label}: {alarm_texts(arm)}." for arm in (failed, compared)]
     notes += [f"Cure, {cured.label}: {verdict(cured, failed, sound if faulty else None)}" for cured in cures]
     table = outcome_table([*arms, sound] if faulty else arms, certain=name == "confidence")
-    return minus("\n".join([table, "", *(f"- {note}" for note in notes), "", first_responses(arms)]))
+    return study.minus("\n".join([table, "", *(f"- {note}" for note in notes), "", first_responses(arms)]))
 
 
 def outcome_table(arms: Sequence[Measured], *, certain: bool) -> str:
@@ -452,7 +356,7 @@ def outcome_table(arms: Sequence[Measured], *, certain: bool) -> str:
         figures = [f"{e['kl'][0]:.1f}", f"{e['entropy']:.2f}", f"{e['length']:.1f}", str(different(responses))]
         more = [f"{of_certainty(responses)[0]:.2f}"] if certain else []
         rows.append([label, f"{e['gold'][0]:+.2f} ± {e['gold'][1]:.2f}", wins, *figures, *more])
-    return markdown_table(header, rows)
+    return study.markdown_table(header, rows)
 
 
 def alarm_texts(arm: Measured) -> str:
@@ -495,35 +399,27 @@ def first_responses(arms: Sequence[Measured]) -> str:
 
 
 def make_gallery(settings: Settings, docs: Path) -> None:
-    """The runs, the table, the pictures and the page's figures."""
-    started = time.perf_counter()
+    """The runs, the pictures and the page's figures."""
     failures, without_fault = run_all(settings)
-    found = {name: [measure(arm) for arm in arms] for name, arms in failures.items()}
     sound = measure(without_fault)
-    rows = []
-    for name, arms in (found | {"sound": [sound]}).items():
-        for arm in arms:
-            e = arm.final
-            alarms = ", ".join(f"{alarm['name']} at {alarm['tokens']:,}" for alarm in arm.alarms)
-            figures = [f"{e['kl'][0]:.1f}", f"{e['entropy']:.2f}", f"{e['length']:.1f}", str(different(arm.responses))]
-            rows.append([f"{name:11} {arm.label}", f"{e['gold'][0]:+.2f} ± {e['gold'][1]:.2f}", *figures, alarms])
-    print(text_table(["", "gold", "KL", "entropy", "length", "different", "alarms"], rows))
-    for name, arms in found.items():
-        draw_figure(name, arms, sound, docs / "images" / f"{name}.png")
-        put_into_page(docs / "gallery.md", name, "gallery.py", section(name, arms, sound))
-    print(f"{time.perf_counter() - started:.0f} s", flush=True)
+    for name, arms in failures.items():
+        found = [measure(arm) for arm in arms]
+        sft = found[0].sft
+        levels = {column: {"SFT": sft[column]} for column in ("entropy", "length")}
+        levels["gold"] = {"SFT": sft["gold"][0]} | ({"no fault": sound.gold} if name in FAULTY else {})
+        draw_figure(name, found, levels, docs / "images" / f"{name}.png")
+        text = section(name, found, sound)
+        study.put_into_page(docs / "gallery.md", name, "gallery.py", text)
+        print(f"{name}\n{text.split('<details>')[0]}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/gallery"), help="gone on with if it is there")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="receives gallery.md and images/")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--labels", type=int, default=2_000, help="comparisons for each reward model")
-    parser.add_argument("--tokens", type=int, default=24_000, help="of each PPO run")
-    a = parser.parse_args()
-    torch.set_num_threads(1)
-    make_gallery(Settings(a.run_dir, a.seed, a.labels, a.tokens), a.docs)
+    a = study.command(
+        __doc__,
+        run_dir=(Path("runs/gallery"), "gone on with if it is there"),
+        docs=(study.DOCS, "receives gallery.md and images/"),
+    )
+    make_gallery(Settings(a.run_dir), a.docs)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ COMMANDS = ("run", "sft", "collect", "reward", "ppo", "train", "unleashed", "wit
 
 CROSSED = """
 import sys
-import torch
 from rlhf_gym.agents import TokenPPO
 from rlhf_gym.functional import gae
 
@@ -71,14 +70,14 @@ def measure(root: Path) -> dict[str, str]:
     largest = Counter(str(Path(name).parent) for name in names if "data/" not in name).most_common(1)[0]
     circles = import_circles({name: trees[name] for name in library})
     constructor = max(constructors({name: trees[name] for name in library}))
-    crossed = run(root, "-c", CROSSED).split()
+    crossed = run(root, CROSSED)
     rows = {
         "lines of the library": f"{lines(root, library):,}",
         "lines of scripts": f"{lines(root, [n for n in python if n.startswith('scripts/')]):,}",
         "lines of tests": f"{lines(root, [n for n in python if n.startswith('tests/')]):,}",
         "files in the largest folder": f"{largest[1]} ({largest[0]})",
         "import circles": f"{len(circles)} ({sum(map(len, circles))} files)",
-        "files a policy-gradient term crosses": str(len(crossed)),
+        "files a policy-gradient term crosses": "–" if crossed is None else str(len(crossed.split())),
         "parameters of the largest constructor": f"{constructor[0]} ({constructor[1]})",
         "comparisons with an agent's name": str(sum(compares_with_agent(trees[name]) for name in library)),
         "assignments a, b = c, d": str(sum(double_assignments(trees[name]) for name in library)),
@@ -154,24 +153,20 @@ def double_assignments(tree: ast.Module) -> int:
     return sum(isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple) for node in nodes)
 
 
-def run(root: Path, *arguments: str) -> str:
-    """What Python prints, run in a checkout."""
+def run(root: Path, code: str) -> str | None:
+    """What a line of Python prints, run in a checkout; None where it fails."""
     environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
-    done = subprocess.run([sys.executable, *arguments], cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"expected exit status 0 of {arguments[0]}, got {done.returncode}: {done.stderr[-800:]}")
-    return done.stdout
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    return None if done.returncode else done.stdout
 
 
 def help_cost(root: Path, command: str) -> str:
     """Seconds (median of three) and lines of a command's help; a dash where there is no such command."""
-    code = f"import sys; from rlhf_gym.cli import main; sys.exit(main(['{command}', '--help']))"
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        try:
-            text = run(root, "-c", code)
-        except RuntimeError:
+        text = run(root, f"import sys; from rlhf_gym.cli import main; sys.exit(main(['{command}', '--help']))")
+        if text is None:
             return "–"
         seconds.append(time.perf_counter() - started)
     return f"{statistics.median(seconds):.1f} s, {len(text.splitlines())} lines"
@@ -182,17 +177,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", metavar="REVISION", help="an earlier revision to stand beside today's")
     revision = parser.parse_args().against
-    columns = [measure(ROOT)]
-    titles = ["today"]
+    columns = {"today": measure(ROOT)}
     if revision is not None:
         with tempfile.TemporaryDirectory() as folder:
             archive = subprocess.run(["git", "archive", revision], cwd=ROOT, capture_output=True, check=True)
             subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-            columns.insert(0, measure(Path(folder)))
-            titles.insert(0, revision)
-    print(f"| | {' | '.join(titles)} |\n|---|{'---|' * len(titles)}")
-    for row in columns[-1]:
-        print(f"| {row} | {' | '.join(column[row] for column in columns)} |")
+            columns = {revision: measure(Path(folder))} | columns
+    print(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for row in columns["today"]:
+        print(f"| {row} | {' | '.join(column[row] for column in columns.values())} |")
 
 
 if __name__ == "__main__":

@@ -9,54 +9,41 @@ tiny on purpose: what is left is the cost of the vocabulary, which grows with st
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import resource
-import subprocess
-import sys
 
-AGENTS = ("nothing", "PPO", "MaskablePPO", "TRPO", "DQN")
+AGENTS = ("nothing learned", "PPO", "MaskablePPO", "TRPO", "DQN on a shortlist of 16")
+SLOTS = 8
+STEPS = 32
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab-size", type=int, default=50_000)
-    parser.add_argument("--num-envs", type=int, default=8)
-    parser.add_argument("--n-steps", type=int, default=32)
-    parser.add_argument("--agent", choices=AGENTS, help="this one alone, here (what each process is told)")
-    arguments = parser.parse_args()
-    if arguments.agent:
-        print(json.dumps(measure(arguments.agent, arguments.vocab_size, arguments.num_envs, arguments.n_steps)))
-        return
-    steps = arguments.num_envs * arguments.n_steps
-    print(f"V = {arguments.vocab_size:,}, {arguments.num_envs} slots × {arguments.n_steps} steps = {steps} steps")
-    print(f"one float32 array of steps × V: {megabytes(4 * steps * arguments.vocab_size):.0f} MB")
-    print("| agent | peak memory, MB | above nothing learned, MB | masks in its buffer, MB | seconds |")
-    print("|---|---|---|---|---|")
+    size = parser.parse_args().vocab_size
+    print(f"one float32 array of steps × V: {4 * SLOTS * STEPS * size / 2**20:.0f} MB\n")
+    print(f"| {SLOTS} slots × {STEPS} steps, V = {size:,}, a 1-layer GPT-2, 32 wide ", end="")
+    print("| peak memory, MB | above an agent that does nothing, MB | masks in its buffer, MB |\n|---|---|---|---|")
     base = 0.0
     for name in AGENTS:
-        options = [f"--vocab-size={arguments.vocab_size}", f"--num-envs={arguments.num_envs}"]
-        command = [sys.executable, __file__, *options, f"--n-steps={arguments.n_steps}", f"--agent={name}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        base = base or found["peak"]
-        masks = f"{found['masks']:.0f}" if found["masks"] else "–"
-        print(
-            f"| {name} | {found['peak']:.0f} | {found['peak'] - base:.0f} | {masks} | {found['seconds']:.1f} |",
-            flush=True,
-        )
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            peak, masks = process.apply(measure, (name, size))
+        base = base or peak
+        print(f"| {name} | {peak:.0f} | {peak - base:.0f} | {f'{masks:.0f}' if masks else '–'} |", flush=True)
 
 
-def measure(name: str, vocab_size: int, num_envs: int, n_steps: int) -> dict[str, float]:
-    """Peak memory of this process after a rollout and an update, MB; what the buffer's masks take; seconds."""
-    import time
+def measure(name: str, vocab_size: int) -> tuple[float, float]:
+    """Peak memory of this process after a rollout and an update, and what the buffer's masks take, in MB.
 
+    What is large is imported here: a process begins with the peak of the one that started it.
+    """
     import torch
     from sb3_contrib import TRPO, MaskablePPO
     from stable_baselines3 import DQN, PPO
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from rlhf_gym.agents import AttachPolicy, LMActorCriticPolicy, LMFeaturesExtractor
-    from rlhf_gym.agents.maskable import MaskableLMActorCriticPolicy
+    from rlhf_gym.agents.maskable import MaskableLMActorCriticPolicy  # not in the room's front: it needs sb3-contrib
     from rlhf_gym.envs import ActionMask, SB3VecEnv, ShortlistVectorActions, TokenVectorEnv
     from rlhf_gym.lm import Shared
     from rlhf_gym.tasks import reviews_task
@@ -67,7 +54,7 @@ def measure(name: str, vocab_size: int, num_envs: int, n_steps: int) -> dict[str
     )
     model = Shared(GPT2LMHeadModel(config).eval())
     engine = TokenVectorEnv(
-        num_envs,
+        SLOTS,
         prompts=[[3, 4, 5], [6, 7]],
         tokenizer=reviews_task().tokenizer,
         reference=model,
@@ -76,39 +63,23 @@ def measure(name: str, vocab_size: int, num_envs: int, n_steps: int) -> dict[str
         stop_token_ids=(1,),
         action_mask=ActionMask(top_k=50),
     )
-    env = SB3VecEnv(engine)
-    settings = {"policy_kwargs": {"model": model}, "n_steps": n_steps, "gamma": 1.0, "seed": 0, "device": "cpu"}
-    whole = num_envs * n_steps
-    started = time.perf_counter()
+    steps = SLOTS * STEPS
+    settings = {"policy_kwargs": {"model": model}, "n_steps": STEPS, "batch_size": steps, "gamma": 1.0, "device": "cpu"}
     masks = 0.0
     if name == "PPO":
-        PPO(LMActorCriticPolicy, env, batch_size=whole, n_epochs=1, **settings).learn(whole, AttachPolicy())
+        PPO(LMActorCriticPolicy, SB3VecEnv(engine), n_epochs=1, **settings).learn(steps, AttachPolicy())
     elif name == "MaskablePPO":
-        agent = MaskablePPO(MaskableLMActorCriticPolicy, env, batch_size=whole, n_epochs=1, **settings)
-        agent.learn(whole, AttachPolicy())
-        masks = megabytes(agent.rollout_buffer.action_masks.nbytes)
+        agent = MaskablePPO(MaskableLMActorCriticPolicy, SB3VecEnv(engine), n_epochs=1, **settings)
+        masks = agent.learn(steps, AttachPolicy()).rollout_buffer.action_masks.nbytes / 2**20
     elif name == "TRPO":
-        TRPO(LMActorCriticPolicy, env, batch_size=whole, cg_max_steps=3, n_critic_updates=1, **settings).learn(
-            whole, AttachPolicy()
-        )
-    elif name == "DQN":
+        agent = TRPO(LMActorCriticPolicy, SB3VecEnv(engine), cg_max_steps=3, n_critic_updates=1, **settings)
+        agent.learn(steps, AttachPolicy())
+    elif name.startswith("DQN"):
         short = SB3VecEnv(ShortlistVectorActions(engine, 16))
         features = {"features_extractor_class": LMFeaturesExtractor, "features_extractor_kwargs": {"model": model}}
-        DQN(
-            "MultiInputPolicy",
-            short,
-            policy_kwargs=features,
-            buffer_size=10_000,
-            learning_starts=whole,
-            gamma=1.0,
-            device="cpu",
-        ).learn(2 * whole)
-    seconds = time.perf_counter() - started
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "masks": masks, "seconds": seconds}
-
-
-def megabytes(count: float) -> float:
-    return count / 2**20
+        own = {"policy_kwargs": features, "buffer_size": 10_000, "learning_starts": steps, "gamma": 1.0}
+        DQN("MultiInputPolicy", short, device="cpu", **own).learn(2 * steps)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, masks
 
 
 if __name__ == "__main__":

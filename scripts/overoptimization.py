@@ -2,7 +2,6 @@
 
     python scripts/overoptimization.py             # 5 seeds, tables and docs/images/overoptimization.png; half an hour
     python scripts/overoptimization.py --seeds 3   # less sure
-    python scripts/overoptimization.py --quick     # one seed, few and small arms; a minute
 
 One factor at a time around a base (a reward model of 114k weights, 2,000 preferences, a tenth of them flipped): the
 size of the reward model, the number of preferences, and the share of flipped ones. For each arm and seed a reward model
@@ -16,51 +15,33 @@ and reward models trained to the end of their learning curve: all get three pass
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
-import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import study
 import torch
-from study import (
-    IMAGES,
-    INK,
-    REWARD_TRAINING,
-    SOFT,
-    Trajectory,
-    kept,
-    markdown_table,
-    minus,
-    picture,
-    quiet_prepare,
-    quiet_run,
-    read_trajectory,
-    spread,
-    study_config,
-    task_from_sft,
-)
+from scipy.stats import rankdata
 from transformers import AutoModelForCausalLM
 
 from rlhf_gym.functional import OveroptimizationFit, best_of_n_estimate, best_of_n_kl, fit_best_of_n, fit_rl
 from rlhf_gym.lm import load_causal_lm, quiet_transformers
-from rlhf_gym.pipeline import Run, Samples, draw, gold_scores, proxy_scores
+from rlhf_gym.pipeline import Samples, draw, gold_scores, proxy_scores
 from rlhf_gym.preferences import BradleyTerryAnnotator, Candidate, CandidatePair
 from rlhf_gym.report import smooth
-from rlhf_gym.rewards import RewardModel
 from rlhf_gym.runs import count, doublings
-from rlhf_gym.settings import PPOSettings, RewardConfig, TaskConfig
+from rlhf_gym.settings import PPOSettings, RewardConfig, RunConfig, TaskConfig
 from rlhf_gym.tasks import reviews_task
-from rlhf_gym.training import RewardModelingConfig, SFTConfig, is_finished, pretrain, train_reward_model
+from rlhf_gym.training import RewardModelingConfig, SFTConfig, is_finished, pretrain
 
 Factor = Literal["size", "labels", "noise"]
-FACTORS: tuple[Factor, ...] = ("size", "labels", "noise")
 TITLES = {"size": "size of r_φ, weights", "labels": "preferences", "noise": "share of flipped labels"}
 BETTER = {"size": "larger", "labels": "more data", "noise": "less noise"}
 Way = Literal["ppo", "best_of_n"]
@@ -71,63 +52,36 @@ COLOURS = ("#d8a13a", "#c65d3b", "#8a3a72", "#2c3f8f", "#0f766e")  # from the fi
 # -- what is swept -----------------------------------------------------------------------------------------------------
 
 
-class Trunk(NamedTuple):
-    """The shape of a reward model's GPT-2."""
-
-    width: int
-    layers: int
-
-    @property
-    def name(self) -> str:
-        """The shape in names of folders: 64x2."""
-        return f"{self.width}x{self.layers}"
-
-
 @dataclass(frozen=True)
 class Arm:
-    """How one reward model is made: its trunk, its number of preferences, and the share of them that is flipped."""
+    """How one reward model is made."""
 
-    trunk: Trunk
+    size: tuple[int, int]
+    """Width and layers of its GPT-2."""
     labels: int
+    """How many preferences it learns from."""
     noise: float
+    """The share of them that is flipped."""
 
     @property
     def name(self) -> str:
         """The arm in names of files."""
-        return f"{self.trunk.name}-{self.labels}-{self.noise:g}"
+        return f"{self.size[0]}x{self.size[1]}-{self.labels}-{self.noise:g}"
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """One factor at a time around a base; levels go from bad to good but for the noise."""
-
-    base: Arm
-    trunks: tuple[Trunk, ...]
-    labels: tuple[int, ...]
-    noises: tuple[float, ...]
-
-    def arms_of(self, factor: Factor) -> list[Arm]:
-        """An arm for each level of a factor."""
-        if factor == "size":
-            return [replace(self.base, trunk=trunk) for trunk in self.trunks]
-        if factor == "labels":
-            return [replace(self.base, labels=labels) for labels in self.labels]
-        return [replace(self.base, noise=noise) for noise in self.noises]
-
-    @property
-    def arms(self) -> list[Arm]:
-        """All arms, each once."""
-        return list(dict.fromkeys(arm for factor in FACTORS for arm in self.arms_of(factor)))
+Sweep = dict[Factor, list[Arm]]
 
 
-SWEEP = Sweep(
-    base=Arm(Trunk(64, 2), 2_000, 0.1),
-    trunks=(Trunk(8, 1), Trunk(24, 1), Trunk(32, 2), Trunk(64, 2), Trunk(128, 4)),
+def one_factor_at_a_time(base: Arm, **levels: Sequence[Any]) -> Sweep:
+    """For each factor an arm a level around a base; levels go from bad to good but for the noise."""
+    return {factor: [replace(base, **{factor: level}) for level in found] for factor, found in levels.items()}
+
+
+SWEEP = one_factor_at_a_time(
+    Arm((64, 2), 2_000, 0.1),
+    size=((8, 1), (24, 1), (32, 2), (64, 2), (128, 4)),
     labels=(125, 500, 2_000, 8_000),
-    noises=(0.0, 0.1, 0.25, 0.4),
-)
-QUICK_SWEEP = Sweep(
-    base=Arm(Trunk(32, 2), 2_000, 0.1), trunks=(Trunk(8, 1), Trunk(32, 2)), labels=(125, 2_000), noises=(0.1, 0.4)
+    noise=(0.0, 0.1, 0.25, 0.4),
 )
 
 
@@ -150,11 +104,8 @@ class Budget:
     """Held-out prompts of the best of n, and of the pairs that r_φ is measured on."""
     samples: int = 128
     """SFT responses to each of them: the largest n."""
-    reward: RewardModelingConfig = REWARD_TRAINING
+    reward: RewardModelingConfig = study.REWARD_TRAINING
     """How every reward model is trained."""
-
-
-QUICK_BUDGET = Budget(tokens=12_000, learning_rate=3e-4, texts=12_000, prompts=48, samples=64)
 
 
 class Workshop:
@@ -170,20 +121,20 @@ class Workshop:
         self.root = root
         self.budget = budget
         self.most_labels = most_labels
-        self.task = task_from_sft()
+        self.task = study.task_from_sft()
         self.sft = load_causal_lm(self.task.sft)
 
-    def trunk(self, shape: Trunk) -> Path:
+    def trunk(self, width: int, layers: int) -> Path:
         """The folder of a language model of this shape, after one pass over the task's texts from random weights.
 
         The trunk of the SFT policy's own shape is made so too: what differs between trunks is their size.
         """
-        folder = self.root / "trunks" / shape.name
+        folder = self.root / "trunks" / f"{width}x{layers}"
         if is_finished(folder):
             return folder
         texts = list(reviews_task(num_pretraining_texts=self.budget.texts).pretraining_texts)
-        sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": max(1, min(4, shape.width // 16))}
-        settings = self.task.model_config.to_dict() | sizes | {"initializer_range": shape.width**-0.5}
+        sizes = {"n_embd": width, "n_layer": layers, "n_head": max(1, min(4, width // 16))}
+        settings = self.task.model_config.to_dict() | sizes | {"initializer_range": width**-0.5}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(type(self.task.model_config)(**settings))
@@ -205,7 +156,7 @@ class Workshop:
             rows = zip(prompts, found[::2], found[1::2], strict=True)
             return {"pairs": [row for row in rows if row[1] != row[2]][: self.most_labels]}
 
-        rows = kept(self.root / "pairs" / f"seed-{seed}.json", drawn)["pairs"]
+        rows = study.kept(self.root / "pairs" / f"seed-{seed}.json", drawn)["pairs"]
         return [CandidatePair(Candidate(prompt, first), Candidate(prompt, second)) for prompt, first, second in rows]
 
     @cached_property
@@ -216,42 +167,39 @@ class Workshop:
         return samples, gold_scores(self.task.gold, samples).reshape(len(prompts), -1)  # (P, N)
 
     def figures(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """What came out for r_φ, for PPO and for the best of n. Gold and r_φ are as measured; "sft" has gold's unit."""
+        """What came out for r_φ, for PPO and for the best of n. Gold and r_φ are as measured; "sft" has gold's unit.
+
+        The seed decides the pairs of r_φ, what is said of them, its head and the order of learning.
+        """
         folder = self.root / "arms" / arm.name / f"seed-{seed}"
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt left
+        labels = BradleyTerryAnnotator(self.task.gold, ANNOTATOR_TEMPERATURE, arm.noise, (seed, 2)).label(
+            self.pairs(seed)[: arm.labels]
+        )
         with quiet_transformers():
-            self.reward_model(arm, seed, folder / "training").save_pretrained(folder / "reward")
-        run = self.ppo(folder / "ppo", folder / "reward", seed)
-        trajectory = read_trajectory(run.folder, "train", seed)
+            reward = study.train_r_phi(self.trunk(*arm.size), self.task, labels, seed, training=self.budget.reward)
+            reward.save_pretrained(folder / "reward")
+        config = self.config(folder / "ppo", seed, TaskConfig(reward_model=str(folder / "reward")))
+        study.quiet_run(config, self.task, "reward", "train")
+        run = study.quiet_prepare(config, self.task)
+        trajectory = study.read_trajectory(run.folder, "train", seed)
         reward = run.load_reward(1)  # in the unit of PPO's scores
         samples, gold = self.judged
         proxy = proxy_scores(reward, self.task.tokenizer, samples).reshape(gold.shape)  # (P, N)
         n = doublings(gold.shape[1])
+        best_of_n = {"gold": best_of_n_estimate(proxy, gold, n), "proxy": best_of_n_estimate(proxy, proxy, n)}
         result = {
             "weights": reward.model.num_parameters(),
-            "accuracy": accuracy(proxy, gold),
+            "accuracy": study.share_ordered_right(proxy, gold),
             "sft": {"gold": float(gold.mean()), "gold_std": float(gold.std())},
             "ppo": {name: values.tolist() for name, values in vars(trajectory).items()},
-            "best_of_n": {
-                "n": n,
-                "gold": best_of_n_estimate(proxy, gold, n).mean(0).tolist(),
-                "proxy": best_of_n_estimate(proxy, proxy, n).mean(0).tolist(),
-            },
+            "best_of_n": {"n": n} | {name: values.mean(0).tolist() for name, values in best_of_n.items()},
         }
         shutil.rmtree(folder, ignore_errors=True)  # the figures are what is kept
         return result
 
-    def reward_model(self, arm: Arm, seed: int, folder: Path) -> RewardModel:
-        """The arm's r_φ; the seed decides its pairs, what is said of them, its head and the order of learning."""
-        annotator = BradleyTerryAnnotator(self.task.gold, ANNOTATOR_TEMPERATURE, arm.noise, (seed, 2))
-        labels = annotator.label(self.pairs(seed)[: arm.labels])
-        reward = RewardModel.from_language_model(self.trunk(arm.trunk), dtype=torch.float32, seed=seed)
-        training = replace(self.budget.reward, seed=seed)
-        train_reward_model(reward, labels, heldout=labels[:2], config=training, output_dir=folder)
-        return reward
-
-    def ppo(self, folder: Path, reward: Path, seed: int) -> Run:
-        """PPO without KL penalty against a reward model, as a run of the pipeline."""
+    def config(self, folder: Path, seed: int, task: TaskConfig) -> RunConfig:
+        """PPO without KL penalty, as a run of the pipeline."""
         ppo = PPOSettings(
             total_tokens=self.budget.tokens,
             kl_coef=0.0,
@@ -260,18 +208,8 @@ class Workshop:
             n_episodes=self.budget.n_episodes,
             checkpoint_every=10_000,
         )
-        task = TaskConfig(reward_model=str(reward))
-        settings = {"task": task, "reward": RewardConfig(reference_samples=1000), "agent": ppo, "without_kl": False}
-        config = study_config(folder, seed, **settings)
-        quiet_run(config, self.task, "reward", "train")
-        return quiet_prepare(config, self.task)
-
-
-def accuracy(proxy: np.ndarray, gold: np.ndarray) -> float:
-    """How often r_φ orders two responses as gold does: neighbours of each prompt's (P, N), gold's ties left out."""
-    even = gold.shape[1] // 2 * 2
-    by_proxy, by_gold = (values[:, 1:even:2] - values[:, 0:even:2] for values in (proxy, gold))  # (P, N/2)
-    return float((0.5 * (1 + np.sign(by_proxy * by_gold)))[by_gold != 0].mean())
+        reward = RewardConfig(reference_samples=1000)
+        return study.run_config(folder, seed, task=task, reward=reward, agent=ppo, without_kl=False)
 
 
 # -- what came out -----------------------------------------------------------------------------------------------------
@@ -304,21 +242,12 @@ def fit(runs: Sequence[dict[str, Any]], way: Way) -> OveroptimizationFit:
     return curve(kl, gold, runs=np.repeat(np.arange(len(each)), [len(p.kl) for p in each]))
 
 
-class Peak(NamedTuple):
-    """Where one seed's gold was highest: √KL and gold by the seed's own fit, then by a running mean."""
-
-    distance: float
-    gold: float
-    seen_distance: float
-    seen_gold: float
-
-
-def peak(run: dict[str, Any]) -> Peak:
-    """The peak of one seed's PPO."""
+def peak(run: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Where one seed's gold was highest under PPO: √KL and gold by the seed's own fit, then by a running mean."""
     own = fit([run], "ppo")
     p = points(run, "ppo")
-    best = Trajectory(np.zeros(len(p.kl)), p.kl, p.gold, p.proxy).best()
-    return Peak(own.peak_distance, own.peak_gold, float(np.sqrt(best.kl)), best.gold)
+    best = study.Trajectory(np.zeros(len(p.kl)), p.kl, p.gold, p.proxy).best()
+    return own.peak_distance, own.peak_gold, float(np.sqrt(best.kl)), best.gold
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,10 +256,6 @@ class Outcome:
 
     arm: Arm
     runs: list[dict[str, Any]]
-
-    def fit(self, way: Way) -> OveroptimizationFit:
-        """The curve through gold over all seeds."""
-        return fit(self.runs, way)
 
     def reach(self, way: Way) -> float:
         """The median over the seeds of the largest √KL."""
@@ -343,38 +268,29 @@ class Outcome:
         return f"{self.arm.labels:,}" if factor == "labels" else f"{self.arm.noise:g}"
 
 
-class Trend(NamedTuple):
-    """Whether a quantity rises along the levels of a factor: mean rank correlation within seeds, one-sided p."""
-
-    correlation: float
-    chance: float
-
-
-def trend(values: Sequence[Sequence[float]]) -> Trend:
+def trend(values: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Page's test for ordered alternatives (1963), a seed a block, a level a column; (seeds, levels).
 
     Its statistic is the sum over seeds of Σ_j j·rank_j, here as the mean of the seeds' rank correlations, which it
     determines. p is exact: all orders of a seed's ranks are equally likely, seeds independent. Ties share their mean
     rank; a seed in which everything ties counts 0. (scipy.stats.page_trend_test knows no ties.)
+
+    Returns:
+        (mean rank correlation, p).
     """
-    table = np.asarray(values, dtype=np.float64)
-    places = np.arange(table.shape[1]) - (table.shape[1] - 1) / 2  # (levels,)
+    places = np.arange(np.shape(values)[1]) - (np.shape(values)[1] - 1) / 2  # (levels,)
     observed = 0.0
-    sums = {0.0: 1.0}  # probability of each sum of correlations, over the seeds so far
-    for row in table:
-        ranks = np.array([(row < value).sum() + (row == value).sum() / 2 for value in row])  # (levels,)
-        ranks = ranks - ranks.mean()
-        scale = float(np.sqrt((places @ places) * (ranks @ ranks)))
-        each = [round(float(places @ np.array(order)) / scale, 9) if scale else 0.0 for order in permutations(ranks)]
-        observed += float(places @ ranks) / scale if scale else 0.0
-        longer: dict[float, float] = {}
-        for total, p in sums.items():
-            for value in set(each):
-                key = round(total + value, 9)
-                longer[key] = longer.get(key, 0.0) + p * each.count(value) / len(each)
+    sums = Counter({0.0: 1.0})  # probability of each sum of correlations, over the seeds so far
+    for ranks in rankdata(values, axis=1) - (len(places) + 1) / 2:  # (levels,)
+        scale = float(np.sqrt((places @ places) * (ranks @ ranks))) or 1.0
+        observed += float(places @ ranks) / scale
+        each = Counter(round(float(places @ np.array(order)) / scale, 9) for order in permutations(ranks))
+        longer: Counter[float] = Counter()
+        for (total, p), (value, times) in product(sums.items(), each.items()):
+            longer[round(total + value, 9)] += p * times / each.total()
         sums = longer
     chance = sum(p for total, p in sums.items() if total >= observed - 1e-6)
-    return Trend(observed / len(table), min(chance, 1.0))
+    return observed / len(values), min(chance, 1.0)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -387,21 +303,21 @@ def markdown(found: dict[Factor, list[Outcome]]) -> str:
         head = [TITLES[factor], "r_φ right, %", "α", "b", "peak at √KL", "gold there", "gold at the end"]
         rows = []
         for outcome in outcomes:
-            right = spread([100 * run["accuracy"] for run in outcome.runs], ".1f")
-            end = spread([float(points(run, "ppo").gold[-5:].mean()) for run in outcome.runs])
+            right = study.spread([100 * run["accuracy"] for run in outcome.runs], ".1f")
+            end = study.spread([float(points(run, "ppo").gold[-5:].mean()) for run in outcome.runs])
             rows.append([outcome.level(factor), right, *fit_cells(outcome, "ppo"), end])
-        parts.append(markdown_table(head, rows))
+        parts.append(study.markdown_table(head, rows))
     by_arm = {outcome.arm: outcome for outcomes in found.values() for outcome in outcomes}
     largest = max(outcome.runs[0]["best_of_n"]["n"][-1] for outcome in by_arm.values())
     parts.append(f"Best of n, the same reward models, d(α − bd), n up to {largest}:")
     rows = []
     for arm, outcome in by_arm.items():
         name = f"{outcome.level('size')}, {arm.labels:,} labels, {arm.noise:g} flipped"
-        last = spread([float(points(run, "best_of_n").gold[-1]) for run in outcome.runs])
+        last = study.spread([float(points(run, "best_of_n").gold[-1]) for run in outcome.runs])
         rows.append([name, *fit_cells(outcome, "best_of_n"), last])
-    parts.append(markdown_table(["arm", "α", "b", "peak at √KL", "gold there", "gold at the largest n"], rows))
+    parts.append(study.markdown_table(["arm", "α", "b", "peak at √KL", "gold there", "gold at the largest n"], rows))
     head = ["as r_φ gets …", "peak at √KL, fitted", "gold there", "highest gold seen at √KL", "gold there"]
-    parts.append(markdown_table(head, [trend_row(*item) for item in found.items() if len(item[1]) > 1]))
+    parts.append(study.markdown_table(head, [trend_row(*item) for item in found.items() if len(item[1]) > 1]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -411,15 +327,16 @@ def trend_row(factor: Factor, outcomes: list[Outcome]) -> list[str]:
     peaks = np.array([[peak(run) for run in outcome.runs] for outcome in ordered])  # (levels, seeds, 4)
     cells = []
     for i in range(peaks.shape[2]):
-        found = trend(peaks[:, :, i].T)
-        chance = "p < 0.0001" if found.chance < 1e-4 else f"p = {found.chance:.2g}"
-        cells.append(minus(f"{round(found.correlation, 2) + 0.0:+.2f} ({chance})"))
+        correlation, p = trend(peaks[:, :, i].T)
+        cells.append(
+            study.minus(f"{round(correlation, 2) + 0.0:+.2f} ({'p < 0.0001' if p < 1e-4 else f'p = {p:.2g}'})")
+        )
     return [BETTER[factor], *cells]
 
 
 def fit_cells(outcome: Outcome, way: Way) -> list[str]:
     """α, b, where the curve peaks and how high, each with its 95 % interval; no peak beyond what was measured."""
-    fitted = outcome.fit(way)
+    fitted = fit(outcome.runs, way)
     reach = outcome.reach(way)
     a, b = fitted.intervals()
     cells = [number(fitted.alpha, a), number(fitted.decline, b)]
@@ -436,7 +353,7 @@ def number(value: float, interval: Sequence[float] = (), always: bool = False) -
         return f"{number(value)} [{number(interval[0])}, {number(interval[1])}]"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return minus(f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}")
+    return study.minus(f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}")
 
 
 # -- the figure --------------------------------------------------------------------------------------------------------
@@ -446,7 +363,7 @@ def draw_figure(found: dict[Factor, list[Outcome]], path: Path) -> None:
     """Two rows, PPO and the best of n; gold solid with its band, r_φ dashed, peaks marked."""
     seeds = max(len(o.runs) for outcomes in found.values() for o in outcomes)
     shared = {"sharex": "row", "sharey": "row"}
-    with picture(path, 2, len(found), (4.9 * len(found), 8.4), **shared) as axes:
+    with study.picture(path, 2, len(found), (4.9 * len(found), 8.4), **shared) as axes:
         for column, (factor, outcomes) in enumerate(found.items()):
             panel(axes[0, column], factor, outcomes, "ppo")
             panel(axes[1, column], factor, outcomes, "best_of_n")
@@ -455,7 +372,7 @@ def draw_figure(found: dict[Factor, list[Outcome]], path: Path) -> None:
             axis.set_ylabel(f"{name}\nrise over SFT, in its standard deviations")
         over = f"{seeds} seed{'s' * (seeds > 1)}"
         title = rf"gold (solid: fit; band: 95 %, {over}; dots: seen), $r_\varphi$ (dashed), peaks with 95 % intervals"
-        axes[0, 0].figure.suptitle(title, fontsize=11, color=INK)
+        axes[0, 0].figure.suptitle(title, fontsize=11, color=study.INK)
 
 
 def panel(axis: Any, factor: Factor, outcomes: list[Outcome], way: Way) -> None:
@@ -464,7 +381,7 @@ def panel(axis: Any, factor: Factor, outcomes: list[Outcome], way: Way) -> None:
     for i, outcome in enumerate(outcomes):
         colour = COLOURS[round(i * (len(COLOURS) - 1) / max(len(outcomes) - 1, 1))]
         each = [points(run, way) for run in outcome.runs]
-        fitted = outcome.fit(way)
+        fitted = fit(outcome.runs, way)
         reach = outcome.reach(way)
         for p in each:
             axis.plot(np.sqrt(p.kl), p.gold, ".", ms=4, color=colour, alpha=0.32, mew=0)
@@ -478,7 +395,7 @@ def panel(axis: Any, factor: Factor, outcomes: list[Outcome], way: Way) -> None:
             height = fitted.peak_gold
             axis.plot([low, min(high, reach)], [height, height], color=colour, lw=1.4, zorder=4)
             axis.plot(fitted.peak_distance, height, "o", ms=7, color=colour, mec="white", mew=1.4, zorder=5)
-    axis.axhline(0, color=SOFT, lw=0.8)
+    axis.axhline(0, color=study.SOFT, lw=0.8)
     axis.set_ylim(max(lowest, -3.4) - 0.1 if way == "ppo" else -0.6, 2.6)  # proxies that go farther leave the picture
     axis.set_xlabel("√KL from the SFT policy, √nats")
     axis.legend(loc="lower left" if way == "ppo" else "upper left")
@@ -499,46 +416,36 @@ def mean_proxy(each: list[Points], way: Way) -> tuple[np.ndarray, np.ndarray]:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def collect(sweep: Sweep, workshop: Workshop, seeds: Sequence[int]) -> dict[Arm, Outcome]:
+def collect(sweep: Sweep, workshop: Workshop, seeds: int) -> dict[Factor, list[Outcome]]:
     """The figures of every arm and seed, made where they are not there; all arms of one seed before the next."""
-    runs: dict[Arm, list[dict[str, Any]]] = {arm: [] for arm in sweep.arms}
-    for seed in seeds:
-        for arm in sweep.arms:
-            started = time.perf_counter()
+    runs: dict[Arm, list[dict[str, Any]]] = {arm: [] for arms in sweep.values() for arm in arms}
+    for seed in range(seeds):
+        for arm, found in runs.items():
             path = workshop.root / "arms" / arm.name / f"seed-{seed}.json"
-            figures = kept(path, lambda arm=arm, seed=seed: workshop.figures(arm, seed))  # type: ignore[misc]
-            runs[arm].append(figures)
-            gold = figures["ppo"]["gold"]
-            print(
-                f"{sum(map(len, runs.values()))}/{len(seeds) * len(runs)}  seed {seed}, {arm.name}: r_φ right "
-                f"{figures['accuracy']:.1%}, gold {gold[0]:+.2f}, at most {max(gold):+.2f}, in the end {gold[-1]:+.2f} "
-                f"({time.perf_counter() - started:.0f} s)",
-                flush=True,
-            )
-    return {arm: Outcome(arm, figures) for arm, figures in runs.items()}
+            found.append(study.kept(path, lambda: workshop.figures(arm, seed)))  # noqa: B023
+            gold = found[-1]["ppo"]["gold"]
+            told = f"r_φ right {found[-1]['accuracy']:.1%}, gold at most {max(gold):+.2f}, in the end {gold[-1]:+.2f}"
+            print(f"{sum(map(len, runs.values()))}/{seeds * len(runs)}  seed {seed}, {arm.name}: {told}", flush=True)
+    return {factor: [Outcome(arm, runs[arm]) for arm in arms] for factor, arms in sweep.items()}
 
 
 def main(
     arguments: Sequence[str] | None = None, *, sweep: Sweep | None = None, budget: Budget | None = None
-) -> dict[Arm, Outcome]:
+) -> dict[Factor, list[Outcome]]:
     """The command; `sweep` and `budget` are for other levels than those of the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, help="of everything, for each arm; 5, or 1 with --quick")
-    parser.add_argument("--quick", action="store_true", help="one seed, small arms")
-    parser.add_argument("--run-dir", type=Path, help="gone on with if it is there; runs/overoptimization")
-    parser.add_argument("--output", type=Path, help="the picture; in docs/images, with --quick in the run dir")
-    a = parser.parse_args(arguments)
-    if a.seeds is not None and a.seeds < 1:
-        parser.error(f"expected --seeds >= 1, got {a.seeds}")
-    sweep = sweep or (QUICK_SWEEP if a.quick else SWEEP)
-    budget = budget or (QUICK_BUDGET if a.quick else Budget())
-    root = a.run_dir or Path("runs/overoptimization-quick" if a.quick else "runs/overoptimization")
-    seeds = range(a.seeds or (1 if a.quick else 5))
-    found = collect(sweep, Workshop(root, budget, max(sweep.labels)), seeds)
-    by_factor = {factor: [found[arm] for arm in sweep.arms_of(factor)] for factor in FACTORS}
-    print(f"\n{len(seeds)} seed{'s' * (len(seeds) > 1)}; in brackets 95 % intervals, ± standard errors\n")
-    print(markdown(by_factor))
-    draw_figure(by_factor, a.output or (root if a.quick else IMAGES) / "overoptimization.png")
+    a = study.command(
+        __doc__,
+        arguments,
+        seeds=(5, "of everything, for each arm"),
+        run_dir=(Path("runs/overoptimization"), "gone on with if it is there"),
+        output=(study.IMAGES / "overoptimization.png", "the picture"),
+    )
+    sweep = sweep or SWEEP
+    most = max(arm.labels for arms in sweep.values() for arm in arms)
+    found = collect(sweep, Workshop(a.run_dir, budget or Budget(), most), a.seeds)
+    print(f"\n{a.seeds} seed{'s' * (a.seeds > 1)}; in brackets 95 % intervals, ± standard errors\n")
+    print(markdown(found))
+    draw_figure(found, a.output)
     return found
 
 

@@ -12,42 +12,23 @@ five minutes a seed on one core. It leaves out any tuning of the other remedies:
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import study
 import torch
 from scipy import stats
-from study import (
-    COLOURS,
-    DOCS,
-    INK,
-    Trajectory,
-    kept,
-    markdown_table,
-    mean_and_error,
-    picture,
-    put_into_page,
-    quiet_prepare,
-    quiet_run,
-    study_config,
-    task_from_sft,
-    text_table,
-    trajectory_of,
-)
 
 from rlhf_gym.lm import Shared, load_causal_lm, quiet_transformers
-from rlhf_gym.pipeline import draw, gold_scores, log_probs, train
+from rlhf_gym.pipeline import draw, gold_scores, log_probs, train_agent
 from rlhf_gym.rewards import Aggregate, load_reward
 from rlhf_gym.runs import RunFolder, iterations
 from rlhf_gym.settings import PPOSettings, RunConfig, TaskConfig
-from rlhf_gym.tasks import Task
 
 Source = Literal["single", "separate", "shared"]
 Figures = dict[int, dict[str, Any]]  # of one arm, by seed
@@ -103,30 +84,20 @@ def ensemble(name: str, label: str, reward: Source, aggregate: Aggregate, weight
     return Arm(name, label, family, reward=reward, aggregate=aggregate, uncertainty_weight=weight)
 
 
-def kl_arm(name: str, label: str, **ppo: Any) -> Arm:
-    """An arm that holds the policy near the SFT policy by KL."""
-    return Arm(name, label, "KL to SFT", ppo)
-
-
-def score_arm(name: str, label: str, **ppo: Any) -> Arm:
-    """An arm that changes the score."""
-    return Arm(name, label, "what is done to the score", ppo)
-
-
-def agent_arm(name: str, label: str, **ppo: Any) -> Arm:
-    """An arm that changes the agent."""
-    return Arm(name, label, "the agent and its data", ppo)
-
-
 NONE = Arm("none", "no remedy (β = 0)", "")
+KL = "KL to SFT"
+SCORE = "what is done to the score"
+AGENT = "the agent and its data"
+CONTROLLED = {"kl_coef": 0.1, "kl_target": TARGET}
+VERIFIER = {"verifier": "remedies:stutters", "verifier_coef": 2.0}
 ARMS = (
     NONE,
-    kl_arm("beta-0.03", "β = 0.03", kl_coef=0.03),
-    kl_arm("beta-0.1", "β = 0.1", kl_coef=0.1),
-    kl_arm("beta-0.3", "β = 0.3", kl_coef=0.3),
-    kl_arm("adaptive", f"β adaptive, target {TARGET:g}", kl_coef=0.1, kl_control="adaptive", kl_target=TARGET),
-    kl_arm("constraint", f"KL ≤ {TARGET:g}, dual ascent", kl_coef=0.1, kl_control="constraint", kl_target=TARGET),
-    kl_arm("stop", f"early stop at KL {TARGET:g}", stop_kl=TARGET),
+    Arm("beta-0.03", "β = 0.03", KL, {"kl_coef": 0.03}),
+    Arm("beta-0.1", "β = 0.1", KL, {"kl_coef": 0.1}),
+    Arm("beta-0.3", "β = 0.3", KL, {"kl_coef": 0.3}),
+    Arm("adaptive", f"β adaptive, target {TARGET:g}", KL, CONTROLLED | {"kl_control": "adaptive"}),
+    Arm("constraint", f"KL ≤ {TARGET:g}, dual ascent", KL, CONTROLLED | {"kl_control": "constraint"}),
+    Arm("stop", f"early stop at KL {TARGET:g}", KL, {"stop_kl": TARGET}),
     ensemble("separate-mean", "4 separate, mean", "separate", "mean"),
     ensemble("separate-min", "4 separate, minimum", "separate", "min"),
     ensemble("separate-uwo-1", "4 separate, mean − 1·var", "separate", "uwo", 1.0),
@@ -135,14 +106,14 @@ ARMS = (
     ensemble("shared-min", "4 heads on one trunk, minimum", "shared", "min"),
     ensemble("shared-uwo-1", "4 heads on one trunk, mean − 1·var", "shared", "uwo", 1.0),
     ensemble("shared-uwo", f"4 heads on one trunk, mean − {SHARED_WEIGHT:g}·var", "shared", "uwo", SHARED_WEIGHT),
-    score_arm("clip", "scores clipped to ± 1.5", clip_score=(-1.5, 1.5)),
-    score_arm("whiten", "scores whitened, running", normalize_score=True),
-    score_arm("length", "0.1 a token past 8", length_penalty=0.1, length_penalty_after=8),
-    score_arm("verifier", "verifier: no word twice in a row", verifier="remedies:stutters", verifier_coef=2.0),
-    agent_arm("ptx", "ptx, γ = 1", ptx_coef=1.0),
-    agent_arm("entropy", "entropy bonus 0.05", ent_coef=0.05),
-    agent_arm("ema", "β = 0.1 to an EMA reference", kl_coef=0.1, ema_reference=0.1),
-    replace(agent_arm("fresh", "half of the labels fresh, β = 0"), fresh=True),
+    Arm("clip", "scores clipped to ± 1.5", SCORE, {"clip_score": (-1.5, 1.5)}),
+    Arm("whiten", "scores whitened, running", SCORE, {"normalize_score": True}),
+    Arm("length", "0.1 a token past 8", SCORE, {"length_penalty": 0.1, "length_penalty_after": 8}),
+    Arm("verifier", "verifier: no word twice in a row", SCORE, VERIFIER),
+    Arm("ptx", "ptx, γ = 1", AGENT, {"ptx_coef": 1.0}),
+    Arm("entropy", "entropy bonus 0.05", AGENT, {"ent_coef": 0.05}),
+    Arm("ema", "β = 0.1 to an EMA reference", AGENT, {"kl_coef": 0.1, "ema_reference": 0.1}),
+    Arm("fresh", "half of the labels fresh, β = 0", AGENT, fresh=True),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
 CALIBRATION = tuple(
@@ -167,26 +138,19 @@ class Study:
     """Members of an ensemble, each of which learns from a bootstrap draw of its own."""
     tokens: int = 16_000
     """Response tokens that PPO learns from."""
-    small: bool = False
-    """Everything is tiny, to see that it runs."""
+    changes: Callable[[RunConfig], RunConfig] = lambda config: config
+    """Further changes to the settings, for tests."""
 
     def folder(self, seed: int) -> Path:
         """The folder of a seed."""
         return self.root / f"seed-{seed}"
 
-    def task(self) -> Task:
-        """The embedded task."""
-        task = task_from_sft()
-        return replace(task, heldout_prompts=task.heldout_prompts[:16]) if self.small else task
-
     def config(self, folder: Path, seed: int, **changes: Any) -> RunConfig:
         """A run without a remedy."""
         ppo = PPOSettings(total_tokens=self.tokens, kl_coef=0.0, n_episodes=64)
-        config = study_config(folder, seed, labels=self.labels, **{"agent": ppo, "without_kl": False, **changes})
-        if self.small:
-            config = replace(config, agent=replace(config.agent, n_episodes=16, num_envs=16))
-        reward = replace(config.reward, force=True, reference_samples=32 if self.small else 1000)
-        return replace(config, collect=replace(config.collect, mistake_rate=0.2), reward=reward)
+        config = study.run_config(folder, seed, labels=self.labels, **{"agent": ppo, "without_kl": False, **changes})
+        reward = replace(config.reward, force=True, reference_samples=1000)
+        return self.changes(replace(config, collect=replace(config.collect, mistake_rate=0.2), reward=reward))
 
     def reward_model(self, seed: int, source: Source) -> Path:
         """The folder of a seed's reward model; all sources are trained on the same preferences."""
@@ -195,7 +159,7 @@ class Study:
             training = replace(config.reward.training, bootstrap=True)
             reward = replace(config.reward, members=self.members, trunk=source, training=training)
             config = replace(config, reward=reward)
-        return quiet_run(config, self.task(), "collect", "reward").stage("reward") / "model"
+        return study.quiet_run(config, study.task_from_sft(), "collect", "reward").stage("reward") / "model"
 
     def figures(self, arm: Arm, seed: int) -> dict[str, Any]:
         """What PPO under a remedy came to; made unless it is there.
@@ -203,7 +167,7 @@ class Study:
         "trajectory": tokens, KL to SFT, gold and score of each iteration's responses. "final": KL and gold of the
         policy that came out, on prompts nothing was trained on. "base": gold of the SFT policy on the same.
         """
-        return kept(self.folder(seed) / f"{arm.name}.json", lambda: self._figures(arm, seed))
+        return study.kept(self.folder(seed) / f"{arm.name}.json", lambda: self._figures(arm, seed))
 
     def _figures(self, arm: Arm, seed: int) -> dict[str, Any]:
         folders = self._two_rounds(arm, seed) if arm.fresh else [self._one_run(arm, seed)]
@@ -211,32 +175,32 @@ class Study:
         for folder in folders:
             before = log[-1]["tokens"] if log else 0
             log += [record | {"tokens": record["tokens"] + before} for record in iterations(folder)]
-        base = kept(self.folder(seed) / "sft.json", lambda: self._heldout(self.task().sft, seed))
-        columns = [values.tolist() for values in vars(trajectory_of(log)).values()]
+        base = study.kept(self.folder(seed) / "sft.json", lambda: self._heldout(study.task_from_sft().sft, seed))
+        columns = [values.tolist() for values in vars(study.trajectory_of(log)).values()]
         return {"trajectory": columns, "final": self._heldout(folders[-1] / "model", seed), "base": base}
 
     def _one_run(self, arm: Arm, seed: int) -> Path:
         """PPO against the seed's reward model; its folder."""
         source = self.reward_model(seed, arm.reward)
         config = self.config(self.folder(seed) / arm.name, seed, task=TaskConfig(reward_model=str(source)))
-        run = quiet_prepare(replace(config, agent=replace(config.agent, **arm.ppo)), self.task())
+        run = study.quiet_prepare(replace(config, agent=replace(config.agent, **arm.ppo)), study.task_from_sft())
         reward = load_reward(source)
         reward.aggregate = arm.aggregate
         reward.uncertainty_weight = arm.uncertainty_weight
         with quiet_transformers():
-            train(run, "train", 1, seed, reward=Shared(reward), label=arm.name)
+            train_agent(run, "train", 1, seed, reward=Shared(reward), label=arm.name)
         return run.folder.seed("train", 1, seed)
 
     def _two_rounds(self, arm: Arm, seed: int) -> list[Path]:
         """Half the labels about SFT's responses, half about the policy's after half the tokens; the rounds' folders."""
         half = replace(self, labels=self.labels // 2, tokens=self.tokens // 2)
         config = half.config(self.folder(seed) / arm.name, seed, rounds=2)
-        folder = quiet_run(replace(config, agent=replace(config.agent, **arm.ppo)), self.task())
+        folder = study.quiet_run(replace(config, agent=replace(config.agent, **arm.ppo)), study.task_from_sft())
         return [folder.seed("train", round, seed) for round in (1, 2)]
 
     def _heldout(self, policy: Any, seed: int) -> dict[str, float]:
         """Mean gold, KL to SFT and length of one response to each held-out prompt."""
-        task = self.task()
+        task = study.task_from_sft()
         model = load_causal_lm(policy)
         samples = draw(model, task, task.heldout_prompts, seed=seed + 7)
         own = log_probs(model, samples)
@@ -248,42 +212,37 @@ class Study:
             "length": float(samples.lengths.mean()),
         }
 
-    def disagreement(self, seed: int) -> dict[str, dict[str, list[float]]]:
+    def disagreement(self, seed: int) -> dict[str, list[float]]:
         """Each ensemble's mean score and mean variance of members, of SFT's responses and of those without a remedy.
 
         The run without a remedy must be there.
         """
-        return kept(self.folder(seed) / "disagreement.json", lambda: self._disagreement(seed))
-
-    def _disagreement(self, seed: int) -> dict[str, dict[str, list[float]]]:
-        task = task_from_sft()
-        without_remedy = RunFolder(self.folder(seed) / NONE.name).seed("train", 1, seed) / "model"
-        found: dict[str, dict[str, list[float]]] = {"separate": {}, "shared": {}}
-        for name, by_policy in found.items():
-            reward = load_reward(self.reward_model(seed, name))  # type: ignore[arg-type]
-            for policy, source in (("sft", task.sft), ("none", without_remedy)):
-                samples = draw(load_causal_lm(source), task, task.heldout_prompts, seed=seed + 7)
+        task = study.task_from_sft()
+        none = RunFolder(self.folder(seed) / NONE.name).seed("train", 1, seed) / "model"
+        drawn = [draw(load_causal_lm(m), task, task.heldout_prompts, seed=seed + 7) for m in (task.sft, none)]
+        found: dict[str, list[float]] = {"separate": [], "shared": []}
+        for source, figures in found.items():
+            reward = load_reward(self.reward_model(seed, source))  # type: ignore[arg-type]
+            for samples in drawn:
                 ids, _, lengths = samples.rows()  # (B, L), (B,), (B,)
                 scores = reward.scores_of_tokens(ids, torch.arange(ids.shape[1]) < lengths[:, None]).members  # (k, B)
-                by_policy[policy] = [float(scores.mean()), float(scores.var(dim=0, correction=0).mean())]
+                figures += [float(scores.mean()), float(scores.var(dim=0, correction=0).mean())]
         return found
 
 
-def trajectory(figures: dict[str, Any]) -> Trajectory:
+def trajectory(figures: dict[str, Any]) -> study.Trajectory:
     """The trajectory in the figures of an arm and seed."""
-    return Trajectory(*np.array(figures["trajectory"], dtype=np.float64))
+    return study.Trajectory(*np.array(figures["trajectory"], dtype=np.float64))
 
 
-def all_figures(study: Study, arms: Sequence[Arm], seeds: Sequence[int]) -> dict[Arm, Figures]:
+def all_figures(runs: Study, arms: Sequence[Arm], seeds: Sequence[int]) -> dict[Arm, Figures]:
     """The figures of all runs, made where they are missing, seed by seed."""
     found: dict[Arm, Figures] = {arm: {} for arm in arms}
     for seed in seeds:
         for arm in arms:
-            started = time.perf_counter()
-            found[arm][seed] = study.figures(arm, seed)
+            found[arm][seed] = runs.figures(arm, seed)
             end = found[arm][seed]["final"]
-            seconds = time.perf_counter() - started
-            print(f"seed {seed}, {arm.name}: gold {end['gold']:+.2f}, KL {end['kl']:.1f}, {seconds:.0f} s", flush=True)
+            print(f"seed {seed}, {arm.name}: gold {end['gold']:+.2f}, KL {end['kl']:.1f}", flush=True)
     return found
 
 
@@ -347,9 +306,7 @@ def cell(values: Sequence[float], seeds: int) -> str:
     """Mean ± standard error; how many came so far where not all did; a dash where none did."""
     if not values:
         return "–"
-    mean, error = mean_and_error(values)
-    some = "" if len(values) == seeds else f" ({len(values)})"
-    return (f"{mean:+.2f}" if math.isnan(error) else f"{mean:+.2f} ± {error:.2f}") + some
+    return study.spread(values, "+.2f") + ("" if len(values) == seeds else f" ({len(values)})")
 
 
 def difference(values: dict[int, float], base: dict[int, float]) -> str:
@@ -358,10 +315,9 @@ def difference(values: dict[int, float], base: dict[int, float]) -> str:
     if not differences:
         return "–"
     n = len(differences)
-    mean, error = mean_and_error(differences)
+    mean, error = study.mean_and_error(differences)
     star = "*" if n > 1 and abs(mean) > stats.t.ppf(0.975, n - 1) * error else ""
-    text = f"{mean:+.2f}" if math.isnan(error) else f"{mean:+.2f} ± {error:.2f}"
-    return f"{text}{star}, {sum(d > 0 for d in differences)}/{n}"
+    return f"{study.spread(differences, '+.2f')}{star}, {sum(d > 0 for d in differences)}/{n}"
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------
@@ -373,11 +329,11 @@ def draw_figure(found: dict[Arm, Figures], path: Path) -> None:
     columns = min(3, len(families))
     count = -(-len(families) // columns)
     farthest = max(np.sqrt(max(trajectory(f).smoothed().kl)) for f in found[NONE].values())
-    with picture(path, count, columns, (4.7 * columns, 3.9 * count), sharex=True, sharey=True) as axes:
+    with study.picture(path, count, columns, (4.7 * columns, 3.9 * count), sharex=True, sharey=True) as axes:
         for axis, family in zip(axes.flat, families, strict=False):
             draw_line(axis, NONE.label, found[NONE], "#9aa0a8", farthest, width=2.4)
             arms = [arm for arm, figures in found.items() if arm.family == family and figures]
-            for arm, colour in zip(arms, COLOURS, strict=False):
+            for arm, colour in zip(arms, study.COLOURS, strict=False):
                 draw_line(axis, arm.label, found[arm], colour, farthest, width=1.6)
             axis.set(title=family, xlabel="√KL from the SFT policy, √nats", ylabel="gold")
             axis.label_outer()
@@ -385,7 +341,7 @@ def draw_figure(found: dict[Arm, Figures], path: Path) -> None:
         for axis in axes.flat[len(families) :]:
             axis.set_visible(False)
         title = f"means of {len(found[NONE])} seeds, bands ± a standard error; a dot where runs end"
-        axes[0, 0].figure.suptitle(title, fontsize=11, color=INK)
+        axes[0, 0].figure.suptitle(title, fontsize=11, color=study.INK)
 
 
 def draw_line(axis: Any, label: str, figures: Figures, colour: str, farthest: float, *, width: float) -> None:
@@ -409,49 +365,47 @@ def draw_line(axis: Any, label: str, figures: Figures, colour: str, farthest: fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/remedies"), help="gone on with if it is there")
-    parser.add_argument("--seeds", type=int, default=5)
-    names = list(BY_NAME)
-    parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM", help=", ".join(names))
-    parser.add_argument("--calibrate", action="store_true", help="choose λ of the ensembles, on seeds of their own")
-    parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it runs; writes no docs")
-    parser.add_argument("--only-seeds", type=int, nargs="+", help="run these alone, and print no table")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of remedies.md and images/remedies.png")
-    a = parser.parse_args()
-    if a.seeds < 1:
-        parser.error(f"expected --seeds >= 1, got {a.seeds}")
-    torch.set_num_threads(1)
-    study = Study(a.run_dir / "quick", labels=60, members=2, tokens=600, small=True) if a.quick else Study(a.run_dir)
+    names = tuple(BY_NAME)
+    a = study.command(
+        __doc__,
+        run_dir=(Path("runs/remedies"), "gone on with if it is there"),
+        seeds=(5, "of everything, for each arm"),
+        arms=(names, ", ".join(names), names),
+        calibrate=(False, "choose λ of the ensembles, on seeds of their own"),
+        docs=(study.DOCS, "folder of remedies.md and images/remedies.png"),
+    )
+    runs = Study(a.run_dir)
     if a.calibrate:
-        calibrate(study, CALIBRATION_SEEDS[:1] if a.quick else CALIBRATION_SEEDS)
-        return
-    arms = [arm for arm in ARMS if arm is NONE or arm.name in a.arms]
-    found = all_figures(study, arms, a.only_seeds or range(a.seeds))
-    if a.only_seeds:
-        return
+        calibrate(runs, CALIBRATION_SEEDS)
+    else:
+        write(runs, [arm for arm in ARMS if arm is NONE or arm.name in a.arms], a.seeds, a.docs)
+
+
+def write(runs: Study, arms: Sequence[Arm], seeds: int, docs: Path) -> None:
+    """The runs, the tables and the picture."""
+    found = all_figures(runs, arms, range(seeds))
     lines = rows(found)
-    print(f"\n{text_table(HEADER, lines)}\n* 0 lies outside the 95 % interval (Student's t over the seeds)")
-    print("n/m: seeds won")
-    print_disagreement([study.disagreement(seed) for seed in found[NONE]])
-    if not a.quick:
-        put_into_page(a.docs / "remedies.md", "table", "remedies.py", markdown_table(HEADER, lines))
-        draw_figure(found, a.docs / "images" / "remedies.png")
+    print(f"\n{study.markdown_table(HEADER, lines)}\n* 0 lies outside the 95 % interval (Student's t over the seeds)")
+    print("n/m: seeds won\n")
+    each = [study.kept(runs.folder(s) / "disagreement.json", lambda s=s: runs.disagreement(s)) for s in range(seeds)]  # type: ignore[misc]
+    head = [
+        "members' mean score and variance, in SFT's unit",
+        "of SFT's responses",
+        "",
+        "of those without a remedy",
+        "",
+    ]
+    means = [[name, *(f"{mean:+.2f}" for mean in np.mean([f[name] for f in each], axis=0))] for name in each[0]]
+    print(study.markdown_table(head, means))
+    study.put_into_page(docs / "remedies.md", "table", "remedies.py", study.markdown_table(HEADER, lines))
+    draw_figure(found, docs / "images" / "remedies.png")
 
 
-def calibrate(study: Study, seeds: Sequence[int]) -> None:
+def calibrate(runs: Study, seeds: Sequence[int]) -> None:
     """Print gold at the end for each λ; the best are `SEPARATE_WEIGHT` and `SHARED_WEIGHT`."""
-    for arm, figures in all_figures(study, [NONE, *CALIBRATION], seeds).items():
+    for arm, figures in all_figures(runs, [NONE, *CALIBRATION], seeds).items():
         golds = list(final(figures, "gold").values())
         print(f"{arm.label:30s} {np.mean(golds):+.2f}   {' '.join(f'{g:+.2f}' for g in golds)}")
-
-
-def print_disagreement(each: Sequence[dict[str, dict[str, list[float]]]]) -> None:
-    """Print how far members are apart where the labels were, and where PPO without a remedy went."""
-    print("\nmembers' mean score and variance, in SFT's unit    of SFT's responses    of those without a remedy")
-    for name in ("separate", "shared"):
-        sides = [np.mean([found[name][policy] for found in each], axis=0) for policy in ("sft", "none")]
-        print(f"{name:48s}" + "".join(f"{mean:+12.2f} {variance:9.2f}" for mean, variance in sides))
 
 
 if __name__ == "__main__":

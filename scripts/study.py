@@ -1,18 +1,21 @@
 """What the studies of this folder share; nothing here is run by itself.
 
-    from study import kept, quiet_run, study_config, task_from_sft
+    from study import command, kept, quiet_run, run_config, task_from_sft
 
-Their settings and seeds, runs that say nothing, figures kept in files so that an interrupted study goes on, means with
-standard errors, a run's path through KL, tables, pictures in one style. It leaves out everything about a single figure.
+Their command lines, settings and seeds, runs that say nothing, figures kept in files so that an interrupted study goes
+on, means with standard errors, a run's path through KL, tables, pictures in one style. It leaves out everything about a
+single figure.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,15 +24,18 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from rlhf_gym.pipeline import Run, prepare, run
+from rlhf_gym.preferences import Preference
 from rlhf_gym.report import smooth
+from rlhf_gym.rewards import RewardModel
 from rlhf_gym.runs import RunFolder, iterations
 from rlhf_gym.settings import CollectConfig, EvaluateConfig, PPOSettings, RewardConfig, RunConfig
 from rlhf_gym.tasks import Task, reviews_task
-from rlhf_gym.training import RewardModelingConfig
+from rlhf_gym.training import RewardModelingConfig, train_reward_model
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 IMAGES = DOCS / "images"
@@ -60,6 +66,38 @@ REWARD_TRAINING = RewardModelingConfig(
 )
 
 
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def command(doc: str | None, arguments: Sequence[str] | None = None, **options: Any) -> argparse.Namespace:
+    """A script's options, after which torch runs on one thread.
+
+    Each option is a tuple of its default, its help and, where only some values will do, these. The default decides
+    its form: a tuple takes several values, `False` is a switch, a whole number or None is a count of at least 1.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, (default, text, *choices) in options.items():
+        several = isinstance(default, tuple)
+        kind = type(default[0] if several and default else 0 if several or default is None else default)
+        settings: dict[str, Any] = {"help": text, "default": default}
+        if kind is bool:
+            settings["action"] = "store_true"
+        else:
+            settings["type"] = _count if kind is int and not several else kind
+            settings["nargs"] = "+" if several else None
+            settings["choices"] = choices[0] if choices else None
+            settings["metavar"] = name.upper() if choices else None
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+    torch.set_num_threads(1)
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return int(text)
+
+
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
@@ -69,11 +107,11 @@ def task_from_sft() -> Task:
     return replace(task, pretrained=task.sft, demonstrations=(), heldout_demonstrations=())
 
 
-def study_config(run_dir: Path, seed: int, *, labels: int = 2_000, tokens: int = 24_000, **changes: Any) -> RunConfig:
+def run_config(run_dir: Path, seed: int, *, labels: int = 2_000, tokens: int = 24_000, **changes: Any) -> RunConfig:
     """A run small enough that its policy exploits r_φ within a minute on one core.
 
     Two pairs of SFT responses to each of `labels`/2 prompts, a reward model of three epochs on them, and PPO by its
-    defaults for `tokens` tokens. `changes` replace whole settings: `study_config(d, 0, agent=PPOSettings(…))`.
+    defaults for `tokens` tokens. `changes` replace whole settings: `run_config(d, 0, agent=PPOSettings(…))`.
     """
     config = RunConfig(
         run_dir=run_dir,
@@ -111,6 +149,29 @@ def evaluated(folder: RunFolder) -> dict[str, Any]:
     if metrics is None:
         raise ValueError(f"expected a complete run in {folder.root}, got one without evaluation")
     return metrics
+
+
+def train_r_phi(
+    policy: Any,
+    task: Task,
+    preferences: Sequence[Preference],
+    seed: int,
+    *,
+    training: RewardModelingConfig = REWARD_TRAINING,
+) -> RewardModel:
+    """A reward model on the trunk of `policy`, a model or its folder, trained on these preferences."""
+    reward = RewardModel.from_language_model(policy, task.tokenizer, dtype=torch.float32, seed=seed)
+    config = replace(training, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        train_reward_model(reward, preferences, heldout=preferences[:2], config=config, output_dir=folder)
+    return reward
+
+
+def share_ordered_right(proxy: np.ndarray, gold: np.ndarray) -> float:
+    """How often r_φ orders two neighbouring responses as gold does, both (…, N); gold's ties are left out."""
+    even = gold.shape[-1] // 2 * 2
+    by_proxy, by_gold = (values[..., 1:even:2] - values[..., 0:even:2] for values in (proxy, gold))  # (…, N/2)
+    return float((0.5 * (1 + np.sign(by_proxy * by_gold)))[by_gold != 0].mean())
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -186,15 +247,19 @@ def trajectory_of(log: Sequence[dict[str, Any]]) -> Trajectory:
     Raises:
         ValueError: no iteration has gold.
     """
-    before = [0, *(record["tokens"] for record in log)][: len(log)]  # an iteration is logged after its update
     found = [
         (tokens, record.get("rlhf/kl_initial", record["rlhf/kl"]), record["rlhf/gold"], record["rlhf/score"])
-        for tokens, record in zip(before, log, strict=True)
+        for tokens, record in zip(tokens_before(log), log, strict=True)
         if "rlhf/gold" in record
     ]
     if not found:
         raise ValueError(f"expected iterations with gold, got {len(log)} iterations without")
     return Trajectory(*np.array(found, dtype=np.float64).T)
+
+
+def tokens_before(log: Sequence[dict[str, Any]]) -> list[int]:
+    """The tokens learned from before each iteration's responses were written: it is logged after its update."""
+    return [0, *(record["tokens"] for record in log)][: len(log)]
 
 
 def read_trajectory(folder: RunFolder, stage: Any, seed: int) -> Trajectory:
@@ -227,16 +292,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = [name.removesuffix(":") for name in header]
     line = ["---:" if name.endswith(":") else "---" for name in header]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, line, *rows))
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: the first column to the left, the others to the right."""
-    table = [header, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
-        for row in table
-    )
 
 
 def put_into_page(path: Path, name: str, script: str, text: str) -> None:
@@ -280,3 +335,26 @@ def spread_apart(values: Sequence[float], least: float) -> list[float]:
             placed[i] -= shift
             placed[i + 1] += shift
     return placed.tolist()
+
+
+def name_lines(axis: Any, ends: Sequence[tuple[float, float, str, str]], least: float, *, column: bool = False) -> None:
+    """Write the names of lines, each (x, y, name, colour), beside their ends, moved apart to stay legible.
+
+    Args:
+        axis: with its limits as they will stay.
+        ends: where the lines end.
+        least: the distance between two names, as a share of the axis' height.
+        column: the names stand in a column to the right, each with a thin line to its end.
+    """
+    axis.get_ylim()  # the limits follow what is drawn when they are asked for
+    heights = [axis.transAxes.inverted().transform(axis.transData.transform(end[:2]))[1] for end in ends]
+    order = np.argsort(heights)
+    for i, height in zip(order, spread_apart([heights[i] for i in order], least), strict=True):
+        x, y, name, colour = ends[i]
+        style = {"color": colour, "fontsize": 8.5, "va": "center", "annotation_clip": False}
+        if column:
+            line = {"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.45}
+            axis.annotate(name, (x, y), (1.01, height), textcoords="axes fraction", arrowprops=line, **style)
+        else:
+            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            axis.annotate(name, (x, height), (6, 0), **place, **style)

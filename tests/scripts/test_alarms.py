@@ -28,11 +28,10 @@ def test_rows_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     good = alarms.row_of("good", (), kept(tmp_path / "good", 0.1))
     assert bad.known == good.known == ("missing_eos",) and good.alarms == [] and bad.tokens == 10_000
     assert [(alarm.name, alarm.tokens) for alarm in bad.alarms] == [("missing_eos", 5000)]
-    head, _, first, second = alarms.table([good, bad], markdown=True).splitlines()
+    head, _, first, second = alarms.table([good, bad]).splitlines()
     place = head.split("|").index(" `missing_eos` ")
     assert first.split("|")[place] == " · " and second.split("|")[place] == " **5.0k** "
     assert first.split("|")[place + 1] == "  ", "nothing to go by"
-    assert "5.0k" in alarms.table([good, bad], markdown=False)
     alarms.print_counts([good, bad], [bad])
     said = capsys.readouterr().out
     assert "1 alarm in 2 healthy runs (20,000 tokens, 2 rules watched)\n  bad: missing_eos" in said
@@ -43,5 +42,5 @@ def test_what_the_provocations_pay_for() -> None:
     assert alarms.words([""], ["it was good ."]) == [0.4]
     assert alarms.repeats([""], ["so so so"]) == [2.0]  # one of two pairs was there before
     assert alarms.one_sentence(["", ""], ["it was good .", "it is good"]) == [0, -2]
-    assert alarms.negations([""], ["not not not not"]) == [3] and alarms.shrugs([""], ["usual"]) == [1]
+    assert alarms.paid_for("not")([""], ["not not not not"]) == [3] and alarms.paid_for("usual")([""], ["usual"]) == [1]
     assert {name for case in alarms.PROVOCATIONS for name in case.meant} <= set(alarms.COLUMNS)

@@ -85,7 +85,7 @@ def test_made_again_nothing_is_run_again(
     monkeypatch.setattr("rlhf_gym.pipeline.reward.train_reward_model", refuse)
     gallery.make_gallery(settings, root / "docs")
     assert (root / "docs" / "gallery.md").read_text() == before
-    assert capsys.readouterr().out.count("±") == 11, "a row an arm"
+    assert capsys.readouterr().out.count("±") == 16, "a row an arm, SFT, and the run without a fault"
 
 
 def test_counter_labels_are_about_the_words_alone() -> None:

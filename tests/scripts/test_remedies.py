@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlhf_gym.settings import PPOSettings
+from rlhf_gym.settings import PPOSettings, RunConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import remedies
@@ -49,21 +50,25 @@ def test_every_arm_is_of_settings_there_are() -> None:
     assert said == [-1.0, 0.0, 0.0]
 
 
-def test_the_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny(config: RunConfig) -> RunConfig:
+    """A handful of steps of everything."""
+    agent = replace(config.agent, n_episodes=16, num_envs=16)
+    return replace(config, agent=agent, reward=replace(config.reward, reference_samples=32))
+
+
+def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    arguments = ["remedies.py", "--quick", "--seeds", "1", "--run-dir", str(root), "--arms", "shared-uwo", "fresh"]
-    monkeypatch.setattr("sys.argv", arguments)
-    monkeypatch.setattr(remedies, "DOCS", tmp_path)
-    remedies.main()
-    files = {path.name: path.stat().st_mtime_ns for path in (root / "quick" / "seed-0").glob("*.json")}
+    (tmp_path / "remedies.md").write_text("<!-- table: scripts/remedies.py -->\n<!-- end of table -->\n")
+    study = Study(root, labels=60, members=2, tokens=600, changes=tiny)
+    arms = [NONE, BY_NAME["shared-uwo"], BY_NAME["fresh"]]
+    remedies.write(study, arms, 1, tmp_path)
+    files = {path.name: path.stat().st_mtime_ns for path in (root / "seed-0").glob("*.json")}
     assert set(files) == {f"{name}.json" for name in ("none", "shared-uwo", "fresh", "sft", "disagreement")}
-    remedies.main()
-    assert files == {p.name: p.stat().st_mtime_ns for p in (root / "quick" / "seed-0").glob("*.json")}, "nothing anew"
-    assert not (tmp_path / "remedies.md").exists(), "a quick run writes no docs"
-    study = Study(root / "quick", labels=60, members=2, tokens=600, small=True)
+    remedies.write(study, arms, 1, tmp_path)
+    assert files == {p.name: p.stat().st_mtime_ns for p in (root / "seed-0").glob("*.json")}, "nothing anew"
+    assert all(f"| {arm.label} |" in (tmp_path / "remedies.md").read_text() for arm in arms)
+    assert (tmp_path / "images" / "remedies.png").stat().st_size > 10_000
     found = {arm: {0: study.figures(arm, 0)} for arm in (NONE, BY_NAME["fresh"])}
     ways = [trajectory(f[0]) for f in found.values()]
     assert all(way.tokens[0] == 0 and abs(way.kl[0]) < 1e-3 for way in ways)
     assert (ways[1].tokens[1:] > ways[1].tokens[:-1]).all(), "the second round's tokens come after the first's"
-    remedies.draw_figure(found, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 10_000

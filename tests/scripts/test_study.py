@@ -40,7 +40,6 @@ def test_mean_and_error() -> None:
 
 def test_tables_and_labels() -> None:
     assert study.markdown_table(["a", "b:"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
-    assert study.text_table(["a", "b"], [["long", "1"]]) == "a     b\nlong  1"
     assert study.spread_apart([0, 0.1, 5], 1) == pytest.approx([-0.45, 0.55, 5])
 
 
@@ -72,19 +71,72 @@ def test_a_trajectory_is_read_as_it_was_logged(tmp_path: Path) -> None:
 
 
 def test_the_studies_depart_from_one_place(tmp_path: Path) -> None:
-    config = study.study_config(tmp_path, 3, labels=801, tokens=1000)
+    config = study.run_config(tmp_path, 3, labels=801, tokens=1000)
     assert (config.seed, config.seeds, config.agent.total_tokens, config.collect.num_prompts) == (3, 1, 1000, 401)
     task = study.task_from_sft()
     assert task.pretrained == task.sft is not None and not task.demonstrations
 
 
-@pytest.mark.parametrize("script", ["rounds", "adversarial_pairs"])
+@pytest.mark.parametrize("script", ["rounds", "adversarial_pairs", "kl_control", "sampling_study", "active_learning"])
 def test_scripts_are_there(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = __import__(script)
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit):
         module.main()
-    assert "--run-dir" in capsys.readouterr().out
+    assert "--help" in capsys.readouterr().out
+
+
+def test_a_command_line_is_made_from_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {
+        "seeds": (3, "of everything"),
+        "targets": ((3.0, 6.0), "δ"),
+        "arms": (("a", "b"), "which", ("a", "b")),
+        "only": ((), "these seeds"),
+        "tokens": (None, "of each"),
+        "run_dir": (Path("runs"), "a folder"),
+        "markdown": (False, "a switch"),
+    }
+    found = study.command("", [], **options)
+    assert {name: default for name, (default, *_) in options.items()} == vars(found)
+    given = [
+        "--seeds",
+        "2",
+        "--targets",
+        "1",
+        "2.5",
+        "--arms",
+        "b",
+        "--only",
+        "0",
+        "--run-dir",
+        "x",
+        "--markdown",
+        "--tokens",
+        "9",
+    ]
+    found = study.command("", given, **options)
+    assert (found.seeds, found.targets, found.arms, found.only) == (2, [1.0, 2.5], ["b"], [0])
+    assert (found.run_dir, found.markdown, found.tokens) == (Path("x"), True, 9)
+    for wrong in (["--seeds", "0"], ["--arms", "c"]):
+        with pytest.raises(SystemExit):
+            study.command("", wrong, **options)
+    assert "expected at least 1, got 0" in capsys.readouterr().err
+
+
+def test_pairs_ordered_right_are_those_that_gold_tells_apart() -> None:
+    gold = np.array([[0.0, 1.0, 2.0, 2.0, 9.0], [1.0, 0.0, 0.0, 1.0, 9.0]])
+    proxy = np.array([[0.0, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]])
+    assert study.share_ordered_right(proxy, gold) == pytest.approx((1 + 0 + 0.5) / 3)
+
+
+def test_names_beside_lines_are_legible(tmp_path: Path) -> None:
+    with study.picture(tmp_path / "a.png", 1, 1, (4, 3)) as axes:
+        axis = axes[0, 0]
+        axis.set(xlim=(0, 1), ylim=(1, 100), yscale="log")
+        study.name_lines(axis, [(1, 10, "b", "k"), (1, 10.1, "c", "k"), (1, 90, "d", "k")], 0.1)
+        heights = {text.get_text(): text.xy[1] for text in axis.texts}
+    assert heights["c"] - heights["b"] == pytest.approx(0.1, abs=1e-6) and heights["d"] > 0.9
+    assert (heights["b"] + heights["c"]) / 2 == pytest.approx(0.5, abs=0.01), "10 is half way up"
 
 
 def test_what_is_written_by_hand_is_kept(tmp_path: Path) -> None:
