@@ -40,6 +40,16 @@ def test_no_folder_holds_more_than_25_files():
     assert {folder: count for folder, count in folders.items() if count > 25} == {}
 
 
+def test_no_front_of_a_room_hides_a_module_of_it():
+    hidden = []
+    for front in (Path(name) for name in LIBRARY if name.endswith("__init__.py")):
+        nodes = [node for node in LIBRARY[str(front)].body if isinstance(node, ast.ImportFrom)]
+        offered = {alias.asname or alias.name for node in nodes for alias in node.names}
+        modules = {path.stem for path in (ROOT / front.parent).iterdir() if path.suffix == ".py" or path.is_dir()}
+        hidden += [f"{front}: {name}" for name in offered & modules]
+    assert hidden == []
+
+
 def test_nobody_asks_for_an_agents_name():
     asking = {name: house.compares_with_agent(tree) for name, tree in LIBRARY.items()}
     assert {name: count for name, count in asking.items() if count} == {}

@@ -11,7 +11,7 @@ from rlhf_gym.training.reward_diagnosis import (
     reward_complaints,
 )
 from rlhf_gym.training.reward_edits import EditProbe, probe_edits
-from rlhf_gym.training.reward_metrics import (
+from rlhf_gym.training.reward_evaluation import (
     RewardMetrics,
     ScoredPairs,
     evaluate_reward_model,

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_gym.functional import chance_probability, confidence, length_controlled_accuracy, reliability_curve
 from rlhf_gym.preferences import Preference
-from rlhf_gym.training.reward_metrics import ScoredPairs
+from rlhf_gym.training.reward_evaluation import ScoredPairs
 
 LENGTH_EDGES = (0, 2, 5, 10)
 """Upper ends of the buckets of length difference, in words."""

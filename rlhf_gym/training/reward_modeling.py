@@ -18,7 +18,7 @@ from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import RewardFunction, RewardModel, RewardNormalizer
 from rlhf_gym.settings import RewardModelingConfig
 from rlhf_gym.training.data import check_rows, fingerprint
-from rlhf_gym.training.reward_metrics import RewardMetrics, evaluate_reward_model
+from rlhf_gym.training.reward_evaluation import RewardMetrics, evaluate_reward_model
 from rlhf_gym.training.stage import SupervisedStage, run_stage
 
 
