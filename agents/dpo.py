@@ -21,6 +21,7 @@ from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.functional.losses import dpo_loss
 from rlhf_gym.functional.masks import zero_masked
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 
@@ -31,7 +32,7 @@ class Comparison(Protocol):
     """A prompt, the response preferred and the other one, such as `rlhf_gym.preferences.Preference`."""
 
     @property
-    def prompt(self) -> str: ...
+    def prompt(self) -> Prompt: ...
     @property
     def chosen(self) -> str: ...
     @property

@@ -114,7 +114,8 @@ def resolve_stops(
 ) -> tuple[int, ...]:
     """The tokens that end a response: those given, or the tokenizer's EOS and the reference's own."""
     if stops is None:
-        return default_stop_token_ids(tokenizer, None if parts is None else parts.model)
+        found = default_stop_token_ids(tokenizer, None if parts is None else parts.model)
+        return tuple(stop for stop in found if 0 <= stop < vocab_size)  # no model can say the others
     if not all(0 <= stop < vocab_size for stop in stops):
         raise ValueError(f"expected stop_token_ids in 0 … {vocab_size - 1}, got {list(stops)}")
     return tuple(stops)

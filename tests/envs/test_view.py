@@ -17,6 +17,7 @@ from rich.cells import cell_len
 from rlhf_gym.envs import EpisodeView, TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.view import scales, signed, tint
 from rlhf_gym.functional import gae
+from rlhf_gym.lm import Message
 from tests.toy import word_policy, word_settings
 
 EVIL = '<script>alert(1)</script> & "quoted" </span></form>'
@@ -93,6 +94,14 @@ def test_json_comes_back() -> None:
         EpisodeView.from_dict({"prompt": "a"})
     with pytest.raises(ValueError, match=r"expected values of shape \(3,\), one a token, got \(2,\)"):
         hand_made(values=np.zeros(2))
+
+
+def test_a_conversation_is_shown_as_turns() -> None:
+    asked = (Message("system", "Be <brief>."), Message("user", "a film?"))
+    view = hand_made(prompt=asked)
+    assert EpisodeView.from_dict(json.loads(json.dumps(view.to_dict()))).prompt == asked
+    assert '<span class="speaker">system</span> <b>Be &lt;brief&gt;.</b>' in view.html()
+    assert "System: Be <brief>." in str(view) and "Human: a film?" in view.ansi()
 
 
 class Snippet(HTMLParser):
