@@ -8,9 +8,8 @@ from rlhf_gym.files import read_jsonl
 from rlhf_gym.lm import Message, load_tokenizer
 from rlhf_gym.lm.chat import to_json
 from rlhf_gym.pipeline import run
-from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.human_evaluation import comparison_items
-from rlhf_gym.preferences import Demonstration
+from rlhf_gym.preferences import Demonstration, read_preferences
 from rlhf_gym.preferences.files import read_candidates
 from rlhf_gym.runs import RunFolder
 from tests.tiny import WORDS, tiny_gpt2, tiny_tokenizer
@@ -45,7 +44,8 @@ def test_a_run_about_conversations(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     candidates = read_candidates(folder.stage("collect") / "candidates.jsonl")
     assert {c.prompt for c in candidates} <= set(ASKED[6:]) and len({c.prompt for c in candidates}) == 14
-    assert {p.prompt for side in all_preferences(folder, 1) for p in side} <= {c.prompt for c in candidates}
+    compared = read_preferences(folder.stage("collect") / "preferences.jsonl")
+    assert {p.prompt for p in compared} <= {c.prompt for c in candidates}
     names = sorted(path.stem for path in (folder.stage("evaluate") / "samples").glob("*.jsonl"))
     for name in names:
         rows = list(read_jsonl(folder.stage("evaluate") / "samples" / f"{name}.jsonl"))
