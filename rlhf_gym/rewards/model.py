@@ -1,54 +1,52 @@
-"""A learned reward on one trunk: a Transformers classifier whose k scalar heads are read at the last real token."""
+"""A learned reward on one trunk: a Transformers classifier with k scalar heads, read as its class reads it."""
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.files import read_object, reading
 from rlhf_gym.lm.loading import (
     check_model_source,
     context_length,
     load_causal_lm,
-    load_pretrained,
     load_tokenizer,
     quiet_transformers,
 )
 from rlhf_gym.lm.lora import merged
 from rlhf_gym.lm.parts import fuse_activations, rows_at_once
-from rlhf_gym.lm.tokens import encode_prompts, encode_responses, lengths_from_mask, pad_rows, pad_token_id
+from rlhf_gym.lm.tokens import (
+    encode_prompts,
+    encode_responses,
+    lengths_from_mask,
+    pad_rows,
+    pad_token_id,
+    stop_token_ids,
+)
+from rlhf_gym.rewards.classifier import is_adapter, load_classifier, new_classifier
+from rlhf_gym.rewards.reading import Reader, Reading, is_causal, own_pad_token, rows_of
 from rlhf_gym.rewards.reward import LearnedReward, Reward, RewardNormalizer, Scores
 from rlhf_gym.settings.stages import Aggregate, Trunk
 
 NORMALIZER_FILE = "reward_normalizer.json"
 ENSEMBLE_FILE = "reward_ensemble.json"
 
-Reading = Literal["last_token", "classifier"]
-
 
 class RewardModel(LearnedReward):
     """r_φ(x, y): an `AutoModelForSequenceClassification(num_labels=k)` as k scalar heads on one trunk, mostly k = 1.
 
-    Rows are left-aligned and right-padded, and the last real token is found from the attention mask. (The class's own
-    `forward` looks for the pad token instead, and so reads an earlier token wherever the pad token is the EOS.)
-
-    The constructor compares the two on a small ragged batch. A causal model agrees and is read at its last token. An
-    encoder, whose head reads something else, is called through its class's own `forward` with the attention mask. What
-    agrees with neither is refused.
+    Rows are left-aligned and right-padded. A row's score is what the class's own `forward` gives for that row alone
+    and unpadded. Classes for causal models read the last token that is not `config.pad_token_id`. A model begun here
+    has a pad token that is no stop token, so that its EOS is read; one trained elsewhere with pad = EOS is read before
+    its EOS, as it was trained. Encoders are called through their class. What a class scores otherwise in a batch than
+    alone is refused.
 
     Several heads are an ensemble on a shared trunk, each head a member. It costs what one model costs, in training and
     in scoring. The members have learned the same features from the same responses, so they disagree less than members
@@ -57,8 +55,9 @@ class RewardModel(LearnedReward):
 
     Attributes:
         model: the Transformers classifier.
-        tokenizer: the tokenizer it was trained with, or None where it came without one.
-        reads: `"last_token"` or `"classifier"`.
+        tokenizer: the tokenizer it was trained with, or None where it came without one. It pads with what the class
+            looks for.
+        reads: `"last_token"` if it reads from left to right, `"classifier"` if it is an encoder.
     """
 
     def __init__(
@@ -70,26 +69,31 @@ class RewardModel(LearnedReward):
         aggregate: Aggregate = "mean",
         uncertainty_weight: float = 0.1,
         normalizers: Sequence[RewardNormalizer] | None = None,
+        reading: Reading | None = None,
     ) -> None:
         """
         Args:
             model: the classifier, with `num_labels` equal to `heads`.
-            tokenizer: the tokenizer to read texts with.
+            tokenizer: the tokenizer to read texts with. Where its pad token is not the one that the class looks for, a
+                copy that pads with it is kept.
             heads: the number k of members, said explicitly because a classifier with k classes is seldom a reward.
             aggregate: how members become one score: "mean", "min" (WCO) or "uwo" (mean − λ·variance).
             uncertainty_weight: λ of "uwo".
             normalizers: one a head; by default scores are left as they are.
+            reading: what a checkpoint of ours says about where it is read; by default the class is asked.
+
+        Raises:
+            ValueError: another number of heads, or a class that scores a row otherwise in a batch than alone.
         """
         if model.config.num_labels != heads:
             raise ValueError(f"expected a reward model with num_labels={heads}, got {model.config.num_labels}")
         super().__init__(aggregate, uncertainty_weight)
         fuse_activations(model)
         self.model = model
-        self.tokenizer = tokenizer
         self.model.config.use_cache = False  # one forward over whole episodes: there is nothing to keep
-        if tokenizer is not None and self.model.config.pad_token_id is None:
-            self.model.config.pad_token_id = pad_token_id(tokenizer)  # the class's own forward asks for one
-        self.reads: Reading = _choose_reading(self)
+        self.tokenizer = own_pad_token(model, tokenizer) if is_causal(model) else tokenizer
+        self._reader = Reader(model, reading)
+        self.reads: Reading = self._reader.reads
         self.normalizers = [RewardNormalizer()] * heads if normalizers is None else normalizers
 
     # -- making, loading, saving ------------------------------------------------------------------------------------
@@ -106,7 +110,9 @@ class RewardModel(LearnedReward):
     ) -> RewardModel:
         """A trained reward model: a hub name, or a folder that holds config, safetensors and (mostly) a tokenizer.
 
-        A checkpoint is read as it was trained. One whose head would be new is refused, for its scores would be noise.
+        A checkpoint is read as it was trained: as it says itself where it was saved here, else as its class reads it.
+        peft's adapters are merged into their base. One whose head would be new is refused, for its scores would be
+        noise.
 
         Args:
             source: a hub name or a folder.
@@ -121,29 +127,24 @@ class RewardModel(LearnedReward):
                 members.
         """
         folder = Path(source)
-        record = _EnsembleFile()
-        if (folder / ENSEMBLE_FILE).is_file():
-            record = read_ensemble_file(folder)
-            if record.trunk != "shared":
-                raise ValueError(f"expected a reward model on one trunk in {source}, got separate members")
-        elif (folder / NORMALIZER_FILE).is_file():
-            with reading("the mean and std of a reward model", folder / NORMALIZER_FILE):
-                values = read_object(folder / NORMALIZER_FILE)
-                record = _EnsembleFile(normalizers=(RewardNormalizer.from_dict(values),))
-        heads = record.members if heads is None else heads
+        record = _read_record(folder)
+        heads = (1 if record is None else record.members) if heads is None else heads
         name = check_model_source(source, what="a reward model")
-        model = _load_classifier(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = load_classifier(name, dtype=dtype, trust_remote_code=trust_remote_code)
         if model.config.num_labels != heads:
             raise ValueError(
                 f"expected a reward model with num_labels={heads}, got {model.config.num_labels} in {name!r}; "
                 f"RewardModel.from_pretrained(…, heads={model.config.num_labels}) reads its labels as the members of "
                 "an ensemble"
             )
-        tokenizer = None
-        if not folder.is_dir() or any(folder.glob("tokenizer*")):
-            with reading("the tokenizer of a reward model", repr(name)):
-                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-            tokenizer.padding_side = "right"
+        tokenizer = _load_tokenizer(name, trust_remote_code=trust_remote_code)
+        config = model.config.get_text_config()
+        if record is not None and record.reading is None and is_causal(model):
+            record = replace(record, reading="last_token")  # so were all models that said nothing about it
+            config.pad_token_id = None
+        elif is_adapter(name) and not (folder / "config.json").is_file() and tokenizer is not None:
+            config.pad_token_id = tokenizer.pad_token_id  # its maker had the base read so, and kept the tokenizer alone
+        record = _EnsembleFile() if record is None else record
         return cls(
             model.eval().to(device),
             tokenizer,
@@ -151,6 +152,7 @@ class RewardModel(LearnedReward):
             aggregate=record.aggregate,
             uncertainty_weight=record.uncertainty_weight,
             normalizers=record.normalizers or None,
+            reading=record.reading,
         )
 
     @classmethod
@@ -171,6 +173,12 @@ class RewardModel(LearnedReward):
         A head's weights are N(0, 1/(H+1)) and its bias 0 (Huang et al. 2024, arXiv:2403.17031), so that first
         scores are of order 1 whatever the width H.
 
+        Where the tokenizer has no pad token, or pads with a stop token, the model gets one of its own, `[PAD]`, in a
+        copy of the tokenizer: its class looks for the pad token, and would not read the EOS otherwise.
+
+        Where Transformers has no classifier for the family, the model is of a class of ours, which only
+        `from_pretrained` loads.
+
         Args:
             source: a hub name, a folder, or the model itself (copied, never shared; an adapter is merged).
             tokenizer: that of the language model; by default the one beside `source`, if `source` is no model.
@@ -188,21 +196,17 @@ class RewardModel(LearnedReward):
         else:
             language_model = load_causal_lm(source, dtype=dtype)
             tokenizer = load_tokenizer(source) if tokenizer is None else tokenizer
-        language_model = merged(language_model)
-        config = copy.deepcopy(language_model.config)
-        config.num_labels = heads
-        config.architectures = None
-        model = AutoModelForSequenceClassification.from_config(config)
-        model.base_model.load_state_dict(language_model.base_model.state_dict())
-        _initialise_heads(model, seed)
-        model.to(device=device, dtype=language_model.dtype if dtype == "auto" else dtype)
-        return cls(model.eval(), tokenizer, heads=heads, aggregate=aggregate, uncertainty_weight=uncertainty_weight)
+        model = new_classifier(merged(language_model), heads, seed)
+        if tokenizer is not None:
+            tokenizer = own_pad_token(model, tokenizer, stop_token_ids(tokenizer, language_model))
+        model.to(device=device, dtype=model.dtype if dtype == "auto" else dtype)
+        return cls(model, tokenizer, heads=heads, aggregate=aggregate, uncertainty_weight=uncertainty_weight)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights, config, tokenizer, normalizers and, for several heads, how they are aggregated.
+        """Write weights, config, tokenizer, normalizers, where it is read and how several heads are aggregated.
 
-        `AutoModelForSequenceClassification` loads the folder too. Its logits (B, k) are the raw scores where pad token
-        and EOS differ, for it looks for the pad token.
+        `AutoModelForSequenceClassification` loads the folder too, if it knows the family. Its logits (B, k) for rows
+        padded by the saved tokenizer are the raw scores.
         """
         folder = Path(folder)
         with quiet_transformers():
@@ -210,9 +214,10 @@ class RewardModel(LearnedReward):
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         if len(self) == 1:
-            (folder / NORMALIZER_FILE).write_text(json.dumps(self.normalizers[0].to_dict(), indent=2) + "\n")
+            values = self.normalizers[0].to_dict() | {"reading": self.reads}
+            (folder / NORMALIZER_FILE).write_text(json.dumps(values, indent=2) + "\n")
         else:
-            write_ensemble_file(folder, self, trunk="shared", normalizers=self.normalizers)
+            write_ensemble_file(folder, self, trunk="shared", normalizers=self.normalizers, reading=self.reads)
 
     # -- what it is -------------------------------------------------------------------------------------------------
 
@@ -233,7 +238,7 @@ class RewardModel(LearnedReward):
     @property
     def vocab_size(self) -> int:
         """Number of token ids the trunk can embed."""
-        return int(self.model.config.get_text_config().vocab_size)
+        return rows_of(self.model)
 
     @property
     def max_length(self) -> int | None:
@@ -254,24 +259,24 @@ class RewardModel(LearnedReward):
             self.tokenizer = tokenizer
 
     def reads_tokens(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> bool:
-        """Whether it has the policy's vocabulary; an encoder reads texts, in its tokenizer's template."""
+        """Whether the policy's tokens are among its own; an encoder reads texts, in its tokenizer's template."""
         if self.tokenizer is None:
-            if self.vocab_size in (len(tokenizer), vocab_size):
+            if len(tokenizer) <= self.vocab_size <= max(len(tokenizer), vocab_size or 0):
                 return True
             expected = " or ".join(str(n) for n in (len(tokenizer), vocab_size) if n is not None)
             raise ValueError(
                 f"expected a reward model with the policy's vocabulary of {expected} tokens, or one with a tokenizer "
                 f"of its own to read texts with; got a vocabulary of {self.vocab_size} tokens and no tokenizer"
             )
-        return self.reads == "last_token" and self.tokenizer.get_vocab() == tokenizer.get_vocab()
+        own = self.tokenizer.get_vocab()
+        known = max(own.values()) < self.vocab_size and tokenizer.get_vocab().items() <= own.items()
+        return self.reads == "last_token" and known
 
     # -- scoring ----------------------------------------------------------------------------------------------------
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Raw scores (B, k) in float32, differentiable, of right-padded rows (B, L) with their mask (B, L)."""
-        if self.reads == "classifier":
-            return _classifier_scores(self.model, input_ids, attention_mask)
-        return _last_token_scores(self.model, input_ids, attention_mask)
+        return self._reader(input_ids, attention_mask)
 
     @torch.no_grad()
     def scores_of_tokens(
@@ -283,8 +288,8 @@ class RewardModel(LearnedReward):
         whatever the mode of the module. A row's score does not depend on its batch-mates or on its padding.
 
         Raises:
-            ValueError: the mask is not that of right-padded rows of at least one token, or a row is longer than the
-                model's context.
+            ValueError: the mask is not that of right-padded rows of at least one token, a row is longer than the
+                model's context, or it has a token that the model cannot embed.
         """
         lengths = self._check_rows(input_ids, attention_mask)  # (B,)
         raw = torch.empty(len(self), len(input_ids), dtype=torch.float32, device=input_ids.device)  # (k, B)
@@ -368,6 +373,13 @@ class RewardModel(LearnedReward):
                 f"expected rows of at most {self.max_length} tokens (the reward model's context), "
                 f"got {int(lengths.max())} in row {int(lengths.argmax())}"
             )
+        unknown = (attention_mask != 0) & ((input_ids < 0) | (input_ids >= self.vocab_size))  # (B, L)
+        if unknown.any():
+            row, place = unknown.nonzero()[0].tolist()
+            raise ValueError(
+                f"expected token ids in 0 … {self.vocab_size - 1}, which the reward model can embed, got "
+                f"{int(input_ids[row, place])} at place {place} of row {row}"
+            )
         return lengths
 
 
@@ -385,13 +397,20 @@ class _EnsembleFile:
     """Whether each member has a folder of its own, or all are heads of the model beside this file."""
     normalizers: tuple[RewardNormalizer, ...] = ()
     """One a head, where the trunk is shared; separate members keep their own."""
+    reading: Reading | None = None
+    """Where a shared trunk is read; None in files of version 0.1, whose models read the last real token."""
 
 
 def write_ensemble_file(
-    folder: Path, reward: LearnedReward, *, trunk: Trunk, normalizers: Sequence[RewardNormalizer] = ()
+    folder: Path,
+    reward: LearnedReward,
+    *,
+    trunk: Trunk,
+    normalizers: Sequence[RewardNormalizer] = (),
+    reading: Reading | None = None,
 ) -> None:
     """Write `reward_ensemble.json`."""
-    record = _EnsembleFile(len(reward), reward.aggregate, reward.uncertainty_weight, trunk, tuple(normalizers))
+    record = _EnsembleFile(len(reward), reward.aggregate, reward.uncertainty_weight, trunk, tuple(normalizers), reading)
     (folder / ENSEMBLE_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
 
 
@@ -406,116 +425,25 @@ def read_ensemble_file(folder: str | Path) -> _EnsembleFile:
         return _EnsembleFile(**(record | {"normalizers": normalizers}))
 
 
-# -- the classifier of Transformers ------------------------------------------------------------------------------------
+def _read_record(folder: Path) -> _EnsembleFile | None:
+    """What `RewardModel.save_pretrained` wrote beside the weights; None in a folder from elsewhere."""
+    if (folder / ENSEMBLE_FILE).is_file():
+        record = read_ensemble_file(folder)
+        if record.trunk != "shared":
+            raise ValueError(f"expected a reward model on one trunk in {folder}, got separate members")
+        return record
+    if (folder / NORMALIZER_FILE).is_file():
+        with reading("the mean and std of a reward model", folder / NORMALIZER_FILE):
+            values = read_object(folder / NORMALIZER_FILE)
+            return _EnsembleFile(normalizers=(RewardNormalizer.from_dict(values),), reading=values.get("reading"))
+    return None
 
 
-def _load_classifier(name: str, *, dtype: torch.dtype | str, trust_remote_code: bool) -> PreTrainedModel:
-    return load_pretrained(
-        AutoModelForSequenceClassification,
-        name,
-        "a reward model with its scalar head",
-        hint="; RewardModel.from_language_model starts a new one",
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-    )
-
-
-def head_layer(model: PreTrainedModel) -> nn.Linear | None:
-    """The one linear layer with k outputs outside the trunk; None where there is not exactly one."""
-    trunk, k = set(model.base_model.modules()), model.config.num_labels
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == k and m not in trunk]
-    return found[0] if len(found) == 1 else None
-
-
-def _initialise_heads(model: PreTrainedModel, seed: int) -> None:
-    layer = head_layer(model)
-    if layer is None:
-        raise ValueError(f"expected a class with one linear head over its trunk, got {type(model).__name__}")
-    with torch.no_grad():
-        for i, row in enumerate(layer.weight):  # (H,)
-            generator = torch.Generator().manual_seed(seed + i)
-            row.copy_(torch.empty(row.shape).normal_(std=(len(row) + 1) ** -0.5, generator=generator))
-        if layer.bias is not None:
-            layer.bias.zero_()
-
-
-def _last_token_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Scores (B, k): the heads on the trunk's state at each row's last real token.
-
-    The trunk gets no mask: under causal attention what stands right of a token does not reach it, and attention
-    kernels are faster without one. It gets embeddings, because ids without a mask make Transformers warn.
-    """
-    layer = head_layer(model)
-    assert layer is not None
-    embeddings = model.get_input_embeddings()(input_ids)  # (B, L, H)
-    hidden = model.base_model(inputs_embeds=embeddings).last_hidden_state  # (B, L, H)
-    last = lengths_from_mask(attention_mask) - 1  # (B,)
-    states = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, H)
-    return layer(states).float()  # (B, k)
-
-
-def _classifier_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Scores (B, k) of the class's own forward."""
-    return model(input_ids=input_ids, attention_mask=attention_mask).logits.float()  # (B, k)
-
-
-def _check_reads_pad_token(reward: RewardModel, row: Tensor) -> None:
-    """Where the pad token is the EOS, the class's own forward must not take a closing EOS for padding."""
-    pad = reward.model.config.pad_token_id
-    tokenizer = reward.tokenizer
-    if tokenizer is None or pad is None or pad != tokenizer.eos_token_id:
-        return
-    closed = torch.cat([row[:, :-1], torch.full_like(row[:, :1], pad)], dim=1)  # (1, L)
-    cut = row[:, :-1]  # (1, L - 1)
-    scores = [_classifier_scores(reward.model, ids, torch.ones_like(ids)) for ids in (closed, cut)]  # (1, k) each
-    if torch.equal(*scores):
-        raise ValueError(
-            f"expected a pad token other than the EOS ({tokenizer.eos_token!r}) for {type(reward.model).__name__}, "
-            "which looks for the pad token and would not read the EOS"
-        )
-
-
-@torch.no_grad()
-def _choose_reading(reward: RewardModel) -> Reading:
-    """Which reading gives, on a ragged batch, what the class itself gives for each row alone and unpadded."""
-    model = reward.model
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"expected a decoder or an encoder, got the encoder-decoder {type(model).__name__}")
-    was_training = model.training
-    model.eval()
-    pad = model.config.pad_token_id
-    usable = torch.tensor([i for i in range(min(reward.vocab_size, 512)) if i != pad])  # (≤ 512,)
-    longest = 11 if reward.max_length is None else min(11, reward.max_length)
-    lengths = torch.tensor([longest, max(1, longest // 2), max(1, longest - 2)])  # (3,)
-    generator = torch.Generator().manual_seed(0)
-    ids = usable[torch.randint(len(usable), (3, longest), generator=generator)]  # (3, L)
-    mask = (torch.arange(longest) < lengths[:, None]).long()  # (3, L)
-    ids = torch.where(mask.bool(), ids, reward._pad_token_id if pad is None else pad)  # (3, L)
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    alone = torch.cat(
-        [
-            _classifier_scores(model, row[None, :n], torch.ones_like(row[None, :n]))
-            for row, n in zip(ids, lengths.tolist(), strict=True)
-        ]
-    )  # (3, k)
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
-    try:
-        tried: dict[Reading, Tensor] = {}
-        if head_layer(model) is not None:
-            tried["last_token"] = _last_token_scores(model, ids, mask)
-            if torch.allclose(tried["last_token"], alone, rtol=tolerance, atol=tolerance):
-                return "last_token"
-        tried["classifier"] = _classifier_scores(model, ids, mask)
-        if torch.allclose(tried["classifier"], alone, rtol=tolerance, atol=tolerance):
-            _check_reads_pad_token(reward, ids[:1])
-            return "classifier"
-    finally:
-        model.train(was_training)
-    raise ValueError(
-        f"expected {type(model).__name__} to score a row alike alone and right-padded in a batch, got "
-        f"{_rounded(alone)} alone and " + ", ".join(f"{_rounded(scores)} by {name}" for name, scores in tried.items())
-    )
-
-
-def _rounded(scores: Tensor) -> list[float]:
-    return [round(x, 4) for x in scores.flatten().tolist()]
+def _load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a reward model; None where a folder has none."""
+    if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
+        return None
+    with reading("the tokenizer of a reward model", repr(name)):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    tokenizer.padding_side = "right"
+    return tokenizer

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     GPT2ForSequenceClassification,
+    PreTrainedModel,
     T5Config,
     T5ForSequenceClassification,
 )
 
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.rewards import (
+    EpisodeScorer,
     RewardEnsemble,
     RewardModel,
     RewardNormalizer,
@@ -76,13 +81,108 @@ def test_it_reads_the_last_real_token_and_an_eos_inside_does_not_move_that(pad_i
     assert (others - score).abs().min() > 1e-3, "the other tokens' scores must differ for this test to see anything"
 
 
-def test_the_class_itself_misreads_rows_that_end_in_the_pad_token() -> None:
-    """Why the mask decides: with pad = EOS the class's own forward stops before the EOS."""
-    reward = tiny_reward_model(tiny_tokenizer(pad_is_eos=True))
-    reward.model.config.pad_token_id = EOS
-    ids, mask = batch([[7, 8, 3, EOS]])
-    own = reward.model(input_ids=ids, attention_mask=mask).logits[0, 0]
-    assert abs(own - reward.score_tokens(ids, mask)[0]) > 1e-3
+@pytest.mark.parametrize(
+    ("architecture", "pad"),
+    # Llama has no embedding with a pad token outside it
+    [("gpt2", pad) for pad in (None, EOS, -1, 0, 99)] + [("llama", pad) for pad in (None, EOS, -1, 0)],
+)
+def test_a_checkpoint_from_elsewhere_is_read_as_its_class_reads_it(
+    architecture: str, pad: int | None, tmp_path: Path
+) -> None:
+    """With pad = EOS, TRL's choice where a tokenizer has no pad token, the class reads the token before the EOS."""
+    tiny_reward_model(architecture=architecture).model.save_pretrained(tmp_path)
+    tiny_tokenizer(pad_is_eos=True).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": pad}))
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    rows = [*ROWS, [7, 8, 3, EOS], [EOS, EOS], [5, EOS, EOS]]
+    own = torch.cat([scores_of_class(theirs, row)[0] for row in rows])  # (B,)
+    at_last_token = torch.cat([scores_of_class(theirs, row)[1] for row in rows])  # (B,)
+    moved = [pad == EOS and row[-1] == EOS and len({*row}) > 1 for row in rows]
+    assert ((own - at_last_token).abs() > 1e-3).tolist() == moved
+
+    reward = RewardModel.from_pretrained(tmp_path)
+    for length in (None, 20):
+        torch.testing.assert_close(reward.score_tokens(*batch(rows, length=length)), own, rtol=0, atol=1e-5)
+    reward.save_pretrained(tmp_path / "ours")
+    assert_class_reads_the_same(tmp_path / "ours", rows, own)
+
+
+def scores_of_class(model: PreTrainedModel, row: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the class gives for a row alone, and what its head gives at the row's last token, (1,) each."""
+    ids = torch.tensor([row])
+    with torch.no_grad():
+        return model(input_ids=ids).logits[:, 0], model.score(model.base_model(ids).last_hidden_state)[:, -1, 0]
+
+
+def assert_class_reads_the_same(folder: Path, rows: list[list[int]], expected: torch.Tensor) -> None:
+    """The class's scores of rows that the saved tokenizer pads are those expected, (B,), and so are ours."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    padded = AutoTokenizer.from_pretrained(folder).pad({"input_ids": rows}, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**padded).logits[:, 0], expected, rtol=0, atol=1e-5)
+    again = RewardModel.from_pretrained(folder)
+    torch.testing.assert_close(again.score_tokens(*batch(rows, length=20)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("room", [0, 3])
+def test_a_model_begun_here_reads_the_eos_and_its_class_does_too(room: int, tmp_path: Path) -> None:
+    """A pad token of its own, in the room that the vocabulary has, or in a row more."""
+    tokenizer = tiny_tokenizer(pad_is_eos=True)
+    language_model = tiny_llama(VOCAB_SIZE + room)
+    reward = RewardModel.from_language_model(language_model, tokenizer)
+    assert tokenizer.pad_token_id == EOS, "the policy's tokenizer stays as it is"
+    assert reward.tokenizer is not None
+    assert reward.tokenizer.pad_token_id == reward.model.config.pad_token_id == VOCAB_SIZE
+    assert reward.vocab_size == VOCAB_SIZE + max(room, 1)
+    rows = [*ROWS, [7, 8, 3, EOS], [7, 8, 3], [5, EOS, EOS]]
+    expected = torch.cat([scores_of_class(reward.model, row)[1] for row in rows])
+    torch.testing.assert_close(reward.score_tokens(*batch(rows, pad=EOS)), expected, rtol=0, atol=1e-5)
+    assert abs(expected[-3] - expected[-2]) > 1e-3
+    reward.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "reward_normalizer.json").read_text())["reading"] == "last_token"
+    assert_class_reads_the_same(tmp_path, rows, expected)
+    assert EpisodeScorer(reward, tokenizer).routes == ("tokens",)
+
+
+def test_a_pad_token_that_is_a_stop_token_of_the_language_model_is_not_kept() -> None:
+    language_model, tokenizer = tiny_llama(), tiny_tokenizer()
+    language_model.generation_config.eos_token_id = [EOS, 0]  # as in Qwen's chat models
+    reward = RewardModel.from_language_model(language_model, tokenizer)
+    assert reward.model.config.pad_token_id == VOCAB_SIZE
+    language_model.generation_config.eos_token_id = EOS
+    assert RewardModel.from_language_model(language_model, tokenizer).tokenizer is tokenizer
+
+
+@pytest.mark.parametrize("pad", [None, EOS])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_folder_of_version_0_1_keeps_its_reading_and_is_right_once_saved(
+    pad: int | None, heads: int, tmp_path: Path
+) -> None:
+    """It says nothing about its reading, which was at the last real token, the EOS."""
+    reward = RewardModel.from_language_model(tiny_llama(), tiny_tokenizer(), heads=heads)
+    reward.save_pretrained(tmp_path)
+    tiny_tokenizer(pad_is_eos=True).save_pretrained(tmp_path)
+    file = tmp_path / ("reward_normalizer.json" if heads == 1 else "reward_ensemble.json")
+    record = json.loads(file.read_text())
+    del record["reading"]
+    file.write_text(json.dumps(record))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": pad}))
+    rows = [*ROWS, [7, 8, 3, EOS]]
+    expected = torch.cat([scores_of_class(reward.model, row)[1] for row in rows])  # the first head's
+    old = RewardModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(old.scores_of_tokens(*batch(rows)).members[0], expected, rtol=0, atol=1e-5)
+    old.save_pretrained(tmp_path / "new")
+    if heads == 1:
+        assert_class_reads_the_same(tmp_path / "new", rows, expected)
+    again = RewardModel.from_pretrained(tmp_path / "new")
+    torch.testing.assert_close(again.scores_of_tokens(*batch(rows)).members[0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_token_that_cannot_be_embedded_is_named() -> None:
+    with pytest.raises(ValueError, match=r"token ids in 0 … 28, .* got 29 at place 1 of row 1"):
+        tiny_reward_model().score_tokens(*batch([[5, 6, 7], [5, 29]]))
 
 
 def test_scoring_turns_dropout_off_and_leaves_the_mode_as_it_was() -> None:

@@ -1,0 +1,233 @@
+"""The classifier under a reward model: begun from a language model, or loaded from a checkpoint or an adapter."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
+
+from rlhf_gym.files import InputError, reading
+from rlhf_gym.lm.loading import load_config, quiet_transformers
+from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
+from rlhf_gym.rewards.reading import Reader, head_layer, last_token, pad_of, trunk_of
+
+WITH_SCORES = "WithScores"
+"""What a class of ours is called by in `config.architectures`: the trunk's class, then this."""
+
+
+# -- beginning ---------------------------------------------------------------------------------------------------------
+
+
+def new_classifier(language_model: PreTrainedModel, heads: int, seed: int) -> PreTrainedModel:
+    """A copy of a language model's trunk under new heads, in the weights' own dtype, without a pad token.
+
+    It is the family's `ForSequenceClassification`. Where Transformers has none, or one that does not read the last
+    token, it is a class of ours (`class_with_scores`).
+
+    Raises:
+        ValueError: the language model is not one of Transformers' own classes, and has no classifier.
+    """
+    trunk = language_model.get_decoder()
+    config = copy.deepcopy(trunk.config)
+    config.num_labels = heads
+    config.architectures = None
+    config.get_text_config().pad_token_id = None
+    model = None
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        model = _filled(AutoModelForSequenceClassification.from_config(config), trunk, heads, seed)
+    if model is None:
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=trunk.device)
+        with torch.no_grad():
+            config.score_input_size = trunk(input_ids=ids).last_hidden_state.shape[-1]
+        if type(trunk) is not _trunk_class(type(config), type(trunk).__name__):
+            raise ValueError(
+                f"expected a language model of Transformers' own classes to begin a reward model from, got "
+                f"{type(language_model).__name__} over {type(trunk).__name__}, which has no classifier class"
+            )
+        model = _filled(class_with_scores(type(trunk), type(config))(config), trunk, heads, seed)
+    if model is None:
+        raise ValueError(f"expected a trunk that can be read from left to right, got {type(trunk).__name__}")
+    return model.to(device=language_model.device, dtype=language_model.dtype).eval()
+
+
+def _filled(model: PreTrainedModel, trunk: PreTrainedModel, heads: int, seed: int) -> PreTrainedModel | None:
+    """The classifier with the trunk's weights and new heads; None where it does not read this trunk's last token."""
+    place = trunk_of(model)
+    if type(place) is not type(trunk):
+        return None
+    place.load_state_dict(trunk.state_dict())
+    initialise_heads(model, seed)
+    try:
+        reads = Reader(model.eval()).reads
+    except ValueError:
+        return None
+    return model if reads == "last_token" else None
+
+
+def initialise_heads(model: PreTrainedModel, seed: int) -> None:
+    """Draw head i from N(0, 1/(H+1)) with `seed + i`; its bias is 0 (Huang et al. 2024, arXiv:2403.17031)."""
+    layer = head_layer(model)
+    if layer is None:
+        raise ValueError(f"expected a class with one linear head over its trunk, got {type(model).__name__}")
+    with torch.no_grad():
+        for i, row in enumerate(layer.weight):  # (H,)
+            generator = torch.Generator().manual_seed(seed + i)
+            row.copy_(torch.empty(row.shape).normal_(std=(len(row) + 1) ** -0.5, generator=generator))
+        if layer.bias is not None:
+            layer.bias.zero_()
+
+
+def class_with_scores(trunk_class: type[PreTrainedModel], config_class: type[PreTrainedConfig]) -> Any:
+    """A classifier for a trunk that Transformers has none for: one linear layer at the last token that is no padding.
+
+    `AutoModelForSequenceClassification` does not know it. `load_classifier` finds it by its name in the config.
+    """
+    base = next(c for c in trunk_class.__mro__[1:] if issubclass(c, PreTrainedModel))
+
+    class WithScores(base):  # type: ignore[misc,valid-type]
+        base_model_prefix = "model"
+
+        def __init__(self, config: PreTrainedConfig) -> None:
+            super().__init__(config)
+            self.num_labels = config.num_labels
+            self.model = trunk_class(config)
+            self.score = nn.Linear(config.score_input_size, config.num_labels, bias=False)
+            self.post_init()
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SequenceClassifierOutput:
+            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, L, H)
+            read = last_token(input_ids, attention_mask, pad_of(self))  # (B,)
+            states = hidden[torch.arange(len(hidden), device=hidden.device), read]  # (B, H)
+            return SequenceClassifierOutput(logits=self.score(states))  # (B, k)
+
+    WithScores.__name__ = WithScores.__qualname__ = trunk_class.__name__ + WITH_SCORES
+    WithScores.config_class = config_class
+    return WithScores
+
+
+def _trunk_class(config_class: type[PreTrainedConfig], name: str) -> type[PreTrainedModel] | None:
+    """The class of that name beside the family's language model; None where there is none."""
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    module = importlib.import_module(MODEL_FOR_CAUSAL_LM_MAPPING[config_class].__module__)
+    found = vars(module).get(name)
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def load_classifier(name: str, *, dtype: torch.dtype | str, trust_remote_code: bool) -> PreTrainedModel:
+    """The classifier of a checkpoint, or of an adapter merged into its base.
+
+    Args:
+        name: a hub name or a folder.
+        dtype, trust_remote_code: as in Transformers.
+
+    Raises:
+        ValueError: it cannot be read, or its head is not trained.
+        ImportError: it is an adapter, and peft is missing.
+    """
+    settings = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if is_adapter(name):
+        return _load_adapter(name, settings)
+    config = load_config(name, what="a reward model", trust_remote_code=trust_remote_code)
+    model, missing = _load(name, config, settings)
+    if missing:
+        raise InputError(
+            f"expected a reward model with its scalar head with all of its weights in {name!r}, got a checkpoint without "
+            f"{_some(missing)}; RewardModel.from_language_model starts a new one"
+        )
+    return model
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder holds an adapter."""
+    return (Path(name) / ADAPTER_CONFIG).is_file()
+
+
+def _load(
+    name: str, config: PreTrainedConfig, settings: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
+) -> tuple[PreTrainedModel, set[str]]:
+    """The classifier of a config with its weights, and the names of those that are not there."""
+    auto: Any = AutoModelForSequenceClassification
+    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or settings["trust_remote_code"]
+    architecture = (config.architectures or [""])[0]
+    if architecture.endswith(WITH_SCORES):
+        trunk_class = _trunk_class(type(config), architecture.removesuffix(WITH_SCORES))
+        if trunk_class is None:
+            raise ValueError(f"expected a trunk of this Transformers in {name!r}, got {architecture}")
+        auto, settings = class_with_scores(trunk_class, type(config)), {"dtype": settings["dtype"]}
+    elif not known:
+        raise ValueError(
+            f"expected a reward model in {name!r}, got a model of type {config.model_type!r}, for which Transformers "
+            "has no classifier; RewardModel.from_language_model starts a new one from a language model"
+        )
+    source = {"pretrained_model_name_or_path": None, "state_dict": weights} if weights is not None else {}
+    with reading("a reward model with its scalar head", repr(name)), quiet_transformers():
+        model, info = auto.from_pretrained(
+            **({"pretrained_model_name_or_path": name, "use_safetensors": True} | source),
+            config=config,
+            output_loading_info=True,
+            **settings,
+        )
+    return model, set(info["missing_keys"])
+
+
+def _load_adapter(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """An adapter's base with the adapter, its head among it, merged into the weights."""
+    check_peft(f"the adapter in {name}")
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
+
+    with reading("an adapter", repr(name)):
+        adapter = PeftConfig.from_pretrained(name)
+        found = load_peft_weights(name, device="cpu")
+    heads = {key: tensor for key, tensor in found.items() if _is_head(key)}
+    beside = (Path(name) / "config.json").is_file()
+    own = sorted(Path(name).glob("model*.safetensors"))  # a base without a name is kept beside its adapter
+    base = name if own else adapter.base_model_name_or_path
+    if not base:
+        raise ValueError(f"expected base_model_name_or_path in the adapter's settings in {name!r}, got {base!r}")
+    config = load_config(
+        name if beside else base, what="a reward model", trust_remote_code=settings["trust_remote_code"]
+    )
+    if heads:
+        config.num_labels = min(len(tensor) for tensor in heads.values())
+    weights = {key: tensor for path in own for key, tensor in load_file(path).items()} if own else None
+    model, missing = _load(base, config, settings, weights)
+    if missing and not heads:
+        raise InputError(
+            f"expected an adapter with a trained head in {name!r} (peft's modules_to_save=['score']), or one on a "
+            f"reward model; got an adapter without, on {base!r} without {_some(missing)}"
+        )
+    adapter.task_type = None  # the wrapper of a task adds nothing to what is merged
+    with reading("an adapter", repr(name)):
+        return PeftModel.from_pretrained(model, name, config=adapter).merge_and_unload()
+
+
+def _is_head(key: str) -> bool:
+    """Whether a weight of an adapter is one of a classifier's head: peft's `SEQ_CLS` keeps these two."""
+    return key.endswith("weight") and bool({"score", "classifier"} & set(key.split(".")))
+
+
+def _some(names: set[str]) -> str:
+    """The first four of some names, and how many more there are."""
+    first = sorted(names)[:4]
+    return ", ".join(first) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")

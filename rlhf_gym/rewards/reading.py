@@ -1,0 +1,241 @@
+"""Where a classifier is read: at the last token that is not padding, or wherever its class's own forward reads.
+
+Transformers' classes for causal models take the rightmost token that is not `config.pad_token_id`. A checkpoint whose
+pad token is the EOS is therefore read, and was trained, at the token before the EOS. What is read here is what the
+class itself gives for a row alone and unpadded, whatever its pad token is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_gym.lm.loading import context_length
+from rlhf_gym.lm.parts import Trunk
+
+Reading = Literal["last_token", "classifier"]
+"""`"last_token"`: from left to right, up to the last token that is not the pad token; `"classifier"`: as an encoder."""
+
+PAD = "[PAD]"
+"""The pad token that is added where a tokenizer has none of its own."""
+
+
+def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a classifier that gives hidden states.
+
+    Raises:
+        ValueError: there is not exactly one.
+    """
+    if model.base_model is not model:
+        return model.base_model
+    found = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    if len(found) != 1:
+        raise ValueError(f"expected a classifier over one trunk, got {type(model).__name__} over {len(found)}")
+    return found[0]
+
+
+def head_layer(model: PreTrainedModel) -> nn.Linear | None:
+    """The one linear layer with k outputs outside the trunk; None where there is not exactly one."""
+    trunk, k = set(trunk_of(model).modules()), model.config.num_labels
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == k and m not in trunk]
+    return found[0] if len(found) == 1 else None
+
+
+def pad_of(model: PreTrainedModel) -> int | None:
+    """The pad token that the model's class looks for."""
+    return model.config.get_text_config().pad_token_id
+
+
+def can_pad(model: PreTrainedModel) -> bool:
+    """Whether a row can be padded with the model's pad token: it has one, and an embedding for it."""
+    pad = pad_of(model)
+    return pad is not None and 0 <= pad < rows_of(model)
+
+
+def rows_of(model: PreTrainedModel) -> int:
+    """Number of token ids that the model can embed."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+class Reader:
+    """The scores that a classifier gives, of each row what its class gives for that row alone and unpadded.
+
+    A causal model's head is put on the state of the token that the class reads. Where the class does more than that
+    (a layer between trunk and head), and for an encoder, the class itself is called.
+
+    Args:
+        model: the classifier.
+        reading: where it is read, if its checkpoint says so; found out by comparing the two otherwise.
+
+    Raises:
+        ValueError: the class gives a row another score in a padded batch than alone, or a score that is no number.
+    """
+
+    def __init__(self, model: PreTrainedModel, reading: Reading | None = None) -> None:
+        self.model = model
+        self._trunk: Trunk | None = None
+        self.reads: Reading = "classifier"
+        was_training = model.training
+        model.eval()
+        try:
+            self._choose(reading)
+        finally:
+            model.train(was_training)
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores (B, k) in float32, differentiable, of right-padded rows (B, L) with their mask (B, L)."""
+        if self._trunk is not None:
+            return self._at_last_token(self._trunk, input_ids, attention_mask)
+        return self._by_class(input_ids, attention_mask)
+
+    def _at_last_token(self, trunk: Trunk, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The heads on the trunk's state at the token that is read, (B, k).
+
+        The trunk gets no mask: under causal attention what stands right of a token does not reach it, and attention
+        kernels are faster without one.
+        """
+        layer = head_layer(self.model)
+        assert layer is not None
+        hidden = trunk.hidden_states(input_ids.masked_fill(attention_mask == 0, 0))  # (B, L, H)
+        read = last_token(input_ids, attention_mask, pad_of(self.model))  # (B,)
+        states = hidden[torch.arange(len(hidden), device=hidden.device), read]  # (B, H)
+        return layer(states.to(layer.weight.dtype)).float()  # (B, k)
+
+    def _by_class(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The class's own forward, (B, k); what stands in padded places is the pad token, which it may look for."""
+        if can_pad(self.model):
+            input_ids = input_ids.masked_fill(attention_mask == 0, pad_of(self.model))  # (B, L)
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float()  # (B, k)
+
+    @torch.no_grad()
+    def _choose(self, reading: Reading | None) -> None:
+        """Find what gives, on a ragged batch, the scores that the class gives for each row alone and unpadded."""
+        model, trunk = self.model, trunk_of(self.model)
+        rows = _probe_rows(model)
+        causal = is_causal(model)
+        alone = torch.cat([self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits for row in rows])
+        alone = alone.float()  # (B, k)
+        if not alone.isfinite().all():
+            raise ValueError(f"expected finite scores from {type(model).__name__}, got {_rounded(alone)}")
+        ids = pad_sequence([row[0] for row in rows], batch_first=True)  # (B, L)
+        mask = pad_sequence([torch.ones_like(row[0]) for row in rows], batch_first=True)  # (B, L)
+        tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
+        tried = {}
+        if causal and head_layer(model) is not None:
+            heads = Trunk(trunk)
+            tried["its head at the last token"] = self._at_last_token(heads, ids, mask)
+            if reading == "last_token":
+                alone = torch.cat([self._at_last_token(heads, row, torch.ones_like(row)) for row in rows])  # (B, k)
+            if torch.allclose(tried["its head at the last token"], alone, rtol=tolerance, atol=tolerance):
+                self._trunk, self.reads = heads, "last_token"
+                return
+        if not causal or can_pad(model):
+            tried["its class in a batch"] = self._by_class(ids, mask)
+            if torch.allclose(tried["its class in a batch"], alone, rtol=tolerance, atol=tolerance):
+                self.reads = "last_token" if causal else "classifier"
+                return
+        found = ", ".join(f"{_rounded(scores)} by {name}" for name, scores in tried.items())
+        raise ValueError(
+            f"expected {type(model).__name__} to score a row alike alone and right-padded in a batch, got "
+            f"{_rounded(alone)} alone and {found or 'no pad token to make a batch with'}"
+        )
+
+
+def last_token(input_ids: Tensor, attention_mask: Tensor, pad: int | None) -> Tensor:
+    """Place of each row's last token that is not `pad`, (B,) int64; 0 in a row of nothing else.
+
+    Args:
+        input_ids: right-padded rows (B, L).
+        attention_mask: 1 at real tokens, (B, L).
+        pad: what the classes of Transformers look for; None reads the last real token.
+    """
+    read = attention_mask != 0  # (B, L)
+    if pad is not None:
+        read = read & (input_ids != pad)  # (B, L)
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)  # (L,)
+    return (places * read).amax(dim=1)
+
+
+@torch.no_grad()
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether a token's state in a classifier's trunk does not depend on the tokens after it.
+
+    Raises:
+        ValueError: the classifier is an encoder-decoder.
+    """
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"expected a decoder or an encoder, got the encoder-decoder {type(model).__name__}")
+    trunk = trunk_of(model)
+    ids = (torch.arange(8, device=model.device) % rows_of(model))[None, : context_length(model)]  # (1, L)
+    other = ids.clone()  # (1, L)
+    other[0, -1] = 0
+    was_training = trunk.training
+    trunk.eval()
+    states = [trunk(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state for row in (ids, other)]
+    trunk.train(was_training)
+    before, after = (state[:, :-1].float() for state in states)  # (1, L - 1, H)
+    return torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().amax()))
+
+
+def own_pad_token(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stop_ids: Collection[int] = ()
+) -> PreTrainedTokenizerBase | None:
+    """Make a causal classifier and its tokenizer agree on the pad token, in place, and return the tokenizer.
+
+    A pad token that the class can look for is kept: it is how the checkpoint was trained. A class without one reads
+    the last token. It gets one that is no stop token, so that its EOS is read: the tokenizer's own, or else `[PAD]`,
+    added to a copy of the tokenizer. The embedding grows only if it has no row left for it.
+
+    Args:
+        model: the classifier.
+        tokenizer: its tokenizer; without one, nothing needs a pad token.
+        stop_ids: tokens that end a response, beside the EOS of the tokenizer and of the config.
+    """
+    if tokenizer is None:
+        return None
+    config = model.config.get_text_config()
+    pad = config.pad_token_id
+    if can_pad(model):
+        if tokenizer.pad_token_id == pad:
+            return tokenizer
+        name = tokenizer.convert_ids_to_tokens(pad) if pad < len(tokenizer) else None
+        if name is not None:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.pad_token = name
+            return tokenizer
+    eos = config.eos_token_id
+    stops = {*stop_ids, tokenizer.eos_token_id, *(eos if isinstance(eos, list | tuple) else [eos])}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stops:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer.pad_token_id >= rows_of(model):
+        grown = model.resize_token_embeddings(int(tokenizer.pad_token_id) + 1, mean_resizing=False)
+        with torch.no_grad():
+            grown.weight[tokenizer.pad_token_id :].zero_()
+    return tokenizer
+
+
+def _probe_rows(model: PreTrainedModel) -> list[Tensor]:
+    """Rows (1, L) of unlike lengths, among them one with the pad token inside and at its end."""
+    pad = pad_of(model)
+    context = context_length(model)
+    longest = 11 if context is None else min(11, context)
+    usable = torch.tensor([i for i in range(min(rows_of(model), 512)) if i != pad])  # (≤ 512,)
+    generator = torch.Generator().manual_seed(0)
+    ids = usable[torch.randint(len(usable), (4, longest), generator=generator)]  # (4, L)
+    rows = [ids[0, :longest], ids[1, : max(1, longest // 2)], ids[2, : max(1, longest - 2)]]
+    if pad is not None and can_pad(model) and longest >= 5:
+        ids[3, [1, 3, 4]] = pad
+        rows.append(ids[3, :5])
+    return [row[None].to(model.device) for row in rows]
+
+
+def _rounded(scores: Tensor) -> list[float]:
+    return [round(x, 4) for x in scores.flatten().tolist()]
