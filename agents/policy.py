@@ -459,10 +459,11 @@ def critic_trunk(
                 "expected a critic_model that reads from left to right, got an encoder: its state of a token "
                 "knows the tokens after it"
             )
-        trunk = copy.deepcopy(reward.model.base_model).float()
+        trunk = copy.deepcopy(reward.trunk).float()
     trunk.requires_grad_(True)
     parts = Trunk(trunk.eval())
-    if parts.vocab_size != actor.vocab_size:
+    pad = parts.module.config.get_text_config().pad_token_id  # a reward model's own is a row more than the actor has
+    if parts.vocab_size - (pad == actor.vocab_size) != actor.vocab_size:
         raise ValueError(
             f"expected a critic with the actor's vocabulary of {actor.vocab_size} tokens, "
             f"got {parts.vocab_size}: use critic='shared' or 'separate'"

@@ -151,8 +151,8 @@ def load_classifier(name: str, *, dtype: torch.dtype | str, trust_remote_code: b
     model, missing = _load(name, config, settings)
     if missing:
         raise InputError(
-            f"expected a reward model with its scalar head with all of its weights in {name!r}, got a checkpoint without "
-            f"{_some(missing)}; RewardModel.from_language_model starts a new one"
+            f"expected a reward model with its scalar head with all of its weights in {name!r}, got a checkpoint "
+            f"without {_some(missing)}; RewardModel.from_language_model starts a new one"
         )
     return model
 

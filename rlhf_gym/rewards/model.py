@@ -31,7 +31,7 @@ from rlhf_gym.lm.tokens import (
     stop_token_ids,
 )
 from rlhf_gym.rewards.classifier import is_adapter, load_classifier, new_classifier
-from rlhf_gym.rewards.reading import Reader, Reading, is_causal, own_pad_token, rows_of
+from rlhf_gym.rewards.reading import Reader, Reading, is_causal, own_pad_token, rows_of, trunk_of
 from rlhf_gym.rewards.reward import LearnedReward, Reward, RewardNormalizer, Scores
 from rlhf_gym.settings.stages import Aggregate, Trunk
 
@@ -234,6 +234,11 @@ class RewardModel(LearnedReward):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def trunk(self) -> PreTrainedModel:
+        """The part of `model` that gives hidden states."""
+        return trunk_of(self.model)
 
     @property
     def vocab_size(self) -> int:
