@@ -112,6 +112,8 @@ class Check:
     """The split to read, of a data set on the hub."""
     tokenizer: str | None = None
     """Folder or name of the tokenizer that counts tokens."""
+    chat_template: str = "auto"
+    """What renders conversations before they are counted: the tokenizer's template (auto), none, or a file."""
     max_length: int | None = None
     """Most tokens of a prompt with a response."""
     shown: int = 5

@@ -12,7 +12,7 @@ from rlhf_gym.functional import rightness
 from rlhf_gym.labeling.agreement import agreement, preference_opinions
 from rlhf_gym.labeling.labels import add_preferences, label_summary, labelled_preferences, write_log
 from rlhf_gym.labeling.store import STORE_FILE, LabelStore
-from rlhf_gym.lm.chat import prompt_text
+from rlhf_gym.lm.chat import choose_template, prompt_text
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, write_preferences
 from rlhf_gym.preferences.files import read_hub_preferences
@@ -48,6 +48,8 @@ def check(options: Check) -> None:
     console = Console()
     found = _read(options.source, options.split)
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
+    if tokenizer is not None:
+        choose_template(tokenizer, options.chat_template)
     report = check_preferences(found, tokenizer=tokenizer, max_length=options.max_length)
     console.print(str(report), highlight=False)
     for name, indices in report.kinds.items():

@@ -201,7 +201,7 @@ def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Conversation, 
         raise
     except Exception as error:  # a template is a program of the model's maker: it may raise anything
         raise ValueError(
-            f"expected a conversation that the chat template of {tokenizer.name_or_path or 'the tokenizer'} renders, "
+            "expected a conversation that the model's chat template renders, "
             f"got the roles {', '.join(message.role for message in messages)}: {error}"
         ) from error
     return str(text)

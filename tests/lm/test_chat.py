@@ -145,7 +145,7 @@ def test_with_a_template_the_answer_stands_as_it_is() -> None:
 def test_a_template_that_refuses_is_one_message(
     template: str | dict[str, str], conversation: tuple[Message, ...], said: str
 ) -> None:
-    with pytest.raises(ValueError, match=r"prompt 1: expected a conversation that the chat template .*" + said):
+    with pytest.raises(ValueError, match=r"prompt 1: expected a conversation that the model's chat template .*" + said):
         encode_prompts(chat_tokenizer(template), ["a text", conversation])
 
 
