@@ -15,11 +15,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_gym.files import is_text
+
 ASSISTANT = "\n\nAssistant:"
 """What stands before each answer in a transcript."""
 
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
 """The name of each role in a transcript."""
+
+ROLES = {"developer": "system", "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+"""Other names of the three roles: OpenAI's developer and those of ShareGPT. Further roles are kept."""
 
 _ANSWER = "An answer."
 
@@ -45,23 +50,41 @@ Prompt = str | Conversation
 
 
 def as_conversation(messages: Sequence[Any]) -> Conversation:
-    """Messages, each a `Message` or a mapping with "role" and "content", as a conversation.
+    """Messages, each a `Message` or a mapping with "role" and "content" (or "from" and "value"), as a conversation.
 
     Raises:
         ValueError: there are none, or one is not a message.
     """
-    found = []
-    for item in messages:
-        match item:
-            case Message():
-                found.append(item)
-            case {"role": str(role), "content": str(content)}:
-                found.append(Message(role, content))
-            case _:
-                raise ValueError(f'expected messages {{"role": text, "content": text}}, got {_short(item)}')
+    found = [_as_message(item) for item in messages]
     if not found:
         raise ValueError("expected at least one message, got none")
     return tuple(found)
+
+
+def _as_message(item: Any) -> Message:
+    """A message of its usual form, of one whose content is a list of parts, or of ShareGPT's {"from", "value"}."""
+    match item:
+        case Message(role, content):
+            pass
+        case {"tool_calls": [_, *_]}:
+            raise ValueError(f"expected messages of text, got one with calls of tools: {_short(item)}")
+        case {"role": str(role), "content": list(parts)}:
+            content = "".join(_part(part) for part in parts)
+        case {"role": str(role), "content": str(content)} | {"from": str(role), "value": str(content)}:
+            pass
+        case _:
+            raise ValueError(f'expected messages {{"role": text, "content": text}}, got {_short(item)}')
+    if not is_text(role + content):
+        raise ValueError(f"expected text, got a lone surrogate (half of a character, like \\ud800) in {_short(item)}")
+    return Message(ROLES.get(role, role), content)
+
+
+def _part(part: Any) -> str:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case _:
+            raise ValueError(f'expected parts of a message as {{"type": "text", "text": text}}, got {_short(part)}')
 
 
 def as_prompt(value: Any) -> Prompt:
@@ -73,6 +96,10 @@ def as_prompt(value: Any) -> Prompt:
         ValueError: it is none of these, or its last message is the assistant's.
     """
     if isinstance(value, str):
+        if not is_text(value):
+            raise ValueError(
+                f"expected text, got a lone surrogate (half of a character, like \\ud800) in {_short(value)}"
+            )
         return value
     if isinstance(value, Mapping) and "messages" in value:
         conversation = as_conversation(value["messages"])

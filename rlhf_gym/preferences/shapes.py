@@ -1,0 +1,442 @@
+"""The shapes of the field's data sets: what a row's fields say it is, and the records that are made of it.
+
+A shape is known by its fields. docs/data_formats.md has the table of them all. Texts are taken as they stand, leading
+spaces included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rlhf_gym.lm.chat import Conversation, Message, Prompt, as_conversation, as_prompt
+from rlhf_gym.preferences.conversations import split_transcripts
+from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
+from rlhf_gym.preferences.reader import Row, short
+from rlhf_gym.preferences.records import Candidate, Demonstration, Preference
+
+T = TypeVar("T")
+
+PROMPTS = ("prompt", "question", "instruction")
+ANSWERS = ("response", "completion", "output", "answer")
+ATTRIBUTES = ("helpfulness", "overall", "rating", "score")
+"""What rates a single response, where none is named: HelpSteer's own first."""
+MARGINS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
+)
+"""Fields whose difference is a pair's margin: of UltraFeedback's binarized forms, and of Argilla's."""
+_SIDES = (("answer1", "answer2"), ("response1", "response2"), ("text1", "text2"), ("left", "right"))
+_DESIRABLE = {True: 1.0, False: 0.0, "desirable": 1.0, "undesirable": 0.0}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One response and what was said about it alone; pairs are made of all those to one prompt."""
+
+    prompt: Prompt
+    """The prompt."""
+    response: str
+    """The response."""
+    rating: float
+    """How good it is; of a mere yes or no 1 or 0."""
+    graded: bool
+    """Whether differences of ratings mean something, as margins."""
+
+
+# --- preferences --------------------------------------------------------------------------------------------------
+
+
+def preferences_of(row: Row, attribute: str | None = None) -> list[Preference | Judged]:
+    """The preferences of a row, or its single judged responses.
+
+    Args:
+        row: the row.
+        attribute: what rates a response in rows of one response each; by default the first of `ATTRIBUTES` there is.
+
+    Raises:
+        ValueError: it has none of the shapes.
+    """
+    if "ranking" in row or "ratings" in row:
+        return list(_ranked(row))
+    if "chosen" in row or "rejected" in row:
+        return [_chosen(row)]
+    if "human_ref_A" in row or "human_ref_B" in row:
+        return [_shp(row)]
+    if "annotations" in row or _selected(row):
+        return list(_pairwise(row))
+    if ranked := _ranking_question(row):
+        return list(_argilla(row, ranked))
+    if _name(row, ANSWERS) is not None and (judged := _judged(row, attribute)) is not None:
+        return [judged]
+    raise ValueError(
+        'expected the fields "prompt", "chosen" and "rejected", or "prompt" and "responses" with "ranking" or '
+        f'"ratings", or another shape of docs/data_formats.md, got {row.names}'
+    )
+
+
+def pairs_of_judged(found: Sequence[Preference | Judged]) -> tuple[list[tuple[int, Preference]], int]:
+    """Preferences with the index each comes from: single judged responses paired by prompt, others as they are.
+
+    Returns:
+        (index and preference, in the order of the first row of each prompt; how many judged responses made no pair).
+    """
+    groups: dict[Prompt, list[tuple[int, Judged]]] = {}
+    for index, one in enumerate(found):
+        if isinstance(one, Judged):
+            groups.setdefault(one.prompt, []).append((index, one))
+    made: list[tuple[int, Preference]] = []
+    alone = 0
+    for index, one in enumerate(found):
+        if isinstance(one, Preference):
+            made.append((index, one))
+        elif groups[one.prompt][0][0] == index:
+            group = [each for _, each in groups[one.prompt]]
+            pairs = []
+            if len(group) > 1:
+                pairs = pairs_from_ratings(one.prompt, [j.response for j in group], [j.rating for j in group])
+            paired = {text for pair in pairs for text in (pair.chosen, pair.rejected)}
+            alone += sum(each.response not in paired for each in group)
+            made += [(index, p if one.graded else dataclasses.replace(p, margin=None)) for p in pairs]
+    return made, alone
+
+
+def _chosen(row: Row) -> Preference:
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if isinstance(chosen, list | dict) and isinstance(rejected, list | dict):
+        prompt, chosen, rejected = _conversations(row)
+    else:
+        chosen, rejected = _field(row, "chosen", str), _field(row, "rejected", str)
+        if _name(row, PROMPTS) is not None or _dialogue(row) is not None:
+            prompt = prompt_of(row)
+        else:
+            prompt, chosen, rejected = _shared_beginning(row, chosen, rejected)
+    optional = _optional(row, Preference)
+    if "margin" not in optional:
+        optional["margin"] = _margin(row)
+    return Preference(prompt, chosen, rejected, **optional)
+
+
+def _shared_beginning(row: Row, chosen: str, rejected: str) -> tuple[Prompt, str, str]:
+    """(prompt, chosen, rejected) of two texts that begin alike: transcripts, or TRL's texts with an implicit prompt."""
+    if "\n\nAssistant:" in chosen or "\n\nAssistant:" in rejected:
+        prompt, chosen, rejected = split_transcripts(chosen, rejected)
+        if "\n\nAssistant:" in chosen or "\n\nAssistant:" in rejected:
+            row.notes.append("transcripts part before their last turn: their responses hold further turns")
+        return prompt, chosen, rejected
+    same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    shared = chosen[: min(len(chosen), len(rejected)) if same is None else same]
+    cut = len(shared.rstrip()) if shared[-1:].isspace() else max(shared.rfind(" "), shared.rfind("\n"))
+    if cut <= 0:
+        raise ValueError(
+            "expected a \"prompt\", or two transcripts that share a beginning up to '\\n\\nAssistant:', or two texts "
+            f"that begin with the same words, got {chosen[:40]!r} and {rejected[:40]!r}"
+        )
+    row.notes.append('rows have no "prompt": the words with which both texts begin are taken for it')
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def _conversations(row: Row) -> tuple[Conversation, str, str]:
+    """(prompt, chosen, rejected) of two conversations."""
+    before, chosen = _conversation(row, "chosen")
+    other, rejected = _conversation(row, "rejected")
+    if before != other:
+        place = next((i for i, (a, b) in enumerate(zip(before, other, strict=False)) if a != b), len(before))
+        raise ValueError(
+            'expected "chosen" and "rejected" to share every message but the last, got two that part at message '
+            f"{min(place, len(before), len(other)) + 1} of {len(before) + 1} and {len(other) + 1}"
+        )
+    return before, chosen, rejected
+
+
+def _margin(row: Row) -> float | None:
+    for better, worse in MARGINS:
+        if better in row and worse in row:
+            margin = _number(row, better) - _number(row, worse)
+            if margin >= 0:
+                return margin
+            row.notes.append("rows rate the rejected response higher: they have no margin")
+            return None
+    return None
+
+
+def _ranked(row: Row) -> list[Preference]:
+    prompt, responses = prompt_of(row), _responses(row)
+    if "ranking" in row:
+        pairs = pairs_from_ranking(prompt, responses, _field(row, "ranking", list))
+    else:
+        pairs = pairs_from_ratings(prompt, responses, _field(row, "ratings", list))
+    optional = _optional(row, Preference)
+    shared = {name: optional[name] for name in ("annotator", "round") if name in optional}
+    return [dataclasses.replace(pair, **shared) for pair in pairs]
+
+
+def _shp(row: Row) -> Preference:
+    """Stanford Human Preferences (Ethayarajh et al. 2022): two comments on a post, and which has more votes."""
+    prompt = _field(row, "history", str)
+    both = [_field(row, name, str) for name in ("human_ref_A", "human_ref_B")]
+    if "labels" in row:
+        label = row["labels"]
+        if label not in (0, 1):
+            raise ValueError(f'expected "labels" to be 1, where human_ref_A is preferred, or 0, got {short(label)}')
+    else:
+        label = int(_number(row, "score_A") > _number(row, "score_B"))
+    return Preference(prompt, both[1 - label], both[label], **_optional(row, Preference))
+
+
+def _judged(row: Row, attribute: str | None) -> Judged | None:
+    """A response with a rating (HelpSteer) or with a label (KTO); None where it has neither."""
+    names = ATTRIBUTES if attribute is None else (attribute,)
+    name = next((name for name in names if name in row), None)
+    if name is None and "label" in row and attribute is None:
+        label = row["label"]
+        if not isinstance(label, bool | int | str) or label not in _DESIRABLE:
+            raise ValueError(f'expected "label" to be true or false, desirable or undesirable, got {short(label)}')
+        return Judged(*_answered(row), _DESIRABLE[label], graded=False)
+    if name is None:
+        if attribute is None:
+            return None
+        raise ValueError(f'expected the attribute "{attribute}" of a response, got {row.names}')
+    return Judged(*_answered(row), _number(row, name), graded=True)
+
+
+# --- exports of labelling tools -----------------------------------------------------------------------------------
+
+
+def _selected(row: Row) -> str | None:
+    """The field that says which side was taken in a flat export; None where there is none."""
+    return next((name for name, value in row.values.items() if value in ("left", "right")), None)
+
+
+def _sides(data: Row, names: str = "") -> tuple[str, str]:
+    """The texts on the left and on the right."""
+    given = tuple(name.strip() for name in names.split(","))
+    for left, right in ((given[0], given[-1]), *_SIDES):
+        if left in data and right in data and left != right:
+            return _field(data, left, str), _field(data, right, str)
+    raise ValueError(f"expected two texts such as {' and '.join(_SIDES[0])}, got {data.names}")
+
+
+def _pairwise(row: Row) -> list[Preference]:
+    """Label Studio's `Pairwise` tag: its JSON export, a list of annotations a row, or its flat JSON-MIN."""
+    if "annotations" not in row:
+        name = _selected(row)
+        assert name is not None
+        left, right = _sides(row)
+        return [_side(prompt_of(row), left, right, row[name], row.get("annotator"))]
+    data = Row(_field(row, "data", dict))
+    found = []
+    for annotation in _field(row, "annotations", list):
+        match annotation:
+            case {"was_cancelled": True}:
+                continue
+            case {"result": list(results)}:
+                for result in results:
+                    match result:
+                        case {"value": {"selected": "left" | "right" as side}}:
+                            names = result.get("to_name", "")
+                            left, right = _sides(data, ",".join(names) if isinstance(names, list) else str(names))
+                            found.append(_side(prompt_of(data), left, right, side, annotation.get("completed_by")))
+            case _:
+                raise ValueError(f'expected "annotations" to hold results, got {short(annotation)}')
+    if not found:
+        row.notes.append("rows of the labelling tool have no judgement")
+    return found
+
+
+def _side(prompt: Prompt, left: str, right: str, side: str, annotator: Any) -> Preference:
+    chosen, rejected = (left, right) if side == "left" else (right, left)
+    person = annotator.get("email", annotator.get("id")) if isinstance(annotator, dict) else annotator
+    return Preference(prompt, chosen, rejected, annotator="" if person is None else str(person))
+
+
+def _ranking_question(row: Row) -> str | None:
+    """The ranking question of an Argilla export: a list of {"user_id", "value": {"rank": […], "value": […]}}."""
+    for name, value in row.values.items():
+        match value:
+            case [{"value": {"rank": _, "value": _}}, *_]:
+                return name
+    return None
+
+
+def _argilla(row: Row, name: str) -> list[Preference]:
+    prompt = prompt_of(row)
+    pairs = []
+    for answer in row[name]:
+        match answer:
+            case {"status": "discarded" | "draft"}:
+                continue
+            case {"value": {"rank": list(ranks), "value": list(names)}}:
+                texts = [_field(row, str(field), str) for field in names]
+                ranked = pairs_from_ranking(prompt, texts, ranks)
+                pairs += [dataclasses.replace(p, annotator=str(answer.get("user_id") or "")) for p in ranked]
+            case _:
+                raise ValueError(f'expected "{name}" to hold ranks and what they are of, got {short(answer)}')
+    return pairs
+
+
+# --- demonstrations, candidates, prompts --------------------------------------------------------------------------
+
+
+def demonstration_of(row: Row) -> Demonstration:
+    """A prompt with an answer, or a conversation whose last message is the answer."""
+    if (name := _dialogue(row)) is not None:
+        return Demonstration(*_conversation(row, name))
+    return Demonstration(*_answered(row))
+
+
+def candidates_of(row: Row) -> list[Candidate]:
+    """The responses to a prompt, or one of them."""
+    if "responses" in row:
+        prompt = prompt_of(row)
+        return [Candidate(prompt, response) for response in _responses(row)]
+    return [Candidate(*_answered(row), **_optional(row, Candidate))]
+
+
+def prompt_of(row: Row) -> Prompt:
+    """The prompt of a row: a text, messages, or a conversation whose answer is left out.
+
+    A row of a preference without a "prompt" has the one that both of its sides share.
+    """
+    if (name := _dialogue(row)) is not None:
+        return as_prompt({"messages": _with_system(row, _messages(row, name))})
+    name = _name(row, PROMPTS)
+    if name is None and "chosen" in row and "rejected" in row:
+        return _chosen(row).prompt
+    if name is None:
+        raise ValueError(f'expected the field "prompt", got {row.names}')
+    if isinstance(row.values[name], list):
+        return as_prompt(_with_system(row, _messages(row, name)))
+    text = _field(row, name, str)
+    if name == "instruction" and row.get("input"):
+        text += "\n\n" + _field(row, "input", str)
+    asked = _with_system(row, (Message("user", text),))
+    return text if len(asked) == 1 else asked
+
+
+def text_of(row: Row) -> str:
+    """The text of a row."""
+    return _field(row, "text", str)
+
+
+def _answered(row: Row) -> tuple[Prompt, str]:
+    """(prompt, answer): the one field there is that holds an answer, a text or a message."""
+    prompt = prompt_of(row)
+    names = [name for name in ANSWERS if name in row]
+    if len(names) != 1:
+        expected = " or ".join(f'"{name}"' for name in ANSWERS)
+        raise ValueError(f"expected the field {'' if not names else 'of one answer, '}{expected}, got {row.names}")
+    if isinstance(row.values[names[0]], str):
+        return prompt, row[names[0]]
+    match _messages(row, names[0]):
+        case (Message("assistant", content),):
+            return prompt, content
+        case others:
+            roles = ", ".join(message.role for message in others)
+            raise ValueError(f'expected "{names[0]}" to hold one message of the assistant, got the roles {roles}')
+
+
+# --- fields -------------------------------------------------------------------------------------------------------
+
+
+def _name(row: Row, names: Sequence[str]) -> str | None:
+    """The first of these fields that the row has."""
+    return next((name for name in names if name in row), None)
+
+
+def _dialogue(row: Row) -> str | None:
+    """The field that holds a whole conversation, beside no "prompt"; None where there is none."""
+    names = () if _name(row, PROMPTS) is not None else ("messages", "conversations", "conversation")
+    return next((name for name in names if isinstance(row.values.get(name), list)), None)
+
+
+def _field(row: Row, name: str, kind: type[T]) -> T:
+    """The field of this name, which is a text, a list or an object."""
+    if name not in row:
+        raise ValueError(f'expected the field "{name}", got {row.names}')
+    value = row[name]
+    if not isinstance(value, kind):
+        expected = {str: "text", list: "list", dict: "JSON object"}[kind]
+        raise ValueError(f'expected "{name}" to be a {expected}, got {short(value)}')
+    return value
+
+
+def _number(row: Row, name: str) -> float:
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f'expected "{name}" to be a finite number, got {short(value)}')
+    return float(value)
+
+
+def _responses(row: Row) -> list[str]:
+    responses: list[str] = _field(row, "responses", list)
+    for response in responses:
+        if not isinstance(response, str):
+            raise ValueError(f'expected "responses" to hold texts, got {short(response)}')
+    return responses
+
+
+def _conversation(row: Row, name: str) -> tuple[Conversation, str]:
+    """What leads up to the assistant's answer, and the answer.
+
+    `name` may hold the whole conversation, or what follows the prompt.
+    """
+    messages = _messages(row, name)
+    if messages[0].role == "assistant" and (_name(row, PROMPTS) or _dialogue(row) not in (None, name)):
+        prompt = prompt_of(row)
+        messages = ((Message("user", prompt),) if isinstance(prompt, str) else prompt) + messages
+    else:
+        for before in PROMPTS:
+            row.get(before)  # what the conversation itself holds is not called unused
+        messages = _with_system(row, messages)
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise ValueError(
+            f'expected "{name}" to hold messages that lead up to one of the assistant, '
+            f"got the roles {', '.join(message.role for message in messages)}"
+        )
+    return messages[:-1], messages[-1].content
+
+
+def _with_system(row: Row, messages: Conversation) -> Conversation:
+    """The messages behind what a field "system" says, where there is one and they begin with no such turn."""
+    system = row.values.get("system")
+    if not isinstance(system, str) or not system or messages[0].role == "system":
+        return messages
+    return (Message("system", row["system"]), *messages)
+
+
+def _messages(row: Row, name: str) -> Conversation:
+    value = row.get(name)
+    items = [value] if isinstance(value, dict) else _field(row, name, list)
+    for item in items:
+        if isinstance(item, dict):
+            known = ("role", "content", "from", "value")
+            row.unused += [f"{name}[].{key}" for key, said in item.items() if key not in known and said is not None]
+    try:
+        return as_conversation(items)
+    except ValueError as error:
+        raise ValueError(f'"{name}": {error}') from error
+
+
+def _optional(row: Row, kind: type[Preference] | type[Candidate]) -> dict[str, Any]:
+    """The row's values for those fields of the dataclass that have a default, checked."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING or field.name not in row:
+            continue
+        value = row[field.name]
+        if field.default is None or isinstance(field.default, float):
+            value = _number(row, field.name)
+        elif isinstance(field.default, str) and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # labelling tools number their annotators
+        elif type(value) is not type(field.default):
+            expected = type(field.default).__name__
+            raise ValueError(f'expected "{field.name}" to be of type {expected}, got {short(value)}')
+        found[field.name] = value
+    return found
