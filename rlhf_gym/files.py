@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LONE_SURROGATE = "a lone surrogate (half of a character, like \\ud800)"
+"""What a text must not hold: no encoding can write it, and no tokenizer reads it."""
 _LONGEST = 1500
 """Characters of a library's message that are kept: some list every weight of a model."""
 

@@ -179,7 +179,8 @@ def run_stages(options: StageOptions) -> int:
 
 def fail(message: str) -> int:
     """Print one message on standard error. Returns the exit code of bad input."""
-    Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
+    shown = escape(message.encode("utf-8", "backslashreplace").decode())  # a path may hold bytes that are no text
+    Console(stderr=True).print(f"[bold red]error:[/bold red] {shown}", highlight=False, soft_wrap=True)
     return 2
 
 

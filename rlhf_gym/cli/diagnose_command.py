@@ -49,7 +49,7 @@ def _probe(options: DiagnoseOptions) -> RewardProbes:
     if options.responses is None:
         given = [(p.prompt, text) for p in heldout for text in (p.chosen, p.rejected)]
     else:
-        given = [(c.prompt, c.response) for c in read_candidates(options.responses)]
+        given = [(c.prompt, c.response) for c in read_candidates(options.responses, skip_bad=options.skip_bad)]
     texts = [text for text in dict.fromkeys(given) if text[1].strip()][: options.count]
     reward = load_reward(options.reward_model, device=resolve_device(options.device))
     return probe_reward_model(
@@ -65,7 +65,7 @@ def _probe(options: DiagnoseOptions) -> RewardProbes:
 
 def _sides(options: DiagnoseOptions) -> tuple[list[Preference], list[Preference]]:
     """The preferences that the baselines are trained on, and those that rewards are measured by."""
-    train = read_preferences(options.preferences)
+    train = read_preferences(options.preferences, skip_bad=options.skip_bad)
     _check_differ(train, options.preferences)
     if options.heldout is None:
         if (prompts := len({p.prompt for p in train})) < 4:
@@ -74,7 +74,7 @@ def _sides(options: DiagnoseOptions) -> tuple[list[Preference], list[Preference]
                 f"got {prompts}: give more, or others as --heldout"
             )
         return split_by_prompt(train, 0.5, seed=options.seed)
-    heldout = read_preferences(options.heldout)
+    heldout = read_preferences(options.heldout, skip_bad=options.skip_bad)
     _check_differ(heldout, options.heldout)
     shared = {p.prompt for p in train} & {p.prompt for p in heldout}
     if shared:

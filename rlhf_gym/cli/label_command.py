@@ -119,7 +119,7 @@ def fill(options: LabelOptions, store: LabelStore) -> tuple[str, int]:
         batch = f"round {round}"
     if options.kind != "comparison":
         batch += f", {options.kind} of {options.k}"
-    candidates = read_candidates(path)
+    candidates = read_candidates(path, skip_bad=options.skip_bad)
     if batch not in store.batches():
         store.add(_items(candidates, options, batch, round))
     return batch, 0

@@ -21,6 +21,8 @@ class LabelOptions:
     """The run's folder, or, with --items, any folder: the labels go into labels.sqlite in it."""
     items: Path | None = None
     """Responses to judge, JSONL of {"prompt", "responses"} or of single {"prompt", "response"}, instead of a run's."""
+    skip_bad: bool = False
+    """Leave out items of the file that cannot be used, and say how many; otherwise they stop the command."""
     compare: tuple[str, str] | None = None
     """Two policies, blind, on held-out prompts: "train" and "sft", say, or names of files in evaluate/samples."""
     kind: ItemKind = "comparison"
@@ -76,6 +78,8 @@ class DiagnoseOptions:
     responses: Path | None = None
     """Responses to edit, JSONL of {"prompt", "response"}: those of the policy one is about to train. By default those
     of the held-out comparisons."""
+    skip_bad: bool = False
+    """Leave out rows of these files that cannot be used, and say how many; otherwise they stop the command."""
     count: int = 250
     """At most this many responses are edited."""
     words: tuple[str, ...] = ()
@@ -104,7 +108,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class Check:
-    """Report duplicate, contradictory, identical, blank and over-long records. Nothing is dropped."""
+    """Report bad, duplicate, contradictory, identical, blank and over-long records. Nothing is dropped."""
 
     source: Positional[str]
     """A file of preferences, or hub:NAME."""
@@ -116,6 +120,8 @@ class Check:
     """What renders conversations before they are counted: the tokenizer's template (auto), none, or a file."""
     max_length: int | None = None
     """Most tokens of a prompt with a response."""
+    attribute: str | None = None
+    """What rates a response in preferences of one response a row (HelpSteer); "helpfulness" by default."""
     shown: int = 5
     """How many records of each kind are shown."""
 
@@ -130,6 +136,10 @@ class Import:
     """The run's folder, or any other: the labels are in labels.sqlite in it."""
     split: str = "train"
     """The split to read, of a data set on the hub."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be used, and say how many; otherwise they stop the command."""
+    attribute: str | None = None
+    """What rates a response in preferences of one response a row (HelpSteer); "helpfulness" by default."""
 
 
 @dataclass(frozen=True)

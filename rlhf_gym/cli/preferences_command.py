@@ -14,8 +14,8 @@ from rlhf_gym.labeling.labels import add_preferences, label_summary, labelled_pr
 from rlhf_gym.labeling.store import STORE_FILE, LabelStore
 from rlhf_gym.lm.chat import choose_template, prompt_text
 from rlhf_gym.lm.loading import load_tokenizer
-from rlhf_gym.preferences import Preference, check_preferences, read_preferences, write_preferences
-from rlhf_gym.preferences.files import read_hub_preferences
+from rlhf_gym.preferences import Preference, Records, check_preferences, load_preferences, write_preferences
+from rlhf_gym.preferences.files import load_hub_preferences
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.settings import check_format
@@ -23,10 +23,12 @@ from rlhf_gym.settings import check_format
 HUB = "hub:"
 
 
-def _read(source: str, split: str) -> list[Preference]:
+def _read(options: Check | Import, *, skip_bad: bool) -> Records[Preference]:
+    source, attribute = options.source, options.attribute
     if source.startswith(HUB):
-        return read_hub_preferences(source.removeprefix(HUB), split)
-    return read_preferences(source)
+        name = source.removeprefix(HUB)
+        return load_hub_preferences(name, options.split, skip_bad=skip_bad, attribute=attribute)
+    return load_preferences(source, skip_bad=skip_bad, attribute=attribute)
 
 
 def preferences_command(options: Check | Import | Export | Agreement) -> int:
@@ -46,7 +48,8 @@ def preferences_command(options: Check | Import | Export | Agreement) -> int:
 def check(options: Check) -> None:
     """Report on a file of preferences."""
     console = Console()
-    found = _read(options.source, options.split)
+    read = _read(options, skip_bad=True)
+    found = read.records
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
     if tokenizer is not None:
         choose_template(tokenizer, options.chat_template)
@@ -54,11 +57,14 @@ def check(options: Check) -> None:
     console.print(str(report), highlight=False)
     for name, indices in report.kinds.items():
         for index in indices[: options.shown]:
-            console.print(
-                f"  {name}: number {index + 1}, {escape(_short(prompt_text(found[index].prompt)))}", highlight=False
-            )
+            place = read.places[index].removeprefix(f"{read.source}, ")
+            console.print(f"  {name}: {place}, {escape(_short(prompt_text(found[index].prompt)))}", highlight=False)
         if len(indices) > options.shown:
             console.print(f"  {name}: and {len(indices) - options.shown:,} more", style="dim", highlight=False)
+    for fault in read.bad[: options.shown]:
+        console.print(f"  bad: {escape(fault)}", highlight=False, soft_wrap=True)
+    for note in read.summary():
+        console.print(f"  {escape(note)}", style="dim", highlight=False, soft_wrap=True)
     agreed = agreement(preference_opinions(found))
     if agreed is not None:
         console.print(str(agreed), highlight=False)
@@ -68,8 +74,11 @@ def import_labels(options: Import) -> None:
     """Put preferences into a run's labels."""
     console = Console()
     check_format(options.folder)
-    found = _read(options.source, options.split)
+    read = _read(options, skip_bad=options.skip_bad)
+    found = read.records
     console.print(str(check_preferences(found)), highlight=False)
+    for note in read.summary():
+        console.print(f"  {escape(note)}", style="dim", highlight=False, soft_wrap=True)
     options.folder.mkdir(parents=True, exist_ok=True)
     with LabelStore(options.folder / STORE_FILE) as store:
         new, known = add_preferences(store, found, f"import {Path(options.source).name}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.files import is_text
+from rlhf_gym.files import LONE_SURROGATE, is_text
 
 ASSISTANT = "\n\nAssistant:"
 """What stands before each answer in a transcript."""
@@ -75,7 +75,7 @@ def _as_message(item: Any) -> Message:
         case _:
             raise ValueError(f'expected messages {{"role": text, "content": text}}, got {_short(item)}')
     if not is_text(role + content):
-        raise ValueError(f"expected text, got a lone surrogate (half of a character, like \\ud800) in {_short(item)}")
+        raise ValueError(f"expected text, got {LONE_SURROGATE} in {_short(item)}")
     return Message(ROLES.get(role, role), content)
 
 
@@ -97,9 +97,7 @@ def as_prompt(value: Any) -> Prompt:
     """
     if isinstance(value, str):
         if not is_text(value):
-            raise ValueError(
-                f"expected text, got a lone surrogate (half of a character, like \\ud800) in {_short(value)}"
-            )
+            raise ValueError(f"expected text, got {LONE_SURROGATE} in {_short(value)}")
         return value
     if isinstance(value, Mapping) and "messages" in value:
         conversation = as_conversation(value["messages"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_gym.files import LONE_SURROGATE, is_text
 from rlhf_gym.lm.chat import Prompt, end_of_turn, has_template, render_prompt, render_response
 
 
@@ -41,6 +42,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
     if not prompts:
         return []
     texts = [_rendered(tokenizer, prompt, index) for index, prompt in enumerate(prompts)]
+    _check_texts("prompt", texts)
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
     leading = _leading_ids(tokenizer)
     templated = has_template(tokenizer)
@@ -61,6 +63,12 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, index: int) ->
         return render_prompt(tokenizer, prompt)
     except ValueError as error:
         raise ValueError(f"prompt {index}: {error}") from error
+
+
+def _check_texts(what: str, texts: Sequence[str]) -> None:
+    for index, text in enumerate(texts):
+        if not is_text(text):
+            raise ValueError(f"{what} {index}: expected text, got {LONE_SURROGATE} in {text[:60]!r}")
 
 
 def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -108,6 +116,7 @@ def encode_responses(
     if not responses:
         return []
     texts = list(responses)
+    _check_texts("response", texts)
     if prompts is not None:
         texts = [render_response(tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
     if not stop:

@@ -43,6 +43,8 @@ class Run:
     """The device that the models are on."""
     console: Console
     """The terminal that shows progress."""
+    notes: tuple[str, ...] = ()
+    """What was left out of the user's files, not used of them, or odd about them, a sentence each."""
 
     @property
     def makes_pretrained(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from rlhf_gym.labeling import check_installed
@@ -14,7 +16,14 @@ from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.monitoring.measures import HeldOutTexts
 from rlhf_gym.pipeline.agents import check_agent
 from rlhf_gym.pipeline.context import Run, context_length, resolve_device
-from rlhf_gym.preferences import Preference, check_preferences, read_preferences, read_texts, split_by_prompt
+from rlhf_gym.preferences import (
+    Preference,
+    Records,
+    check_preferences,
+    load_preferences,
+    read_texts,
+    split_by_prompt,
+)
 from rlhf_gym.rewards import EpisodeScorer
 from rlhf_gym.runs.folder import RunFolder, absolute, check_folder
 from rlhf_gym.settings import RunConfig, StageName, TaskConfig
@@ -50,16 +59,21 @@ def prepare(
     if task is None:
         task = load_task(config.task)
         floor = review_perplexity() if config.task.corpus is None and config.task.model is None else None
-    own = (
-        None
-        if config.task.preferences is None
-        else tuple(read_preferences(config.task.preferences, tokenizer=task.tokenizer))
-    )
-    given = tuple(task.preferences) if own is None else own
-    run = Run(config, folder, task, given or None, floor, device, Console() if console is None else console)
+    own = None
+    if config.task.preferences is not None:
+        own = load_preferences(
+            config.task.preferences,
+            tokenizer=task.tokenizer,
+            skip_bad=config.task.skip_bad,
+            attribute=config.task.attribute,
+        )
+    given = tuple(task.preferences) if own is None else tuple(own.records)
+    out = Console() if console is None else console
+    run = Run(config, folder, task, given or None, floor, device, out, tuple(task.notes))
     _check_task(run)
     if own is not None:
-        _check_preferences(own, run)
+        own = _usable_preferences(own, run)
+        run = replace(run, preferences=tuple(own.records), notes=(*run.notes, *own.summary()))
     return run
 
 
@@ -69,7 +83,7 @@ def load_task(config: TaskConfig) -> Task:
         name: value for name in ("max_prompt_length", "max_new_tokens") if (value := vars(config)[name]) is not None
     }
     if config.corpus is not None:
-        task = labelled_text_task(config.corpus, model=config.model, **limits)
+        task = labelled_text_task(config.corpus, model=config.model, skip_bad=config.skip_bad, **limits)
         choose_template(task.tokenizer, config.chat_template)
         return task
     if config.model is not None:
@@ -79,6 +93,8 @@ def load_task(config: TaskConfig) -> Task:
             config.prompts,
             demonstrations=config.demonstrations,
             chat_template=config.chat_template,
+            skip_bad=config.skip_bad,
+            drop_longer_than=config.drop_longer_than,
             **limits,
         )
     if limits:
@@ -165,23 +181,36 @@ def _check_reward_model(run: Run) -> None:
         )
 
 
-def _check_preferences(preferences: tuple[Preference, ...], run: Run) -> None:
-    """They can be learned from and split, and fit the model.
+def _usable_preferences(own: Records[Preference], run: Run) -> Records[Preference]:
+    """Those that can be learned from; they can be split, and fit the model.
+
+    Pairs of twice the same response say nothing and are left out. An empty response is a response: its end alone.
 
     Raises:
         ValueError: saying what is wrong with which.
     """
-    path, context = run.config.task.preferences, context_length(run)
-    found = check_preferences(
-        preferences, tokenizer=run.task.tokenizer if context is not None else None, max_length=context
-    )
-    if len(found.identical) == len(preferences):
-        raise ValueError(f"expected responses that differ in {path}, got {len(preferences)} pairs of twice the same")
-    if found.too_long:
+    context, asked = context_length(run), run.config.task.drop_longer_than
+    limit = min((length for length in (context, asked) if length is not None), default=None)
+    tokenizer = run.task.tokenizer if limit is not None else None
+    found = check_preferences(own.records, tokenizer=tokenizer, max_length=limit)
+    if len(found.identical) == len(own.records):
+        raise ValueError(f"expected responses that differ in {own.source}, got {found.total} pairs of twice the same")
+    if found.too_long and asked is None:
+        places = [own.places[i].removeprefix(f"{own.source}, ") for i in found.too_long]
+        more = f" and {len(places) - 10:,} more" if len(places) > 10 else ""
         raise ValueError(
-            f"expected preferences of at most {context} tokens (the model's context) in {path}, got "
-            f"{len(found.too_long)} longer ones, the first of them number {found.too_long[0] + 1}"
+            f"expected preferences of at most {limit} tokens (the model's context) in {own.source}, got {len(places)} "
+            f"longer, {', '.join(places[:10])}{more}: --drop-longer-than {limit} leaves them out"
         )
-    if found.empty:
-        raise ValueError(f"expected texts on both sides in {path}, got none in preference number {found.empty[0] + 1}")
-    split_by_prompt(preferences, run.config.collect.heldout_fraction, seed=run.config.seed)
+    blank = len(set(found.empty) - set(found.identical) - set(found.too_long))
+    if blank:
+        own = replace(own, notes={**own.notes, "pairs have an empty response, which is kept": blank})
+    long = set(found.too_long) - set(found.identical)
+    kept = own.drop(found.identical, "pairs of twice the same response are left out")
+    if long:
+        differ = [i for i in range(found.total) if i not in set(found.identical)]
+        kept = kept.drop(
+            [k for k, i in enumerate(differ) if i in long], f"pairs of more than {limit} tokens are left out"
+        )
+    split_by_prompt(kept.records, run.config.collect.heldout_fraction, seed=run.config.seed)
+    return kept

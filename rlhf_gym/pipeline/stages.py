@@ -91,7 +91,7 @@ def execute(run: Run, *, only: StageName | None = None, redo: StageName | None =
     if only is not None:
         check_inputs(run, only, redo)
     with run.folder.occupied(), quiet_transformers():
-        run.folder.open(run.config, redo=redo)
+        run.folder.open(run.config, redo=redo, notes=run.notes)
         _execute(run, only)
     return run.folder.root
 

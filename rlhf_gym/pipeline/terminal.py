@@ -37,6 +37,8 @@ def say_header(run: Run, threads: int) -> None:
         read += [d.prompt for shown in (task.demonstrations, task.heldout_demonstrations) for d in shown]
     for note in template_notes(task.tokenizer, config.task.chat_template, read):
         out.print(f"  {note}", style="dim", highlight=False, markup=False, soft_wrap=True)
+    for note in run.notes:
+        out.print(Text(f"  {note}", style="dim"), soft_wrap=True)
     out.print()
 
 

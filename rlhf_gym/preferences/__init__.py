@@ -9,6 +9,9 @@ from rlhf_gym.preferences.annotators import (
 )
 from rlhf_gym.preferences.checks import PreferenceReport, check_preferences, split_by_prompt
 from rlhf_gym.preferences.files import (
+    load_demonstrations,
+    load_preferences,
+    load_prompts,
     read_demonstrations,
     read_preferences,
     read_prompts,
@@ -16,6 +19,7 @@ from rlhf_gym.preferences.files import (
     write_preferences,
 )
 from rlhf_gym.preferences.pairing import PairingStrategy, choose_pairs, pairs_from_ranking, pairs_from_ratings
+from rlhf_gym.preferences.reader import Records
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Demonstration, Preference
 from rlhf_gym.settings import CONFIDENT_WORDS
 from rlhf_gym.settings.stages import Acquisition
@@ -32,10 +36,14 @@ __all__ = [
     "PairingStrategy",
     "Preference",
     "PreferenceReport",
+    "Records",
     "acquisition_scores",
     "check_preferences",
     "choose_batch",
     "choose_pairs",
+    "load_demonstrations",
+    "load_preferences",
+    "load_prompts",
     "pairs_from_ranking",
     "pairs_from_ratings",
     "read_demonstrations",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
-from rlhf_gym.files import InputError, is_text, reading
+from rlhf_gym.files import LONE_SURROGATE, InputError, is_text, reading
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -45,20 +45,23 @@ class Records(Generic[T]):
     notes: Mapping[str, int] = field(default_factory=dict)
     """What was odd but is no fault, and in how many rows."""
 
-    def without(self, faults: Mapping[int, str], *, skip_bad: bool) -> Records[T]:
-        """The same without the records at these indices, which a later look found to be bad.
+    def drop(self, indices: Iterable[int], note: str) -> Records[T]:
+        """The same without the records at these indices; `note` says why, behind their number.
 
         Raises:
-            InputError: there are some, and they are not to be skipped, or nothing is left.
+            InputError: nothing is left.
         """
-        kept = [i for i in range(len(self.records)) if i not in faults]
-        bad = [f"{self.places[i]}: {fault}" for i, fault in sorted(faults.items())]
-        check_bad(bad, self.source, len(self.records), left=len(kept), skip_bad=skip_bad)
+        gone = set(indices)
+        if not gone:
+            return self
+        kept = [i for i in range(len(self.records)) if i not in gone]
+        if not kept:
+            raise InputError(f"expected some of {len(gone):,} records in {self.source} to be of use, but all {note}")
         return replace(
             self,
             records=[self.records[i] for i in kept],
             places=[self.places[i] for i in kept],
-            bad=(*self.bad, *bad),
+            notes={**self.notes, note: len(gone)},
         )
 
     def summary(self) -> list[str]:
@@ -333,7 +336,7 @@ def _row(value: Any, twice: Sequence[str]) -> Row | ValueError:
         return ValueError(f'expected each field once, got "{twice[0]}" twice')
     for name, content in value.items():
         if not is_text(json.dumps([name, content], ensure_ascii=False)):
-            return ValueError(f'expected text, got a lone surrogate (half of a character, like \\ud800) in "{name}"')
+            return ValueError(f'expected text, got {LONE_SURROGATE} in "{name}"')
     return Row(value)
 
 

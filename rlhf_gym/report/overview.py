@@ -116,10 +116,14 @@ def policy_cells(entry: dict[str, Any], kind: str, gold: bool) -> list[str]:
 
 def making_section(run: ReportRun) -> str:
     """Every stage in a line, and all settings."""
-    settings = escape(json.dumps(read_json(run.folder.root / CONFIG_FILE)["config"], indent=2))
+    saved = read_json(run.folder.root / CONFIG_FILE)
+    settings = escape(json.dumps(saved["config"], indent=2))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in saved.get("notes", ()))
+    files = f"<h3>Of your files</h3>\n<ul>{notes}</ul>" if notes else ""
     return f"""
 <h2>How it was made</h2>
 <dl class="facts">{stage_facts(run)}</dl>
+{files}
 <details><summary>All settings</summary><pre>{settings}</pre></details>"""
 
 

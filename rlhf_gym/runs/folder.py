@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,8 +111,8 @@ class RunFolder:
         finally:
             lock.release()
 
-    def open(self, config: RunConfig, *, redo: StageName | None = None) -> None:
-        """Make the folder that of this run.
+    def open(self, config: RunConfig, *, redo: StageName | None = None, notes: Sequence[str] = ()) -> None:
+        """Make the folder that of this run; `notes` about the user's files are kept with the settings.
 
         Raises:
             ValueError: it is another run's; the differences are named.
@@ -125,7 +125,7 @@ class RunFolder:
             self._remove_from(redo)
         elif before is not None and before.rounds != config.rounds:
             self._remove_from("evaluate")
-        write_json(self.root / CONFIG_FILE, saved_config(config) | {"files": digests(config)})
+        write_json(self.root / CONFIG_FILE, saved_config(config) | {"files": digests(config), "notes": list(notes)})
 
     def _remove_from(self, first: StageName) -> None:
         """Remove what this stage and all later ones left; the marks of completeness first."""

@@ -42,6 +42,13 @@ class TaskConfig:
     """Your own preferences, JSONL of {"prompt", "chosen", "rejected"}, instead of collecting them."""
     reward_model: str | None = None
     """A reward model that is there already, a folder or a hub name: nothing is collected, none is trained."""
+    skip_bad: bool = False
+    """Leave out rows of these files that cannot be used, and say how many; otherwise they stop the run."""
+    drop_longer_than: int | None = None
+    """Leave out what has more tokens than this, and say how many: preferences and demonstrations with their end, and
+    prompts with max_new_tokens. Prompts longer than max_prompt_length are then left out, too."""
+    attribute: str | None = None
+    """What rates a response in preferences of one response a row (HelpSteer); "helpfulness" by default."""
     max_prompt_length: int | None = None
     """Longest prompt in tokens; by default the task's own, or that of your longest prompt."""
     max_new_tokens: int | None = None
@@ -62,7 +69,7 @@ class TaskConfig:
             raise ValueError(f"expected a model to answer the prompts of {self.prompts}, got none: add --model")
         if self.model is None and self.demonstrations is not None:
             raise ValueError(f"expected a model to learn from {self.demonstrations}, got none: add --model")
-        at_least(self, 1, "max_prompt_length", "max_new_tokens")
+        at_least(self, 1, "max_prompt_length", "max_new_tokens", "drop_longer_than")
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -8,8 +8,8 @@ import numpy as np
 
 from rlhf_gym.lm.chat import choose_template
 from rlhf_gym.lm.loading import load_tokenizer
-from rlhf_gym.lm.tokens import encode_prompts
-from rlhf_gym.preferences import read_demonstrations, read_prompts
+from rlhf_gym.lm.tokens import encode_prompts, encode_responses
+from rlhf_gym.preferences import Demonstration, Records, load_demonstrations, load_prompts
 from rlhf_gym.rewards import RewardFunction
 from rlhf_gym.tasks.task import Task
 
@@ -24,20 +24,25 @@ def files_task(
     max_prompt_length: int | None = None,
     max_new_tokens: int = 48,
     chat_template: str = "auto",
+    skip_bad: bool = False,
+    drop_longer_than: int | None = None,
     seed: int = 0,
 ) -> Task:
     """A task of one's own.
 
     Args:
         model: folder or hub name of the pretrained language model; its tokenizer is the task's.
-        prompts: JSONL of `{"prompt"}`, or a text file of one prompt a line.
-        demonstrations: JSONL of `{"prompt", "response"}` for supervised fine-tuning; without them the model itself is
-            the SFT policy.
+        prompts: a file of records with a prompt (docs/data_formats.md), or a text file of one prompt a line.
+        demonstrations: a file of prompts with responses, or of conversations, for supervised fine-tuning; without
+            them the model itself is the SFT policy.
         gold: a judge, where there is one.
         heldout_fraction: of the prompts (and of the demonstrations).
         max_prompt_length: in tokens; by default the longest prompt's.
         max_new_tokens: longest response, in tokens.
         chat_template: what renders conversations, see `rlhf_gym.lm.chat.choose_template`.
+        skip_bad: leave out rows that cannot be used.
+        drop_longer_than: leave out prompts that have more tokens than this with `max_new_tokens`, or more than
+            `max_prompt_length`, and demonstrations that have more with their end.
         seed: of the split.
 
     Raises:
@@ -45,8 +50,24 @@ def files_task(
     """
     tokenizer = load_tokenizer(model)
     choose_template(tokenizer, chat_template)
-    texts = list(dict.fromkeys(read_prompts(prompts, tokenizer=tokenizer)))
-    shown = read_demonstrations(demonstrations, tokenizer=tokenizer) if demonstrations is not None else []
+    asked = load_prompts(prompts, tokenizer=tokenizer, skip_bad=skip_bad)
+    lengths = [len(row) for row in encode_prompts(tokenizer, asked.records)]
+    answered: Records[Demonstration] | None = None
+    if demonstrations is not None:
+        answered = load_demonstrations(demonstrations, tokenizer=tokenizer, skip_bad=skip_bad)
+    if drop_longer_than is not None:
+        room = min(drop_longer_than - max_new_tokens, max_prompt_length or drop_longer_than)
+        long = [i for i, length in enumerate(lengths) if length > room]
+        asked = asked.drop(long, f"prompts of more than {room} tokens are left out")
+        if answered is not None:
+            asked_of = [d.prompt for d in answered.records]
+            responses = encode_responses(tokenizer, [d.response for d in answered.records], prompts=asked_of)
+            rows = zip(encode_prompts(tokenizer, asked_of), responses, strict=True)
+            long = [i for i, (prompt, response) in enumerate(rows) if len(prompt) + len(response) > drop_longer_than]
+            answered = answered.drop(long, f"demonstrations of more than {drop_longer_than} tokens are left out")
+        lengths = [len(row) for row in encode_prompts(tokenizer, asked.records)]
+    texts = list(dict.fromkeys(asked.records))
+    shown = [] if answered is None else answered.records
     if len(texts) < 2:
         raise ValueError(
             f"{prompts}: expected at least two different prompts, one of them to hold out, got {len(texts)}"
@@ -63,7 +84,6 @@ def files_task(
         learned = learned[cut:]
         if not learned:
             raise ValueError(f"{demonstrations}: expected at least two demonstrations, got {len(shown)}")
-    longest = max(len(row) for row in encode_prompts(tokenizer, texts))
     return Task(
         name=Path(prompts).stem,
         prompts=train,
@@ -72,7 +92,8 @@ def files_task(
         heldout_demonstrations=kept,
         tokenizer=tokenizer,
         gold=gold,
-        max_prompt_length=longest if max_prompt_length is None else max_prompt_length,
+        max_prompt_length=max(lengths) if max_prompt_length is None else max_prompt_length,
         max_new_tokens=max_new_tokens,
         pretrained=model,
+        notes=[*asked.summary(), *([] if answered is None else answered.summary())],
     )

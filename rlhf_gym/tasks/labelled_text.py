@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ from transformers import GPT2Config, PreTrainedTokenizerFast
 from rlhf_gym.lm.chat import Prompt, prompt_key
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
-from rlhf_gym.preferences import Demonstration, Preference
+from rlhf_gym.preferences import Demonstration, Preference, Records
+from rlhf_gym.preferences.reader import Row, checked_file, file_rows, read_records
 from rlhf_gym.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def labelled_text_task(
     vocab_size: int = 5000,
     max_prompt_length: int = 16,
     max_new_tokens: int = 40,
+    skip_bad: bool = False,
     seed: int = 0,
 ) -> Task:
     """A task from labelled texts: the first words of a text as prompt, and a classifier of its words as gold reward.
@@ -115,6 +116,7 @@ def labelled_text_task(
         vocab_size: of the byte-level BPE tokenizer trained on the texts.
         max_prompt_length: longest prompt, in tokens; longer ones are left out.
         max_new_tokens: longest response, in tokens, its end included; demonstrations that are longer are left out.
+        skip_bad: leave out rows that are no such records.
         seed: of the split.
 
     Raises:
@@ -122,7 +124,8 @@ def labelled_text_task(
         ValueError: a malformed line (with its number), no texts, one label only, texts too short to make a prompt of.
     """
     path = Path(path)
-    records = read_labelled_text(path)
+    read = read_labelled_text(path, skip_bad=skip_bad)
+    records = read.records
     heldout, train = _split_by_beginning(records, prompt_words, heldout_fraction, seed)
     preferences: list[Preference] = []
     kept_preferences: list[Preference] = []
@@ -170,6 +173,7 @@ def labelled_text_task(
         max_new_tokens=max_new_tokens,
         preferences=preferences,
         heldout_preferences=kept_preferences,
+        notes=read.summary(),
         pretrained=model,
     )
     if model is not None:
@@ -229,26 +233,24 @@ def _hold_out(
     return [p for p in preferences if p.prompt not in out], [p for p in preferences if p.prompt in out]
 
 
-def read_labelled_text(path: str | Path) -> list[LabelledText]:
-    """The records of a JSONL of `{"text", "label"}`; blank lines are skipped.
+def read_labelled_text(path: str | Path, *, skip_bad: bool = False) -> Records[LabelledText]:
+    """The records of `{"text", "label"}` in a file.
+
+    Args:
+        path: the file.
+        skip_bad: leave out rows that are no such records.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line that is no such record (with its number), no records, or one label only.
+        ValueError: rows that are no such records (with their lines), no records, or one label only.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a JSONL file of labelled texts at {path}, but there is no such file")
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            records.append(_record(line, f"{path}, line {number}"))
-    if not records:
-        raise ValueError(f"{path}: expected labelled texts, got an empty file")
-    labels = {record.label for record in records}
+    what = "labelled text"
+    path = checked_file(path, what)
+    found = read_records(file_rows(path, what), lambda row: [_record(row)], what, str(path), skip_bad=skip_bad)
+    labels = {record.label for record in found.records}
     if len(labels) < 2:
         raise ValueError(f"{path}: expected texts of both labels, 0 and 1, got only {labels.pop()}")
-    return records
+    return found
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -293,18 +295,13 @@ def _split(text: str, prompt_words: int) -> Demonstration:
     return Demonstration(" ".join(words[:prompt_words]), " " + " ".join(words[prompt_words:]))
 
 
-def _record(line: str, where: str) -> LabelledText:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected one JSON object, got {line[:60]!r} ({error.msg})") from error
-    if not isinstance(value, dict) or "text" not in value or "label" not in value:
-        found = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
-        raise ValueError(f'{where}: expected {{"text": …, "label": 0 or 1}}, got {found or "an empty object"}')
-    text = value["text"]
-    label = value["label"]
+def _record(row: Row) -> LabelledText:
+    if "text" not in row or "label" not in row:
+        raise ValueError(f'expected {{"text": …, "label": 0 or 1}}, got {row.names}')
+    text = row["text"]
+    label = row["label"]
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: expected a text that is not blank, got {text!r}")
+        raise ValueError(f"expected a text that is not blank, got {text!r}")
     if isinstance(label, bool) or label not in (0, 1):
-        raise ValueError(f"{where}: expected the label 0 or 1, got {label!r}")
+        raise ValueError(f"expected the label 0 or 1, got {label!r}")
     return LabelledText(" ".join(text.split()), int(label))

@@ -41,6 +41,8 @@ class Task:
     """Longest prompt, in tokens."""
     max_new_tokens: int
     """Longest response, in tokens, its end-of-sequence token included."""
+    notes: Sequence[str] = ()
+    """What was left out of the files that it comes from, not used of them, or odd about them, a sentence each."""
     preferences: Sequence[Preference] = ()
     """Human comparisons that come with the task; without them a run collects its own."""
     heldout_preferences: Sequence[Preference] = ()

@@ -77,8 +77,8 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
     [
         ("--corpus {missing}", "expected a file at {missing}, but there is no such file"),
         ("--corpus {empty}", "a folder is there"),
-        ("--corpus {broken_corpus}", "line 5: expected one JSON object"),
-        ("--corpus {nothing}", "got an empty file"),
+        ("--corpus {broken_corpus}", "line 5: expected a JSON object"),
+        ("--corpus {nothing}", "at least one labelled text in {nothing}, got none"),
         ("--corpus {one_label}", "texts of both labels, 0 and 1, got only 1"),
         ("--corpus {odd_label}", "line 31: expected the label 0 or 1, got 'good'"),
         ("--corpus {corpus} --model {model} --prompts {prompts}", "either a corpus"),

@@ -196,8 +196,9 @@ def test_demonstrations(write: Callable[..., Path]) -> None:
 
 
 def test_a_demonstration_without_a_response(write: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match='line 1: expected the field "response", got "prompt", "completion"'):
-        read_demonstrations(write({"prompt": "p", "completion": "r"}))
+    expected = 'line 1: expected the field "response" or "completion" or "output" or "answer", got "prompt", "reply"'
+    with pytest.raises(ValueError, match=expected):
+        read_demonstrations(write({"prompt": "p", "reply": "r"}))
 
 
 def test_prompts_of_jsonl(write: Callable[..., Path], tmp_path: Path) -> None:
