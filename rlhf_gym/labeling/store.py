@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from rlhf_gym.files import LONE_SURROGATE, is_text
 from rlhf_gym.lm.chat import Prompt, as_prompt, to_json
 from rlhf_gym.preferences.records import Candidate, CandidatePair
 from rlhf_gym.settings.stages import ItemKind
@@ -364,6 +365,9 @@ class LabelStore:
         Returns:
             How many items were new.
         """
+        for item in items:
+            if not is_text(json.dumps(asdict(item), ensure_ascii=False)):
+                raise ValueError(f"expected text to judge, got {LONE_SURROGATE} in {str(item.responses)[:60]!r}")
         with self._writing():
             known = {row[0] for row in self._rows("SELECT key FROM items")}
             if exclusive:

@@ -188,7 +188,7 @@ def test_preferences_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     module.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
     found = read_hub_preferences("Anthropic/hh-rlhf", "test")
-    assert found == [Preference("p", "a", "b"), Preference("\n\nHuman: hi\n\nAssistant:", " yes", " no")]
+    assert found == [Preference("p", "a", "b"), Preference((Message("user", "hi"),), "yes", "no")]
     assert asked == [("Anthropic/hh-rlhf", None, "test")]
     rows.append({"prompt": "p", "chosen": 3, "rejected": "b"})
     with pytest.raises(ValueError, match=r"Anthropic/hh-rlhf, train, row 2: expected .chosen. to be a text"):

@@ -85,9 +85,9 @@ def test_byte_level_tokens_know_every_character():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "expected labelled texts, got an empty file"),
-        ('{"text": "a b", "label": 1}\n{"text": "a"', r"line 2: expected one JSON object"),
-        ('{"text": "a b"}', r'line 1: expected {"text": …, "label": 0 or 1}, got text'),
+        ("", "expected at least one labelled text in .*got none"),
+        ('{"text": "a b", "label": 1}\n{"text": "a"', r"line 2: expected a JSON object"),
+        ('{"text": "a b"}', r'line 1: expected {"text": …, "label": 0 or 1}, got "text"'),
         ('{"text": "a b", "label": 2}', "line 1: expected the label 0 or 1, got 2"),
         ('{"text": " ", "label": 1}', "line 1: expected a text that is not blank"),
         (

@@ -1,0 +1,146 @@
+"""Whatever holds the rows, they are the same; whatever is wrong with them is one message that names every place."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_gym.files import InputError
+from rlhf_gym.preferences import Preference, load_preferences, read_preferences, read_prompts, write_preferences
+
+PLAIN = {"prompt": "p", "chosen": " a", "rejected": " b"}
+PAIR = Preference("p", " a", " b")
+LINE = json.dumps(PLAIN)
+
+
+def written(tmp_path: Path, content: str | bytes, name: str = "data.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (f"{LINE}\n{LINE}\n", "data.jsonl"),
+        (f"\ufeff{LINE}\r\n\r\n{LINE}\r\n", "data.jsonl"),
+        (f"[{LINE},\n{LINE}]", "data.json"),
+        (f"\n[\n {LINE}\n,{LINE}\n]\n", "data.jsonl"),
+        (json.dumps([PLAIN, PLAIN], indent=2), "data.json"),
+        (gzip.compress(f"{LINE}\n{LINE}".encode()), "data.jsonl.gz"),
+        (gzip.compress(json.dumps([PLAIN] * 2).encode()), "data.json.gz"),
+    ],
+)
+def test_containers(tmp_path: Path, content: str | bytes, name: str) -> None:
+    assert read_preferences(written(tmp_path, content, name)) == [PAIR, PAIR]
+
+
+def test_objects_of_an_array_have_the_line_they_begin_in(tmp_path: Path) -> None:
+    rows = json.dumps([PLAIN, {"prompt": "p"}, 3], indent=1)
+    with pytest.raises(InputError, match=r"line 7: expected the fields(.|\n)*line 10: expected a JSON object, got 3"):
+        read_preferences(written(tmp_path, rows, "data.json"))
+
+
+def test_parquet_and_arrow(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import ipc, parquet
+
+    messages = {"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hey"}]}
+    messages["rejected"] = [messages["chosen"][0], {"role": "assistant", "content": "No"}]
+    table = pyarrow.Table.from_pylist([PLAIN | {"margin": 1.5}, PLAIN])
+    parquet.write_table(table, tmp_path / "data.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist([messages]), tmp_path / "chat.parquet")
+    for opened, name in ((ipc.new_stream, "stream.arrow"), (ipc.new_file, "file.arrow")):
+        with opened(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    for name in ("data.parquet", "stream.arrow", "file.arrow"):
+        assert [p.margin for p in read_preferences(tmp_path / name)] == [1.5, None]
+    assert [(p.chosen, p.rejected) for p in read_preferences(tmp_path / "chat.parquet")] == [("Hey", "No")]
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "data.parquet").read_bytes()[:60])
+    with pytest.raises(InputError, match=r"could not load a file of preferences from .*cut.parquet"):
+        read_preferences(tmp_path / "cut.parquet")
+
+
+def test_a_table_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"package `pyarrow` to read .*pip install 'rlhf-gym\[hub\]'"):
+        read_preferences(written(tmp_path, b"PAR1", "data.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (gzip.compress(LINE.encode() * 99)[:-20], "data.jsonl.gz", "could not load a file of preferences from .*ended"),
+        (LINE, "data.jsonl.gz", "Not a gzipped file"),
+        (gzip.compress(LINE.encode() * 99)[:30] + b"\0" * 60, "data.jsonl.gz", "could not load .*data.jsonl.gz"),
+        (f"[{LINE}, ", "data.json", "line 1: expected a JSON array"),
+        (f"[{LINE} {LINE}]", "data.json", r"Expecting ',' or '\]'"),
+        (f"[{LINE}] x", "data.json", "nothing after it, got 'x'"),
+        ("prompt,chosen", "data.csv", ".csv is not read"),
+        (LINE.encode("utf-16"), "data.jsonl", "line 1: expected UTF-8 text, got .*looks like UTF-16"),
+        ("[" * 100_000, "data.jsonl", "nested too deeply"),
+        ('{"a":' * 100_000, "data.jsonl", "nested too deeply"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "prompt": "q"}', "data.jsonl", '"prompt" twice'),
+        ('{"prompt": "p", "chosen": "\\ud800", "rejected": "b"}', "data.jsonl", 'line 1: .*lone surrogate .* "chosen"'),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "round": ' + "9" * 5000 + "}", "data.jsonl", "digits"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, content: str | bytes, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_preferences(written(tmp_path, content, name))
+
+
+def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"prompt": "\\ud83d\\ude00", "chosen": "a", "rejected": "b"}')
+    assert read_preferences(path) == [Preference("😀", "a", "b")]
+
+
+def test_all_bad_rows_are_named_and_skipped_when_asked(tmp_path: Path) -> None:
+    path = written(tmp_path, "\n".join([LINE, "{", *["3"] * 20, LINE]))
+    with pytest.raises(InputError) as caught:
+        read_preferences(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{path}, line 2: expected a JSON object")
+    assert lines[9].startswith(f"{path}, line 11: expected a JSON object, got 3")
+    assert lines[10:] == [
+        "and 11 more",
+        f"21 of 23 rows of {path} are bad",
+        "--skip-bad (skip_bad=True) goes on without them",
+    ]
+    found = load_preferences(path, skip_bad=True)
+    assert found.records == [PAIR, PAIR] and len(found.bad) == 21
+    assert found.places == [f"{path}, line 1", f"{path}, line 23"]
+    assert found.summary()[0].startswith("data.jsonl: 21 of 23 rows are left out, such as")
+    with pytest.raises(InputError, match="line 1: expected a JSON object, got 3"):
+        read_preferences(written(tmp_path, "3\n4"), skip_bad=True)
+
+
+def test_an_export_is_whole_whatever_a_label_holds(tmp_path: Path) -> None:
+    odd = Preference("p", "\ud800", "é")
+    write_preferences(tmp_path / "out.jsonl", [odd, PAIR])
+    assert read_preferences(tmp_path / "out.jsonl", skip_bad=True) == [PAIR]
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["chosen"] == "\ud800"
+
+
+def test_line_separators_split_no_line(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, "a\u2028b\x85c\nd", "p.txt")) == ["a\u2028b\x85c", "d"]
+
+
+def test_records_can_be_dropped_but_not_all(tmp_path: Path) -> None:
+    found = load_preferences(written(tmp_path, f"{LINE}\n{LINE}"))
+    assert found.drop([0], "are long").places == [found.places[1]]
+    assert found.drop([0], "are long").notes == {"are long": 1}
+    with pytest.raises(InputError, match=r"expected some of 2 records in .* to be of use, but all are long"):
+        found.drop([0, 1], "are long")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    values: list[Any] = [tmp_path, tmp_path / "none.jsonl", str(tmp_path / ("x" * 300))]
+    for path in values:
+        with pytest.raises((ValueError, OSError), match="preferences"):
+            read_preferences(path)

@@ -1,0 +1,187 @@
+"""Every shape of a row gives the records that it means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_gym.lm import Message
+from rlhf_gym.preferences import Demonstration, Preference, load_preferences, read_demonstrations, read_prompts
+
+HI = (Message("user", "Hi"),)
+USER = {"role": "user", "content": "Hi"}
+GOOD = {"role": "assistant", "content": "Hey"}
+BAD = {"role": "assistant", "content": "No"}
+
+
+def file(tmp_path: Path, *rows: Any, name: str = "data.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+PARTS = {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hey"}]
+STUDIO = {"data": {"prompt": "p", "answer1": "a", "answer2": "b"}}
+
+
+def studio(side: str, annotator: Any, **more: Any) -> dict[str, Any]:
+    result = [{"type": "pairwise", "from_name": "pw", "to_name": "answer1,answer2", "value": {"selected": side}}]
+    return {"completed_by": annotator, "was_cancelled": False, "result": result, **more}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{"prompt": [PARTS], "chosen": [GOOD], "rejected": [BAD]}], [Preference(HI, "Hey", "No")]),
+        ([{"chosen": [PARTS, GOOD], "rejected": [USER, BAD]}], [Preference(HI, "Hey", "No")]),
+        ([{"prompt": [USER], "chosen": GOOD, "rejected": BAD}], [Preference(HI, "Hey", "No")]),
+        (
+            [{"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": {"from": "gpt", "value": "No"}}],
+            [Preference(HI, "Hey", "No")],
+        ),
+        (
+            [{"prompt": [{"role": "developer", "content": "Be brief."}, USER], "chosen": "Hey", "rejected": "No"}],
+            [Preference((Message("system", "Be brief."), *HI), "Hey", "No")],
+        ),
+        (
+            [{"system": "Be brief.", "question": "Hi", "chosen": "Hey", "rejected": "No"}],
+            [Preference((Message("system", "Be brief."), *HI), "Hey", "No")],
+        ),
+        (
+            [{"chosen": "The sky is blue.", "rejected": "The sky is black."}],
+            [Preference("The sky is", " blue.", " black.")],
+        ),
+        ([{"prompt": "p", "chosen": "a", "rejected": "b", "annotator": 7}], [Preference("p", "a", "b", "7")]),
+        (
+            [{"prompt": "p", "chosen": [USER, GOOD], "rejected": [USER, BAD], "score_chosen": 8, "score_rejected": 5.5}],
+            [Preference(HI, "Hey", "No", margin=2.5)],
+        ),
+        (
+            [{"prompt": "p", "chosen": "a", "rejected": "b", "chosen_rating": 4, "rejected_rating": 5}],
+            [Preference("p", "a", "b")],
+        ),
+        (
+            [
+                {"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 9, "score_B": 2},
+                {"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 0, "score_A": 2, "score_B": 9},
+            ],
+            [Preference("p", "a", "b"), Preference("p", "b", "a")],
+        ),
+        ([{**STUDIO, "annotations": [studio("right", 3)]}], [Preference("p", "b", "a", "3")]),
+        (
+            [{**STUDIO, "annotations": [studio("left", {"id": 3, "email": "x@y"}), studio("left", 4, was_cancelled=True)]}],
+            [Preference("p", "a", "b", "x@y")],
+        ),
+        (
+            [{"prompt": "p", "answer1": "a", "answer2": "b", "comparison": "left", "annotator": 1}],
+            [Preference("p", "a", "b", "1")],
+        ),
+    ],
+)  # fmt: skip
+def test_preferences(tmp_path: Path, rows: list[Any], expected: list[Preference]) -> None:
+    assert load_preferences(file(tmp_path, *rows)).records == expected
+
+
+def test_ranks_of_argilla(tmp_path: Path) -> None:
+    ranks = {"rank": [2, 1], "value": ["response1", "response2"]}
+    said = [
+        {"user_id": "u", "value": ranks, "status": "submitted"},
+        {"user_id": "v", "value": ranks, "status": "draft"},
+    ]
+    row = {"prompt": "p", "response1": "a", "response2": "b", "preference": said}
+    (pair,) = load_preferences(file(tmp_path, row)).records
+    assert (pair.chosen, pair.rejected, pair.annotator, pair.margin) == ("b", "a", "u", None)
+
+
+def test_attributes_of_helpsteer_make_pairs_of_one_prompts_rows(tmp_path: Path) -> None:
+    rated = [("p", "a", 4, 1), ("q", "alone", 2, 2), ("p", "b", 1, 3), ("p", "c", 4, 0)]
+    rows = [{"prompt": x, "response": y, "helpfulness": h, "verbosity": v} for x, y, h, v in rated]
+    found = load_preferences(file(tmp_path, *rows))
+    assert [(p.chosen, p.rejected, p.margin, p.weight) for p in found.records] == [
+        ("a", "b", 3, 0.5),
+        ("c", "b", 3, 0.5),
+    ]
+    assert found.unused == {"verbosity": 4}
+    assert list(found.notes.values()) == [1]
+    by_words = load_preferences(file(tmp_path, *rows), attribute="verbosity")
+    assert {(p.chosen, p.rejected) for p in by_words.records} == {("b", "a"), ("b", "c"), ("a", "c")}
+    with pytest.raises(ValueError, match='line 1: expected the attribute "grace" of a response, got "prompt"'):
+        load_preferences(file(tmp_path, *rows), attribute="grace")
+
+
+def test_labels_of_kto_make_pairs_of_one_prompts_rows(tmp_path: Path) -> None:
+    said = [("p", "a", True), ("p", "b", False), ("p", "c", False), ("q", "alone", True)]
+    found = load_preferences(file(tmp_path, *({"prompt": x, "completion": y, "label": z} for x, y, z in said)))
+    assert [(p.chosen, p.rejected, p.margin, p.weight) for p in found.records] == [
+        ("a", "b", None, 0.5), ("a", "c", None, 0.5),
+    ]  # fmt: skip
+    assert found.summary() == [
+        "data.jsonl: 1 single responses make no pair: no other one to their prompt is judged otherwise"
+    ]
+    words = [("p", "a", "desirable"), ("p", "b", "undesirable")]
+    (pair,) = load_preferences(
+        file(tmp_path, *({"prompt": x, "completion": y, "label": z} for x, y, z in words))
+    ).records
+    assert (pair.chosen, pair.rejected) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "p", "completion": " r"}, Demonstration("p", " r")),
+        ({"prompt": [USER], "completion": [GOOD]}, Demonstration(HI, "Hey")),
+        ({"question": "Hi", "answer": "Hey"}, Demonstration("Hi", "Hey")),
+        ({"instruction": "Add", "input": "1 2", "output": "3"}, Demonstration("Add\n\n1 2", "3")),
+        ({"instruction": "Add", "input": "", "output": "3"}, Demonstration("Add", "3")),
+        ({"conversations": SHAREGPT}, Demonstration(HI, "Hey")),
+        (
+            {"system": "Be brief.", "conversations": SHAREGPT},
+            Demonstration((Message("system", "Be brief."), *HI), "Hey"),
+        ),
+        ({"prompt": "p", "response": ""}, Demonstration("p", "")),
+    ],
+)
+def test_demonstrations(tmp_path: Path, row: Any, expected: Demonstration) -> None:
+    assert read_demonstrations(file(tmp_path, row)) == [expected]
+
+
+def test_prompts_of_preferences(tmp_path: Path) -> None:
+    path = file(tmp_path, {"chosen": [USER, GOOD], "rejected": [USER, BAD]}, {"conversations": SHAREGPT})
+    assert read_prompts(path) == [HI, HI]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p", "response": "a", "completion": "b"}, 'field of one answer, "response" or "completion"'),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "response": "a"},
+            "expected parts of a message",
+        ),
+        ({"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [{}]}]}, "calls of tools"),
+        ({"prompt": "p", "completion": [USER]}, "one message of the assistant, got the roles user"),
+    ],
+)
+def test_what_means_nothing_for_certain_is_refused(tmp_path: Path, row: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_demonstrations(file(tmp_path, row))
+
+
+def test_conversations_that_part_early_are_named_and_such_transcripts_are_counted(tmp_path: Path) -> None:
+    one, other = [USER, GOOD, USER, GOOD], [USER, BAD, USER, GOOD]
+    with pytest.raises(ValueError, match="two that part at message 2 of 4 and 4"):
+        load_preferences(file(tmp_path, {"chosen": one, "rejected": other}))
+    start = "\n\nHuman: Hi\n\nAssistant:"
+    row = {"chosen": f"{start} Hey\n\nHuman: ?\n\nAssistant: a", "rejected": f"{start} No\n\nHuman: ?\n\nAssistant: a"}
+    found = load_preferences(file(tmp_path, row))
+    assert found.notes == {"transcripts part before their last turn: their responses hold further turns": 1}
+
+
+def test_what_a_row_has_beyond_is_counted_once(tmp_path: Path) -> None:
+    row = {"prompt": "p", "chosen": [{**GOOD, "name": "x"}], "rejected": [BAD], "prompt_id": "1", "empty": None}
+    found = load_preferences(file(tmp_path, row, row, {"prompt": "p", "chosen": "a", "rejected": "b"}))
+    assert found.summary() == ["data.jsonl: fields that are not used: prompt_id (2), chosen[].name (2)"]
