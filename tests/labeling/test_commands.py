@@ -15,6 +15,7 @@ from rlhf_gym.cli.label_command import fill
 from rlhf_gym.cli.options import LabelOptions
 from rlhf_gym.labeling import PageSettings
 from rlhf_gym.labeling.store import STORE_FILE, Judgement, LabelStore
+from rlhf_gym.lm import Message
 from rlhf_gym.preferences import Preference, read_preferences
 from rlhf_gym.preferences.files import read_candidates, read_hub_preferences
 from rlhf_gym.settings import RunConfig

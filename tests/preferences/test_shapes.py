@@ -57,7 +57,7 @@ def studio(side: str, annotator: Any, **more: Any) -> dict[str, Any]:
         ),
         ([{"prompt": "p", "chosen": "a", "rejected": "b", "annotator": 7}], [Preference("p", "a", "b", "7")]),
         (
-            [{"prompt": "p", "chosen": [USER, GOOD], "rejected": [USER, BAD], "score_chosen": 8, "score_rejected": 5.5}],
+            [{"chosen": [USER, GOOD], "rejected": [USER, BAD], "score_chosen": 8, "score_rejected": 5.5}],
             [Preference(HI, "Hey", "No", margin=2.5)],
         ),
         (
@@ -73,7 +73,7 @@ def studio(side: str, annotator: Any, **more: Any) -> dict[str, Any]:
         ),
         ([{**STUDIO, "annotations": [studio("right", 3)]}], [Preference("p", "b", "a", "3")]),
         (
-            [{**STUDIO, "annotations": [studio("left", {"id": 3, "email": "x@y"}), studio("left", 4, was_cancelled=True)]}],
+            [{**STUDIO, "annotations": [studio("left", {"email": "x@y"}), studio("left", 4, was_cancelled=True)]}],
             [Preference("p", "a", "b", "x@y")],
         ),
         (
