@@ -31,7 +31,7 @@ TEMPERATURES = (0.3, 0.7, 1.0, 1.3, 1.6)
 COPIES = 4
 DOUBT = 0.5  # the annotators' temperature, in gold's unit
 MISTAKES = 0.05  # the share of their answers that is turned round
-COLUMNS = ("distinct-2", "words that differ", "|gold gap|", "agreement", "κ", "r_φ, own T", "r_φ, all T")
+COLUMNS = ("distinct-2", "words that differ", "mean gold gap", "agreement", "κ", "r_φ, own T", "r_φ, all T")
 PANELS = {  # of the picture: columns and their names there
     "pairs: how different": {0: "distinct-2", 1: "words that differ"},
     "two annotators who doubt": {3: "agree", 4: "Cohen's κ"},
