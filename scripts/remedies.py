@@ -387,7 +387,7 @@ def write(runs: Study, arms: Sequence[Arm], seeds: int, docs: Path) -> None:
     lines = rows(found)
     print(f"\n{study.markdown_table(HEADER, lines)}\n* 0 lies outside the 95 % interval (Student's t over the seeds)")
     print("n/m: seeds won\n")
-    each = [study.kept(runs.folder(s) / "disagreement.json", lambda s=s: runs.disagreement(s)) for s in range(seeds)]  # type: ignore[misc]
+    each = [study.kept(runs.folder(s) / "members.json", lambda s=s: runs.disagreement(s)) for s in range(seeds)]  # type: ignore[misc]
     head = [
         "members' mean score and variance, in SFT's unit",
         "of SFT's responses",

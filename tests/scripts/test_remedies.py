@@ -63,7 +63,7 @@ def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
     arms = [NONE, BY_NAME["shared-uwo"], BY_NAME["fresh"]]
     remedies.write(study, arms, 1, tmp_path)
     files = {path.name: path.stat().st_mtime_ns for path in (root / "seed-0").glob("*.json")}
-    assert set(files) == {f"{name}.json" for name in ("none", "shared-uwo", "fresh", "sft", "disagreement")}
+    assert set(files) == {f"{name}.json" for name in ("none", "shared-uwo", "fresh", "sft", "members")}
     remedies.write(study, arms, 1, tmp_path)
     assert files == {p.name: p.stat().st_mtime_ns for p in (root / "seed-0").glob("*.json")}, "nothing anew"
     assert all(f"| {arm.label} |" in (tmp_path / "remedies.md").read_text() for arm in arms)
