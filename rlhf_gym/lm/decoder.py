@@ -183,7 +183,7 @@ class Decoder:
             cache.prepare(write)
             mask = cache.masks(write, self.parts.dtype)
             return self.parts.hidden_states(
-                tokens, attention_mask=mask, position_ids=positions, past_key_values=cache
+                tokens, attention_mask=mask, position_ids=positions, cache=cache
             )  # (B, 1, H)
 
         self._uses[key] = self._uses.get(key, 0) + 1
@@ -222,7 +222,7 @@ class Decoder:
             to_device(ids[rows[:, None], positions], device),
             attention_mask=self._cache.masks(write, self.parts.dtype),
             position_ids=to_device(positions, device),
-            past_key_values=self._cache,
+            cache=self._cache,
         )  # (b, n, H)
         if keep:
             self._hidden[:batch] = 0

@@ -6,6 +6,7 @@ two halves are called apart everywhere in this package.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -36,6 +37,10 @@ class Trunk:
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
         self.context_length = context_length(module)
+        # Transformers ≥ 5.24 calls it cache; older models, and those with code of their own, past_key_values.
+        parameters = inspect.signature(module.forward).parameters
+        renamed = "cache" in parameters and "past_key_values" not in parameters
+        self._cache_argument = "cache" if renamed else "past_key_values"
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +56,7 @@ class Trunk:
         *,
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Last hidden states (B, L, H) of left-aligned rows (B, L).
 
@@ -63,8 +68,8 @@ class Trunk:
             inputs_embeds=self.embedding(input_ids),
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
+            use_cache=cache is not None,
+            **({} if cache is None else {self._cache_argument: cache}),
         ).last_hidden_state
 
 
