@@ -52,6 +52,7 @@ from rlhf_gym.agents.rollout import (
 from rlhf_gym.agents.saving import (
     AgentState,
     Kept,
+    device_rng_state,
     load_named_weights,
     named_weights,
     policy_from_json,
@@ -59,6 +60,7 @@ from rlhf_gym.agents.saving import (
     read_state,
     schedule_from_json,
     schedule_to_json,
+    set_device_rng_state,
     write_state,
 )
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
@@ -226,6 +228,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             kwargs["model"] = _start_of(self.engine)
         self.policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **kwargs)  # type: ignore[assignment]
         self.policy = self.policy.to(self.device)
+        if self.env is not None:
+            self.engine.follow(self.device)
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
@@ -431,12 +435,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def _host_state(self) -> dict[str, Any]:
         """Counters, random states and the prompts' position: what an iteration begins with, besides weights and β."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "num_timesteps": self.num_timesteps,
             "n_updates": self._n_updates,
             "torch_rng": torch.get_rng_state().tolist(),
-            "cuda_rng": None if cuda is None else cuda.tolist(),
+            "device_rng": device_rng_state(self.device),
             "minibatch_rng": self._rng.bit_generator.state,
             "env": self.engine.state_dict() if self.env is not None else None,
             "agent": self.own_state(),
@@ -449,8 +452,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.num_timesteps = state["num_timesteps"]
         self._n_updates = state["n_updates"]
         torch.set_rng_state(torch.tensor(state["torch_rng"], dtype=torch.uint8))
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(torch.tensor(state["cuda_rng"], dtype=torch.uint8), self.device)
+        set_device_rng_state(self.device, state["device_rng"])
         self._rng.bit_generator.state = state["minibatch_rng"]
         self.restore_own_state(state["agent"])
         for name, own in state["kept"].items():
@@ -584,6 +586,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.n_envs = env.num_envs
         self.observation_space = self.policy.observation_space = env.observation_space
         BaseAlgorithm.set_env(self, env, force_reset)
+        self.engine.follow(self.device)
         self._own_kl_coef()
 
     def set_random_seed(self, seed: int | None = None) -> None:

@@ -45,6 +45,7 @@ class AttachPolicy(BaseCallback):
                 "tokens: rewards no longer add up to score − β·KL. Expected gamma=1.0 (SB3's own default is .99)",
                 stacklevel=2,
             )
+        env.env_method("follow", self.model.device)
         env.env_method("attach", policy)
 
     def _on_step(self) -> bool:
@@ -126,14 +127,14 @@ class StopOnKL(BaseCallback):
     def _on_step(self) -> bool:
         if self._ours is not None:
             return True
-        for info in self.locals["infos"]:
-            if "finish_reason" in info and "kl" not in info:
+        for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True):
+            if done and "kl" not in info:
                 raise ValueError(
                     "expected infos with the KL of the episodes that end, got none: attach the policy, "
                     "callback=[AttachPolicy(), StopOnKL(…)], in an environment with a reference and rewards at each "
                     "step"
                 )
-            if "kl" in info:
+            if done:
                 self._seen.append(float(info["kl"]))
         return self.stopped_at is None
 

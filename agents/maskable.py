@@ -12,13 +12,14 @@ from torch import Tensor
 from rlhf_gym.agents.observations import read
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import Observation
+from rlhf_gym.extras import needs
 from rlhf_gym.lm.sampling import behaviour_logits, entropy, greedy, sample, token_log_prob
 
 try:
     from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
     from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 except ImportError as missing:
-    raise ImportError("MaskableLMActorCriticPolicy needs sb3-contrib: pip install 'rlhf-gym[contrib]'") from missing
+    raise ImportError(needs("MaskableLMActorCriticPolicy", "sb3-contrib", "contrib")) from missing
 
 Masks = np.ndarray | Tensor | None
 

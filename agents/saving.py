@@ -195,3 +195,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     raise TypeError(f"cannot save {value!r} of type {type(value).__name__} as JSON")
+
+
+def device_rng_state(device: torch.device) -> list[int] | None:
+    """The state of a device's own random numbers, for JSON; None where it has none beside the CPU's."""
+    if device.type in ("cpu", "meta"):
+        return None
+    which = () if device.index is None else (device,)  # Apple's has one device, and takes no argument
+    return list(torch.get_device_module(device).get_rng_state(*which).tolist())
+
+
+def set_device_rng_state(device: torch.device, state: list[int] | None) -> None:
+    """Restore what `device_rng_state` gave; nothing where either device has no random numbers of its own."""
+    if state is None or device.type in ("cpu", "meta"):
+        return
+    which = () if device.index is None else (device,)
+    torch.get_device_module(device).set_rng_state(torch.tensor(state, dtype=torch.uint8), *which)

@@ -168,3 +168,33 @@ def check_actions(
         slot = int(wrong.argmax())
         raise ValueError(f"expected actions in 0 … {vocab_size - 1}, got {actions[slot]} in slot {slot}")
     return actions.astype(np.int64, copy=False)
+
+
+ROUNDING = 1e-3
+"""A log-probability may be this far above 0, as low precision rounds."""
+
+
+def check_log_probs(said: np.ndarray | Tensor, real: np.ndarray, *, source: str) -> np.ndarray:
+    """Log-probabilities of actions on the host, float32, of the shape of `real`, and 0 where that is False.
+
+    Args:
+        said: what a policy answered.
+        real: where an action was taken, bool.
+        source: who answered, for the error.
+
+    Raises:
+        ValueError: another shape, no floating-point numbers, or an amount that is not finite or above 0.
+    """
+    values = said.detach().float().cpu().numpy() if isinstance(said, Tensor) else np.asarray(said)
+    if values.shape != real.shape:
+        raise ValueError(f"expected log π(a|s) of shape {real.shape} from {source}, got shape {values.shape}")
+    if values.dtype.kind != "f":
+        raise ValueError(f"expected log π(a|s) as floating-point numbers from {source}, got {values.dtype}")
+    wrong = real & ~(np.isfinite(values) & (values <= ROUNDING))
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"expected log π(a|s) from {source}, finite and <= 0, got {values[place]} at {', '.join(map(str, place))}"
+            f" ({int(wrong.sum())} of {int(real.sum())} are so)"
+        )
+    return np.where(real, values, 0).astype(np.float32)

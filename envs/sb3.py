@@ -18,7 +18,7 @@ from rlhf_gym.envs.vector_env import TokenVectorEnv
 
 
 class SB3VecEnv(VecEnv):
-    """An SB3 `VecEnv`: SAME_STEP autoreset, one info dict a slot, `terminal_observation` at the end.
+    """An SB3 `VecEnv`: SAME_STEP autoreset, one info dict a slot at every step, `terminal_observation` at the end.
 
     Each ending info also has `episode` = {r, l, t}, as SB3's Monitor writes it. The policy of a stock agent is attached
     by `model.get_env().env_method("attach", model.policy)` or `rlhf_gym.agents.AttachPolicy()` as a callback.
@@ -50,7 +50,8 @@ class SB3VecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Start a new episode in every slot."""
         options = self._options[0] if self._options else None
-        observation, _ = self.engine.reset(options=options)
+        observation, infos = self.engine.reset(options=options)
+        self.reset_infos = self._per_slot(infos)
         self._reset_options()
         self._returns[:] = 0
         self._steps[:] = 0
@@ -66,12 +67,14 @@ class SB3VecEnv(VecEnv):
         observation, rewards, terminated, _, batch = self._outer.step(np.asarray(self._actions).reshape(-1))
         self._returns += rewards
         self._steps += 1
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        final = batch.pop("final_info", {})
+        infos = self._per_slot({key: batch[key] for key in batch if not key.endswith(("final_info", "final_obs"))})
+        for info in infos:
+            info["TimeLimit.truncated"] = False
+        ended = self._per_slot(final) if final else infos
         for slot in np.flatnonzero(terminated):
-            final = batch["final_info"]
-            infos[slot] = {key: value[slot] for key, value in final.items() if not key.startswith("_")}
+            infos[slot] |= ended[slot]
             infos[slot]["terminal_observation"] = batch["final_obs"][slot]
-            infos[slot]["TimeLimit.truncated"] = False
             infos[slot]["episode"] = {
                 "r": float(self._returns[slot]),
                 "l": int(self._steps[slot]),
@@ -80,6 +83,17 @@ class SB3VecEnv(VecEnv):
             self._returns[slot] = 0
             self._steps[slot] = 0
         return observation, rewards, terminated, infos  # type: ignore[return-value]
+
+    def _per_slot(self, batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Arrays of information as one dict a slot, of Python's own numbers and texts."""
+        columns = {key: values.tolist() for key, values in batch.items() if not key.startswith("_")}
+        return [{key: values[slot] for key, values in columns.items()} for slot in range(self.num_envs)]
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """Each slot's response so far as an image, of an environment made with `render_mode="rgb_array"`."""
+        if self.render_mode != "rgb_array":
+            raise ValueError(f'expected an environment made with render_mode="rgb_array", got {self.render_mode!r}')
+        return self.engine.render() or ()
 
     def close(self) -> None:
         """Close the environment."""

@@ -7,6 +7,7 @@ from typing import Any, SupportsInt
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
@@ -23,7 +24,10 @@ class TokenEnv(gym.Env):
     A policy attached to it is asked with a batch of one.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "html"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's convention)
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's convention)
+        "render_modes": TokenVectorEnv.metadata["render_modes"],
+        "render_fps": 10,
+    }
 
     def __init__(self, render_mode: str | None = None, **kwargs: Any) -> None:
         if "autoreset_mode" in kwargs or "num_envs" in kwargs:
@@ -52,6 +56,10 @@ class TokenEnv(gym.Env):
         """See `TokenVectorEnv.attach`."""
         self.engine.attach(policy)
 
+    def follow(self, device: torch.device | str) -> None:
+        """See `TokenVectorEnv.follow`."""
+        self.engine.follow(device)
+
     def action_masks(self) -> np.ndarray:
         """Allowed tokens, (V,) bool: see `TokenVectorEnv.action_masks`."""
         return self.engine.action_masks()[0]
@@ -79,7 +87,7 @@ class TokenEnv(gym.Env):
         chosen = {"prompts": [options["prompt"]]} if "prompt" in options else None
         observation, info = self.engine.reset(seed=seed, options=chosen)
         self._over = False
-        return _first(observation), info
+        return _first(observation), _single(info)
 
     def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append one token to the response."""
@@ -87,11 +95,10 @@ class TokenEnv(gym.Env):
             raise ResetNeeded("expected reset() before step(): no episode is in progress")
         observation, rewards, terminated, truncated, infos = self.engine.step(np.asarray(action).reshape(1))
         self._over = bool(terminated[0])
-        info = {key: value[0] for key, value in infos.items() if not key.startswith("_")}
-        return _first(observation), float(rewards[0]), self._over, bool(truncated[0]), info
+        return _first(observation), float(rewards[0]), self._over, bool(truncated[0]), _single(infos)
 
-    def render(self) -> str | None:  # type: ignore[override]
-        """The response so far as coloured tokens and a table: see `EpisodeView`."""
+    def render(self) -> Any:
+        """The response so far as coloured tokens: see `TokenVectorEnv.render`."""
         frames = self.engine.render()
         return None if frames is None else frames[0]
 
@@ -102,6 +109,11 @@ class TokenEnv(gym.Env):
 
 def _first(observation: Observation) -> Observation:
     return {key: value[0] for key, value in observation.items()}
+
+
+def _single(infos: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The information of the one slot, as Python's own numbers and texts."""
+    return {key: value.tolist()[0] for key, value in infos.items() if not key.startswith("_")}
 
 
 def reviews_env(render_mode: str | None = None, **overrides: Any) -> TokenEnv:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_gym.envs.arguments import check_log_probs
 from rlhf_gym.envs.episode import Episode, EpisodeRewards, EpisodeScores, at_actions, pad_actions, stack_rows
 from rlhf_gym.envs.shaping import Shaping
 from rlhf_gym.lm.decoder import Decoder
@@ -160,7 +161,10 @@ class TokenReward:
         for row, values in enumerate(log_probs if log_probs is not None else ()):
             if len(values) < lengths[row]:
                 raise ValueError(f"expected {lengths[row]} log_probs for episode {row}, got {len(values)}")
-            log_ratios[row, : lengths[row]] += values[: lengths[row]]
+            real = np.ones(lengths[row], dtype=bool)  # (T_e,)
+            log_ratios[row, : lengths[row]] += check_log_probs(
+                values[: lengths[row]], real, source=f"log_probs of episode {row}"
+            )
         if self.reference is None:
             log_ratios[:] = 0
         scores = self.scores(episodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,11 +15,12 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.envs.arguments import (
     check_actions,
+    check_log_probs,
     check_prompts,
     read_options,
     resolve_prompts,
@@ -62,8 +64,9 @@ class TokenVectorEnv(VectorEnv):
     - Action: the next token, `Discrete(V)`.
     - Reward: see `TokenReward`. The score falls on the last action, once.
     - End: `terminated` at a stop token and at `max_new_tokens` alike; the horizon is part of this MDP.
-    - Information at the end: `score`, `kl` (Σ log-ratio over the response, in nats; `ref_log_prob` instead where no
-      policy is attached), `response_length`, `finish_reason`, and with `texts=True` `prompt` and `response`.
+    - Information, the same keys at every step: `response_length` so far, `ref_log_prob` (Σ log π_ref of it), where a
+      policy is attached `kl` (Σ log-ratio of it, in nats), `score` (0 until the end) and `stopped` (whether a stop
+      token has ended it). With `texts=True` also `prompt` and `response`, empty until the end.
 
     `reset(options={"episodes": n})` starts n episodes, refilling slots. A slot with nothing left to do is parked: its
     mask is empty, its action is not read and its reward is 0. `reset(options={"prompts": […]})` plays these prompts,
@@ -86,18 +89,18 @@ class TokenVectorEnv(VectorEnv):
         action_mask: the tokens that `action_masks()` allows, for agents that take masks.
         stop_token_ids: the tokens that end a response; by default the tokenizer's EOS and the reference's own.
         missing_eos_penalty: subtracted from the score of a response that reaches the horizon.
-        shaping: terms applied to r_φ's score in this order, see `rlhf_gym.envs.shaping`. The information at the end
-            then has r_φ's own as `raw_score`.
+        shaping: terms applied to r_φ's score in this order, see `rlhf_gym.envs.shaping`. The information then has
+            r_φ's own as `raw_score`.
         samples_per_prompt: episodes in a row with the same prompt.
         shuffle: a new order of the prompts at every pass.
-        texts: put prompt and response as text into the information at the end.
+        texts: put prompt and response as text into the information.
         vocab_size: V where there is no reference; by default the tokenizer's.
-        device: of π_ref where it is loaded here.
-        render_mode: None, `"ansi"` (text for a terminal) or `"html"` (a snippet for a page).
+        device: of π_ref and r_φ where they are loaded here. None: the CPU, and later wherever `follow` brings them.
+        render_mode: None, `"ansi"` (text for a terminal), `"html"` (a snippet for a page) or `"rgb_array"` (an image).
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's convention)
-        "render_modes": ["ansi", "html"],
+        "render_modes": ["ansi", "html", "rgb_array"],
         "render_fps": 10,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
@@ -124,7 +127,7 @@ class TokenVectorEnv(VectorEnv):
         shuffle: bool = True,
         texts: bool = False,
         vocab_size: int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         render_mode: str | None = None,
     ) -> None:
         if num_envs < 1:
@@ -134,7 +137,8 @@ class TokenVectorEnv(VectorEnv):
         if reward_timing not in get_args(RewardTiming):
             raise ValueError(f"expected reward_timing to be one of {get_args(RewardTiming)}, got {reward_timing!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"expected render_mode to be one of None, 'ansi', 'html', got {render_mode!r}")
+            known = ", ".join(map(repr, self.metadata["render_modes"]))
+            raise ValueError(f"expected render_mode to be one of None, {known}, got {render_mode!r}")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         if self.autoreset_mode == AutoresetMode.DISABLED:
             raise ValueError("expected autoreset_mode SAME_STEP or NEXT_STEP, got DISABLED; TokenEnv has no autoreset")
@@ -146,7 +150,7 @@ class TokenVectorEnv(VectorEnv):
         self.texts = texts
 
         self.tokenizer = resolve_tokenizer(tokenizer, reference)
-        parts = resolve_reference(reference, device=device)
+        parts = resolve_reference(reference, device=device or "cpu")
         self.vocab_size = parts.vocab_size if parts is not None else (vocab_size or len(self.tokenizer))
         self.stop_token_ids = resolve_stops(stop_token_ids, self.tokenizer, parts, vocab_size=self.vocab_size)
         self._stops = np.zeros(self.vocab_size, dtype=bool)  # (V,)
@@ -156,8 +160,14 @@ class TokenVectorEnv(VectorEnv):
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
         self._context_length = parts.context_length if parts is not None else None
         self._check_prompts(own_prompts)
+        judge = resolve_reward(reward, device=device or "cpu")
+        placed_here = device is None
+        self._follows = {
+            "π_ref": placed_here and isinstance(reference, str | Path),
+            "r_φ": placed_here and isinstance(reward, str | Path),
+        }
         scorer = EpisodeScorer(
-            resolve_reward(reward, device=device),
+            judge,
             self.tokenizer,
             vocab_size=self.vocab_size,
             stop_ids=self.stop_token_ids,
@@ -211,6 +221,32 @@ class TokenVectorEnv(VectorEnv):
             )
         self._policy = policy
 
+    def follow(self, device: torch.device | str) -> None:
+        """Bring π_ref and r_φ to the device of the policy that learns.
+
+        Those that were loaded here without a `device` are moved. Others stay where they were put, and a warning says so
+        if that is another device.
+        """
+        reward = self.token_reward
+        judges = [part for part in reward.scorer.reward.parts if isinstance(part, nn.Module)]
+        models = {"π_ref": [] if reward.reference is None else [reward.reference.model], "r_φ": judges}
+        device = torch.empty(0, device=device).device  # with the index that tensors there have
+        for name, modules in models.items():
+            for module in modules:
+                where = next((parameter.device for parameter in module.parameters()), device)
+                if where == device:
+                    continue
+                if self._follows[name]:
+                    module.to(device)
+                else:
+                    warnings.warn(
+                        f"the policy is on {device} and {name} on {where}: what they exchange is copied at every step. "
+                        f"Give agent and environment one device, or leave the environment's out for {name} to follow",
+                        stacklevel=2,
+                    )
+        if self._follows["π_ref"]:
+            reward.use_reference(reward.reference)
+
     @property
     def attached(self) -> ActionLogProb | None:
         """The policy that says log π(a|s); None where none was attached."""
@@ -224,19 +260,13 @@ class TokenVectorEnv(VectorEnv):
         return self.token_reward.ref_logits(self._slots.ids, np.where(self._ended, 0, self._slots.lengths))
 
     def action_masks(self) -> np.ndarray:
-        """The tokens that `action_mask` allows, (N, V) bool; where nothing can act, every token.
+        """The tokens that `action_mask` allows, (N, V) bool; without one, and where nothing can act, every token.
 
         The agent obeys the mask. `step` takes any token, and π_ref in the reward is not filtered.
-
-        Raises:
-            ValueError: the environment was made without an `ActionMask`.
         """
         mask = self.action_mask
         if mask is None:
-            raise ValueError(
-                "expected an environment made with action_mask=ActionMask(top_k=…, top_p=…, min_new_tokens=…, "
-                "forbidden_token_ids=…) to have masks of, got action_mask=None; ActionMask() allows every token"
-            )
+            return np.ones((self.num_envs, self.vocab_size), dtype=bool)
         logits = self.reference_logits() if mask.reads_reference else torch.zeros(self.num_envs, self.vocab_size)
         lengths = self._slots.response_lengths
         allowed = mask.allowed(logits, response_lengths=lengths, stop_token_ids=self.stop_token_ids)  # (N, V)
@@ -353,7 +383,7 @@ class TokenVectorEnv(VectorEnv):
         for slot in range(self.num_envs):
             self._refill(slot)
         self._needs_reset = False
-        return self._slots.observation(), {}
+        return self._slots.observation(), self._info(~self.parked)
 
     def step(
         self, actions: np.ndarray | Tensor
@@ -373,21 +403,27 @@ class TokenVectorEnv(VectorEnv):
         episodes = [slots.episode(i, "stop" if stopped[i] else "length") for i in np.flatnonzero(terminated).tolist()]
         scores = self._end(episodes, step_rewards)
         slots.earn(acting, step_rewards)
+        ending = self._info(terminated, episodes, scores) if episodes else {}
         each = [slots.log_ratios[e.slot, : e.response_length].copy() for e in episodes]
         self.last_step = StepRecord(episodes, scores.scores, log_ratios, each, scores.member_scores)
-        self._ended = np.zeros(self.num_envs, dtype=bool)
-        infos = self._reset_ended(episodes, scores) if episodes else {}
+        final = self._reset_ended(episodes)
         for slot in np.flatnonzero(waiting).tolist():
             self._refill(slot)
+        infos = self._info(~self.parked)
+        if final is None:  # NEXT_STEP: what has ended is still in its slot
+            infos |= {key: np.where(terminated, value, infos[key]) for key, value in ending.items()}
+        elif episodes:
+            infos |= {"final_obs": final, "final_info": ending}
+            infos |= {"_final_obs": terminated.copy(), "_final_info": terminated.copy()}
         return slots.observation(), step_rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        """Each slot's response so far as coloured tokens and a table: see `EpisodeView`."""
+    def render(self) -> tuple[Any, ...] | None:  # type: ignore[override]
+        """Each slot's response so far as coloured tokens, `"ansi"` and `"html"` with a table: see `EpisodeView`."""
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render_mode; make the environment with render_mode='ansi'")
             return None
-        views = [self.view(slot) for slot in range(self.num_envs)]
-        return tuple(view.html() if self.render_mode == "html" else view.ansi() for view in views)
+        draw = {"ansi": EpisodeView.ansi, "html": EpisodeView.html, "rgb_array": EpisodeView.image}[self.render_mode]
+        return tuple(draw(self.view(slot)) for slot in range(self.num_envs))
 
     def view(self, slot: int = 0) -> EpisodeView:
         """The episode in a slot, taken apart: KL, value (where a critic is attached), reward of each token so far.
@@ -462,28 +498,27 @@ class TokenVectorEnv(VectorEnv):
         log_probs = zeros.copy()
         if self._policy is not None:
             said = self._policy.action_log_prob(self._slots.observation(lengths), chosen)
-            said = said.detach().cpu().numpy() if isinstance(said, Tensor) else said
+            said = check_log_probs(said, acting, source=f"{type(self._policy).__name__}.action_log_prob")
             log_ratios += said
-            log_probs = np.where(acting, said, np.float32(0))
+            log_probs = said
         log_ratios = np.where(acting, log_ratios, np.float32(0))
         return self.token_reward.penalty(log_ratios), log_ratios, log_probs
 
-    def _reset_ended(self, episodes: list[Episode], scores: EpisodeScores) -> dict[str, Any]:
-        """Infos at the end, and new episodes at once (SAME_STEP) or a note for the next step (NEXT_STEP)."""
-        infos: dict[str, Any] = {}
-        given = zip(episodes, scores.scores, scores.raw_scores, strict=True)
-        endings = [self._ending(e, score, raw) for e, score, raw in given]
+    def _reset_ended(self, episodes: list[Episode]) -> np.ndarray | None:
+        """Begin new episodes at once (SAME_STEP), or note that the next step shall: the former give final observations.
+
+        Each is at its slot in an array of objects, (N,), as Gymnasium has them.
+        """
+        self._ended = np.zeros(self.num_envs, dtype=bool)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            for episode, ending in zip(episodes, endings, strict=True):
-                self._ended[episode.slot] = True
-                infos = self._add_info(infos, ending, episode.slot)
-            return infos
-        final = self._slots.observation()
-        for episode, ending in zip(episodes, endings, strict=True):
-            single = {key: value[episode.slot] for key, value in final.items()}
-            infos = self._add_info(infos, {"final_obs": single, "final_info": ending}, episode.slot)
+            self._ended[[episode.slot for episode in episodes]] = True
+            return None
+        final = np.full(self.num_envs, None, dtype=object)  # (N,)
+        seen = self._slots.observation() if episodes else {}
+        for episode in episodes:
+            final[episode.slot] = {key: value[episode.slot] for key, value in seen.items()}
             self._refill(episode.slot)
-        return infos
+        return final
 
     def _end(self, episodes: list[Episode], step_rewards: np.ndarray) -> EpisodeScores:
         """Add the scores of ended episodes to their last action's reward, in place.
@@ -506,23 +541,44 @@ class TokenVectorEnv(VectorEnv):
         unknown = np.full(len(episodes), np.nan, dtype=np.float32)  # (episodes,)
         return EpisodeScores(unknown, unknown)
 
-    def _ending(self, episode: Episode, score: float, raw_score: float) -> dict[str, Any]:
-        """The information at the end of an episode."""
-        info: dict[str, Any] = {}
+    def _info(
+        self, shown: np.ndarray, episodes: Sequence[Episode] = (), scores: EpisodeScores | None = None
+    ) -> dict[str, np.ndarray]:
+        """The information on the slots `shown`, (N,) bool: an array a key, (N,), and its mask under `_key`.
+
+        The keys are the same at every step. Scores are 0 until the end, and in other slots everything is.
+
+        Args:
+            shown: the slots.
+            episodes: those of them that end now.
+            scores: of these episodes.
+        """
+        slots, ended = self._slots, [episode.slot for episode in episodes]
+        info: dict[str, np.ndarray] = {}
         if self.reward_timing == "step":
-            info["score"] = float(score)
+            info["score"] = np.zeros(self.num_envs)  # (N,)
             if self.token_reward.shaping:
-                info["raw_score"] = float(raw_score)
+                info["raw_score"] = info["score"].copy()
+            if scores is not None:
+                info["score"][ended] = scores.scores
+                if "raw_score" in info:
+                    info["raw_score"][ended] = scores.raw_scores
             if self.token_reward.reference is not None:
-                total = float(self._slots.log_ratios[episode.slot, : episode.response_length].sum())
-                # without a policy Σ log-ratio is −log π_ref(y|x), which is no KL
-                info |= {"ref_log_prob": -total} if self._policy is None else {"kl": total}
-        info["response_length"] = episode.response_length
-        info["finish_reason"] = episode.finish_reason
+                log_ratios = slots.log_ratios.sum(axis=1, dtype=np.float64)  # (N,)
+                if self._policy is not None:  # without one Σ log-ratio is −log π_ref(y|x), which is no KL
+                    info["kl"] = log_ratios
+                info["ref_log_prob"] = slots.log_probs.sum(axis=1, dtype=np.float64) - log_ratios
+        info["response_length"] = slots.response_lengths.copy()
+        info["stopped"] = np.zeros(self.num_envs, dtype=bool)
+        info["stopped"][ended] = [episode.finish_reason == "stop" for episode in episodes]
+        info = {key: np.where(shown, value, np.zeros_like(value)) for key, value in info.items()}
         if self.texts:
-            info["prompt"] = prompt_text(prompts_of([episode], self.tokenizer)[0])
-            info["response"] = decode(self.tokenizer, [episode.response_ids.tolist()])[0]
-        return info
+            prompts = [prompt_text(prompt) for prompt in prompts_of(episodes, self.tokenizer)]
+            responses = decode(self.tokenizer, [episode.response_ids.tolist() for episode in episodes])
+            for key, texts in {"prompt": prompts, "response": responses}.items():
+                info[key] = np.where(shown, "", np.full(self.num_envs, None, dtype=object))
+                info[key][ended] = texts
+        return info | {f"_{key}": shown.copy() for key in info}
 
     def _refill(self, slot: int) -> None:
         """Begin the next episode in a slot, or park it."""

@@ -7,6 +7,7 @@ reads on a light and on a dark page. The figures of the token under the pointer 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from rlhf_gym.extras import needs
 from rlhf_gym.functional.policy_gradient import discounted_returns, gae
 from rlhf_gym.lm.chat import Prompt, as_prompt, prompt_text, to_json
 
@@ -149,8 +151,21 @@ class EpisodeView:
         The KL is red where log π − log π_ref > 0 and blue where it is < 0; the others run from violet (least) to green
         (most). Lines wrap at `width` columns.
         """
-        console = Console(force_terminal=True, color_system="truecolor", width=width, legacy_windows=False)
-        lines = [Text("prompt    ", style="bold").append(printable(prompt_text(self.prompt)), style="not bold")]
+        console = _console(width)
+        lines = [
+            Text("prompt    ", style="bold").append(printable(prompt_text(self.prompt)), style="not bold"),
+            *self._coloured(),
+        ]
+        if self.tokens and self.columns:
+            lines += [Text(""), *_ansi_table(self)]
+        with console.capture() as capture:
+            for line in lines:
+                console.print(line)
+        return capture.get()
+
+    def _coloured(self) -> list[Text]:
+        """The response once for each quantity that colours it; plain where none is known."""
+        lines = []
         ratios = self.log_ratios
         if ratios is not None:
             styles = [_red_or_blue(float(ratio)) for ratio in ratios]
@@ -163,12 +178,19 @@ class EpisodeView:
         if self.advantages is not None:
             shown = _range(self.advantages)
             lines.append(_ansi_line("advantage", self.tokens, _violet_to_green(self.advantages), shown))
-        if self.tokens and self.columns:
-            lines += [Text(""), *_ansi_table(self)]
-        with console.capture() as capture:
-            for line in lines:
-                console.print(line)
-        return capture.get()
+        plain = [Style(bold=False)] * len(self.tokens)
+        return lines or [_ansi_line("response", self.tokens, plain, "")]
+
+    def image(self) -> np.ndarray:
+        """The response so far as an image, coloured as `ansi` is: (480, 800, 3) uint8, the same size at every step.
+
+        What does not fit scrolls out at the top, but for the end of the prompt, which stays there.
+
+        Raises:
+            ImportError: matplotlib and Pillow, which draw it, are missing.
+        """
+        prompt = Text(printable(prompt_text(self.prompt))[-400:].replace("\n", " ⏎ "))
+        return _draw([prompt], [Text(self.summary), *self._coloured()])
 
     def html(self) -> str:
         """A snippet for any page: coloured tokens with their figures at the pointer, and the table.
@@ -295,6 +317,10 @@ def _table_rows(view: EpisodeView) -> list[tuple[str, str]]:
 # -- for a terminal ----------------------------------------------------------------------------------------------------
 
 
+def _console(width: int) -> Console:
+    return Console(force_terminal=True, color_system="truecolor", width=width, legacy_windows=False)
+
+
 def _ansi_line(name: str, tokens: Sequence[str], styles: Sequence[Style], total: str) -> Text:
     text = Text(f"{name:<10}", style="bold")
     for token, style in zip(tokens, styles, strict=True):
@@ -335,6 +361,52 @@ def _violet_to_green(amounts: np.ndarray) -> list[Style]:
         rgb = (round(190 - 90 * share), round(150 + 80 * share), round(230 - 100 * share))
         styles.append(Style(color="black", bgcolor="rgb({},{},{})".format(*rgb), bold=False))
     return styles
+
+
+# -- as an image -------------------------------------------------------------------------------------------------------
+
+IMAGE = (480, 800)
+"""Height and width in pixels; both are even, as encoders of video want them."""
+LINE, MARGIN, INK = 20, 10, (20, 20, 20)
+
+
+def _draw(head: Sequence[Text], body: Sequence[Text]) -> np.ndarray:
+    """Lines of text on white, the last that fit; those of `head` stay above. (H, W, 3) uint8."""
+    try:
+        from matplotlib import get_data_path
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError as missing:
+        raise ImportError(needs('render_mode="rgb_array"', "matplotlib", "studies")) from missing
+    height, width = IMAGE
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 14)  # Latin, Greek, Cyrillic and signs
+    console = _console(width)
+    rows: list[list[tuple[float, str, Style]]] = []  # each a list of (x, text, style)
+    fixed = 0
+    for number, line in enumerate([*head, *body]):
+        fixed = len(rows) if number == len(head) else fixed
+        rows.append([])
+        x = float(MARGIN)
+        for segment in line.render(console, end=""):
+            for text in re.findall(r"\S{1,40}\s*|\s+", segment.text):
+                text = text.replace("\n", "⏎").replace("\t", "⇥")
+                size = font.getlength(text)
+                if x + size > width - MARGIN and x > MARGIN:
+                    rows.append([])
+                    x = float(MARGIN)
+                rows[-1].append((x, text, segment.style or Style()))
+                x += size
+    room = (height - 2 * MARGIN) // LINE
+    shown = rows[:fixed] + rows[max(fixed, len(rows) - room + fixed) :]
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    for number, row in enumerate(shown):
+        y = MARGIN + number * LINE
+        for x, text, style in row:
+            if style.bgcolor is not None:
+                colour = tuple(style.bgcolor.get_truecolor(foreground=False))
+                draw.rectangle((x, y, x + font.getlength(text), y + LINE - 3), fill=colour)
+            draw.text((x, y), text, font=font, fill=INK)
+    return np.asarray(image, dtype=np.uint8)
 
 
 # -- for a page --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ Three environments. Two of them, with a table and with a small GPT-2 as policy, 
 so that J* and π* are known and every policy's distance from them is exact. Their rewards and their π_ref are drawn anew
 for each seed. The third is `rlhf_gym/Reviews-v0`: all learn from r_φ with the same β and the same number of tokens, and
 gold judges on held-out prompts. Every run leaves a file in `--results`; a comparison that was interrupted goes on.
-It needs sb3-contrib: `pip install 'rlhf-gym[contrib]'`.
+It needs sb3-contrib: `pip install -e '.[contrib]'`.
 
 Left out: tuning. Each agent's settings are mostly those of its tests, looked at on seed 0, which is not among those
 reported. Its learning rate (TRPO: trust region) falls to 0 over the budget, so with another budget the tokens needed

@@ -9,6 +9,8 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_gym.extras import needs
+
 
 @dataclass(frozen=True)
 class PageSettings:
@@ -38,7 +40,4 @@ def check_installed() -> None:
     """
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(
-            f"expected {' and '.join(missing)} for the labelling page, not installed here: "
-            "pip install 'rlhf_gym[label]'"
-        )
+        raise ValueError(needs("the labelling page", " and ".join(missing), "label"))

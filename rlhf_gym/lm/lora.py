@@ -8,6 +8,7 @@ the model stays a `PreTrainedModel`, and its folders are those of peft.
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import is_peft_available
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils import check_peft_version, is_peft_available
+
+from rlhf_gym.extras import needs
 
 ADAPTER_CONFIG = "adapter_config.json"
 """The file by which a folder is known to hold an adapter."""
@@ -55,13 +59,21 @@ LoRASettings = LoRA | Mapping[str, Any]
 
 
 def check_peft(what: str) -> None:
-    """Check that peft is installed.
+    """Check that peft is installed, in a version that the installed Transformers takes.
 
     Raises:
         ImportError: it is not; `what` needs it.
     """
     if not is_peft_available():
-        raise ImportError(f"{what} needs peft: pip install 'rlhf-gym[lora]'")
+        raise ImportError(needs(what, "peft", "lora"))
+    try:
+        check_peft_version(min_version=MIN_PEFT_VERSION)  # Transformers asks at every use, which is late
+    except ValueError as error:
+        peft, transformers = map(importlib.metadata.version, ("peft", "transformers"))
+        raise ImportError(
+            f"{what} needs peft >= {MIN_PEFT_VERSION}, which transformers {transformers} expects, got peft {peft}. "
+            f"Where there is no such peft yet: {needs('LoRA', 'an older Transformers', 'lora')}"
+        ) from error
 
 
 def has_adapter(model: PreTrainedModel) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_gym.extras import needs
 from rlhf_gym.files import InputError, json_line, reading
 from rlhf_gym.lm.chat import Prompt, render_prompt
 from rlhf_gym.lm.tokens import encode_prompts
@@ -148,10 +149,7 @@ def load_hub_preferences(
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ImportError(
-            f"expected the package `datasets` to read {name!r} from the hub, not installed here: "
-            "pip install 'rlhf-gym[hub]'"
-        ) from error
+        raise ImportError(needs(f"reading {name!r} from the hub", "datasets", "hub")) from error
     with reading("a data set", f"{name!r} on the hub"):
         table = load_dataset(name, config, split=split)
     source = f"{name}, {split}"

@@ -108,7 +108,7 @@ class LearnerSettings(AgentSettings):
     freeze_layers: int = 0
     """Lower layers of the policy that stay as they are, and the embeddings: quicker and smaller updates."""
     lora_r: int = 0
-    """Rank of a LoRA adapter that is trained in place of the policy's weights (the rlhf-gym[lora] extra); 0: none. The
+    """Rank of a LoRA adapter that is trained in place of the policy's weights (it needs the extra `lora`); 0: none. The
     folder holds the policy whole, the adapter merged. Learning rates are usually some ten times higher."""
     bf16: bool = False
     """Forward passes in bfloat16, weights in float32: for a GPU, or a CPU that has it."""

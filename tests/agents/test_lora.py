@@ -25,7 +25,7 @@ from tests.tiny_runs import quiet, tiny_config, tiny_task
 from tests.tiny_runs import save_model as save_tiny_model
 from tests.toy import word_policy, word_settings
 
-peft = pytest.importorskip("peft", reason="needs peft: pip install 'rlhf-gym[lora]'")
+peft = pytest.importorskip("peft", reason="needs peft: pip install -e '.[lora]'")
 
 # peft's own, on Transformers from 5.20 or so
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -326,7 +326,7 @@ def test_without_peft_the_extra_is_named(tmp_path, monkeypatch):
     agent = learner(environment(str(tmp_path / "pretrained")), lora=LoRA())
     agent.save_pretrained(tmp_path / "adapter")
     monkeypatch.setattr("rlhf_gym.lm.lora.is_peft_available", lambda: False)
-    message = r"needs peft: pip install 'rlhf-gym\[lora\]'"
+    message = r"needs peft: in your clone of rlhf-gym, pip install -e '\.\[lora\]'"
     with pytest.raises(ImportError, match=message):
         learner(environment(Shared(tiny_gpt2(seed=1))), lora=LoRA())
     with pytest.raises(ImportError, match=message):

@@ -4,8 +4,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
@@ -73,6 +74,95 @@ def test_stock_agents_learn(name, make_env, folder):
     for info in ends.infos:
         assert info["score"] - 0.1 * info["kl"] == pytest.approx(info["episode"]["r"], abs=1e-4)
         assert info["response_length"] == info["episode"]["l"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (PPO, {"n_steps": 8, "batch_size": 8, "n_epochs": 1}),
+        (A2C, {"n_steps": 8}),
+        (DQN, {"buffer_size": 50, "learning_starts": 4}),
+    ],
+)
+@pytest.mark.parametrize("name", ["rlhf_gym/Reviews-v0", "rlhf_gym:rlhf_gym/Reviews-v0"])
+def test_stock_agents_take_an_id(kind, settings, name):
+    agent = kind("MultiInputPolicy", name, seed=0, device="cpu", **settings).learn(8)
+    assert agent.num_timesteps == 8
+    assert agent.get_env().render().shape == (480, 800, 3), "SB3 asks for images, as for a video"
+
+
+def test_make_vec_env_takes_an_id(folder):
+    env = make_vec_env("rlhf_gym/Token-v0", n_envs=3, seed=0, env_kwargs=word_settings())
+    env.reset()
+    _, _, dones, infos = env.step(np.array([20, 21, 5]))
+    assert dones.tolist() == [False, False, True]
+    assert [info["response_length"] for info in infos] == [1, 1, 1]
+    assert [image.shape for image in env.get_images()] == [(480, 800, 3)] * 3
+    agent = PPO(LMActorCriticPolicy, env, policy_kwargs={"model": folder}, n_steps=8, gamma=1.0, device="cpu")
+    agent.learn(24, callback=AttachPolicy())
+    native = SB3VecEnv(TokenVectorEnv(2, render_mode="rgb_array", **word_settings()))
+    native.reset()
+    assert native.render().shape == (480, 1600, 3), "tiled"
+
+
+@pytest.mark.slow  # two processes that each import torch
+def test_processes_take_the_id_with_its_module():
+    """A new process has not imported rlhf_gym: "module:id" makes Gymnasium do it."""
+    env = make_vec_env("rlhf_gym:rlhf_gym/Reviews-v0", n_envs=2, vec_env_cls=SubprocVecEnv)
+    try:
+        assert env.reset()["input_ids"].shape[0] == 2
+        _, rewards, _, infos = env.step(np.array([3, 4]))
+        assert (rewards < 0).all() and [info["response_length"] for info in infos] == [1, 1]
+    finally:
+        env.close()
+
+
+class Says:
+    """A policy that answers what it is told to."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def action_log_prob(self, observation, action):
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            np.full((3, 1), -1.0),
+            r"expected log π\(a\|s\) of shape \(3,\) from Says.action_log_prob, got shape \(3, 1\)",
+        ),
+        (torch.tensor(-1.0), r"of shape \(3,\) .*got shape \(\)"),
+        (np.array([-1, -2, -3]), "as floating-point numbers .*got int64"),
+        (np.array([-1.0, np.nan, -1.0]), r"finite and <= 0, got nan at 1 \(1 of 3 are so\)"),
+        (torch.tensor([-1.0, -1.0, -torch.inf]), "finite and <= 0, got -inf at 2"),
+        (np.array([0.3, 0.2, 0.5]), r"finite and <= 0, got 0.3 at 0 \(3 of 3 are so\)"),  # probabilities
+    ],
+)
+def test_what_an_attached_policy_answers_is_checked(answer, message):
+    env = TokenVectorEnv(3, **word_settings())
+    env.attach(Says(answer))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.step(np.array([20, 21, 22]))
+
+
+def test_answers_for_slots_that_do_not_act_are_not_read():
+    env = TokenVectorEnv(3, **word_settings())
+    env.attach(Says(torch.tensor([-1.0, np.nan, 7.0], dtype=torch.bfloat16)))
+    env.reset(seed=0, options={"prompts": [[3]]})
+    *_, infos = env.step(np.array([20, 0, 0]))
+    assert infos["kl"].tolist()[1:] == [0, 0] and infos["_kl"].tolist() == [True, False, False]
+
+
+def test_log_probs_given_for_deferred_rewards_are_checked():
+    env = TokenVectorEnv(1, reward_timing="deferred", **word_settings())
+    env.reset(seed=0, options={"prompts": [[3]]})
+    env.step(np.array([5]))
+    with pytest.raises(ValueError, match="from log_probs of episode 0, finite and <= 0, got nan at 0"):
+        env.score_episodes(env.pending_episodes, [np.array([np.nan], dtype=np.float32)])
 
 
 def test_attaching_by_env_method_reaches_through_sb3s_wrappers(folder):

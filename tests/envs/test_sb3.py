@@ -27,8 +27,11 @@ def test_infos_are_one_dict_a_slot_with_what_monitor_writes():
         lengths += 1
         assert len(infos) == 3
         for slot, (done, info) in enumerate(zip(dones, infos, strict=True)):
+            assert info["response_length"] == lengths[slot]
             if not done:
-                assert info == {}
+                assert set(info) == {"score", "kl", "ref_log_prob", "response_length", "stopped", "TimeLimit.truncated"}
+                assert info["score"] == 0
+                assert -0.1 * info["kl"] == pytest.approx(returns[slot], abs=1e-5)
                 continue
             ends += 1
             assert info["TimeLimit.truncated"] is False

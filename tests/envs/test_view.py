@@ -150,7 +150,9 @@ def test_what_a_model_wrote_gives_a_terminal_no_orders() -> None:
 
 @pytest.mark.parametrize("kind", [TokenEnv, partial(TokenVectorEnv, 2)])
 def test_a_way_of_rendering_that_there_is_not(kind: Callable[..., object]) -> None:
-    with pytest.raises(ValueError, match="expected render_mode to be one of None, 'ansi', 'html', got 'human'"):
+    with pytest.raises(
+        ValueError, match=r"expected render_mode to be one of None, 'ansi', .*, 'rgb_array', got 'human'"
+    ):
         kind(render_mode="human", **word_settings())
 
 
@@ -184,6 +186,38 @@ def test_an_environment_shows_its_episode(attached: bool) -> None:
     text = re.sub(r"\x1b\[[\d;]*m", "", env.render())
     shown = ["log π", "log π_ref", "KL", "reward", "return"] + ["value", "advantage"] * attached
     assert all(name in text for name in shown) and view.table() in text
+
+
+def test_an_image_shows_each_token_on_its_colour_and_keeps_its_size() -> None:
+    env = TokenEnv(render_mode="rgb_array", **word_settings())
+    env.attach(word_policy(env))
+    env.reset(options={"prompt": "good film"})
+    empty = env.render()
+    env.step(6)
+    image = env.render()
+    assert image.shape == empty.shape == (480, 800, 3) and image.dtype == np.uint8
+    coloured = lambda pixels: (np.ptp(pixels.astype(int), axis=-1) > 20).any(axis=1).sum()  # noqa: E731  rows of pixels
+    assert coloured(empty) == 0 and coloured(image) > 10
+    assert (image < 128).all(axis=-1).sum() > 200, "ink"
+
+
+def test_an_image_of_more_than_fits_scrolls_and_keeps_the_prompt() -> None:
+    def view(n: int) -> EpisodeView:
+        ratios = np.linspace(-2, 2, n)
+        return EpisodeView("p" * 900, tuple(f"w{i} " for i in range(n)), log_probs=ratios, ref_log_probs=0 * ratios)
+
+    short, long, longer = (view(n).image() for n in (20, 2000, 2001))
+    head = slice(0, 10 + 5 * 20)  # 400 characters of the prompt in pieces of 40
+    np.testing.assert_array_equal(short[head], long[head])
+    assert (long[-40:] < 255).any(), "the frame is full"
+    assert (long != longer).any(), "and shows the last tokens"
+
+
+def test_a_deferred_environment_still_shows_the_text() -> None:
+    env = TokenEnv(render_mode="ansi", reward_timing="deferred", **word_settings())
+    env.reset(options={"prompt": "good film"})
+    env.step(6)
+    assert "poor" in env.render()
 
 
 def test_html_and_deferred_rendering() -> None:
