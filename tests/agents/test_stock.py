@@ -98,7 +98,8 @@ def test_make_vec_env_takes_an_id(folder):
     assert dones.tolist() == [False, False, True]
     assert [info["response_length"] for info in infos] == [1, 1, 1]
     assert [image.shape for image in env.get_images()] == [(480, 800, 3)] * 3
-    agent = PPO(LMActorCriticPolicy, env, policy_kwargs={"model": folder}, n_steps=8, gamma=1.0, device="cpu")
+    settings = {"n_steps": 8, "batch_size": 24, "gamma": 1.0, "device": "cpu"}
+    agent = PPO(LMActorCriticPolicy, env, policy_kwargs={"model": folder}, **settings)
     agent.learn(24, callback=AttachPolicy())
     native = SB3VecEnv(TokenVectorEnv(2, render_mode="rgb_array", **word_settings()))
     native.reset()

@@ -78,7 +78,7 @@ def test_route_1_attached_policy_sum_and_infos(penalty):
         assert info["kl"] == pytest.approx((log_probs - ref).sum(), abs=1e-5)
         assert info["ref_log_prob"] == pytest.approx(ref.sum(), abs=1e-5)
         assert info["response_length"] == e.response_length
-        assert info["finish_reason"] == e.finish_reason
+        assert info["stopped"] == (e.finish_reason == "stop")
 
 
 def test_route_2_no_policy_reads_the_agent_as_deterministic():

@@ -90,7 +90,8 @@ def test_as_sb3s_vector_environment():
     for _ in range(10):
         _, _, dones, infos = env.step(np.array([0, 1, 4]))
         for done, info in zip(dones, infos, strict=True):
-            assert done == ("ref_log_prob" in info)
+            assert done == ("episode" in info)
+            assert info["ref_log_prob"] < 0 and "kl" not in info
     with pytest.raises(TypeError, match="expected no policy to attach, got LMActorCriticPolicy"):
         env.env_method("attach", word_policy(env.engine))
     assert env.env_method("attach", None) == [None] * 3

@@ -36,7 +36,8 @@ def test_same_step_gives_the_final_observation_and_the_next_prompt_at_once():
     final = info["final_obs"][1]
     assert final["input_ids"][: final["attention_mask"].sum()].tolist() == [*PROMPTS[1], 1]
     assert info["final_info"]["score"][1] == pytest.approx(rewards[1])
-    assert info["final_info"]["finish_reason"][1] == "stop"
+    assert info["final_info"]["stopped"].tolist() == [False, True, False]
+    assert info["response_length"].tolist() == [1, 0, 1] and info["final_info"]["response_length"].tolist() == [0, 1, 0]
 
 
 def test_next_step_shows_the_final_observation_first_and_ignores_one_action():
@@ -46,12 +47,15 @@ def test_next_step_shows_the_final_observation_first_and_ignores_one_action():
     assert terminated.tolist() == [False, True, False]
     assert rows(observation)[1] == [*PROMPTS[1], 1]
     assert info["score"][1] == pytest.approx(rewards[1])
-    assert info["_score"].tolist() == [False, True, False]
+    assert info["stopped"].tolist() == [False, True, False]
+    assert info["response_length"].tolist() == [1, 1, 1]
+    keys = set(info)
     observation, rewards, terminated, _, info = env.step(np.array([20, 99_999, 21]))
     assert rows(observation)[1] == PROMPTS[3]
     assert rewards[1] == 0
     assert not terminated.any()
-    assert info == {}
+    assert info["response_length"].tolist() == [2, 0, 2]
+    assert info["score"].tolist() == [0, 0, 0] and set(info) == keys
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])

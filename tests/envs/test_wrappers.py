@@ -476,7 +476,7 @@ def test_both_modes_tell_the_same_story():
             observation, rewards, terminated, truncated, infos = env.step(np.array([action]))
             assert not truncated.any()
             if waiting:
-                assert (rewards[0], terminated[0], infos) == (0, False, {})
+                assert (rewards[0], terminated[0], infos["response_length"][0]) == (0, False, 0)
                 assert observation["attention_mask"].sum() == len(PROMPTS[(env._feed.started - 1) % len(PROMPTS)])
                 waiting = False
                 continue
