@@ -103,7 +103,7 @@ def test_make_vec_env_takes_an_id(folder):
     agent.learn(24, callback=AttachPolicy())
     native = SB3VecEnv(TokenVectorEnv(2, render_mode="rgb_array", **word_settings()))
     native.reset()
-    assert native.render().shape == (480, 1600, 3), "tiled"
+    assert native.render().shape == (960, 800, 3), "tiled"
 
 
 @pytest.mark.slow  # two processes that each import torch
