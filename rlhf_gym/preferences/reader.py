@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
+from rlhf_gym.extras import needs
 from rlhf_gym.files import LONE_SURROGATE, InputError, is_text, reading
 
 T = TypeVar("T")
@@ -346,9 +347,7 @@ def _arrow_rows(path: Path, what: str) -> Source:
         import pyarrow
         from pyarrow import ipc, parquet
     except ImportError as error:
-        raise ImportError(
-            f"expected the package `pyarrow` to read {path}, not installed here: pip install 'rlhf-gym[hub]'"
-        ) from error
+        raise ImportError(needs(f"reading {path}", "pyarrow", "hub")) from error
     with reading(f"a file of {what}s", path), _opened(path) as file:
         batches: Iterable[Any]
         if kind_of(path) == ".parquet":
