@@ -229,7 +229,8 @@ class TokenVectorEnv(VectorEnv):
         """
         reward = self.token_reward
         judges = [part for part in reward.scorer.reward.parts if isinstance(part, nn.Module)]
-        models = {"π_ref": [] if reward.reference is None else [reward.reference.model], "r_φ": judges}
+        references = [] if reward.reference is None else [reward.reference.model]
+        models: dict[str, Sequence[nn.Module]] = {"π_ref": references, "r_φ": judges}
         device = torch.empty(0, device=device).device  # with the index that tensors there have
         for name, modules in models.items():
             for module in modules:
@@ -409,7 +410,7 @@ class TokenVectorEnv(VectorEnv):
         final = self._reset_ended(episodes)
         for slot in np.flatnonzero(waiting).tolist():
             self._refill(slot)
-        infos = self._info(~self.parked)
+        infos: dict[str, Any] = {**self._info(~self.parked)}
         if final is None:  # NEXT_STEP: what has ended is still in its slot
             infos |= {key: np.where(terminated, value, infos[key]) for key, value in ending.items()}
         elif episodes:

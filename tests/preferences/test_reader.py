@@ -68,7 +68,9 @@ def test_parquet_and_arrow(tmp_path: Path) -> None:
 
 def test_a_table_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"reading .* needs pyarrow: in your clone of rlhf-gym, pip install -e '\.\[hub\]'"):
+    with pytest.raises(
+        ImportError, match=r"reading .* needs pyarrow: in your clone of rlhf-gym, pip install -e '\.\[hub\]'"
+    ):
         read_preferences(written(tmp_path, b"PAR1", "data.parquet"))
 
 
