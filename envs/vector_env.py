@@ -239,14 +239,14 @@ class TokenVectorEnv(VectorEnv):
                     continue
                 if self._follows[name]:
                     module.to(device)
+                    if name == "π_ref":
+                        reward.use_reference(reward.reference)  # and forget what was computed elsewhere
                 else:
                     warnings.warn(
                         f"the policy is on {device} and {name} on {where}: what they exchange is copied at every step. "
                         f"Give agent and environment one device, or leave the environment's out for {name} to follow",
                         stacklevel=2,
                     )
-        if self._follows["π_ref"]:
-            reward.use_reference(reward.reference)
 
     @property
     def attached(self) -> ActionLogProb | None:
