@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_gym.lm.cache import SlotCache, SlotWrite, attention_layout
+from rlhf_gym.lm.agreement import difference, tolerated
+from rlhf_gym.lm.cache import SlotCache, SlotWrite
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.replay import Step, record
+from rlhf_gym.lm.thresholds import inner_thresholds, probe_lengths, small_copy
 
 ArrayOrTensor = np.ndarray | Tensor
 
@@ -35,8 +39,8 @@ class Decoder:
 
     Args:
         model: a causal LM, its parts, or a trunk alone.
-        use_cache: None checks the model once against full recomputation (past its attention window, if that is
-            shorter than the rows) and falls back to recomputing, with a warning, if it does not match; True raises
+        use_cache: None checks the model against each row recomputed alone (past every threshold of its configuration
+            that the rows exceed) and falls back to recomputing, with a warning, if it does not match; True raises
             instead; False always recomputes.
 
     Whoever changes the weights calls `invalidate()`; `LMActorCriticPolicy` does so from the optimizer's step hook,
@@ -258,17 +262,24 @@ class Decoder:
         self._steps.clear()
 
     def _check(self, width: int) -> None:
-        self._checked_length = width
+        """Look at rows of up to `width` tokens: briefly at the model itself, and past the thresholds among them."""
+        first, self._checked_length = self._checked_length, width
+        crossed = [n for n in inner_thresholds(self.parts.module.config) if first < n < width]
+        if first and not crossed:
+            return
         try:
-            error = incremental_error(self.parts, width)
+            error = incremental_error(self.parts, min(width, 12))
+            if crossed:
+                error = max(error, _error_past_thresholds(self.parts, crossed))
         # An architecture that cannot take such a cache says so in any of these ways; the reason is passed on below.
-        except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as problem:
+        except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError, IndexError) as problem:
             reason = f"its cache cannot be kept by slot ({problem})"
         else:
-            tolerance = 1e-4 if self.parts.dtype == torch.float32 else 5e-2
+            tolerance = tolerated(self.parts.dtype)
             if error <= tolerance:
                 return
-            reason = f"stepping differs from full recomputation by {error:.1e}, expected at most {tolerance:.0e}"
+            past = f" past {', '.join(map(str, crossed))} tokens" if crossed else ""
+            reason = f"stepping{past} differs from full recomputation by {error:.1e}, expected at most {tolerance:.0e}"
         name = type(self.parts.module).__name__
         if self._wanted:
             raise ValueError(f"{name} cannot be decoded incrementally: {reason}")
@@ -276,33 +287,46 @@ class Decoder:
         warnings.warn(f"{name} runs without a cache, every step recomputing its prefix: {reason}", stacklevel=4)
 
 
+def _error_past_thresholds(parts: Trunk, crossed: Sequence[int]) -> float:
+    """`incremental_error` past these thresholds: of a small copy, or of the model itself where none can be made."""
+    small = small_copy(parts.module)
+    if small is None or small is parts.module:
+        return incremental_error(parts, max(crossed) + 6)
+    return _error_of_copy(small)
+
+
+@lru_cache(maxsize=8)
+def _error_of_copy(small: PreTrainedModel) -> float:
+    return incremental_error(Trunk(small), probe_lengths(small.config)[-1])
+
+
 @torch.no_grad()
 def incremental_error(parts: Trunk, width: int) -> float:
-    """Largest relative difference between stepping ragged slots and recomputing them, over rows of up to `width`.
+    """Relative difference between stepping ragged slots and each row alone, unpadded, over rows of up to `width`.
 
-    Three rows of different lengths are stepped, past the model's attention window where that is shorter than `width`
-    (and the context allows), and one of them is refilled on the way.
+    Three slots are stepped a token at a time around every threshold of the configuration up to there (and the context
+    allows), one of them short beside the others, and refilled on the way.
     """
-    _, windows = attention_layout(parts.module.config)
+    config = parts.module.config
     longest = min(width, parts.context_length or width)
-    target = min(longest, max([window + 6 for window in windows.values()], default=0) or 12)
-    target = max(target, min(longest, 12))
+    around = [n + k for n in (0, *inner_thresholds(config)) for k in (-1, 0, 1, 2, 5, 6)]
+    stops = sorted({n for n in (*around, 4, longest) if 2 < n <= longest}) or [longest]
     generator = np.random.default_rng(0)
-    ids = generator.integers(0, parts.vocab_size, size=(3, target))  # (3, l)
+    vocab_size = min(parts.vocab_size, int(parts.embedding.weight.shape[0]))  # type: ignore[union-attr,arg-type]
+    ids = generator.integers(0, vocab_size, size=(3, longest))  # (3, l)
     training = parts.module.training
     parts.module.eval()
     decoder = Decoder(parts, use_cache=True)
-    decoder._checked_length = target
+    decoder._checked_length = longest
     worst = 0.0
-    steps = 5
-    for step in range(steps):
-        ahead = steps - 1 - step
-        lengths = np.maximum(np.array([target, target - 2, target // 2]) - ahead, 1)
-        if step == 3:
-            ids[2] = generator.integers(0, parts.vocab_size, size=target)
-        stepped = decoder(ids, lengths).float()
-        full = decoder._recompute(ids, lengths).float()
-        worst = max(worst, float((stepped - full).abs().max() / full.abs().max().clamp_min(1e-12)))
+    for step, n in enumerate(stops):
+        if step == len(stops) // 2:  # a new prompt in a slot that steps on
+            ids[2] = generator.integers(0, vocab_size, size=longest)
+        lengths = np.maximum(np.array([n, n - 2, 1 + step % 4]), 1)
+        stepped = decoder(ids, lengths)
+        for row, length in enumerate(lengths):
+            alone = decoder._recompute(ids[row : row + 1, :length], lengths[row : row + 1])  # (1, H)
+            worst = max(worst, difference(stepped[row], alone[0]))
     parts.module.train(training)
     return worst
 

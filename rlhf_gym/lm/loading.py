@@ -22,6 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rlhf_gym.files import InputError, read_object, reading
+from rlhf_gym.lm import thresholds
 from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
 
 T = TypeVar("T")
@@ -67,9 +68,8 @@ def _check_adapter(path: Path) -> None:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The longest sequence the model has positions for; None where its configuration sets no limit."""
-    # Not every configuration has the field, and some have it under a name that only attributes resolve.
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """The longest row that the model has positions for, whatever is beside it in a batch; None without a limit."""
+    return thresholds.context_length(model.config)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
 
+from rlhf_gym.lm.agreement import check_rows, difference, tolerated
 from rlhf_gym.lm.loading import context_length
 
 LOGITS_AT_ONCE = 1 << 25
@@ -33,9 +35,7 @@ class Trunk:
         fuse_activations(module)
         self.module = module
         self.embedding: nn.Module = module.get_input_embeddings()
-        config = module.config.get_text_config()
-        self.vocab_size = int(config.vocab_size)
-        self.hidden_size = int(config.hidden_size)
+        self.vocab_size = int(module.config.get_text_config(decoder=True).vocab_size)
         self.context_length = context_length(module)
         # Transformers ≥ 5.24 calls it cache; older models, and those with code of their own, past_key_values.
         parameters = inspect.signature(module.forward).parameters
@@ -49,6 +49,12 @@ class Trunk:
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype  # type: ignore[union-attr,return-value]
+
+    @cached_property
+    def hidden_size(self) -> int:
+        """H, as measured: OPT-350m projects its states to another size than its configuration calls the hidden one."""
+        with torch.no_grad():
+            return int(self.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=self.device)).shape[-1])
 
     def hidden_states(
         self,
@@ -80,14 +86,15 @@ class LMParts(Trunk):
         model: any Transformers causal LM whose logits are a function of the trunk's last hidden state.
 
     Raises:
-        ValueError: `head(trunk(x))` is not what `model(x)` returns, or the model has no output embeddings.
+        ValueError: `head(trunk(x))` is not what `model(x)` returns for each row alone; or the model has no output
+            embeddings, or fewer input embeddings than tokens that it may say.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"expected a causal language model with a head, got {type(model).__name__} without")
-        super().__init__(model.get_decoder())
+        super().__init__(_trunk_of(model))
         self.model = model
         self.lm_head: nn.Module = head
         self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
@@ -102,19 +109,57 @@ class LMParts(Trunk):
 
     @torch.no_grad()
     def _check(self) -> None:
+        """Rows of a ragged batch are what `model` says of each alone; past thresholds, on a small copy of the trunk."""
+        known = int(self.embedding.weight.shape[0])  # type: ignore[union-attr,arg-type]
         training = self.model.training
         self.model.eval()
-        ids = torch.arange(4, device=self.device)[None] % self.vocab_size  # (1, 4)
-        expected = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
-        actual = self.logits(self.hidden_states(ids))
-        self.model.train(training)
-        tolerance = (1e-4 if self.dtype == torch.float32 else 5e-2) * max(1.0, float(expected.abs().max()))
-        error = float((expected - actual).abs().max())
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, min(known, self.vocab_size), (2, 7), generator=generator).to(self.device)  # (2, 7)
+        try:
+            together = self.logits(self.hidden_states(ids))  # (2, 7, V)
+            for row, n in enumerate((3, 7)):
+                alone = ids[row : row + 1, :n]  # (1, n)
+                expected = self.model(input_ids=alone, attention_mask=torch.ones_like(alone)).logits[0]  # (n, V)
+                self._check_same(together[row, :n].to(expected.dtype), expected)
+            check_rows(self.module, lambda small, ids, _: Trunk(small).hidden_states(ids))
+        finally:
+            self.model.train(training)
+        self.vocab_size = expected.shape[-1]
+        if known < self.vocab_size:
+            raise ValueError(
+                f"expected {type(self.model).__name__} to have an embedding for each of the {self.vocab_size} tokens "
+                f"that its head may say, got {known}"
+            )
+
+    def _check_same(self, found: Tensor, expected: Tensor) -> None:
+        name, tolerance = type(self.model).__name__, tolerated(self.dtype)
+        if found.shape != expected.shape:
+            raise ValueError(
+                f"{name} computes its logits in a way this package does not know: expected {expected.shape[-1]} "
+                f"logits a token from head(trunk(x)), got {found.shape[-1]}"
+            )
+        if not torch.isfinite(expected).all():
+            raise ValueError(f"expected finite logits from {name}, got NaN or infinite ones: are its weights finite?")
+        error = difference(found, expected)
         if not error <= tolerance:
             raise ValueError(
-                f"{type(self.model).__name__} computes its logits in a way this package does not know: expected "
-                f"head(trunk(x)) = model(x) within {tolerance:.1e}, got a difference of {error:.1e}"
+                f"{name} computes its logits in a way this package does not know: expected head(trunk(x)) of a "
+                f"right-padded batch = model(x) of each row alone within {tolerance:.0e}, got a relative difference of "
+                f"{error:.1e}"
             )
+
+
+def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a causal LM below its head.
+
+    Raises:
+        ValueError: none of its modules is one.
+    """
+    # ModernBERT's decoder calls its head `decoder`, and Llama 4 its trunk otherwise than its class says.
+    for found in (model.get_decoder(), model.base_model, *model.children()):
+        if isinstance(found, PreTrainedModel) and found is not model:
+            return found
+    raise ValueError(f"expected {type(model).__name__} to have a trunk below its head, found none")
 
 
 class ValueHead(nn.Module):

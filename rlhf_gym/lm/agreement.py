@@ -1,0 +1,86 @@
+"""Whether a row among others is computed as it is alone: the check that everything else here rests on.
+
+Whoever evaluates rows in batches right-pads them and, under causal attention, needs no mask. That is right for most
+models and for some of them only up to a length, so it is looked at past every length that a configuration names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_gym.lm.thresholds import inner_thresholds, probe_lengths, small_copy
+
+States = Callable[[Tensor, Tensor], Tensor]
+"""Right-padded ids (B, L) and their mask (B, L), 1 at real tokens → what is read of each token, (B, L, …)."""
+
+
+def tolerated(dtype: torch.dtype) -> float:
+    """The relative difference that rounding explains."""
+    return 1e-4 if dtype == torch.float32 else 5e-2
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Relative difference of two tensors: the largest in fp32, the mean in less, where an expert may flip by rounding."""
+    gap, size = (found.float() - expected.float()).abs(), expected.float().abs()
+    if not torch.isfinite(gap).all():
+        return float("inf")
+    if expected.dtype == torch.float32:
+        return float(gap.max() / size.max().clamp_min(1e-12))
+    return float(gap.mean() / size.mean().clamp_min(1e-12))
+
+
+@torch.no_grad()
+def padding_error(states: States, lengths: Sequence[int], *, vocab_size: int, device: torch.device) -> float:
+    """Relative difference between rows alone and unpadded, and the same rows among longer ones, right-padded.
+
+    Args:
+        states: what is compared, at the real tokens.
+        lengths: of the rows, all in one batch.
+        vocab_size: ids are drawn below it; padded places hold drawn ids too.
+        device: where the ids are.
+    """
+    longest = max(lengths)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocab_size, (len(lengths), longest), generator=generator).to(device)  # (B, L)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long().to(device)  # (B, L)
+    together = states(ids, mask)  # (B, L, …)
+    return max(
+        difference(together[row, :n], states(ids[row : row + 1, :n], mask[row : row + 1, :n])[0])
+        for row, n in enumerate(lengths)
+    )
+
+
+def check_rows(module: PreTrainedModel, states: Callable[[PreTrainedModel, Tensor, Tensor], Tensor]) -> None:
+    """Rows of `module` do not depend on their batch-mates, on either side of every length that its configuration names.
+
+    Looked at on a small copy of it (see `small_copy`). A length at which a longer batch-mate changes a row's positions
+    bounds the context instead (`switch_length`).
+
+    Args:
+        module: a trunk, or any model of a Transformers class.
+        states: what is read of such a model: (model, ids (B, L), mask (B, L)) → (B, L, …).
+
+    Raises:
+        ValueError: they do.
+    """
+    named = inner_thresholds(module.config)
+    small = small_copy(module) if named else None
+    if small is None:
+        return
+    parameter = next(small.parameters())
+    error = padding_error(
+        lambda ids, mask: states(small, ids, mask),
+        probe_lengths(small.config),
+        vocab_size=int(small.config.get_text_config(decoder=True).vocab_size),
+        device=parameter.device,
+    )
+    if not error <= tolerated(parameter.dtype):
+        raise ValueError(
+            f"{type(module).__name__} computes a row otherwise among longer ones: expected the same within "
+            f"{tolerated(parameter.dtype):.0e} on both sides of its thresholds ({', '.join(map(str, named))} tokens), "
+            f"got a relative difference of {error:.1e} on a small copy of it"
+        )
