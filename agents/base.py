@@ -66,6 +66,7 @@ from rlhf_gym.agents.saving import (
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.masks import masked_mean
 from rlhf_gym.functional.policy_gradient import PolicyLoss, ppo_policy_loss
+from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.loading import Shared, quiet_transformers
 from rlhf_gym.lm.lora import save_model
 
@@ -165,6 +166,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._unclaimed_weights: dict[str, dict[str, Tensor]] = {}
         self._not_given: list[str] = []  # regularisers in a loaded file that it cannot make again
         self._finished = False
+        self._broken = ""  # why the last update was not completed, and the weights are half new
         self._snapshot: dict[str, Any] | None = None
         self._rng = np.random.default_rng(self.seed)
         if self.env is not None:
@@ -252,6 +254,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._begin_regularisers()
         return result
 
+    def _check_whole(self) -> None:
+        """Raise where an update broke off: the weights are those of no iteration."""
+        if self._broken:
+            raise FloatingPointError(
+                f"expected an agent whose last update was completed, got one whose update broke off ({self._broken}): "
+                f"go on from what was saved before, by {type(self).__name__}.load(FILE, env=…)"
+            )
+
     def _begin_regularisers(self) -> None:
         kl_in_loss = self.learns_from == "rewards" and self.engine.token_reward.kl_in == "loss"
         known = any(regulariser.is_kl for regulariser in self.regularisers)
@@ -282,6 +292,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         middle of an update waits until it is finished. Stopped at any other point, by a callback or an exception, the
         agent goes back to the start of the iteration: `save` it, or call `learn(rest, reset_num_timesteps=False)`.
         """
+        self._check_whole()
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
@@ -345,6 +356,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if rollout is None:
             return False
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
+        rollout.check_finite()
         for regulariser in self._active:
             rollout = regulariser.after_rollout(rollout)
         buffer = rollout.buffer()
@@ -380,7 +392,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         started = time.perf_counter()
-        done = update(self.policy, self.buffer, self.minibatch_loss, self._active, self.update_settings, self._rng)
+        try:
+            done = update(self.policy, self.buffer, self.minibatch_loss, self._active, self.update_settings, self._rng)
+        except FloatingPointError as error:
+            self._broken = str(error)
+            raise
         self._n_updates += done.steps
         for name, value in done.metrics.items():
             self.logger.record(name, value)
@@ -510,7 +526,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Write policy, optimizer, random states, β and the prompts' position to a zip of safetensors and JSON.
 
         In the middle of a rollout what is saved is the start of the iteration. Nothing is pickled.
+
+        Raises:
+            FloatingPointError: an update broke off, or a weight is not finite. The file at `path` stays as it is.
         """
+        self._check_whole()
+        check_weights(self.policy, f"the policy after {self.num_timesteps} tokens", advice=REMEDY)
         write_state(self.get_state(), Path(path))
 
     @classmethod
@@ -602,7 +623,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         Args:
             merge: of a policy with an adapter, write the whole model with the adapter merged into its weights; by
                 default the adapter alone, as peft does, with the name of its base.
+
+        Raises:
+            FloatingPointError: as `save`.
         """
+        self._check_whole()
+        check_weights(self.policy, f"the policy after {self.num_timesteps} tokens", advice=REMEDY)
         with quiet_transformers():
             save_model(self.policy.model, folder, merge=merge)
         if self.env is not None:
@@ -650,7 +676,11 @@ def update(
     settings: UpdateSettings,
     rng: np.random.Generator,
 ) -> UpdateResult:
-    """`n_epochs` over the rollout's minibatches, or fewer if `target_kl` ends them."""
+    """`n_epochs` over the rollout's minibatches, or fewer if `target_kl` ends them.
+
+    Raises:
+        FloatingPointError: a loss, a gradient or a weight is not finite. It names which, and the optimizer step.
+    """
     totals: dict[str, list[float]] = {}
     steps = 0
     stopped = False
@@ -664,12 +694,21 @@ def update(
                 stopped = True
                 break
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
-            totals.setdefault("train/grad_norm", []).append(float(norm))
+            figures = {"loss": metrics["train/loss"], "gradient norm": float(norm)}
+            for what, value in figures.items():
+                if not math.isfinite(value):
+                    check_weights(policy, f"the policy after {steps} optimizer steps of this update", advice=REMEDY)
+                    raise FloatingPointError(
+                        f"expected a finite {what}, got {value} at optimizer step {steps + 1} of this update: {REMEDY}"
+                    )
+            totals.setdefault("train/grad_norm", []).append(figures["gradient norm"])
             policy.optimizer.step()
             steps += 1
         if stopped:
             break
     policy.optimizer.zero_grad(set_to_none=True)
+    # those of the steps before would have shown in the next minibatch's loss
+    check_weights(policy, f"the policy after {steps} optimizer steps of this update", advice=REMEDY)
     return UpdateResult({name: float(np.mean(values)) for name, values in totals.items()}, steps, stopped)
 
 

@@ -360,7 +360,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         """KL(π‖π_ref) over the whole vocabulary, (n,), differentiable, from last hidden states (n, H) and (n, H')."""
 
         def kl(states: Tensor, ref_states: Tensor) -> tuple[Tensor]:
-            with torch.no_grad():
+            with torch.no_grad(), self.autocast():
                 ref_logits = reference.logits(ref_states.to(reference.device)).to(states.device)  # (n, V)
             with self.autocast():
                 logits = self.parts.logits(states)  # (n, V)

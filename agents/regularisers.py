@@ -108,7 +108,7 @@ def vocabulary_kl(
     batch: EpisodeBatch, evaluation: EpisodeEvaluation, policy: LMActorCriticPolicy, reference: LMParts
 ) -> Tensor:
     """KL(π‖π_ref) over the vocabulary at each real action, (n,), differentiable."""
-    with torch.no_grad():
+    with torch.no_grad(), policy.autocast():
         hidden = reference.hidden_states(batch.input_ids.to(reference.device))  # (B, L, H)
         acted_from = batch.action_mask[:, 1:].to(hidden.device)  # (B, L - 1)
         ref_states = hidden[:, :-1][acted_from]  # (n, H')
@@ -366,9 +366,10 @@ class MovingReference(Regulariser):
     @torch.no_grad()
     def after_rollout(self, rollout: Rollout) -> Rollout:
         """The rollout, with log π_ref of the π_ref that the average began from."""
-        assert self._initial is not None, "call begin() first"
+        assert self._initial is not None and self._policy is not None, "call begin() first"
         rows = stack_rows(rollout.episodes)
-        table = token_log_probs(self._initial, rows.input_ids, rows.lengths, mask=rows.action_mask)  # (E, L)
+        with self._policy.autocast():
+            table = token_log_probs(self._initial, rows.input_ids, rows.lengths, mask=rows.action_mask)  # (E, L)
         return rollout._replace(first_ref_log_probs=at_actions(table, rollout.episodes))
 
     @torch.no_grad()

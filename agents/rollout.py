@@ -15,6 +15,7 @@ from rlhf_gym.envs.episode import Episode, EpisodeRewards, pad_actions, stack_ro
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.functional.masks import masked_whiten
 from rlhf_gym.functional.policy_gradient import gae
+from rlhf_gym.lm.finite import REMEDY
 from rlhf_gym.lm.split import LowerStates
 
 Aggregation = Literal["token", "sequence"]
@@ -189,6 +190,26 @@ class Rollout(NamedTuple):
     """log π_ref of each one's actions, (T_e,) each, by the π_ref that learning began with; None where that is still
     the environment's."""
 
+    def check_finite(self) -> None:
+        """Every number that is learned from is finite.
+
+        Raises:
+            FloatingPointError: one is not. The message says of what and in which episode.
+        """
+        tables: dict[str, Sequence[np.ndarray] | np.ndarray] = {
+            "log-probabilities": self.log_probs,
+            "log-probabilities under π_ref": self.rewards.ref_log_probs,
+            "rewards": self.rewards.rewards,
+            "values": self.values or [],
+        }
+        for what, rows in tables.items():
+            for number, row in enumerate(rows):
+                if not np.isfinite(row).all():
+                    raise FloatingPointError(
+                        f"expected finite {what} in a rollout, got {row[~np.isfinite(row)][0]} in episode {number}: "
+                        "look whether the weights of policy, reference and reward model are finite; " + REMEDY
+                    )
+
     @property
     def mean_kl(self) -> float:
         """Mean over the episodes of Σ_t log π − log π_ref."""
@@ -279,7 +300,7 @@ def collect_rollout(
     else:
         episode_log_probs = cut(torch.stack(log_probs).cpu().numpy())
     if env.reward_timing == "deferred":
-        earned = env.score_episodes(episodes, episode_log_probs, lower=lower)
+        earned = env.score_episodes(episodes, episode_log_probs, lower=lower, bf16=policy.bf16)
     else:
         step_scores = np.array([score for _, _, score in ended], dtype=np.float32)
         ratios = pad_actions(cut(np.stack(log_ratios)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
+import torch
 from gymnasium.error import ResetNeeded
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,13 +33,21 @@ def resolve_tokenizer(tokenizer: Any, reference: Any) -> PreTrainedTokenizerBase
 
 
 def resolve_reference(reference: Any, *, device: str) -> LMParts | None:
-    """The parts of π_ref, in eval mode: with dropout it would be another policy at every call."""
+    """The parts of π_ref, in eval mode: with dropout it would be another policy at every call.
+
+    It is in fp32 whatever its checkpoint is in. The policy that starts from it is, for small steps would round away in
+    less, and both must be the same function for the KL to begin at 0. A model given in another dtype is copied.
+    """
     if reference is None:
         return None
     if isinstance(reference, str | Path):
-        return LMParts(load_causal_lm(reference, device=device).requires_grad_(False))
+        model = load_causal_lm(reference, dtype=torch.float32, device=device)
+        return LMParts(model.requires_grad_(False))
     if isinstance(reference, Shared):
-        return LMParts(reference.value.eval())
+        model = reference.value
+        if any(p.dtype != torch.float32 for p in model.parameters() if p.is_floating_point()):
+            model = copy.deepcopy(model).float().requires_grad_(False)
+        return LMParts(model.eval())
     if isinstance(reference, PreTrainedModel):
         raise TypeError(_bare("reference", reference))
     raise TypeError(f"expected reference to be a folder, a name, Shared(model) or None, got {type(reference).__name__}")

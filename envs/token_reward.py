@@ -136,6 +136,7 @@ class TokenReward:
         episodes: Sequence[Episode],
         log_probs: Sequence[np.ndarray] | None,
         lower: LowerStates | None = None,
+        bf16: bool = False,
     ) -> EpisodeRewards:
         """Rewards of whole episodes, π_ref and r_φ run once each.
 
@@ -143,19 +144,21 @@ class TokenReward:
             episodes: E of them.
             log_probs: log π of each one's actions, E arrays of shape (T_e,); None to read the agent as deterministic.
             lower: the output of a policy's lower layers for the episodes, used where π_ref has the same weights.
+            bf16: run π_ref in bf16 (autocast).
         """
         lengths = np.array([e.response_length for e in episodes], dtype=np.int64)  # (E,)
         width = int(lengths.max(initial=0))  # T
         ref_log_probs = np.zeros((len(episodes), width), dtype=np.float32)  # (E, T)
         if self.reference is not None and len(episodes):
             rows = stack_rows(episodes)
-            scored = token_log_probs(
-                self.reference,
-                rows.input_ids,
-                rows.lengths,
-                mask=rows.action_mask,
-                lower=None if lower is None else self._own_lower(lower),
-            )  # (E, L)
+            with torch.autocast(self.reference.device.type, torch.bfloat16, enabled=bf16):
+                scored = token_log_probs(
+                    self.reference,
+                    rows.input_ids,
+                    rows.lengths,
+                    mask=rows.action_mask,
+                    lower=None if lower is None else self._own_lower(lower),
+                )  # (E, L)
             ref_log_probs = pad_actions(at_actions(scored, episodes), width)  # (E, T)
         log_ratios = -ref_log_probs  # (E, T)
         for row, values in enumerate(log_probs if log_probs is not None else ()):

@@ -49,7 +49,7 @@ from rlhf_gym.lm.chat import prompt_text
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.split import LowerStates
-from rlhf_gym.lm.tokens import decode, pad_token_id, token_texts
+from rlhf_gym.lm.tokens import check_vocabulary, decode, pad_token_id, token_texts
 from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction
 from rlhf_gym.settings.agents import KLPlace
 
@@ -152,6 +152,7 @@ class TokenVectorEnv(VectorEnv):
         self.tokenizer = resolve_tokenizer(tokenizer, reference)
         parts = resolve_reference(reference, device=device or "cpu")
         self.vocab_size = parts.vocab_size if parts is not None else (vocab_size or len(self.tokenizer))
+        check_vocabulary(self.tokenizer, self.vocab_size, what="the reference" if parts is not None else "vocab_size")
         self.stop_token_ids = resolve_stops(stop_token_ids, self.tokenizer, parts, vocab_size=self.vocab_size)
         self._stops = np.zeros(self.vocab_size, dtype=bool)  # (V,)
         self._stops[list(self.stop_token_ids)] = True
@@ -343,6 +344,7 @@ class TokenVectorEnv(VectorEnv):
         log_probs: Sequence[np.ndarray] | np.ndarray | None = None,
         *,
         lower: LowerStates | None = None,
+        bf16: bool = False,
     ) -> EpisodeRewards:
         """Rewards of whole episodes at once (`reward_timing="deferred"`): the same numbers at a fraction of the cost.
 
@@ -352,10 +354,11 @@ class TokenVectorEnv(VectorEnv):
                 deterministic.
             lower: the output of the policy's frozen lower layers for the episodes. Where π_ref has the same weights
                 there, only its upper layers are run.
+            bf16: run π_ref in bf16 (autocast), as a policy does that was made with `bf16=True`.
         """
         if log_probs is not None and len(log_probs) != len(episodes):
             raise ValueError(f"expected log_probs of {len(episodes)} episodes, got {len(log_probs)}")
-        rewards = self.token_reward(episodes, None if log_probs is None else list(log_probs), lower)
+        rewards = self.token_reward(episodes, None if log_probs is None else list(log_probs), lower, bf16)
         for episode in episodes:
             self._pending.pop(episode.number, None)
         return rewards

@@ -247,7 +247,7 @@ class Decoder:
         if not self.cached:
             return
         if width > self._checked_length:
-            self._check(width)
+            self.check(width)
             if not self.cached:
                 return
         slots, length = self._tokens.shape
@@ -261,8 +261,11 @@ class Decoder:
         self._hidden = torch.zeros(slots, self.parts.hidden_size, dtype=self.parts.dtype, device=self.parts.device)
         self._steps.clear()
 
-    def _check(self, width: int) -> None:
-        """Look at rows of up to `width` tokens: briefly at the model itself, and past the thresholds among them."""
+    def check(self, width: int) -> None:
+        """Look at rows of up to `width` tokens: briefly at the model itself, and past the thresholds among them.
+
+        Calls do so by themselves, the first time that rows are so wide. See `use_cache`.
+        """
         first, self._checked_length = self._checked_length, width
         crossed = [n for n in inner_thresholds(self.parts.module.config) if first < n < width]
         if first and not crossed:

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf_gym.files import InputError, read_object, reading
 from rlhf_gym.lm import thresholds
+from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
 
 T = TypeVar("T")
@@ -107,6 +108,7 @@ def load_pretrained(auto_class: Any, source: str | Path, what: str, *, hint: str
     if missing:
         some = ", ".join(missing[:4]) + (f" and {len(missing) - 4:,} more" if len(missing) > 4 else "")
         raise InputError(f"expected {what} with all of its weights in {name!r}, got a checkpoint without {some}{hint}")
+    check_weights(model, f"{what} in {name!r}")
     return model.eval()
 
 
@@ -130,7 +132,19 @@ def load_causal_lm(
     Args:
         source: a hub name or a folder; those of an adapter give its base with the adapter in it.
         dtype, device, trust_remote_code, kwargs: as in Transformers.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_pretrained`; or it reads one text and writes another, as T5 does.
+        FloatingPointError: a weight is NaN or infinite.
     """
+    config = load_config(source, what="a causal language model", trust_remote_code=trust_remote_code)
+    known = type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map")
+    if not known or config.is_encoder_decoder:
+        kind = "an encoder with a decoder" if config.is_encoder_decoder else "a model of another kind"
+        raise InputError(
+            f"expected a causal language model (one that goes on with a text, such as GPT-2 or Llama) in "
+            f"{str(source)!r},\ngot {kind} ({config.model_type}): its policy would need a second input"
+        )
     model = load_pretrained(
         AutoModelForCausalLM,
         source,

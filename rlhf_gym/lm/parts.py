@@ -7,7 +7,8 @@ two halves are called apart everywhere in this package.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -20,6 +21,8 @@ from transformers.cache_utils import Cache
 from rlhf_gym.lm.agreement import check_rows, difference, tolerated
 from rlhf_gym.lm.loading import context_length
 
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configurations call c of the logits c·tanh(x/c)."""
 LOGITS_AT_ONCE = 1 << 25
 """Most logits that `in_chunks` holds at once: 128 MiB in fp32."""
 
@@ -97,12 +100,16 @@ class LMParts(Trunk):
         super().__init__(_trunk_of(model))
         self.model = model
         self.lm_head: nn.Module = head
-        self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        values = model.config.get_text_config().to_dict()
+        self._softcap: float | None = next((values[name] for name in SOFT_CAPS if values.get(name)), None)
+        self._scale = 1.0
         self._check()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) in fp32 of hidden states (..., H): softmax and its logarithm are taken in fp32 throughout."""
         logits = self.lm_head(hidden).float()
+        if self._scale != 1.0:
+            logits = logits * self._scale
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
@@ -115,38 +122,81 @@ class LMParts(Trunk):
         self.model.eval()
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, min(known, self.vocab_size), (2, 7), generator=generator).to(self.device)  # (2, 7)
+        name = type(self.model).__name__
         try:
-            together = self.logits(self.hidden_states(ids))  # (2, 7, V)
-            for row, n in enumerate((3, 7)):
-                alone = ids[row : row + 1, :n]  # (1, n)
-                expected = self.model(input_ids=alone, attention_mask=torch.ones_like(alone)).logits[0]  # (n, V)
-                self._check_same(together[row, :n].to(expected.dtype), expected)
+            rows = (ids[:1, :3], ids[1:])  # (1, 3) and (1, 7)
+            alone = [self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0] for row in rows]
+            if not all(torch.isfinite(expected).all() for expected in alone):
+                raise ValueError(
+                    f"expected finite logits from {name}, got NaN or infinite ones: are its weights finite?"
+                )
+            try:
+                states = self.hidden_states(ids)  # (2, 7, H)
+                errors = (self._use_head(head, states, alone) for head in _heads(self.model, self.module))
+                error = next((error for error in errors if error <= tolerated(self.dtype)), None)
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as problem:
+                raise ValueError(
+                    f"{name} cannot be run as this package does: expected its trunk {type(self.module).__name__} to "
+                    f"give hidden states from embeddings, got {type(problem).__name__}: {problem}"
+                ) from problem
+            if error is None:
+                raise ValueError(
+                    f"{name} computes its logits in a way this package does not know: expected head(trunk(x)) of a "
+                    f"right-padded batch = model(x) of each row alone within {tolerated(self.dtype):.0e}, got a "
+                    f"relative difference of {self._use_head(self.lm_head, states, alone):.1e}"
+                )
             check_rows(self.module, lambda small, ids, _: Trunk(small).hidden_states(ids))
         finally:
             self.model.train(training)
-        self.vocab_size = expected.shape[-1]
+        self.vocab_size = alone[0].shape[-1]
         if known < self.vocab_size:
             raise ValueError(
-                f"expected {type(self.model).__name__} to have an embedding for each of the {self.vocab_size} tokens "
+                f"expected {name} to have an embedding for each of the {self.vocab_size} tokens "
                 f"that its head may say, got {known}"
             )
 
-    def _check_same(self, found: Tensor, expected: Tensor) -> None:
-        name, tolerance = type(self.model).__name__, tolerated(self.dtype)
-        if found.shape != expected.shape:
-            raise ValueError(
-                f"{name} computes its logits in a way this package does not know: expected {expected.shape[-1]} "
-                f"logits a token from head(trunk(x)), got {found.shape[-1]}"
-            )
-        if not torch.isfinite(expected).all():
-            raise ValueError(f"expected finite logits from {name}, got NaN or infinite ones: are its weights finite?")
-        error = difference(found, expected)
-        if not error <= tolerance:
-            raise ValueError(
-                f"{name} computes its logits in a way this package does not know: expected head(trunk(x)) of a "
-                f"right-padded batch = model(x) of each row alone within {tolerance:.0e}, got a relative difference of "
-                f"{error:.1e}"
-            )
+    def _use_head(self, head: nn.Module, states: Tensor, alone: list[Tensor]) -> float:
+        """Let this be the head, if none before was right; how far it is from what the model says of each row alone."""
+        before = self.lm_head, self._scale
+        self.lm_head, self._scale = head, 1.0
+        try:
+            together = self.logits(states)  # (2, 7, V)
+            self._scale = _factor(together[1], alone[1], self.model.config.get_text_config().to_dict())
+            pairs = zip(self.logits(states), alone, strict=True)
+            error = max(difference(found[: len(row)].to(row.dtype), row) for found, row in pairs)
+        except (RuntimeError, TypeError, ValueError, AttributeError):  # such as sizes that do not fit
+            error = math.inf
+        if not error <= tolerated(self.dtype):
+            self.lm_head, self._scale = before
+        return error
+
+
+def _heads(model: PreTrainedModel, trunk: PreTrainedModel) -> Iterator[nn.Module]:
+    """What may turn a trunk's states into logits: the output embeddings, or all that stands beside the trunk, in turn.
+
+    The latter is the way of BERT's kind and ModernBERT's, which transform the states once more.
+    """
+    yield model.get_output_embeddings()
+    beside = [child for child in model.children() if not any(part is trunk for part in child.modules())]
+    if len(beside) > 1 or (beside and beside[0] is not model.get_output_embeddings()):
+        yield nn.Sequential(*beside)
+
+
+def _factor(found: Tensor, expected: Tensor, named: dict[str, object]) -> float:
+    """The number that all logits (n, V) are multiplied by, as Cohere and Granite do; 1 where there is no such one.
+
+    Measured, and then taken exactly as the configuration names it, itself or as a divisor; in fp32 as measured, where
+    it is a ratio of two (MiniCPM's).
+    """
+    precise = expected.dtype == torch.float32
+    found, expected = found.double(), expected.double()
+    measured = float((found * expected).sum() / found.square().sum().clamp_min(1e-30))
+    values = [value for value in named.values() if isinstance(value, float | int) and value > 0]
+    candidates = [1.0, *(float(value) for value in values), *(1.0 / value for value in values)]
+    nearest = min(candidates, key=lambda value: abs(value - measured))
+    if abs(nearest - measured) <= 1e-2 * abs(measured):
+        return nearest
+    return measured if precise else 1.0
 
 
 def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_gym.functional.policy_gradient import log_prob_and_entropy
+from rlhf_gym.lm.finite import REMEDY
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,14 @@ def sample(logits: Tensor, *, generator: torch.Generator | None = None) -> tuple
 
     Returns:
         tokens (B,) int64 and their log-probabilities (B,).
+
+    Raises:
+        FloatingPointError: a row holds NaN or +∞, or nothing but −∞.
     """
     highest = logits.amax(dim=-1, keepdim=True)  # (B, 1)
     cdf = (logits - highest).exp_().cumsum_(dim=-1)  # (B, V), unnormalised
     total = cdf[:, -1:]  # (B, 1)
+    _check_finite(total)
     uniform = torch.rand(total.shape, generator=generator, device=logits.device, dtype=logits.dtype)
     # Below the total even after rounding, so that the first entry above it always has mass.
     point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
@@ -110,9 +115,21 @@ def sample(logits: Tensor, *, generator: torch.Generator | None = None) -> tuple
 
 
 def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest token of each row (B,) and its log-probability (B,)."""
+    """The likeliest token of each row (B,) and its log-probability (B,). Errors as `sample`."""
     tokens = logits.argmax(dim=-1)  # (B,)
-    return tokens, token_log_prob(logits, tokens)
+    log_probs = token_log_prob(logits, tokens)  # (B,)
+    _check_finite(log_probs)
+    return tokens, log_probs
+
+
+def _check_finite(of_rows: Tensor) -> None:
+    """A number of each row that is finite where its logits make a distribution, is finite."""
+    if not torch.isfinite(of_rows).all():
+        row = int((~torch.isfinite(of_rows.flatten())).nonzero()[0])
+        raise FloatingPointError(
+            f"expected finite logits to draw a token from, got NaN or infinite ones in row {row} of {len(of_rows)}: "
+            "look whether the model's weights are finite; after training, " + REMEDY
+        )
 
 
 def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -32,7 +32,9 @@ _LENGTHS = re.compile(
 )
 _NO_LENGTHS = re.compile(r"layer|pattern|feed_forward|conv|_dim|_size_per|num_|rate|ratio|bucket|type")
 _OTHER_SENSES = re.compile(r"image|vision|audio|video|speech")
-_POSITIONS = re.compile(r"(?<!original_)max_position_embeddings|n_positions|n_ctx|max_seq|seq_length|target_positions")
+_POSITIONS = re.compile(
+    r"(?<!original_)max_position_embeddings|n_positions|n_ctx|max_seq_len\w*|seq_length|\w*target_positions"
+)
 
 
 def thresholds(config: PreTrainedConfig) -> dict[str, int]:
@@ -79,7 +81,7 @@ def context_length(config: PreTrainedConfig) -> int | None:
     try:
         # Not every configuration has the field, some have it under a name that only attributes resolve, and XLNet's
         # raises an error of its own.
-        limit = getattr(_text(config), "max_position_embeddings", None)
+        limit = getattr(_text(config), "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     except NotImplementedError:
         limit = None
     limits = [n for n in (limit, switch_length(config)) if isinstance(n, int) and n > 0]
@@ -139,10 +141,10 @@ def _small_copy(model_class: type[PreTrainedModel], key: _Key, attention: str, d
             model = _drawn(model_class, config, device)
             ids = torch.arange(8, device=device)[None] % config.get_text_config().vocab_size  # (1, 8)
             with torch.no_grad():
-                states = model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).last_hidden_state
+                found = model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False)[0]
         except Exception:  # whatever a class says to sizes that it was not written for: the next way is tried
             continue
-        if torch.isfinite(states).all():
+        if torch.isfinite(found).all():
             return model
     return None
 

@@ -179,6 +179,30 @@ def pad_responses(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence
     return ActionRows(torch.from_numpy(ids), real & (torch.arange(ids.shape[1]) >= starts[:, None]), real.sum(dim=1))
 
 
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, what: str = "the model") -> None:
+    """Every token that a text can become has a row in the model's embedding.
+
+    A model may have more rows than its tokenizer has tokens (they are padded to a round number). What it says beyond
+    them is no text: it is shown as `<id>`, and `forbidden_token_ids` keeps it from being drawn. Special tokens that
+    only an explicit text becomes may lie beyond the rows (Gemma 3's for images do), but not the EOS.
+
+    Raises:
+        ValueError: the tokenizer has tokens beyond the embedding.
+    """
+    special = set(tokenizer.all_special_ids) | {
+        i for i, added in tokenizer.added_tokens_decoder.items() if added.special
+    }
+    special.discard(tokenizer.eos_token_id)
+    beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= vocab_size and i not in special}
+    if beyond:
+        first = min(beyond)
+        raise ValueError(
+            f"expected a tokenizer with ids below {vocab_size}, the rows of {what}'s embedding, got {len(beyond)} "
+            f"tokens beyond, the first of them {beyond[first]!r} with id {first}: is this the model's tokenizer? Rows "
+            "for added tokens are made by model.resize_token_embeddings(len(tokenizer))"
+        )
+
+
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokenizer's pad token, its EOS where it has none, else 0. What stands in a padded place is never read."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):

@@ -209,7 +209,8 @@ class RLHFMonitor(BaseCallback):
     def _record(self, figures: dict[str, Figure], seen: ScoredEpisodes | None) -> MonitorRecord:
         engine = self._engines[0]
         top = () if seen is None else kl_tokens(seen)[:SHOWN_TOKENS]
-        texts = engine.tokenizer.convert_ids_to_tokens([part.token for part in top])
+        names = engine.tokenizer.convert_ids_to_tokens([part.token for part in top])
+        texts = [name or f"<{part.token}>" for name, part in zip(names, top, strict=True)]  # None beyond its own tokens
         count = 1 if seen is None else len(seen.episodes)
         return MonitorRecord(
             len(self.records) + 1,

@@ -13,7 +13,6 @@ import numpy as np
 
 from rlhf_gym.files import write_json
 from rlhf_gym.lm.chat import Prompt
-from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.collect import HELDOUT, PREFERENCES, all_preferences
@@ -202,7 +201,7 @@ def kind_of(preference: Preference) -> str:
 
 
 def _responses(run: Run, name: str, source: Any, prompts: Sequence[Prompt], seed: int) -> list[Candidate]:
-    model = load_causal_lm(source, device=run.device)
+    model = run.load_policy(source)
     samples = draw(model, run.task, prompts, seed=seed, progress=run.bar(f"responses of {name}"))
     return [Candidate(p, r, source=name) for p, r in zip(samples.prompts, samples.responses, strict=True)]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from stable_baselines3.common.utils import LinearSchedule
 
 from rlhf_gym.agents import (
@@ -132,7 +133,7 @@ def learner_settings(run: Run, stage: StageName) -> LearnerSettings:
 
 def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) -> TokenVectorEnv:
     """The token MDP of a seed: this round's r_φ, its π_ref, the task's prompts."""
-    reference = load_causal_lm(run.reference(round, seed), device=run.device).requires_grad_(False)
+    reference = run.load_policy(run.reference(round, seed)).requires_grad_(False)
     return TokenVectorEnv(
         prompts=list(run.task.prompts),
         tokenizer=run.task.tokenizer,
@@ -148,7 +149,7 @@ def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) 
 def make_agent(run: Run, stage: StageName, round: int, seed: int, env: TokenVectorEnv) -> TokenAlgorithm:
     """A fresh agent, its policy that of the round before."""
     settings = learner_settings(run, stage)
-    start = load_causal_lm(run.policy(round - 1, seed)).float()
+    start = load_causal_lm(run.policy(round - 1, seed), dtype=torch.float32)
     policy: dict[str, Any] = {"model": Shared(start), **settings.policy_arguments()}
     if settings.lora_r:
         policy["lora"] = LoRA(r=settings.lora_r, alpha=2 * settings.lora_r)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_gym.lm.chat import Prompt
-from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.decoding import Decoding, write_responses
 from rlhf_gym.preferences import Candidate
@@ -57,7 +56,7 @@ def draw_candidates(run: Run, round: int) -> list[Candidate]:
     for number, writer in enumerate(writers):
         places = [(i, j) for i, share in enumerate(shares) for j, whose in enumerate(share) if whose == number]
         samples = write_responses(
-            load_causal_lm(writer.source, device=run.device),
+            run.load_policy(writer.source),
             run.task,
             [prompts[i] for i, _ in places],
             writer.decoding,

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf_gym.files import read_json
-from rlhf_gym.lm.loading import load_config
+from rlhf_gym.lm import thresholds
+from rlhf_gym.lm.loading import load_causal_lm, load_config
 from rlhf_gym.preferences import Preference
 from rlhf_gym.rewards import LearnedReward, RewardNormalizer, load_reward
 from rlhf_gym.runs.folder import RunFolder
@@ -73,6 +74,10 @@ class Run:
         if self.config.reference == "pretrained":
             return self.pretrained
         return self.policy(round - 1 if self.config.reference == "previous" else 0, seed)
+
+    def load_policy(self, source: str | Path) -> PreTrainedModel:
+        """A policy, in fp32 whatever its checkpoint is in: it is trained so, and figures compare the same function."""
+        return load_causal_lm(source, dtype=torch.float32, device=self.device)
 
     def load_reward(self, round: int) -> LearnedReward:
         """r_φ of a round, in the SFT policy's unit once its stage is complete."""
@@ -139,8 +144,7 @@ def usable_cores() -> int:
 
 def context_length(run: Run) -> int | None:
     """Positions of the policy's model; None where its configuration sets no limit."""
-    # not every configuration has the field
-    return getattr(model_config(run).get_text_config(), "max_position_embeddings", None)
+    return thresholds.context_length(model_config(run))
 
 
 def model_config(run: Run) -> PreTrainedConfig:

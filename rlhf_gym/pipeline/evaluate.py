@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from rlhf_gym.files import write_jsonl
 from rlhf_gym.functional import best_of_n_kl
-from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.lm.chat import Prompt, to_json
 from rlhf_gym.lm.tokens import token_texts
 from rlhf_gym.pipeline.agents import settings_label
@@ -54,7 +53,7 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
     config = run.config
     prompts = heldout_prompts(run)
     reward = run.load_reward(config.rounds)
-    sft = load_causal_lm(run.sft, device=run.device)
+    sft = run.load_policy(run.sft)
     base = _measure(run, sft, sft, reward, prompts, "the SFT policy")
     n = config.evaluate.best_of
     best = _best_of(run, sft, reward, prompts, n=n, seed=config.seed + 8)
@@ -66,7 +65,7 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
     measure_best_of_n(run, sft, reward, prompts)
     for kind, round, seed in trained_policies(run):
         name = f"{kind}-round-{round}-seed-{seed}"
-        model = load_causal_lm(run.folder.seed(kind, round, seed) / "model", device=run.device)
+        model = run.load_policy(run.folder.seed(kind, round, seed) / "model")
         chooses = config.agent.best_of
         if chooses is None:
             measured = _measure(run, model, sft, reward, prompts, name)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from rlhf_gym.labeling import check_installed
 from rlhf_gym.lm.chat import choose_template
+from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import check_model_source, load_causal_lm
-from rlhf_gym.lm.lora import has_adapter
+from rlhf_gym.lm.lora import LoRA, add_adapter, has_adapter
 from rlhf_gym.lm.parts import LMParts
-from rlhf_gym.lm.tokens import encode_prompts
+from rlhf_gym.lm.split import Split
+from rlhf_gym.lm.thresholds import small_copy
+from rlhf_gym.lm.tokens import check_vocabulary, encode_prompts
 from rlhf_gym.monitoring.measures import HeldOutTexts
 from rlhf_gym.pipeline.agents import check_agent
 from rlhf_gym.pipeline.context import Run, context_length, resolve_device
@@ -24,7 +29,7 @@ from rlhf_gym.preferences import (
     read_texts,
     split_by_prompt,
 )
-from rlhf_gym.rewards import EpisodeScorer
+from rlhf_gym.rewards import EpisodeScorer, RewardModel
 from rlhf_gym.runs.folder import RunFolder, absolute, check_folder
 from rlhf_gym.settings import RunConfig, StageName, TaskConfig
 from rlhf_gym.settings.stages import is_source_name
@@ -132,14 +137,7 @@ def _check_task(run: Run) -> None:
             f"expected someone to compare the responses of {task.name!r}: it has no gold reward to simulate an "
             "annotator with. Give --preferences FILE, or --reward-model FOLDER, or let people label: --labeler web"
         )
-    if config.task.model is not None:
-        model = load_causal_lm(config.task.model)
-        LMParts(model)  # it is a language model, and one that this package can take apart
-        if has_adapter(model):
-            raise ValueError(
-                f"expected a whole model in {config.task.model}, got an adapter: write it merged, by "
-                "rlhf_gym.lm.merged(load_causal_lm(FOLDER)).save_pretrained(OTHER)"
-            )
+    vocab_size = len(task.tokenizer) if run.makes_pretrained else _check_model(run)
     context = context_length(run)
     for what, prompts in (("training", task.prompts), ("held-out", task.heldout_prompts)):
         rows = encode_prompts(task.tokenizer, list(prompts))
@@ -155,12 +153,55 @@ def _check_task(run: Run) -> None:
             )
     if config.task.demonstrations is not None:
         rows = [row.ids for row in demonstration_rows(task.tokenizer, task.demonstrations)]
-        check_rows(rows, what="demonstration", max_length=context, vocab_size=len(task.tokenizer))
+        check_rows(rows, what="demonstration", max_length=context, vocab_size=vocab_size)
     for source in config.collect.sources:
         if not is_source_name(source):
             check_model_source(source, what="a policy that writes candidates")
     if config.task.reward_model is not None:
         _check_reward_model(run)
+
+
+def _check_model(run: Run) -> int:
+    """The pretrained model can be all that later stages make of it. Returns V.
+
+    It is taken apart, decoded as far as the task's longest episode (which may warn that it runs uncached), made a
+    reward model, cut and given an adapter. So what it cannot be is known before the first stage.
+
+    Raises:
+        ValueError: it cannot be one of these.
+    """
+    task, learner = run.task, run.config.agent.learner()
+    model = load_causal_lm(run.pretrained)
+    if has_adapter(model):
+        raise ValueError(
+            f"expected a whole model in {run.pretrained}, got an adapter: write it merged, by "
+            "rlhf_gym.lm.merged(load_causal_lm(FOLDER)).save_pretrained(OTHER)"
+        )
+    parts = LMParts(model)
+    check_vocabulary(task.tokenizer, parts.vocab_size, what=f"the model in {run.pretrained}")
+    longest = task.max_prompt_length + task.max_new_tokens
+    if parts.context_length is None or longest <= parts.context_length:  # else the longest prompt is named below
+        Decoder(parts).check(longest)
+    if run.config.task.reward_model is None:
+        _check_classifier(model)
+    if learner is not None:
+        if learner.freeze_layers:
+            Split(parts, learner.freeze_layers)
+        if learner.lora_r:
+            add_adapter(model, LoRA(r=learner.lora_r))
+    return parts.vocab_size
+
+
+def _check_classifier(model: PreTrainedModel) -> None:
+    """A reward model can be made of the language model; tried on a small one of the same class, where there is one.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    small = small_copy(model)
+    reward = RewardModel.from_language_model(model if small is None else small)
+    ids = torch.zeros(1, 4, dtype=torch.int64, device=reward.device)  # (1, 4)
+    reward.scores_of_tokens(ids, torch.ones_like(ids))
 
 
 def _check_reward_model(run: Run) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Preference
@@ -28,7 +27,7 @@ def reward_probes(
     prompts = run.task.heldout_prompts
     chosen = np.random.default_rng((run.config.seed, DRAW)).integers(len(prompts), size=count)
     samples = draw(
-        load_causal_lm(run.sft, device=run.device),
+        run.load_policy(run.sft),
         run.task,
         [prompts[int(i)] for i in chosen],
         seed=run.config.seed + DRAW,

@@ -77,7 +77,7 @@ def reference_samples(run: Run) -> Samples:
     prompts = run.task.prompts
     rng = np.random.default_rng((run.config.seed, 99))
     chosen = rng.integers(len(prompts), size=run.config.reward.reference_samples)
-    policy = load_causal_lm(run.sft, device=run.device)
+    policy = run.load_policy(run.sft)
     return draw(
         policy,
         run.task,

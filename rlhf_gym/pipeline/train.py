@@ -178,7 +178,7 @@ def keep_views(run: Run, agent: TokenAlgorithm, folder: Path) -> None:
     prompts = heldout_prompts(run)[: run.config.evaluate.shown]
     if not prompts:
         return
-    sft = load_causal_lm(run.sft, device=run.device)
+    sft = run.load_policy(run.sft)
     drawn = draw(sft, run.task, prompts, seed=run.config.seed + 7)
     ids = [PromptIds(g.prompt_ids, prompt) for g, prompt in zip(drawn.generations, prompts, strict=True)]
     sides = {

@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlhf_gym.files import write_json
+from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.settings import SupervisedConfig
 
@@ -122,7 +123,7 @@ def run_stage(
     Raises:
         FileExistsError: the folder holds a model that no run of ours wrote.
         ValueError: with `resume`, the folder is another run's.
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: a loss, a gradient or a weight is no longer finite; the last checkpoint is kept.
     """
     folder = Path(output_dir)
     _open_folder(folder, {"stage": stage.name, **stage.identity, "config": asdict(config)}, resume=resume)  # type: ignore[call-overload]
@@ -168,18 +169,18 @@ def _train(
             epoch, done = divmod(state.step, steps_per_epoch)
             for batch in epoch_batches(stage.lengths, config.batch_size, seed=config.seed, epoch=epoch)[done:]:
                 rate = config.learning_rate * schedule_factor(config, state.step, steps)
-                loss, norm = _train_step(stage, [stage.examples[i] for i in batch], optimizer, rate, config, device)
+                where = f"at step {state.step + 1} of the {stage.name}"
+                examples = [stage.examples[i] for i in batch]
+                loss, norm = _train_step(stage, examples, optimizer, rate, config, device, where=where)
                 state.step += 1
-                if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"expected a finite loss, got {loss} at step {state.step} of the {stage.name}"
-                    )
                 state.losses.append(loss)
                 if state.step == 1 or state.step % config.log_steps == 0:
                     mean = sum(state.losses) / len(state.losses)
                     log(loss=mean, grad_norm=norm, learning_rate=rate)
                     bar.update(task, description=f"{stage.name}, loss {mean:.4f}")
                     state.losses = []
+                if state.step == steps:  # those of a step before would have shown in the next loss
+                    check_weights(model, f"the model {where}", advice=REMEDY)
                 if state.step == steps or (config.evaluate_each_epoch and state.step % steps_per_epoch == 0):
                     model.eval()
                     metrics = stage.evaluate()
@@ -259,8 +260,14 @@ def _train_step(
     learning_rate: float,
     config: SupervisedConfig,
     device: torch.device,
+    *,
+    where: str,
 ) -> tuple[float, float]:
-    """One optimizer step on one batch: its mean loss, and the gradient's norm before clipping."""
+    """One optimizer step on one batch: its mean loss, and the gradient's norm before clipping.
+
+    Raises:
+        FloatingPointError: either is not finite; the weights are those before the step.
+    """
     stage.model.train()
     size = config.micro_batch_size or config.batch_size
     parts = [stage.collate(examples[i : i + size]) for i in range(0, len(examples), size)]
@@ -272,6 +279,10 @@ def _train_step(
         loss.backward()
         total += loss.detach()
     norm = nn.utils.clip_grad_norm_(stage.model.parameters(), config.max_grad_norm or math.inf)
+    for what, value in (("loss", total), ("gradient norm", norm)):
+        if not math.isfinite(float(value)):
+            check_weights(stage.model, f"the model {where}", advice=REMEDY)
+            raise FloatingPointError(f"expected a finite {what}, got {float(value)} {where}: {REMEDY}")
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
@@ -282,7 +293,8 @@ def _train_step(
 def _save_checkpoint(
     path: Path, state: StageState, model: nn.Module, optimizer: torch.optim.AdamW, device: torch.device
 ) -> None:
-    """Write all that the next step depends on, or nothing."""
+    """Write all that the next step depends on, or nothing; never weights that are not finite over ones that are."""
+    check_weights(model, f"the model after step {state.step}", advice=REMEDY)
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf_gym.lm.loading import load_causal_lm, load_tokenizer
 from rlhf_gym.preferences import Demonstration
-from rlhf_gym.training import SFTConfig, SFTMetrics, evaluate_sft, is_finished, pretrain, train_sft
+from rlhf_gym.training import SFTConfig, SFTMetrics, evaluate_sft, is_finished, pretrain, stage, train_sft
 from rlhf_gym.training.data import (
     IGNORED,
     Row,
@@ -283,9 +283,21 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     model = tiny_gpt2()
     with torch.no_grad():
         model.transformer.ln_f.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="finite loss, got nan at step 1 of the fine-tuning"):
+    with pytest.raises(FloatingPointError, match="finite weights in the model at step 1 of the fine-tuning"):
         train_sft(model, tiny_tokenizer(), DEMONSTRATIONS, heldout=HELDOUT, config=CONFIG, output_dir=tmp_path / "run")
     assert not is_finished(tmp_path / "run")
+
+
+def test_a_run_that_leaves_the_finite_numbers_keeps_its_last_good_checkpoint(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stage, "schedule_factor", lambda config, step, steps: 1.0 if step < 3 else 1e30)
+    config = replace(CONFIG, save_steps=1)
+    with pytest.raises(FloatingPointError, match=r"at step [45] of the fine-tuning|after step 4"):
+        train_sft(
+            tiny_gpt2(), tiny_tokenizer(), DEMONSTRATIONS, heldout=HELDOUT, config=config, output_dir=tmp_path / "run"
+        )
+    assert not is_finished(tmp_path / "run")
+    with safe_open(tmp_path / "run" / stage.CHECKPOINT, framework="pt") as file:
+        assert all(torch.isfinite(file.get_tensor(name).float()).all() for name in file.keys())  # noqa: SIM118
 
 
 LONG = Demonstration("good " * 40, "bad " * 40)
