@@ -7,6 +7,7 @@ models and for some of them only up to a length, so it is looked at past every l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from rlhf_gym.lm.thresholds import inner_thresholds, probe_lengths, small_copy
 
 States = Callable[[Tensor, Tensor], Tensor]
 """Right-padded ids (B, L) and their mask (B, L), 1 at real tokens → what is read of each token, (B, L, …)."""
+StatesOf = Callable[[PreTrainedModel, Tensor, Tensor], Tensor]
+"""The same of a model: (model, ids (B, L), mask (B, L)) → (B, L, …)."""
 
 
 ROWS_A_LENGTH = 3
@@ -58,7 +61,7 @@ def padding_error(states: States, lengths: Sequence[int], *, vocab_size: int, de
     )
 
 
-def check_rows(module: PreTrainedModel, states: Callable[[PreTrainedModel, Tensor, Tensor], Tensor]) -> None:
+def check_rows(module: PreTrainedModel, states: StatesOf) -> None:
     """Rows of `module` do not depend on their batch-mates, on either side of every length that its configuration names.
 
     Looked at on a small copy of it (see `small_copy`). A length at which a longer batch-mate changes a row's positions
@@ -66,7 +69,7 @@ def check_rows(module: PreTrainedModel, states: Callable[[PreTrainedModel, Tenso
 
     Args:
         module: a trunk, or any model of a Transformers class.
-        states: what is read of such a model: (model, ids (B, L), mask (B, L)) → (B, L, …).
+        states: what is read of such a model; a function of a module, so that a copy is looked at once.
 
     Raises:
         ValueError: they do.
@@ -75,16 +78,24 @@ def check_rows(module: PreTrainedModel, states: Callable[[PreTrainedModel, Tenso
     small = small_copy(module) if named else None
     if small is None:
         return
-    parameter = next(small.parameters())
-    error = padding_error(
-        lambda ids, mask: states(small, ids, mask),
-        ROWS_A_LENGTH * probe_lengths(small.config),
-        vocab_size=int(small.config.get_text_config(decoder=True).vocab_size),
-        device=parameter.device,
-    )
-    if not error <= tolerated(parameter.dtype):
+    # a copy stays as it is, so looking at it once is enough; a module of the caller's may have changed
+    error = _error(small, states) if small is module else _error_of_copy(small, states)
+    tolerance = tolerated(next(small.parameters()).dtype)
+    if not error <= tolerance:
         raise ValueError(
             f"{type(module).__name__} computes a row otherwise among longer ones: expected the same within "
-            f"{tolerated(parameter.dtype):.0e} on both sides of its thresholds ({', '.join(map(str, named))} tokens), "
+            f"{tolerance:.0e} on both sides of its thresholds ({', '.join(map(str, named))} tokens), "
             f"got a relative difference of {error:.1e} on a small copy of it"
         )
+
+
+def _error(model: PreTrainedModel, states: StatesOf) -> float:
+    return padding_error(
+        lambda ids, mask: states(model, ids, mask),
+        ROWS_A_LENGTH * probe_lengths(model.config),
+        vocab_size=int(model.config.get_text_config(decoder=True).vocab_size),
+        device=next(model.parameters()).device,
+    )
+
+
+_error_of_copy = lru_cache(maxsize=8)(_error)

@@ -8,6 +8,7 @@ refill, a branch after a rewind. Its answer is always that of a full recomputati
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 from rlhf_gym.lm.agreement import difference, tolerated
 from rlhf_gym.lm.cache import SlotCache, SlotWrite
+from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.replay import Step, record
 from rlhf_gym.lm.thresholds import inner_thresholds, probe_lengths, small_copy
@@ -281,6 +283,8 @@ class Decoder:
             tolerance = tolerated(self.parts.dtype)
             if error <= tolerance:
                 return
+            if math.isinf(error):
+                check_weights(self.parts.module, type(self.parts.module).__name__, advice=f"after training, {REMEDY}")
             past = f" past {', '.join(map(str, crossed))} tokens" if crossed else ""
             reason = f"stepping{past} differs from full recomputation by {error:.1e}, expected at most {tolerance:.0e}"
         name = type(self.parts.module).__name__
@@ -294,21 +298,26 @@ def _error_past_thresholds(parts: Trunk, crossed: Sequence[int]) -> float:
     """`incremental_error` past these thresholds: of a small copy, or of the model itself where none can be made."""
     small = small_copy(parts.module)
     if small is None or small is parts.module:
-        return incremental_error(parts, max(crossed) + 6)
+        return incremental_error(parts, max(crossed) + 6, alone=small is not None)
     return _error_of_copy(small)
 
 
 @lru_cache(maxsize=8)
 def _error_of_copy(small: PreTrainedModel) -> float:
-    return incremental_error(Trunk(small), probe_lengths(small.config)[-1])
+    return incremental_error(Trunk(small), probe_lengths(small.config)[-1], alone=True)
 
 
 @torch.no_grad()
-def incremental_error(parts: Trunk, width: int) -> float:
-    """Relative difference between stepping ragged slots and each row alone, unpadded, over rows of up to `width`.
+def incremental_error(parts: Trunk, width: int, *, alone: bool = False) -> float:
+    """Relative difference between stepping ragged slots and recomputing them, over rows of up to `width`.
 
     Three slots are stepped a token at a time around every threshold of the configuration up to there (and the context
     allows), one of them short beside the others, and refilled on the way.
+
+    Args:
+        parts: what is stepped.
+        width: of the longest row.
+        alone: recompute each row alone and unpadded, instead of all in one batch.
     """
     config = parts.module.config
     longest = min(width, parts.context_length or width)
@@ -327,9 +336,9 @@ def incremental_error(parts: Trunk, width: int) -> float:
             ids[2] = generator.integers(0, vocab_size, size=longest)
         lengths = np.maximum(np.array([n, n - 2, 1 + step % 4]), 1)
         stepped = decoder(ids, lengths)
-        for row, length in enumerate(lengths):
-            alone = decoder._recompute(ids[row : row + 1, :length], lengths[row : row + 1])  # (1, H)
-            worst = max(worst, difference(stepped[row], alone[0]))
+        for rows in ([0], [1], [2]) if alone else ([0, 1, 2],):
+            again = decoder._recompute(ids[rows], lengths[rows])  # (b, H)
+            worst = max(worst, difference(stepped[rows], again))
     parts.module.train(training)
     return worst
 

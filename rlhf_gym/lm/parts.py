@@ -19,6 +19,7 @@ from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
 
 from rlhf_gym.lm.agreement import check_rows, difference, tolerated
+from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.loading import context_length
 
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -91,6 +92,7 @@ class LMParts(Trunk):
     Raises:
         ValueError: `head(trunk(x))` is not what `model(x)` returns for each row alone; or the model has no output
             embeddings, or fewer input embeddings than tokens that it may say.
+        FloatingPointError: its weights or logits are not finite.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -127,9 +129,8 @@ class LMParts(Trunk):
             rows = (ids[:1, :3], ids[1:])  # (1, 3) and (1, 7)
             alone = [self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0] for row in rows]
             if not all(torch.isfinite(expected).all() for expected in alone):
-                raise ValueError(
-                    f"expected finite logits from {name}, got NaN or infinite ones: are its weights finite?"
-                )
+                check_weights(self.model, name)
+                raise FloatingPointError(f"expected finite logits from {name}, got NaN or infinite ones")
             try:
                 states = self.hidden_states(ids)  # (2, 7, H)
                 errors = (self._use_head(head, states, alone) for head in _heads(self.model, self.module))
@@ -145,7 +146,7 @@ class LMParts(Trunk):
                     f"right-padded batch = model(x) of each row alone within {tolerated(self.dtype):.0e}, got a "
                     f"relative difference of {self._use_head(self.lm_head, states, alone):.1e}"
                 )
-            check_rows(self.module, lambda small, ids, _: Trunk(small).hidden_states(ids))
+            check_rows(self.module, _states)
         finally:
             self.model.train(training)
         self.vocab_size = alone[0].shape[-1]
@@ -169,6 +170,11 @@ class LMParts(Trunk):
         if not error <= tolerated(self.dtype):
             self.lm_head, self._scale = before
         return error
+
+
+def _states(module: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states (B, L, H) of right-padded rows (B, L), as this package computes them: without the mask."""
+    return Trunk(module).hidden_states(ids)
 
 
 def _heads(model: PreTrainedModel, trunk: PreTrainedModel) -> Iterator[nn.Module]:

@@ -1,0 +1,69 @@
+"""What later stages need of a model is tried before the first one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from rlhf_gym.pipeline import prepare
+from tests import tiny
+from tests.tiny_runs import quiet, tiny_config, tiny_task
+
+
+def saved(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tiny.tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def prepared(tmp_path: Path, model: PreTrainedModel, **agent: object) -> None:
+    config = tiny_config(tmp_path / "run")
+    config = replace(config, agent=replace(config.agent, **agent))
+    prepare(config, task=tiny_task(saved(model, tmp_path / "model")), console=quiet())
+
+
+def test_an_encoder_with_a_decoder_is_refused_in_two_lines(tmp_path: Path) -> None:
+    config = transformers.T5Config(vocab_size=29, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with pytest.raises(ValueError, match=r"(?s)^expected a causal language model .*\n.*\(t5\)[^\n]*$"):
+        prepared(tmp_path, transformers.T5ForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize(
+    ("model", "agent", "message"),
+    [
+        (
+            lambda: tiny.tiny_gpt2(20),
+            {},
+            r"expected a tokenizer with ids below 20, the rows of the model in .*'s embed",
+        ),
+        (lambda: tiny.tiny_gpt2(n_layer=2), {"freeze_layers": 2}, r"between layers 1 … 1 of 2, got 2"),
+        (lambda: tiny.tiny_gpt2(n_positions=8), {}, r"expected at most 2 \(the model's context is 8\)"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_any_work(tmp_path: Path, model, agent: dict, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        prepared(tmp_path, model(), **agent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_nan_is_refused_before_any_work(tmp_path: Path) -> None:
+    model = tiny.tiny_gpt2()
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_attn.bias[0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"in a causal language model in .*h\.0\.attn\.c_attn\.bias"):
+        prepared(tmp_path, model)
+
+
+def test_a_model_that_will_run_uncached_says_so_before_any_work(tmp_path: Path) -> None:
+    config = transformers.BloomConfig(vocab_size=29, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.2)
+    with pytest.warns(UserWarning, match="BloomModel runs without a cache"):
+        prepared(tmp_path, transformers.BloomForCausalLM(config))
+
+
+def test_a_padded_vocabulary_passes(tmp_path: Path) -> None:
+    prepared(tmp_path, tiny.tiny_llama(40))
