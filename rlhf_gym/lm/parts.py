@@ -127,7 +127,10 @@ class LMParts(Trunk):
         name = type(self.model).__name__
         try:
             rows = (ids[:1, :3], ids[1:])  # (1, 3) and (1, 7)
-            alone = [self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0] for row in rows]
+            alone = [
+                self.model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0]
+                for row in rows
+            ]
             if not all(torch.isfinite(expected).all() for expected in alone):
                 check_weights(self.model, name)
                 raise FloatingPointError(f"expected finite logits from {name}, got NaN or infinite ones")

@@ -39,7 +39,7 @@ def test_an_encoder_with_a_decoder_is_refused_in_two_lines(tmp_path: Path) -> No
         (
             lambda: tiny.tiny_gpt2(20),
             {},
-            r"expected a tokenizer with ids below 20, the rows of the model in .*'s embed",
+            r"expected a tokenizer with ids below 20, the rows of the model in",
         ),
         (lambda: tiny.tiny_gpt2(n_layer=2), {"freeze_layers": 2}, r"between layers 1 … 1 of 2, got 2"),
         (lambda: tiny.tiny_gpt2(n_positions=8), {}, r"expected at most 2 \(the model's context is 8\)"),
