@@ -119,6 +119,17 @@ def load_config(source: str | Path, *, what: str = "a model", **kwargs: Any) -> 
         return AutoConfig.from_pretrained(name, **kwargs)
 
 
+def _check_kind(source: str | Path, config: PreTrainedConfig) -> None:
+    """Raise where a configuration is of no causal language model."""
+    known = type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map")
+    if not known or config.is_encoder_decoder:
+        kind = "an encoder with a decoder" if config.is_encoder_decoder else "a model of another kind"
+        raise InputError(
+            f"expected a causal language model (one that goes on with a text, such as GPT-2 or Llama) in "
+            f"{str(source)!r},\ngot {kind} ({config.model_type})"
+        )
+
+
 def load_causal_lm(
     source: str | Path,
     *,
@@ -134,17 +145,11 @@ def load_causal_lm(
         dtype, device, trust_remote_code, kwargs: as in Transformers.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_pretrained`; or it reads one text and writes another, as T5 does.
+        FileNotFoundError, ValueError: as `load_pretrained`; or the model is of another kind, such as T5.
         FloatingPointError: a weight is NaN or infinite.
     """
-    config = load_config(source, what="a causal language model", trust_remote_code=trust_remote_code)
-    known = type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map")
-    if not known or config.is_encoder_decoder:
-        kind = "an encoder with a decoder" if config.is_encoder_decoder else "a model of another kind"
-        raise InputError(
-            f"expected a causal language model (one that goes on with a text, such as GPT-2 or Llama) in "
-            f"{str(source)!r},\ngot {kind} ({config.model_type}): its policy would need a second input"
-        )
+    if not (Path(source) / ADAPTER_CONFIG).is_file():
+        _check_kind(source, load_config(source, what="a causal language model", trust_remote_code=trust_remote_code))
     model = load_pretrained(
         AutoModelForCausalLM,
         source,
