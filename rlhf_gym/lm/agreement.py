@@ -79,7 +79,14 @@ def check_rows(module: PreTrainedModel, states: StatesOf) -> None:
     if small is None:
         return
     # a copy stays as it is, so looking at it once is enough; a module of the caller's may have changed
-    error = _error(small, states) if small is module else _error_of_copy(small, states)
+    try:
+        error = _error(small, states) if small is module else _error_of_copy(small, states)
+    except (AttributeError, LookupError, RuntimeError, TypeError, AssertionError) as problem:
+        longest = probe_lengths(small.config)[-1]
+        raise ValueError(
+            f"{type(module).__name__} cannot be run past its thresholds ({', '.join(map(str, named))} tokens): expected "
+            f"rows of {longest} tokens to pass in a small copy, got {type(problem).__name__}: {problem}"
+        ) from problem
     tolerance = tolerated(next(small.parameters()).dtype)
     if not error <= tolerance:
         raise ValueError(

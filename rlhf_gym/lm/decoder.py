@@ -277,7 +277,15 @@ class Decoder:
             if crossed:
                 error = max(error, _error_past_thresholds(self.parts, crossed))
         # An architecture that cannot take such a cache says so in any of these ways; the reason is passed on below.
-        except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError, IndexError) as problem:
+        except (
+            ValueError,
+            TypeError,
+            NotImplementedError,
+            RuntimeError,
+            AttributeError,
+            LookupError,
+            AssertionError,
+        ) as problem:
             reason = f"its cache cannot be kept by slot ({problem})"
         else:
             tolerance = tolerated(self.parts.dtype)

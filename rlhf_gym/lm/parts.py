@@ -138,7 +138,7 @@ class LMParts(Trunk):
                 states = self.hidden_states(ids)  # (2, 7, H)
                 errors = (self._use_head(head, states, alone) for head in _heads(self.model, self.module))
                 error = next((error for error in errors if error <= tolerated(self.dtype)), None)
-            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as problem:
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, AssertionError) as problem:
                 raise ValueError(
                     f"{name} cannot be run as this package does: expected its trunk {type(self.module).__name__} to "
                     f"give hidden states from embeddings, got {type(problem).__name__}: {problem}"

@@ -81,7 +81,8 @@ def context_length(config: PreTrainedConfig) -> int | None:
     try:
         # Not every configuration has the field, some have it under a name that only attributes resolve, and XLNet's
         # raises an error of its own.
-        limit = getattr(_text(config), "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+        names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+        limit = next((n for name in names if (n := getattr(_text(config), name, None))), None)
     except NotImplementedError:
         limit = None
     limits = [n for n in (limit, switch_length(config)) if isinstance(n, int) and n > 0]
