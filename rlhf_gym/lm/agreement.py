@@ -84,8 +84,8 @@ def check_rows(module: PreTrainedModel, states: StatesOf) -> None:
     except (AttributeError, LookupError, RuntimeError, TypeError, AssertionError) as problem:
         longest = probe_lengths(small.config)[-1]
         raise ValueError(
-            f"{type(module).__name__} cannot be run past its thresholds ({', '.join(map(str, named))} tokens): expected "
-            f"rows of {longest} tokens to pass in a small copy, got {type(problem).__name__}: {problem}"
+            f"{type(module).__name__} cannot run past its thresholds ({', '.join(map(str, named))} tokens): expected"
+            f" rows of {longest} tokens to pass in a small copy, got {type(problem).__name__}: {problem}"
         ) from problem
     tolerance = tolerated(next(small.parameters()).dtype)
     if not error <= tolerance:
