@@ -332,7 +332,7 @@ def incremental_error(parts: Trunk, width: int, *, alone: bool = False) -> float
     around = [n + k for n in (0, *inner_thresholds(config)) for k in (-1, 0, 1, 2, 5, 6)]
     stops = sorted({n for n in (*around, 4, longest) if 2 < n <= longest}) or [longest]
     generator = np.random.default_rng(0)
-    vocab_size = min(parts.vocab_size, int(parts.embedding.weight.shape[0]))  # type: ignore[union-attr,arg-type]
+    vocab_size = min(parts.vocab_size, parts.embedded)
     ids = generator.integers(0, vocab_size, size=(3, longest))  # (3, l)
     training = parts.module.training
     parts.module.eval()

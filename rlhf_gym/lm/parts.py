@@ -47,6 +47,11 @@ class Trunk:
         self._cache_argument = "cache" if renamed else "past_key_values"
 
     @property
+    def embedded(self) -> int:
+        """How many token ids have an embedding."""
+        return int(self.embedding.weight.shape[0])  # type: ignore[union-attr,arg-type,index]
+
+    @property
     def device(self) -> torch.device:
         return self.embedding.weight.device  # type: ignore[union-attr,return-value]
 
@@ -119,7 +124,7 @@ class LMParts(Trunk):
     @torch.no_grad()
     def _check(self) -> None:
         """Rows of a ragged batch are what `model` says of each alone; past thresholds, on a small copy of the trunk."""
-        known = int(self.embedding.weight.shape[0])  # type: ignore[union-attr,arg-type]
+        known = self.embedded
         training = self.model.training
         self.model.eval()
         generator = torch.Generator().manual_seed(0)

@@ -111,7 +111,7 @@ def small_copy(module: PreTrainedModel) -> PreTrainedModel | None:
     attention = str(config._attn_implementation)
     if attention not in ("eager", "sdpa"):
         attention = "sdpa"
-    return _small_copy(type(module), _Key(config), attention, str(module.device))
+    return _small_copy(type(module), _Key(config), attention, str(module.device))  # type: ignore[arg-type]
 
 
 class _Key:
