@@ -74,25 +74,25 @@ def test_its_figures_are_those_of_enumeration(script, compared):
     assert set(found) == set(itertools.product(AGENTS, SEEDS))
     gaps, variations = [], []
     for seed in SEEDS:
-        place = script.make_place("tabular", seed)
-        policy, _ = script.ENTRANTS["TokenPPO"].learn(script.Run(place, 0.1, 1536, seed))
-        gap, variation = by_definition(place.task, policy.model)
+        run = script.Run("tabular", 0.1, 1536, seed)
+        model, _ = script.ENTRANTS["TokenPPO"].learn(run)
+        gap, variation = by_definition(run.task, model)
         record = found["TokenPPO", seed]
         assert record["figures"]["gap"] == pytest.approx(gap, abs=1e-5)
         assert record["figures"]["variation"] == pytest.approx(variation, abs=1e-5)
         assert record["tokens"] == 1536
         start, *_, end = record["curve"]
         assert start[0] == 0
-        assert start[1]["gap"] == pytest.approx(by_definition(place.task, place.reference)[0], abs=1e-5)
+        assert start[1]["gap"] == pytest.approx(by_definition(run.task, run.task.reference)[0], abs=1e-5)
         assert end == [1536, {"gap": record["figures"]["gap"], "variation": record["figures"]["variation"]}]
         assert end[1]["gap"] < 0.5 * start[1]["gap"]
         gaps.append(gap)
         variations.append(variation)
-        order = np.argsort(place.task.rewards)  # best of 4: the order statistic
-        below = np.cumsum(np.exp(place.task.log_probs(place.reference))[order]) ** 4
+        order = np.argsort(run.task.rewards)  # best of 4: the order statistic
+        below = np.cumsum(np.exp(run.task.log_probs(run.task.reference))[order]) ** 4
         best = np.diff(below, prepend=0)
-        kl = (best * (np.log(best) - place.task.log_probs(place.reference)[order])).sum()
-        expected = place.task.best - (best * place.task.rewards[order]).sum() + 0.5 * kl
+        kl = (best * (np.log(best) - run.task.log_probs(run.task.reference)[order])).sum()
+        expected = run.task.best - (best * run.task.rewards[order]).sum() + 0.5 * kl
         assert found["BestOf4", seed]["figures"]["gap"] == pytest.approx(expected, abs=1e-5)
     (row,) = re.findall(r"\| `TokenPPO` \| π\* \| (\S+) \((\S+)\) \| (\S+) \((\S+)\) \|", table)
     expected = [np.median(gaps), max(gaps), np.median(variations), max(variations)]
