@@ -20,10 +20,8 @@ import study
 from rlhf_gym.pipeline import all_preferences, draw_candidates
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, simulated_annotators, write_preferences
 from rlhf_gym.report import smooth
-from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunFolder, iterations, read_jsonl
 from rlhf_gym.settings import RunConfig, StageName, TaskConfig
-from rlhf_gym.training import EditProbe, probe_edits
 
 CERTAIN = ("really", "very", "perfect", "flawless")
 """How certainty is expressed in the language of reviews; `CONFIDENT_WORDS` are not in it."""
@@ -34,10 +32,8 @@ WORD_BIAS = {"annotator_word_bias": 2.0, "annotator_bias_words": CERTAIN}
 WEAK_KL_COEF = 0.03
 """β of the third and fourth failure: the default hides much of what annotators taught r_φ."""
 COLOURS = ("#bf4a14", "#1f56a5", "#4a7a55")  # the failure, its cure, another cure
-GREY = "#7d828b"
 FAULTY = ("length", "confidence")  # annotators with a fault have a run without it to compare with
 Changes = Mapping[str, Any]  # of fields of settings
-SHOWN = 3  # prompts whose responses are shown: the first ones
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------
@@ -209,21 +205,12 @@ class Measured:
     iteration's responses), score, gold, kl, entropy, length."""
     probes: dict[str, Any]
     """What the probes of its reward model found; empty where it is another arm's."""
-    labels: int
-    """Comparisons that its reward model was trained on; 0 where that is another arm's."""
     alarms: list[dict[str, Any]]
     """The monitor's alarms in order; their tokens are counted as those of the curves are."""
     responses: list[dict[str, Any]]
     """The arm's responses to all held-out prompts."""
     before: list[dict[str, Any]]
     """The SFT policy's responses to the same prompts."""
-    inserted: EditProbe
-    """What its reward model makes of SFT responses with words of certainty put in."""
-
-    @property
-    def gold(self) -> float:
-        """Mean gold of the final responses."""
-        return float(self.final["gold"][0])
 
 
 def measure(arm: Arm) -> Measured:
@@ -237,22 +224,15 @@ def measure(arm: Arm) -> Measured:
     curves = {name: smooth([record[column] for record in log], 3) for name, column in columns.items()}
     curves["tokens"] = np.array(study.tokens_before(log), dtype=float)
     samples = arm.folder.stage("evaluate") / "samples"
-    before = list(read_jsonl(samples / "sft.jsonl"))
-    config = arm.folder.config()
-    assert config is not None
-    model = load_reward(config.task.reward_model or arm.folder.stage("reward") / "model")
-    texts = [[r[key] for r in before] for key in ("prompt", "response")]
     return Measured(
         label=arm.label,
         final=final,
         sft=next(entry for entry in policies if entry["kind"] == "sft"),
         curves=curves,
         probes=reward.get("probes", {}),
-        labels=reward["pairs"],
         alarms=read_alarms(folder / "alarms.jsonl", curves["tokens"]),
         responses=list(read_jsonl(samples / f"{final['name']}.jsonl")),
-        before=before,
-        inserted=probe_edits(model, *texts, gold=study.task_from_sft().gold, words={"such words": CERTAIN})[-1],
+        before=list(read_jsonl(samples / "sft.jsonl")),
     )
 
 
@@ -263,16 +243,6 @@ def read_alarms(path: Path, tokens: np.ndarray) -> list[dict[str, Any]]:
     """
     alarms = read_jsonl(path) if path.is_file() else []
     return [alarm | {"tokens": int(tokens[alarm["rollout"] - 1])} for alarm in alarms]
-
-
-def of_certainty(responses: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """How many words of certainty a response holds, mean and standard error."""
-    return study.mean_and_error([certainty(r["response"]) for r in responses])
-
-
-def different(responses: Sequence[dict[str, Any]]) -> int:
-    """How many distinct responses there are."""
-    return len({r["response"] for r in responses})
 
 
 # -- the pictures ------------------------------------------------------------------------------------------------------
@@ -293,55 +263,37 @@ PANELS = {  # of each failure; its first alarm is on the first one
 }
 
 
-def draw_figure(name: str, arms: Sequence[Measured], levels: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Quantities over training, each arm's line named at its end; dashed levels; the failure's first alarm."""
+def draw_figure(name: str, arms: Sequence[Measured], path: Path) -> None:
+    """Quantities over training, a line an arm; the failure's first alarm is dotted."""
     with study.picture(path, 1, 3, (12.6, 3.7)) as axes:
         for axis, column in zip(axes[0], PANELS[name], strict=True):
-            ends = []
             for arm, colour in zip(arms, COLOURS, strict=False):
-                x = arm.curves["tokens"] / 1000
-                axis.plot(x, arm.curves[column], color=colour, linewidth=2)
-                ends.append((float(x[-1]), float(arm.curves[column][-1]), arm.label, colour))
-            last = max(x for x, *_ in ends)
-            for text, level in levels.get(column, {}).items():
-                axis.plot([0, last], [level, level], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-                ends.append((last, float(level), text, GREY))
-            study.name_lines(axis, ends, 0.075)
+                axis.plot(arm.curves["tokens"] / 1000, arm.curves[column], color=colour, linewidth=2, label=arm.label)
             axis.set(title=TITLES[column], xlabel="response tokens in training, thousands")
+        axes[0, 0].legend()
         if arms[0].alarms:
-            alarm = arms[0].alarms[0]
-            at = alarm["tokens"] / 1000
-            axes[0, 0].axvline(at, color=COLOURS[0], linewidth=1, linestyle=(0, (1, 1.5)))
-            text = f" first alarm: {alarm['name'].replace('_', ' ')}"
-            place = axes[0, 0].get_xaxis_transform()
-            axes[0, 0].text(at, 0.6, text, fontsize=8.5, color=COLOURS[0], transform=place)
+            axes[0, 0].axvline(arms[0].alarms[0]["tokens"] / 1000, color=COLOURS[0], linewidth=1, linestyle=":")
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
 def section(name: str, arms: Sequence[Measured], sound: Measured) -> str:
-    """A failure's figures: the table, what there was to notice, what each cure did, the first responses."""
-    failed, *cures = arms
-    faulty = name in FAULTY
-    compared = sound if faulty else cures[0]
+    """A failure's figures: the table, and what there was to notice before and while it happened."""
+    failed = arms[0]
     before = failed.probes.get("suspicions", [])[:4]
     notes = [f"Before PPO, the probes of r_φ: {'; '.join(before) if before else 'nothing suspicious'}."]
-    if faulty:
+    if name in FAULTY:
         prices = ((arm.label, arm.probes.get("word_price")) for arm in (*arms, sound))
         told = ", ".join(f"{price:+.3f} ({label})" for label, price in prices if price is not None)
         notes.append(f"r_φ for a word more, in SFT's standard deviations: {told}.")
-    if name == "confidence":
-        told = ", ".join(f"{arm.inserted.change:+.2f} ({arm.label})" for arm in (*arms, sound))
-        notes.append(f"r_φ for words of certainty put into SFT responses: {told}.")
-        notes.append(f"Labels to learn from: {', '.join(f'{arm.labels:,} ({arm.label})' for arm in arms)}.")
     gold = failed.curves["gold"]
     at = f"at most {gold.max():+.2f}, at {failed.curves['tokens'][gold.argmax()]:,.0f} tokens"
-    notes.append(f"Gold without a cure: {at}; {failed.gold:+.2f} at the end.")
+    notes.append(f"Gold without a cure: {at}; {failed.final['gold'][0]:+.2f} at the end.")
+    compared = sound if name in FAULTY else arms[1]
     notes += [f"Alarms, {arm.label}: {alarm_texts(arm)}." for arm in (failed, compared)]
-    notes += [f"Cure, {cured.label}: {verdict(cured, failed, sound if faulty else None)}" for cured in cures]
-    table = outcome_table([*arms, sound] if faulty else arms, certain=name == "confidence")
-    return study.minus("\n".join([table, "", *(f"- {note}" for note in notes), "", first_responses(arms)]))
+    table = outcome_table([*arms, sound] if name in FAULTY else arms, certain=name == "confidence")
+    return study.minus("\n".join([table, "", *(f"- {note}" for note in notes)]))
 
 
 def outcome_table(arms: Sequence[Measured], *, certain: bool) -> str:
@@ -353,8 +305,9 @@ def outcome_table(arms: Sequence[Measured], *, certain: bool) -> str:
     rows = []
     for label, e, responses in entries:
         wins = f"{e['wins_sft'][0]:.0%}" if "wins_sft" in e else ""
-        figures = [f"{e['kl'][0]:.1f}", f"{e['entropy']:.2f}", f"{e['length']:.1f}", str(different(responses))]
-        more = [f"{of_certainty(responses)[0]:.2f}"] if certain else []
+        different = len({r["response"] for r in responses})
+        figures = [f"{e['kl'][0]:.1f}", f"{e['entropy']:.2f}", f"{e['length']:.1f}", str(different)]
+        more = [f"{np.mean([certainty(r['response']) for r in responses]):.2f}"] if certain else []
         rows.append([label, f"{e['gold'][0]:+.2f} ± {e['gold'][1]:.2f}", wins, *figures, *more])
     return study.markdown_table(header, rows)
 
@@ -368,33 +321,6 @@ def alarm_texts(arm: Measured) -> str:
     return f"{', '.join(told)}. The first said: “{arm.alarms[0]['seen']}”" if told else "none"
 
 
-def verdict(cured: Measured, failed: Measured, sound: Measured | None) -> str:
-    """How far a cure goes, in a sentence."""
-    gain = cured.gold - failed.gold
-    error = (cured.final["gold"][1] ** 2 + failed.final["gold"][1] ** 2) ** 0.5
-    moved = f"gold goes from {failed.gold:+.2f} to {cured.gold:+.2f}"
-    if gain < -2 * error:
-        return f"{moved}, a loss of more than two standard errors ({2 * error:.2f}): here it does harm."
-    if gain < 2 * error:
-        return f"{moved}, which is no gain beyond two standard errors ({2 * error:.2f}): it does not help here."
-    lost = 0.0 if sound is None else sound.gold - failed.gold
-    if lost <= 2 * error:
-        return f"{moved}."
-    share = "all that the fault had cost, and more" if gain > lost else f"{gain / lost:.0%} of what the fault had cost"
-    return f"{moved}: {share}."
-
-
-def first_responses(arms: Sequence[Measured]) -> str:
-    """Responses to the first held-out prompts: SFT, failure, cures."""
-    lines = ["<details><summary>Responses to the first held-out prompts, not picked</summary>", ""]
-    for i in range(min(SHOWN, len(arms[0].before))):
-        lines += [f"*{arms[0].before[i]['prompt']}*", ""]
-        for label, rows in [("SFT", arms[0].before), *((arm.label, arm.responses) for arm in arms)]:
-            lines.append(f"- {label} (gold {rows[i]['gold']:+.1f}): {rows[i]['response']}")
-        lines.append("")
-    return "\n".join([*lines, "</details>"])
-
-
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -404,13 +330,10 @@ def make_gallery(settings: Settings, docs: Path) -> None:
     sound = measure(without_fault)
     for name, arms in failures.items():
         found = [measure(arm) for arm in arms]
-        sft = found[0].sft
-        levels = {column: {"SFT": sft[column]} for column in ("entropy", "length")}
-        levels["gold"] = {"SFT": sft["gold"][0]} | ({"no fault": sound.gold} if name in FAULTY else {})
-        draw_figure(name, found, levels, docs / "images" / f"{name}.png")
+        draw_figure(name, found, docs / "images" / f"{name}.png")
         text = section(name, found, sound)
         study.put_into_page(docs / "gallery.md", name, "gallery.py", text)
-        print(f"{name}\n{text.split('<details>')[0]}")
+        print(f"{name}\n{text}")
 
 
 def main() -> None:

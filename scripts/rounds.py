@@ -10,8 +10,8 @@ simulated annotator, and their PPO sees the same number of tokens:
 β is moved by a controller towards one KL from the SFT policy. The final policies are judged by gold on prompts
 nothing was trained on, and what is left of a difference in KL is taken out by a common slope within the arms (analysis
 of covariance). It also measures every reward model on pairs of every policy, labelled by gold without noise: how r_φ
-goes stale, and recovers. Prints tables and draws docs/images/rounds.png; about three minutes on one core. It leaves out
-people, more rounds than two, and any tuning of either arm.
+goes stale, and recovers. Prints tables; about three minutes on one core. It leaves out people, more rounds than two,
+and any tuning of either arm.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ def main() -> None:
         seeds=(3, "of both arms"),
         tokens=(32_000, "PPO tokens, all rounds together"),
         run_dir=(Path("runs/rounds"), "gone on with if it is there"),
-        output=(study.IMAGES / "rounds.png", "the picture"),
     )
     arms: Runs = {1: [], 2: []}
     for seed in range(a.seeds):
@@ -50,7 +49,6 @@ def main() -> None:
             runs.append(study.kept(root / "figures.json", lambda: figures(root, a.labels, seed, rounds, a.tokens)))  # noqa: B023
     print(f"{a.labels} labels, {a.seeds} seeds, mean ± standard error")
     print_tables(arms)
-    draw_figure(arms, a.output)
 
 
 def figures(root: Path, labels: int, seed: int, rounds: int, tokens: int) -> dict[str, Any]:
@@ -102,7 +100,8 @@ def print_tables(arms: Runs) -> None:
     print(study.markdown_table(["", "gold", "KL, nats", "wins vs SFT"], rows))
     one, two = ([[r[name] for r in runs] for name in ("kl", "gold")] for runs in arms.values())
     equal = difference_at_equal(*one, *two)
-    print(f"two rounds − one, in gold: {plain_difference(arms)}", end="; ")
+    (first, first_error), (second, second_error) = (study.mean_and_error(gold) for _, gold in (one, two))
+    print(f"two rounds − one, in gold: {second - first:+.2f} ± {math.hypot(first_error, second_error):.2f}", end="; ")
     print(f"at equal KL {equal.difference:+.2f} ± {equal.se:.2f} (slope {equal.slope:+.3f} a nat)\n")
     rows = [
         [f"{ARMS[rounds]}, r_φ of round {i + 1}", *(f"{100 * value:.1f}" for value in row), *[""] * (2 - rounds)]
@@ -112,35 +111,6 @@ def print_tables(arms: Runs) -> None:
     print(
         study.markdown_table(["r_φ orders two responses as gold does, %", "of SFT", "of round 1", "of round 2"], rows)
     )
-
-
-def plain_difference(arms: Runs) -> str:
-    """Gold of two rounds less that of one as the policies are, ± its standard error."""
-    (one, one_error), (two, two_error) = (study.mean_and_error([r["gold"] for r in runs]) for runs in arms.values())
-    return f"{two - one:+.2f} ± {math.hypot(one_error, two_error):.2f}"
-
-
-def draw_figure(arms: Runs, path: Path) -> None:
-    """Gold over KL, and how the reward models of two rounds fare."""
-    with study.picture(path, 1, 2, (8.2, 3.7)) as axes:
-        left, axis = axes[0]
-        for colour, (rounds, runs) in zip(("#7d828b", "#1f56a5"), arms.items(), strict=True):
-            kl, gold = ([r[name] for r in runs] for name in ("kl", "gold"))
-            left.scatter(kl, gold, s=26, color=colour, alpha=0.55, linewidths=0, label=ARMS[rounds])
-            (x, x_error), (y, y_error) = study.mean_and_error(kl), study.mean_and_error(gold)
-            left.errorbar(x, y, y_error, x_error, fmt="o", color=colour, markersize=8, markeredgecolor="white")
-        left.set_title(f"two rounds − one: {plain_difference(arms)} in gold")
-        left.set(xlabel="KL from the SFT policy, nats", ylabel="gold")
-        left.legend(loc="lower left")
-        right = 100 * np.mean([r["right"] for r in arms[2]], axis=0)  # (2, 3)
-        axis.grid(visible=False)
-        axis.imshow(right, cmap="Blues", vmin=50, vmax=90, aspect="auto")
-        for (i, j), value in np.ndenumerate(right):
-            axis.text(j, i, f"{value:.0f} %", ha="center", va="center", color="white" if value > 75 else "black")
-        axis.set_xticks(range(3), ["SFT", "round 1", "round 2"])
-        axis.set_yticks(range(2), ["$r_\\varphi$ of\nround 1", "$r_\\varphi$ of\nround 2"])
-        axis.set_xlabel("pairs of this policy’s responses")
-        axis.set_title(r"$r_\varphi$ orders pairs as gold does")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the sampling temperature does to preference data, on the embedded reviews.
 
-    python scripts/sampling_study.py            # a table, and docs/images/sampling.png; a few minutes on one core
+    python scripts/sampling_study.py            # a table; a few minutes on one core
     python scripts/sampling_study.py --seeds 1  # quicker, without error bars
 
 At each temperature the SFT policy writes 4 responses to each of 400 prompts, which are paired at random. Two simulated
@@ -14,11 +14,10 @@ Left out: other policies than the SFT policy, top-p, and PPO on these reward mod
 from __future__ import annotations
 
 from difflib import SequenceMatcher
-from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
-from study import COLOURS, IMAGES, command, markdown_table, mean_and_error, picture, spread, train_r_phi
+from study import command, markdown_table, spread, train_r_phi
 
 from rlhf_gym.functional import distinct_n
 from rlhf_gym.lm import load_causal_lm, quiet_transformers
@@ -32,11 +31,6 @@ COPIES = 4
 DOUBT = 0.5  # the annotators' temperature, in gold's unit
 MISTAKES = 0.05  # the share of their answers that is turned round
 COLUMNS = ("distinct-2", "words that differ", "mean gold gap", "agreement", "κ", "r_φ, own T", "r_φ, all T")
-PANELS = {  # of the picture: columns and their names there
-    "pairs: how different": {0: "distinct-2", 1: "words that differ"},
-    "two annotators who doubt": {3: "agree", 4: "Cohen's κ"},
-    "r_φ, held-out accuracy": {5: "on pairs of its own temperature", 6: "on pairs of all temperatures"},
-}
 
 
 def study(task: Task, seed: int, num_prompts: int) -> list[list[float]]:
@@ -87,30 +81,17 @@ def gaps(task: Task, pairs: list[CandidatePair]) -> np.ndarray:
     return first - second
 
 
-def draw_figure(rows: np.ndarray, path: Path) -> None:
-    """Three panels over temperature: how different the pairs are, how far annotators agree, how right r_φ is."""
-    with picture(path, 1, 3, (11, 3.4)) as axes:
-        for axis, (title, curves) in zip(axes[0], PANELS.items(), strict=True):
-            for colour, (column, label) in zip(COLOURS, curves.items(), strict=False):
-                mean, error = np.array([mean_and_error(values) for values in rows[:, :, column].T]).T  # (T,) each
-                axis.errorbar(TEMPERATURES, mean, error, color=colour, label=label, marker="o", markersize=4, capsize=2)
-            axis.set(title=title, xlabel="sampling temperature", xticks=TEMPERATURES)
-            axis.legend()
-
-
 def main() -> None:
     a = command(
         __doc__,
         seeds=(2, "of everything"),
         prompts=(400, "that get responses to learn from; half as many are held out"),
-        output=(IMAGES / "sampling.png", "the picture"),
     )
     task = reviews_task()
     with quiet_transformers():
         rows = np.array([study(task, seed, a.prompts) for seed in range(a.seeds)])  # (seeds, T, columns)
     cells = [[spread(values, ".3f") for values in rows[:, i].T] for i in range(len(TEMPERATURES))]
     print(markdown_table(["T", *COLUMNS], [[str(t), *row] for t, row in zip(TEMPERATURES, cells, strict=True)]))
-    draw_figure(rows, a.output)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,8 @@ def test_mean_and_error() -> None:
     assert study.spread([0.5, 0.7], ".1%") == "60.0% ± 10.0%" and study.spread([-0.5], "+.1f") == "−0.5"
 
 
-def test_tables_and_labels() -> None:
+def test_tables() -> None:
     assert study.markdown_table(["a", "b:"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
-    assert study.spread_apart([0, 0.1, 5], 1) == pytest.approx([-0.45, 0.55, 5])
 
 
 def test_where_a_run_first_reached_a_kl() -> None:
@@ -127,16 +126,6 @@ def test_pairs_ordered_right_are_those_that_gold_tells_apart() -> None:
     gold = np.array([[0.0, 1.0, 2.0, 2.0, 9.0], [1.0, 0.0, 0.0, 1.0, 9.0]])
     proxy = np.array([[0.0, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]])
     assert study.share_ordered_right(proxy, gold) == pytest.approx((1 + 0 + 0.5) / 3)
-
-
-def test_names_beside_lines_are_legible(tmp_path: Path) -> None:
-    with study.picture(tmp_path / "a.png", 1, 1, (4, 3)) as axes:
-        axis = axes[0, 0]
-        axis.set(xlim=(0, 1), ylim=(1, 100), yscale="log")
-        study.name_lines(axis, [(1, 10, "b", "k"), (1, 10.1, "c", "k"), (1, 90, "d", "k")], 0.1)
-        heights = {text.get_text(): text.xy[1] for text in axis.texts}
-    assert heights["c"] - heights["b"] == pytest.approx(0.1, abs=1e-6) and heights["d"] > 0.9
-    assert (heights["b"] + heights["c"]) / 2 == pytest.approx(0.5, abs=0.01), "10 is half way up"
 
 
 def test_what_is_written_by_hand_is_kept(tmp_path: Path) -> None:
