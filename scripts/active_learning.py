@@ -1,6 +1,6 @@
 """How many labels active selection saves, on the embedded reviews with a fifth of all labels wrong.
 
-    python scripts/active_learning.py       # tables and docs/images/active.png; about five minutes on one core
+    python scripts/active_learning.py       # tables; about five minutes on one core
 
 The instrument is quick and fair: reward models that are linear in the SFT policy's own states (its embeddings and its
 last layer, summed over the response), fitted anew to all labels after every batch. Each seed has prompts, responses,
@@ -208,29 +208,6 @@ def chosen_by_their_own(pool: Pool, count: int, way: Way, seed: int) -> list[Pre
         )
 
 
-def draw_figure(curves: dict[Way, np.ndarray], best: Way, path: Path) -> None:
-    """Accuracy against labels, means of the fresh seeds with their standard errors."""
-    target = float(curves[RANDOM][:, -1].mean())
-    needed = labels_needed(curves[best], target)
-    labels = FIRST + BATCH * np.arange(curves[RANDOM].shape[1])
-    with study.picture(path, 1, 1, (7.2, 4.2)) as axes:
-        axis = axes[0, 0]
-        for (way, values), colour in zip(curves.items(), (study.SOFT, *study.COLOURS), strict=False):
-            mean = values.mean(axis=0)  # (points,)
-            axis.plot(labels, mean, color=colour, label=str(way), lw=2 if way in (RANDOM, best) else 1)
-            if way in (RANDOM, best):
-                error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
-                axis.fill_between(labels, mean - error, mean + error, color=colour, alpha=0.15, lw=0)
-        axis.axhline(target, color=study.SOFT, lw=1, ls=":")
-        if np.isfinite(needed):
-            axis.plot([needed], [target], "o", color=study.INK, ms=5)
-            place = (needed - 15, target + 0.003)
-            axis.annotate(f"{needed:.0f} labels", (needed, target), place, color=study.INK, fontsize=9, ha="right")
-        axis.set(xlabel="labels, a fifth of them wrong", ylabel="held-out accuracy")
-        axis.set_title(f"choosing what to label: means of {len(curves[RANDOM])} seeds, bands ± a standard error")
-        axis.legend(loc="lower right")
-
-
 def print_curves(curves: dict[Way, np.ndarray]) -> None:
     """Print a line for each way to choose."""
     target = float(curves[RANDOM][:, -1].mean())
@@ -244,7 +221,7 @@ def print_curves(curves: dict[Way, np.ndarray]) -> None:
 
 
 def main() -> None:
-    a = study.command(__doc__, output=(study.IMAGES / "active.png", "the picture"))
+    study.command(__doc__)
     task = reviews_task()
     half = TOTAL // 2
     with quiet_transformers():
@@ -256,7 +233,6 @@ def main() -> None:
                 best = max(WAYS[1:], key=lambda way: curves[way].mean())
             print(f"seeds {seeds[0]}-{seeds[-1]}; the best on average of {DEVELOPMENT[0]}-{DEVELOPMENT[-1]}: {best}")
             print_curves(curves)
-        draw_figure(curves, best, a.output)
         found: dict[str, list[float]] = {}
         for i, (seed, pool) in enumerate(list(pools.items())[:FULL_SEEDS]):
             at_random, linear = (runs[way][i][1] for way in (RANDOM, best))

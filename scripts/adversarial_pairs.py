@@ -87,7 +87,7 @@ def train_control(prepared: Run, count: int, seed: int) -> Path:
 
 def gold_of_the_last(folder: RunFolder) -> dict[str, float]:
     """Gold of the policy without KL penalty at its end, its KL, and the highest gold on the way there."""
-    last = study.evaluated(folder)["policies"][-1]
+    last = study.measured(folder)["policies"][-1]
     golds = [r["rlhf/gold"] for r in iterations(folder.seed(last["kind"], 1, last["seed"]))]
     return {
         "gold after PPO without KL penalty": last["gold"][0],

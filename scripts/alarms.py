@@ -5,7 +5,7 @@ disagreement is measured too. Beside each stands the same run without KL penalty
 of r_φ; its gold says from when on.
 The other runs are made to go wrong in one way each. Prints a table run × alarm (thousands of tokens at which each
 fired; "·" silent, blank where the alarm has nothing to go by), when gold peaked without the KL penalty and what had
-fired by then, what the alarms say, and how many alarms the healthy runs raised.
+fired by then, and how many alarms the healthy runs raised.
 
     python scripts/alarms.py --seeds 200 201 202 203 204 205 206 207
 
@@ -29,7 +29,7 @@ from rlhf_gym.agents import TokenPPO
 from rlhf_gym.monitoring import RECORDS, RULES, Alarm, Alarms, RLHFMonitor, read_records
 from rlhf_gym.pipeline import draw, gold_scores
 from rlhf_gym.rewards import RewardEnsemble, RewardModel
-from rlhf_gym.runs import RunFolder, iterations
+from rlhf_gym.runs import RunFolder
 from rlhf_gym.settings import PPOSettings, RewardConfig, RunConfig, StageName
 from rlhf_gym.tasks import reviews_task
 
@@ -234,14 +234,6 @@ def print_counts(healthy: list[Row], provoked: list[Row]) -> None:
     print("\n".join([*false, total, *missed]))
 
 
-def cost(folders: list[Path]) -> str:
-    """The time that monitoring takes."""
-    logged = [record for folder in folders for record in iterations(folder)]
-    watching = sum(record["time/monitor_seconds"] for record in logged)
-    working = sum(record["time/rollout_seconds"] + record["time/update_seconds"] for record in logged)
-    return f"watching took {watching / working:.1%} of the time of rollouts and updates"
-
-
 def main() -> None:
     a = study.command(
         __doc__,
@@ -249,25 +241,14 @@ def main() -> None:
         run_dir=(Path("runs/alarms"), "gone on with if it is there"),
     )
     folder = default_runs(a.run_dir, list(a.seeds))
-    places = {stage: [folder.seed(stage, 1, seed) for seed in a.seeds] for stage in ("train", WITHOUT_KL)}
     exploited = ("kl_high", "drift", "held_out")
-    healthy = [row_of(f"healthy, seed {s}", (), place) for s, place in zip(a.seeds, places["train"], strict=True)]
-    free = [
-        row_of(f"no KL penalty, seed {s}", exploited, place)
-        for s, place in zip(a.seeds, places[WITHOUT_KL], strict=True)
-    ]
+    healthy = [row_of(f"healthy, seed {s}", (), folder.seed("train", 1, s)) for s in a.seeds]
+    free = [row_of(f"no KL penalty, seed {s}", exploited, folder.seed(WITHOUT_KL, 1, s)) for s in a.seeds]
     provoked = provoked_runs(a.run_dir, a.seeds[0])
     print(table([*healthy, *free, *provoked]))
     print("\nwithout the KL penalty (gold: the mean of five rollouts)")
     print(timing(folder, a.seeds, free))
-    print(cost([place for found in places.values() for place in found]))
     print_counts(healthy, [*free, *provoked])
-    print("\nwhat they say")
-    firsts: dict[str, str] = {}
-    for row in [*free, *provoked]:
-        for alarm in row.alarms:
-            firsts.setdefault(alarm.name, f"  {row.name}: {alarm.text}")
-    print("\n".join(firsts.values()))
 
 
 if __name__ == "__main__":

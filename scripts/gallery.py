@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import study
 
-from rlhf_gym.pipeline import all_preferences, draw_candidates
+from rlhf_gym.pipeline import all_preferences
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, simulated_annotators, write_preferences
 from rlhf_gym.report import smooth
 from rlhf_gym.runs import RunFolder, iterations, read_jsonl
@@ -31,7 +30,7 @@ WORD_BIAS = {"annotator_word_bias": 2.0, "annotator_bias_words": CERTAIN}
 """How much better it seems to those of the fourth for each of `CERTAIN`."""
 WEAK_KL_COEF = 0.03
 """β of the third and fourth failure: the default hides much of what annotators taught r_φ."""
-COLOURS = ("#bf4a14", "#1f56a5", "#4a7a55")  # the failure, its cure, another cure
+COLOURS = ("#bf4a14", "#1f56a5")  # the failure, its cure
 FAULTY = ("length", "confidence")  # annotators with a fault have a run without it to compare with
 Changes = Mapping[str, Any]  # of fields of settings
 
@@ -64,13 +63,6 @@ class Settings:
         """The folder of such a run, which is made unless it is there."""
         return study.quiet_run(self.config(name, **changes), study.task_from_sft())
 
-    def labelled(self, name: str, preferences: Callable[[], Sequence[Preference]]) -> RunFolder:
-        """The folder of a run with a weak KL penalty on these preferences, which are kept in a file."""
-        path = self.root / f"{name}.jsonl"
-        if not path.is_file():
-            write_preferences(path, preferences())
-        return self.run(name, task=TaskConfig(preferences=path), agent={"kl_coef": WEAK_KL_COEF})
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -82,7 +74,7 @@ class Arm:
 
 
 def run_all(settings: Settings) -> tuple[dict[str, list[Arm]], Arm]:
-    """The arms of each failure, first the failure and then its cures; and the run whose annotators have no fault."""
+    """The arms of each failure, first the failure and then its cure; and the run whose annotators have no fault."""
     hacked = settings.run("hacking", without_kl=True)
     ours = against(hacked)
     rate = settings.config("collapse").agent.learning_rate
@@ -100,64 +92,31 @@ def run_all(settings: Settings) -> tuple[dict[str, list[Arm]], Arm]:
 
 
 def length(settings: Settings) -> list[Arm]:
-    """Annotators who like words; labels by the same people about pairs of equal length; a price on words."""
-    biased = {"agent": {"kl_coef": WEAK_KL_COEF}, "collect": {"annotator_length_bias": LENGTH_BIAS}}
-    failed = settings.run("length", **biased)
-    equal = settings.labelled("length-equal", lambda: equal_length_labels(settings.config("length-draw", **biased)))
-    price = round(float(reward_metrics(failed)["probes"]["word_price"]), 3)
-    priced = {"kl_coef": WEAK_KL_COEF, "length_penalty": price}
-    return [
-        Arm("labels as they come", failed),
-        Arm("pairs of equal length", equal),
-        Arm(f"length penalty {price:.2f}", settings.run("length-penalty", task=against(failed), agent=priced)),
-    ]
+    """Annotators who like words; a price on words, against the same reward model."""
+    weak = {"kl_coef": WEAK_KL_COEF}
+    failed = settings.run("length", agent=weak, collect={"annotator_length_bias": LENGTH_BIAS})
+    price = round(float(study.measured(failed, "reward")["probes"]["word_price"]), 3)
+    priced = settings.run("length-penalty", task=against(failed), agent=weak | {"length_penalty": price})
+    return [Arm("labels as they come", failed), Arm(f"length penalty {price:.2f}", priced)]
 
 
 def confidence(settings: Settings) -> list[Arm]:
-    """Annotators fond of certainty; their labels without the pairs it could decide; or with counter-labels."""
-    fond = settings.config("confidence", agent={"kl_coef": WEAK_KL_COEF}, collect=WORD_BIAS)
+    """Annotators fond of certainty; their labels with counter-labels, which are kept in a file."""
+    weak = {"kl_coef": WEAK_KL_COEF}
+    fond = settings.config("confidence", agent=weak, collect=WORD_BIAS)
     failed = study.quiet_run(fond, study.task_from_sft())
-    train, heldout = all_preferences(study.quiet_prepare(fond, study.task_from_sft()), 1)
-    said = [p for p in (*train, *heldout) if p.chosen.strip() and p.rejected.strip()]  # files have no empty texts
-    audited = [p for p in said if certainty(p.chosen) == certainty(p.rejected)]
-    counter = lambda: [*said, *counter_labels(said, len(said) // 5, settings.seed)]  # noqa: E731
-    return [
-        Arm("labels as they come", failed),
-        Arm("labels audited", settings.labelled("confidence-audited", lambda: audited)),
-        Arm("a fifth counter-labels", settings.labelled("confidence-counter", counter)),
-    ]
+    path = settings.root / "confidence-counter.jsonl"
+    if not path.is_file():
+        train, heldout = all_preferences(study.quiet_prepare(fond, study.task_from_sft()), 1)
+        said = [p for p in (*train, *heldout) if p.chosen.strip() and p.rejected.strip()]  # files have no empty texts
+        write_preferences(path, [*said, *counter_labels(said, len(said) // 5, settings.seed)])
+    countered = settings.run("confidence-counter", task=TaskConfig(preferences=path), agent=weak)
+    return [Arm("labels as they come", failed), Arm("a fifth counter-labels", countered)]
 
 
 def certainty(text: str) -> int:
     """The number of words of certainty in a response."""
     return sum(text.split().count(word) for word in CERTAIN)
-
-
-def equal_length_labels(config: RunConfig) -> list[Preference]:
-    """As many labels as the others have, by the annotators of `config`, about pairs of as many words."""
-    labels = config.collect.num_prompts * 2
-    run = study.quiet_prepare(
-        replace(config, collect=replace(config.collect, samples_per_prompt=8)), study.task_from_sft()
-    )
-    by_prompt: dict[str, list[Candidate]] = {}
-    for candidate in draw_candidates(run, 1):
-        by_prompt.setdefault(candidate.prompt, []).append(candidate)
-    pairs = [
-        CandidatePair(a, b)
-        for candidates in by_prompt.values()
-        for a, b in combinations(candidates, 2)
-        if a.response != b.response and 0 < len(a.response.split()) == len(b.response.split())
-    ]
-    order = np.random.default_rng(config.seed).permutation(len(pairs))[:labels]
-    (annotator,) = simulated_annotators(
-        run.task.gold,
-        temperature=config.collect.annotator_temperature,
-        mistake_rate=config.collect.mistake_rate,
-        length_bias=config.collect.annotator_length_bias,
-        seed=config.seed,
-        chance=config.seed + 1000,  # as in the first round of a run
-    )
-    return annotator.label([pairs[int(i)] for i in order], round=1)
 
 
 def counter_labels(said: Sequence[Preference], count: int, seed: int) -> list[Preference]:
@@ -177,14 +136,6 @@ def counter_labels(said: Sequence[Preference], count: int, seed: int) -> list[Pr
 def against(folder: RunFolder) -> TaskConfig:
     """The reward model that another run trained."""
     return TaskConfig(reward_model=str((folder.stage("reward") / "model").resolve()))
-
-
-def reward_metrics(folder: RunFolder) -> dict[str, Any]:
-    """What the reward stage of a complete run measured."""
-    metrics = folder.metrics("reward")
-    if metrics is None:
-        raise ValueError(f"expected a complete run in {folder.root}, got one without a reward model")
-    return metrics
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
@@ -215,8 +166,8 @@ class Measured:
 
 def measure(arm: Arm) -> Measured:
     """An arm's figures, from its run's folder."""
-    reward = reward_metrics(arm.folder)
-    policies = study.evaluated(arm.folder)["policies"]
+    reward = study.measured(arm.folder, "reward")
+    policies = study.measured(arm.folder)["policies"]
     final = next(entry for entry in policies if entry["kind"] == arm.stage)
     folder = arm.folder.seed(arm.stage, 1, final["seed"])
     log = iterations(folder)
@@ -267,7 +218,7 @@ def draw_figure(name: str, arms: Sequence[Measured], path: Path) -> None:
     """Quantities over training, a line an arm; the failure's first alarm is dotted."""
     with study.picture(path, 1, 3, (12.6, 3.7)) as axes:
         for axis, column in zip(axes[0], PANELS[name], strict=True):
-            for arm, colour in zip(arms, COLOURS, strict=False):
+            for arm, colour in zip(arms, COLOURS, strict=True):
                 axis.plot(arm.curves["tokens"] / 1000, arm.curves[column], color=colour, linewidth=2, label=arm.label)
             axis.set(title=TITLES[column], xlabel="response tokens in training, thousands")
         axes[0, 0].legend()

@@ -17,18 +17,15 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import permutations, product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import study
 import torch
-from scipy.stats import rankdata
 from transformers import AutoModelForCausalLM
 
 from rlhf_gym.functional import OveroptimizationFit, best_of_n_estimate, best_of_n_kl, fit_best_of_n, fit_rl
@@ -43,7 +40,6 @@ from rlhf_gym.training import RewardModelingConfig, SFTConfig, is_finished, pret
 
 Factor = Literal["size", "labels", "noise"]
 TITLES = {"size": "size of r_φ, weights", "labels": "preferences", "noise": "share of flipped labels"}
-BETTER = {"size": "larger", "labels": "more data", "noise": "less noise"}
 Way = Literal["ppo", "best_of_n"]
 ANNOTATOR_TEMPERATURE = 0.25  # in gold's unit
 COLOURS = ("#d8a13a", "#c65d3b", "#8a3a72", "#2c3f8f", "#0f766e")  # from the first level to the last, light to dark
@@ -242,14 +238,6 @@ def fit(runs: Sequence[dict[str, Any]], way: Way) -> OveroptimizationFit:
     return curve(kl, gold, runs=np.repeat(np.arange(len(each)), [len(p.kl) for p in each]))
 
 
-def peak(run: dict[str, Any]) -> tuple[float, float, float, float]:
-    """Where one seed's gold was highest under PPO: √KL and gold by the seed's own fit, then by a running mean."""
-    own = fit([run], "ppo")
-    p = points(run, "ppo")
-    best = study.Trajectory(np.zeros(len(p.kl)), p.kl, p.gold, p.proxy).best()
-    return own.peak_distance, own.peak_gold, float(np.sqrt(best.kl)), best.gold
-
-
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """An arm with the figures of each seed."""
@@ -268,36 +256,11 @@ class Outcome:
         return f"{self.arm.labels:,}" if factor == "labels" else f"{self.arm.noise:g}"
 
 
-def trend(values: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Page's test for ordered alternatives (1963), a seed a block, a level a column; (seeds, levels).
-
-    Its statistic is the sum over seeds of Σ_j j·rank_j, here as the mean of the seeds' rank correlations, which it
-    determines. p is exact: all orders of a seed's ranks are equally likely, seeds independent. Ties share their mean
-    rank; a seed in which everything ties counts 0. (scipy.stats.page_trend_test knows no ties.)
-
-    Returns:
-        (mean rank correlation, p).
-    """
-    places = np.arange(np.shape(values)[1]) - (np.shape(values)[1] - 1) / 2  # (levels,)
-    observed = 0.0
-    sums = Counter({0.0: 1.0})  # probability of each sum of correlations, over the seeds so far
-    for ranks in rankdata(values, axis=1) - (len(places) + 1) / 2:  # (levels,)
-        scale = float(np.sqrt((places @ places) * (ranks @ ranks))) or 1.0
-        observed += float(places @ ranks) / scale
-        each = Counter(round(float(places @ np.array(order)) / scale, 9) for order in permutations(ranks))
-        longer: Counter[float] = Counter()
-        for (total, p), (value, times) in product(sums.items(), each.items()):
-            longer[round(total + value, 9)] += p * times / each.total()
-        sums = longer
-    chance = sum(p for total, p in sums.items() if total >= observed - 1e-6)
-    return observed / len(values), min(chance, 1.0)
-
-
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
 def markdown(found: dict[Factor, list[Outcome]]) -> str:
-    """A table for each factor, one of the best of n, and one of the trends."""
+    """A table for each factor, and one of the best of n."""
     parts = []
     for factor, outcomes in found.items():
         head = [TITLES[factor], "r_φ right, %", "α", "b", "peak at √KL", "gold there", "gold at the end"]
@@ -316,22 +279,7 @@ def markdown(found: dict[Factor, list[Outcome]]) -> str:
         last = study.spread([float(points(run, "best_of_n").gold[-1]) for run in outcome.runs])
         rows.append([name, *fit_cells(outcome, "best_of_n"), last])
     parts.append(study.markdown_table(["arm", "α", "b", "peak at √KL", "gold there", "gold at the largest n"], rows))
-    head = ["as r_φ gets …", "peak at √KL, fitted", "gold there", "highest gold seen at √KL", "gold there"]
-    parts.append(study.markdown_table(head, [trend_row(*item) for item in found.items() if len(item[1]) > 1]))
     return "\n\n".join(parts) + "\n"
-
-
-def trend_row(factor: Factor, outcomes: list[Outcome]) -> list[str]:
-    """Whether peaks come later and higher as the reward model gets better along a factor."""
-    ordered = outcomes[::-1] if factor == "noise" else outcomes
-    peaks = np.array([[peak(run) for run in outcome.runs] for outcome in ordered])  # (levels, seeds, 4)
-    cells = []
-    for i in range(peaks.shape[2]):
-        correlation, p = trend(peaks[:, :, i].T)
-        cells.append(
-            study.minus(f"{round(correlation, 2) + 0.0:+.2f} ({'p < 0.0001' if p < 1e-4 else f'p = {p:.2g}'})")
-        )
-    return [BETTER[factor], *cells]
 
 
 def fit_cells(outcome: Outcome, way: Way) -> list[str]:
@@ -389,7 +337,10 @@ def panel(axis: Any, factor: Factor, outcomes: list[Outcome], way: Way) -> None:
         grid = np.linspace(0, reach, 160)
         axis.plot(grid, fitted.curve(grid**2), color=colour, lw=2, label=outcome.level(factor), zorder=3)
         axis.fill_between(grid, *fitted.band(grid**2), color=colour, alpha=0.14, lw=0)
-        axis.plot(*mean_proxy(each, way), color=colour, lw=1.2, ls=(0, (4, 2.5)), alpha=0.9)
+        n, window = min(len(p.kl) for p in each), 5 if way == "ppo" else 1  # the points that all seeds have
+        distance = smooth(np.mean([np.sqrt(p.kl[:n]) for p in each], axis=0), window)  # (n,)
+        proxy = smooth(np.mean([p.proxy[:n] for p in each], axis=0), window)  # (n,)
+        axis.plot(distance, proxy, color=colour, lw=1.2, ls=(0, (4, 2.5)), alpha=0.9)
         if 0 < fitted.peak_distance <= reach:
             low, high = fitted.peak_interval()
             height = fitted.peak_gold
@@ -399,18 +350,6 @@ def panel(axis: Any, factor: Factor, outcomes: list[Outcome], way: Way) -> None:
     axis.set_ylim(max(lowest, -3.4) - 0.1 if way == "ppo" else -0.6, 2.6)  # proxies that go farther leave the picture
     axis.set_xlabel("√KL from the SFT policy, √nats")
     axis.legend(loc="lower left" if way == "ppo" else "upper left")
-
-
-def mean_proxy(each: list[Points], way: Way) -> tuple[np.ndarray, np.ndarray]:
-    """r_φ over √KL, the mean of the seeds where all of them are."""
-    if way == "best_of_n":
-        return np.sqrt(each[0].kl), np.mean([p.proxy for p in each], axis=0)
-    grid = np.linspace(0, min(float(np.sqrt(p.kl).max()) for p in each), 80)
-    curves = []
-    for p in each:
-        order = np.argsort(p.kl, kind="stable")
-        curves.append(np.interp(grid, smooth(np.sqrt(p.kl)[order], 5), smooth(p.proxy[order], 5)))
-    return grid, np.mean(curves, axis=0)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -423,9 +362,6 @@ def collect(sweep: Sweep, workshop: Workshop, seeds: int) -> dict[Factor, list[O
         for arm, found in runs.items():
             path = workshop.root / "arms" / arm.name / f"seed-{seed}.json"
             found.append(study.kept(path, lambda: workshop.figures(arm, seed)))  # noqa: B023
-            gold = found[-1]["ppo"]["gold"]
-            told = f"r_φ right {found[-1]['accuracy']:.1%}, gold at most {max(gold):+.2f}, in the end {gold[-1]:+.2f}"
-            print(f"{sum(map(len, runs.values()))}/{seeds * len(runs)}  seed {seed}, {arm.name}: {told}", flush=True)
     return {factor: [Outcome(arm, runs[arm]) for arm in arms] for factor, arms in sweep.items()}
 
 

@@ -6,8 +6,8 @@ learns for 16,000 tokens under each remedy, without a KL penalty unless that is 
 every iteration, and in the end the policy on prompts nothing was trained on.
 
 Prints the table, writes it into docs/remedies.md (between its marks) and draws docs/images/remedies.png. Every run's
-figures are a file; an interrupted study goes on. λ of the ensembles was chosen on other seeds, by `--calibrate`. About
-five minutes a seed on one core. It leaves out any tuning of the other remedies: each has one setting, or a few.
+figures are a file; an interrupted study goes on. About five minutes a seed on one core. It leaves out any tuning: each
+remedy has one setting, or a few; λ of the ensembles was chosen on other seeds.
 """
 
 from __future__ import annotations
@@ -15,24 +15,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import study
-import torch
 from scipy import stats
 
 from rlhf_gym.lm import Shared, load_causal_lm, quiet_transformers
 from rlhf_gym.pipeline import draw, gold_scores, log_probs, train_agent
 from rlhf_gym.rewards import Aggregate, load_reward
-from rlhf_gym.runs import RunFolder, iterations
+from rlhf_gym.runs import iterations
 from rlhf_gym.settings import PPOSettings, RunConfig, TaskConfig
 
 Source = Literal["single", "separate", "shared"]
 Figures = dict[int, dict[str, Any]]  # of one arm, by seed
-CALIBRATION_SEEDS = (100, 101)
 LEVELS = (5.0, 15.0, 30.0)  # nats from the SFT policy at which arms are compared
 FAR = LEVELS[1:]  # those at which the difference to no remedy is taken, seed by seed: beyond the peak
 
@@ -43,8 +41,7 @@ TARGET = 6.0
 """Nats that every remedy with a KL of its own is given: about where gold is highest without any remedy."""
 SEPARATE_WEIGHT = 20.0
 SHARED_WEIGHT = 100.0
-"""λ of "uwo", chosen from `WEIGHTS` on the calibration seeds, which the table does not use."""
-WEIGHTS = (1.0, 5.0, 20.0, 50.0, 100.0)
+"""λ of "uwo", chosen from 1, 5, 20, 50 and 100 by gold at the end on two seeds that the table does not use."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +113,6 @@ ARMS = (
     Arm("fresh", "half of the labels fresh, β = 0", AGENT, fresh=True),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
-CALIBRATION = tuple(
-    ensemble(f"{reward}-uwo-{weight:g}", f"{reward}, mean − {weight:g}·var", reward, "uwo", weight)
-    for reward in ("separate", "shared")
-    for weight in WEIGHTS
-)
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------
@@ -165,7 +157,7 @@ class Study:
         """What PPO under a remedy came to; made unless it is there.
 
         "trajectory": tokens, KL to SFT, gold and score of each iteration's responses. "final": KL and gold of the
-        policy that came out, on prompts nothing was trained on. "base": gold of the SFT policy on the same.
+        policy that came out, on prompts nothing was trained on.
         """
         return study.kept(self.folder(seed) / f"{arm.name}.json", lambda: self._figures(arm, seed))
 
@@ -175,9 +167,8 @@ class Study:
         for folder in folders:
             before = log[-1]["tokens"] if log else 0
             log += [record | {"tokens": record["tokens"] + before} for record in iterations(folder)]
-        base = study.kept(self.folder(seed) / "sft.json", lambda: self._heldout(study.task_from_sft().sft, seed))
         columns = [values.tolist() for values in vars(study.trajectory_of(log)).values()]
-        return {"trajectory": columns, "final": self._heldout(folders[-1] / "model", seed), "base": base}
+        return {"trajectory": columns, "final": self.heldout(folders[-1] / "model", seed)}
 
     def _one_run(self, arm: Arm, seed: int) -> Path:
         """PPO against the seed's reward model; its folder."""
@@ -198,52 +189,20 @@ class Study:
         folder = study.quiet_run(replace(config, agent=replace(config.agent, **arm.ppo)), study.task_from_sft())
         return [folder.seed("train", round, seed) for round in (1, 2)]
 
-    def _heldout(self, policy: Any, seed: int) -> dict[str, float]:
-        """Mean gold, KL to SFT and length of one response to each held-out prompt."""
+    def heldout(self, policy: Any, seed: int) -> dict[str, float]:
+        """Mean gold and KL to SFT of one response to each held-out prompt."""
         task = study.task_from_sft()
         model = load_causal_lm(policy)
         samples = draw(model, task, task.heldout_prompts, seed=seed + 7)
         own = log_probs(model, samples)
         before = log_probs(load_causal_lm(task.sft), samples)
         kl = float(np.mean([a.sum() - b.sum() for a, b in zip(own, before, strict=True)]))
-        return {
-            "gold": float(gold_scores(task.gold, samples).mean()),
-            "kl": kl,
-            "length": float(samples.lengths.mean()),
-        }
-
-    def disagreement(self, seed: int) -> dict[str, list[float]]:
-        """Each ensemble's mean score and mean variance of members, of SFT's responses and of those without a remedy.
-
-        The run without a remedy must be there.
-        """
-        task = study.task_from_sft()
-        none = RunFolder(self.folder(seed) / NONE.name).seed("train", 1, seed) / "model"
-        drawn = [draw(load_causal_lm(m), task, task.heldout_prompts, seed=seed + 7) for m in (task.sft, none)]
-        found: dict[str, list[float]] = {"separate": [], "shared": []}
-        for source, figures in found.items():
-            reward = load_reward(self.reward_model(seed, source))  # type: ignore[arg-type]
-            for samples in drawn:
-                ids, _, lengths = samples.rows()  # (B, L), (B,), (B,)
-                scores = reward.scores_of_tokens(ids, torch.arange(ids.shape[1]) < lengths[:, None]).members  # (k, B)
-                figures += [float(scores.mean()), float(scores.var(dim=0, correction=0).mean())]
-        return found
+        return {"gold": float(gold_scores(task.gold, samples).mean()), "kl": kl}
 
 
 def trajectory(figures: dict[str, Any]) -> study.Trajectory:
     """The trajectory in the figures of an arm and seed."""
     return study.Trajectory(*np.array(figures["trajectory"], dtype=np.float64))
-
-
-def all_figures(runs: Study, arms: Sequence[Arm], seeds: Sequence[int]) -> dict[Arm, Figures]:
-    """The figures of all runs, made where they are missing, seed by seed."""
-    found: dict[Arm, Figures] = {arm: {} for arm in arms}
-    for seed in seeds:
-        for arm in arms:
-            found[arm][seed] = runs.figures(arm, seed)
-            end = found[arm][seed]["final"]
-            print(f"seed {seed}, {arm.name}: gold {end['gold']:+.2f}, KL {end['kl']:.1f}", flush=True)
-    return found
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -371,41 +330,22 @@ def main() -> None:
         run_dir=(Path("runs/remedies"), "gone on with if it is there"),
         seeds=(5, "of everything, for each arm"),
         arms=(names, ", ".join(names), names),
-        calibrate=(False, "choose λ of the ensembles, on seeds of their own"),
         docs=(study.DOCS, "folder of remedies.md and images/remedies.png"),
     )
-    runs = Study(a.run_dir)
-    if a.calibrate:
-        calibrate(runs, CALIBRATION_SEEDS)
-    else:
-        write(runs, [arm for arm in ARMS if arm is NONE or arm.name in a.arms], a.seeds, a.docs)
+    write(Study(a.run_dir), [arm for arm in ARMS if arm is NONE or arm.name in a.arms], a.seeds, a.docs)
 
 
 def write(runs: Study, arms: Sequence[Arm], seeds: int, docs: Path) -> None:
-    """The runs, the tables and the picture."""
-    found = all_figures(runs, arms, range(seeds))
+    """The runs, the table and the picture."""
+    found: dict[Arm, Figures] = {arm: {} for arm in arms}
+    for seed, arm in product(range(seeds), arms):
+        found[arm][seed] = runs.figures(arm, seed)
     lines = rows(found)
     print(f"\n{study.markdown_table(HEADER, lines)}\n* 0 lies outside the 95 % interval (Student's t over the seeds)")
-    print("n/m: seeds won\n")
-    each = [study.kept(runs.folder(s) / "members.json", lambda s=s: runs.disagreement(s)) for s in range(seeds)]  # type: ignore[misc]
-    head = [
-        "members' mean score and variance, in SFT's unit",
-        "of SFT's responses",
-        "",
-        "of those without a remedy",
-        "",
-    ]
-    means = [[name, *(f"{mean:+.2f}" for mean in np.mean([f[name] for f in each], axis=0))] for name in each[0]]
-    print(study.markdown_table(head, means))
+    before = [runs.heldout(study.task_from_sft().sft, seed)["gold"] for seed in range(seeds)]
+    print(f"n/m: seeds won; gold of SFT at the end: {study.spread(before)}")
     study.put_into_page(docs / "remedies.md", "table", "remedies.py", study.markdown_table(HEADER, lines))
     draw_figure(found, docs / "images" / "remedies.png")
-
-
-def calibrate(runs: Study, seeds: Sequence[int]) -> None:
-    """Print gold at the end for each λ; the best are `SEPARATE_WEIGHT` and `SHARED_WEIGHT`."""
-    for arm, figures in all_figures(runs, [NONE, *CALIBRATION], seeds).items():
-        golds = list(final(figures, "gold").values())
-        print(f"{arm.label:30s} {np.mean(golds):+.2f}   {' '.join(f'{g:+.2f}' for g in golds)}")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def figures(root: Path, labels: int, seed: int, rounds: int, tokens: int) -> dic
         agent=PPOSettings(total_tokens=tokens // rounds, kl_control="constraint", kl_target=KL, kl_coef=0.03),
     )
     folder = study.quiet_run(config, study.task_from_sft())
-    last = study.evaluated(folder)["policies"][-1]
+    last = study.measured(folder)["policies"][-1]
     result = {"gold": last["gold"][0], "kl": last["kl"][0], "wins": last["wins_sft"][0]}
     return result | {"right": right_about(folder, seed, rounds)}
 

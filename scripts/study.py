@@ -33,7 +33,7 @@ from rlhf_gym.preferences import Preference
 from rlhf_gym.report import smooth
 from rlhf_gym.rewards import RewardModel
 from rlhf_gym.runs import RunFolder, iterations
-from rlhf_gym.settings import CollectConfig, EvaluateConfig, PPOSettings, RewardConfig, RunConfig
+from rlhf_gym.settings import CollectConfig, EvaluateConfig, PPOSettings, RewardConfig, RunConfig, StageName
 from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.training import RewardModelingConfig, train_reward_model
 
@@ -143,11 +143,11 @@ def _silent() -> Console:
     return Console(file=io.StringIO())
 
 
-def evaluated(folder: RunFolder) -> dict[str, Any]:
-    """What the evaluate stage of a complete run measured."""
-    metrics = folder.metrics("evaluate")
+def measured(folder: RunFolder, stage: StageName = "evaluate") -> dict[str, Any]:
+    """What a stage of a complete run measured."""
+    metrics = folder.metrics(stage)
     if metrics is None:
-        raise ValueError(f"expected a complete run in {folder.root}, got one without evaluation")
+        raise ValueError(f"expected a complete run in {folder.root}, got one without {stage}")
     return metrics
 
 

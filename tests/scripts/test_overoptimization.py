@@ -1,9 +1,8 @@
-"""`scripts/overoptimization.py` on a sweep of two arms: files that are gone on with, fits, tables, picture, trends."""
+"""`scripts/overoptimization.py` on a sweep of two arms: files that are gone on with, fits, tables, picture."""
 
 from __future__ import annotations
 
 import sys
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,7 @@ from overoptimization import (
     fit,
     markdown,
     one_factor_at_a_time,
-    peak,
     points,
-    trend,
 )
 
 BASE = Arm((8, 1), 24, 0.1)
@@ -70,7 +67,7 @@ def test_a_sweep_from_end_to_end_and_again(tmp_path: Path, capsys, monkeypatch: 
     outcomes = {outcome.arm: outcome for of_factor in found.values() for outcome in of_factor}
     assert set(outcomes) == {BASE, Arm((8, 1), 48, 0.1)} and all(len(o.runs) == 2 for o in outcomes.values())
     assert picture.stat().st_size > 10_000 and "| preferences | r_φ right, % | α | b |" in said
-    assert "2.58 k, 48 labels, 0.1 flipped" in said and "more data" in said
+    assert "2.58 k, 48 labels, 0.1 flipped" in said
     run = outcomes[BASE].runs[0]
     assert run["ppo"]["tokens"][0] == 0 and len(run["ppo"]["gold"]) >= 2 and run["best_of_n"]["n"] == [1, 2, 3, 4, 6]
     assert run["best_of_n"]["gold"][0] == pytest.approx(run["sft"]["gold"]), "the best of one is any response"
@@ -95,9 +92,6 @@ def test_fits_and_peaks_of_an_arm_are_those_it_was_made_from() -> None:
     assert low < 1.2 < high and fitted.dof == 3
     assert fitted.peak_distance == pytest.approx(np.e, abs=0.2)
     assert fit(outcome.runs[:1], "ppo").alpha == pytest.approx(1.2, abs=0.15)
-    distance, gold, seen_distance, seen_gold = peak(outcome.runs[0])
-    assert distance == pytest.approx(np.e, abs=0.4) and gold == pytest.approx(0.6 * np.e, abs=0.15)
-    assert seen_gold <= 0.6 * np.e + 0.1 and 1.5 < seen_distance < 4.5
     assert points(outcome.runs[0], "best_of_n").gold[0] == pytest.approx(0)
 
 
@@ -109,28 +103,10 @@ def test_the_table_says_where_there_is_no_peak(tmp_path: Path) -> None:
         for arm, level in zip(arms, levels, strict=True)
     ]
     text = markdown({"labels": outcomes})
-    assert text.count("beyond 6.") == 1 and "| more data | +1.00 (p = 0.0046) |" in text
+    assert text.count("beyond 6.") == 1
     assert "71.0 ± 0.6" in text
     draw_figure({"labels": outcomes}, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").is_file()
-
-
-def test_the_trend_is_pages_test_by_enumeration() -> None:
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(3, 3)) + np.array([0.0, 0.5, 1.0])
-    correlation, p = trend(table.tolist())
-    places, ranks = np.arange(3), table.argsort(axis=1).argsort(axis=1)
-    observed = float((ranks * places).sum())
-    orders = [np.array(order) for order in permutations(range(3))]
-    every = [float(a @ places + b @ places + c @ places) for a in orders for b in orders for c in orders]
-    assert p == pytest.approx(np.mean([value >= observed for value in every]))
-    assert correlation == pytest.approx(np.mean([np.corrcoef(row, places)[0, 1] for row in ranks]))
-
-
-def test_a_trend_with_ties_and_peaks_at_infinity() -> None:
-    assert trend([[1.0, 1.0, 1.0]]) == (0.0, 1.0)
-    assert trend([[0.5, 2.0, np.inf], [0.1, 0.2, 0.3]]) == pytest.approx((1.0, 1 / 36))
-    assert trend([[3.0, 2.0, 1.0]]) == pytest.approx((-1.0, 1.0))
 
 
 def test_the_sweep_goes_one_factor_at_a_time() -> None:

@@ -20,7 +20,7 @@ def figures(golds: list[float], end: float, kl: float = 40.0) -> dict[str, Any]:
     """A run whose KL rises by 10 nats an iteration."""
     n = len(golds)
     columns = [[100.0 * i for i in range(n)], [10.0 * i for i in range(n)], golds, golds]
-    return {"trajectory": columns, "final": {"gold": end, "kl": kl, "length": 9.0}, "base": {"gold": 0.0, "kl": 0.0}}
+    return {"trajectory": columns, "final": {"gold": end, "kl": kl}}
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
@@ -63,7 +63,7 @@ def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
     arms = [NONE, BY_NAME["shared-uwo"], BY_NAME["fresh"]]
     remedies.write(study, arms, 1, tmp_path)
     files = {path.name: path.stat().st_mtime_ns for path in (root / "seed-0").glob("*.json")}
-    assert set(files) == {f"{name}.json" for name in ("none", "shared-uwo", "fresh", "sft", "members")}
+    assert set(files) == {f"{name}.json" for name in ("none", "shared-uwo", "fresh")}
     remedies.write(study, arms, 1, tmp_path)
     assert files == {p.name: p.stat().st_mtime_ns for p in (root / "seed-0").glob("*.json")}, "nothing anew"
     assert all(f"| {arm.label} |" in (tmp_path / "remedies.md").read_text() for arm in arms)
