@@ -26,6 +26,7 @@ from rlhf_gym.settings import (
     TaskConfig,
     default_config,
     read_config,
+    with_adapter,
 )
 
 EVERYWHERE = ("run_dir", "device", "threads")
@@ -142,14 +143,16 @@ def starting_point(arguments: Sequence[str]) -> RunConfig:
     glance.add_argument("--run-dir", "--run_dir")
     for name in ("--corpus", "--model", "--prompts"):
         glance.add_argument(name)
+    glance.add_argument("--agent.lora-r", "--agent.lora_r", dest="lora", default="")
     seen, _ = glance.parse_known_args(list(arguments))
-    if seen.run_dir is not None:
-        saved = read_config(Path(seen.run_dir))
-        if saved is not None:
-            return replace(saved, run_dir=Path(seen.run_dir))
-    corpus, prompts = (None if path is None else Path(path) for path in (seen.corpus, seen.prompts))
-    model = seen.model if corpus is not None or prompts is not None else None  # alone it is refused later
-    return default_config(TaskConfig(corpus=corpus, model=model, prompts=None if model is None else prompts))
+    saved = None if seen.run_dir is None else read_config(Path(seen.run_dir))
+    if saved is not None:
+        start = replace(saved, run_dir=Path(seen.run_dir))
+    else:
+        corpus, prompts = (None if path is None else Path(path) for path in (seen.corpus, seen.prompts))
+        model = seen.model if corpus is not None or prompts is not None else None  # alone it is refused later
+        start = default_config(TaskConfig(corpus=corpus, model=model, prompts=None if model is None else prompts))
+    return with_adapter(start, int(seen.lora)) if seen.lora.isdecimal() else start  # what is no rank, tyro refuses
 
 
 def run_stages(options: StageOptions) -> int:
@@ -186,7 +189,12 @@ def fail(message: str) -> int:
 
 def _agents(start: RunConfig) -> Any:
     """The union of all agents, each with the folder's own settings, or with those that suit the task."""
-    suited = [start.agent if type(start.agent) is kind else default_config(start.task, kind()).agent for kind in AGENTS]
+    learner = start.agent.learner()
+    rank = 0 if learner is None else learner.lora_r
+    suited = [
+        start.agent if type(start.agent) is kind else with_adapter(default_config(start.task, kind()), rank).agent
+        for kind in AGENTS
+    ]
     return Union[tuple(Annotated[type(agent), subcommand(agent.name, default=agent)] for agent in suited)]  # noqa: UP007
 
 

@@ -15,7 +15,7 @@ from rlhf_gym.settings.agents import (
     RLOOSettings,
 )
 from rlhf_gym.settings.monitor import REFUSAL, AlarmThresholds, MonitorConfig
-from rlhf_gym.settings.run import STAGES, RunConfig, StageName, TaskConfig, default_config
+from rlhf_gym.settings.run import STAGES, RunConfig, StageName, TaskConfig, default_config, with_adapter
 from rlhf_gym.settings.saved import check_format, read_config
 from rlhf_gym.settings.stages import CONFIDENT_WORDS, AdversarialConfig, CollectConfig, EvaluateConfig, RewardConfig
 from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig, SupervisedConfig
@@ -51,4 +51,5 @@ __all__ = [
     "check_format",
     "default_config",
     "read_config",
+    "with_adapter",
 ]

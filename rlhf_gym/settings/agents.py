@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from rlhf_gym.settings.checks import above, at_least, one_of
+from rlhf_gym.settings.defaults import row
 
 KLControl = Literal["fixed", "adaptive", "constraint"]
 KLPlace = Literal["reward", "loss"]
@@ -87,7 +88,7 @@ class LearnerSettings(AgentSettings):
 
     total_tokens: int = 48_000
     """Response tokens generated in training (DPO: read), for each seed and round."""
-    learning_rate: float = 1e-3
+    learning_rate: float = row("ppo", "scratch").learning_rate
     """Adam's learning rate, at the start."""
     schedule: Literal["constant", "linear"] = "linear"
     """Whether the learning rate stays or falls to 0."""
@@ -109,7 +110,7 @@ class LearnerSettings(AgentSettings):
     """Lower layers of the policy that stay as they are, and the embeddings: quicker and smaller updates."""
     lora_r: int = 0
     """Rank of a LoRA adapter that is trained in place of the policy's weights (it needs the extra `lora`); 0: none. The
-    folder holds the policy whole, the adapter merged. Learning rates are usually some ten times higher."""
+    folder holds the policy whole, the adapter merged. Learning rates are ten times higher: docs/settings.md."""
     bf16: bool = False
     """Forward passes in bfloat16, weights in float32: for a GPU, or a CPU that has it."""
     checkpoint_every: int = 10
@@ -399,11 +400,13 @@ class GRPOSettings(GroupSettings):
 
 @dataclass(frozen=True)
 class DPOSettings(LearnerSettings):
-    """DPO: learns from the preferences alone. A learning rate of a third of the other agents' suits it."""
+    """DPO: learns from the preferences alone, at a third of the other agents' learning rate."""
 
     name: ClassVar[str] = "dpo"
     agent: ClassVar[str] = "rlhf_gym.agents:DPO"
 
+    learning_rate: float = row("dpo", "scratch").learning_rate
+    """Adam's learning rate, at the start."""
     beta: float = 0.1
     """β of the KL-regularised objective that the preferences stand for."""
 

@@ -13,9 +13,10 @@ from tyro.conf import arg
 
 from rlhf_gym.settings.agents import AgentSettings, PPOSettings
 from rlhf_gym.settings.checks import at_least, one_of
+from rlhf_gym.settings.defaults import Beginning, Row, model_width, row
 from rlhf_gym.settings.monitor import MonitorConfig
 from rlhf_gym.settings.stages import CollectConfig, EvaluateConfig, RewardConfig
-from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig
+from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig, from_row
 
 Reference = Literal["sft", "pretrained", "previous"]
 StageName = Literal["pretrain", "sft", "collect", "reward", "train", "without_kl", "evaluate", "report"]
@@ -103,9 +104,9 @@ class RunConfig:
     """"cpu", "cuda", "cuda:1" …; auto: a GPU where there is one."""
     threads: int = 0
     """CPU threads of torch; 0: OMP_NUM_THREADS, else one a core, or one alone for a small model, which is faster so."""
-    pretraining: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=4, learning_rate=3e-3, batch_size=64))
+    pretraining: SFTConfig = field(default_factory=lambda: from_row(SFTConfig, row("pretraining", "scratch")))
     """Pretraining of a small model, where the task has one to make."""
-    sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=2, learning_rate=1e-3, batch_size=64))
+    sft: SFTConfig = field(default_factory=lambda: from_row(SFTConfig, row("sft", "scratch")))
     """Supervised fine-tuning on demonstrations."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     """How preferences are collected."""
@@ -156,24 +157,28 @@ class RunConfig:
 def default_config(task: TaskConfig | None = None, agent: AgentSettings | None = None) -> RunConfig:
     """The run that suits what one brings along: small models are learned fast, a model of one's own with care.
 
+    How each stage learns is in the table of `rlhf_gym.settings.defaults` (docs/settings.md), by what it begins with.
+
     Args:
         task: what the run is about; the embedded task by default.
-        agent: who learns; PPO by default. How much and how fast it learns is what suits the task.
+        agent: who learns; PPO by default. How much and how fast it learns is what suits the task, and whether it has
+            an adapter.
     """
     task = TaskConfig() if task is None else task
     agent = PPOSettings() if agent is None else agent
     if task.model is not None:
         own = RunConfig(task=task)
+        width = model_width(task.model)
         return replace(
             own,
-            sft=SFTConfig(epochs=2, learning_rate=2e-5, batch_size=32),
+            sft=from_row(SFTConfig, row("sft", "pretrained"), width),
             reward=replace(
-                own.reward, training=RewardModelingConfig(epochs=1, learning_rate=1e-5), reference_samples=256
+                own.reward,
+                training=from_row(RewardModelingConfig, row("reward", "pretrained"), width),
+                reference_samples=256,
             ),
-            collect=replace(own.collect, samples_per_prompt=4, temperatures=(1.0,)),
-            agent=_suited(
-                agent, total_tokens=300_000, learning_rate=1e-5, n_episodes=64, batch_size=16, kl_coef=0.05, beta=0.05
-            ),
+            collect=replace(own.collect, samples_per_prompt=4, temperatures=(1.0,), heldout_fraction=0.2),
+            agent=_suited(agent, agent_row(agent, pretrained=True), width),
             evaluate=replace(own.evaluate, num_prompts=200),
             seeds=1,
         )
@@ -186,17 +191,42 @@ def default_config(task: TaskConfig | None = None, agent: AgentSettings | None =
         collect=replace(
             config.collect, num_prompts=10_000, samples_per_prompt=6, temperatures=(1.0,), annotator_temperature=0.1
         ),
-        reward=replace(
-            config.reward,
-            training=RewardModelingConfig(epochs=2, learning_rate=1e-3, batch_size=64, weight_decay=0.01),
-        ),
-        agent=_suited(agent, total_tokens=100_000, learning_rate=5e-4),
+        reward=replace(config.reward, training=replace(config.reward.training, weight_decay=0.01)),
+        agent=_with(agent, total_tokens=100_000, learning_rate=agent_row(agent, pretrained=False).learning_rate / 2),
         seeds=1,
         without_kl=False,
     )
 
 
-def _suited(agent: AgentSettings, **values: float) -> AgentSettings:
+def agent_row(agent: AgentSettings, *, pretrained: bool) -> Row:
+    """The row of the table that an agent's defaults are in, by what its policy begins with."""
+    learner = agent.learner()
+    begins: Beginning = "scratch" if not pretrained else "lora" if learner and learner.lora_r else "pretrained"
+    return row(agent.name, begins)
+
+
+def with_adapter(config: RunConfig, rank: int) -> RunConfig:
+    """The same run, its agent with a LoRA adapter of this rank (0: without): the learning rate moves to its new row.
+
+    A learning rate that is not that of the row before was somebody's choice, and stays.
+    """
+    learner = config.agent.learner()
+    if learner is None or learner.lora_r == rank:
+        return config
+    made: AgentSettings = replace(learner, lora_r=rank)
+    if config.task.model is not None:
+        width = model_width(config.task.model)
+        if learner.learning_rate == agent_row(learner, pretrained=True).rate(width):
+            made = _with(made, learning_rate=agent_row(made, pretrained=True).rate(width))
+    return replace(config, agent=made)
+
+
+def _suited(agent: AgentSettings, row: Row, width: int | None) -> AgentSettings:
+    """The agent with what its row of the table says."""
+    return _with(agent, learning_rate=row.rate(width), **row.settings)
+
+
+def _with(agent: AgentSettings, **values: float) -> AgentSettings:
     """The agent with those of these values that it has a setting for."""
     own = {setting.name for setting in fields(agent)}
     changes: dict[str, Any] = {name: value for name, value in values.items() if name in own}

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from rlhf_gym.settings.checks import at_least, one_of
-from rlhf_gym.settings.supervised import RewardModelingConfig
+from rlhf_gym.settings.defaults import row
+from rlhf_gym.settings.supervised import RewardModelingConfig, from_row
 
 Pairing = Literal["random", "all", "tournament", "active"]
 Acquisition = Literal["disagreement", "information", "uncertainty"]
@@ -124,7 +125,7 @@ class RewardConfig:
     """The reward model r_φ: one, or several as an ensemble, on the SFT policy's trunk."""
 
     training: Annotated[RewardModelingConfig, arg(name="")] = field(
-        default_factory=lambda: RewardModelingConfig(epochs=2, learning_rate=1e-3, batch_size=64)
+        default_factory=lambda: from_row(RewardModelingConfig, row("reward", "scratch"))
     )
     """How each reward model is trained."""
     members: int = 1

@@ -6,9 +6,10 @@ What belongs to the model is set on the model: dropout in its config, gradient c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from rlhf_gym.settings.checks import at_least, one_of
+from rlhf_gym.settings.defaults import Row
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -93,3 +94,11 @@ class RewardModelingConfig(SupervisedConfig):
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"expected label_smoothing in [0, 0.5), got {self.label_smoothing}")
         at_least(self, 0, "centering")
+
+
+Supervised = TypeVar("Supervised", bound=SupervisedConfig)
+
+
+def from_row(kind: type[Supervised], row: Row, width: int | None = None) -> Supervised:
+    """The settings of a supervised stage that a row of the table gives a model of this hidden size."""
+    return kind(learning_rate=row.rate(width), **row.settings)
