@@ -340,6 +340,7 @@ def evaluated(
 ) -> Evaluated:
     """Whole episodes by the forward that training uses; `lower` saves the frozen layers."""
     result = Evaluated([], [], [])
+    batch_size = _at_once(policy, episodes, batch_size)
     for start in range(0, len(episodes), batch_size):
         chunk = episodes[start : start + batch_size]
         ids, action_mask, _ = stack_rows(chunk)
@@ -360,9 +361,15 @@ def evaluated(
 def values_of(policy: LMActorCriticPolicy, episodes: list[Episode], *, batch_size: int = 64) -> list[np.ndarray]:
     """V(s_t) of whole episodes from a critic on a trunk of its own, in one forward a batch: (T_e,) each."""
     result: list[np.ndarray] = []
+    batch_size = _at_once(policy, episodes, batch_size)
     for start in range(0, len(episodes), batch_size):
         chunk = episodes[start : start + batch_size]
         ids, action_mask, _ = stack_rows(chunk)
         table = policy.episode_values(ids.to(policy.device), action_mask.to(policy.device))
         result += [row[: e.response_length] for row, e in zip(table.cpu().numpy(), chunk, strict=True)]
     return result
+
+
+def _at_once(policy: LMActorCriticPolicy, episodes: Sequence[Episode], most: int) -> int:
+    """How many of these episodes one forward without gradients reads."""
+    return policy.parts.rows_at_once(max((len(e.input_ids) for e in episodes), default=1), most)

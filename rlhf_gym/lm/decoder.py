@@ -150,6 +150,7 @@ class Decoder:
         """
         behind = active[new[active] > 1]
         if len(behind) == len(active):  # a start: no row has only one token to go
+            self._hidden[:batch] = 0
             self._feed(ids, common, new, active, batch, keep=True)
             return
         if len(behind):
@@ -158,6 +159,7 @@ class Decoder:
         if 2 * len(active) >= batch:
             self._step(ids, last, active, batch)
         else:
+            self._hidden[:batch] = 0
             self._feed(ids, last, np.ones_like(new), active, batch, keep=True)
 
     def _step(self, ids: np.ndarray, last: np.ndarray, active: np.ndarray, batch: int) -> None:
@@ -205,8 +207,16 @@ class Decoder:
     def _feed(
         self, ids: np.ndarray, first: np.ndarray, count: np.ndarray, rows: np.ndarray, batch: int, *, keep: bool
     ) -> None:
-        """Feed tokens first … first + count − 1 of `rows`; with `keep`, remember the last one's hidden state."""
+        """Feed tokens first … first + count − 1 of `rows`; with `keep`, remember the last one's hidden state.
+
+        Where the states of all rows would take too much memory, some are fed after others.
+        """
         assert self._cache is not None
+        most = self.parts.rows_at_once(int(count[rows].max()), len(rows))
+        if most < len(rows):
+            for part in np.array_split(rows, -(-len(rows) // most)):
+                self._feed(ids, first, count, part, batch, keep=keep)
+            return
         device = self.parts.device
         first = first[rows]  # (b,)
         count = count[rows]  # (b,)
@@ -231,7 +241,6 @@ class Decoder:
             cache=self._cache,
         )  # (b, n, H)
         if keep:
-            self._hidden[:batch] = 0
             last = to_device(count - 1, device)
             self._hidden[slots] = hidden[torch.arange(len(rows), device=device), last]  # (b, H)
 

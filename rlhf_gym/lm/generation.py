@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich import get_console
-from rich.progress import Progress
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_gym.lm.decoder import Decoder
-from rlhf_gym.lm.parts import LMParts, in_chunks, rows_at_once
+from rlhf_gym.lm.memory import free_memory, slots_that_fit
+from rlhf_gym.lm.parts import LMParts, in_chunks
 from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, greedy, sample, token_log_prob
 from rlhf_gym.lm.split import LowerStates
+from rlhf_gym.progress import Progress
 
 
 class Generation(NamedTuple):
@@ -44,7 +44,7 @@ def generate(
     greedy_decoding: bool = False,
     num_slots: int = 64,
     generator: torch.Generator | None = None,
-    progress: str | None = None,
+    progress: Progress | None = None,
 ) -> list[Generation]:
     """Draw one response to each prompt, in the prompts' order.
 
@@ -54,9 +54,9 @@ def generate(
         stop_token_ids: tokens that end a response.
         params: temperature and masks; plain sampling by default.
         greedy_decoding: the likeliest token instead of a draw.
-        num_slots: episodes in progress at once.
+        num_slots: episodes in progress at once, at most: as many as there is memory for.
         generator: source of randomness, on the model's device.
-        progress: a label, to show a progress bar.
+        progress: shows how many responses have ended.
 
     Raises:
         ValueError: an empty prompt, or a prompt that leaves no room in the model's context.
@@ -67,15 +67,18 @@ def generate(
     check_room(prompts, max_new_tokens, decoder.parts.context_length)
     if not prompts:
         return []
-    slots = min(num_slots, len(prompts))
     width = max(len(ids) for ids in prompts) + max_new_tokens
+    slots = slots_that_fit(
+        min(num_slots, len(prompts)),
+        width=width,
+        cached=decoder.parts.sizes.cached,
+        free=free_memory(decoder.parts.device),
+    )
     state = _Slots(prompts, slots, width)
     results: list[Generation | None] = [None] * len(prompts)
     stops = frozenset(stop_token_ids)
     decoder.invalidate()
-    bar = Progress(disable=progress is None or not get_console().is_terminal, transient=True)
-    with bar, torch.no_grad():
-        task = bar.add_task(progress or "", total=len(prompts))
+    with (progress or Progress(None)).over(len(prompts)) as shown, torch.no_grad():
         while state.lengths.any():
             logits = decoder.logits(state.ids, state.lengths)  # (N, V)
             done_so_far = torch.from_numpy(state.response_lengths).to(logits.device)
@@ -84,7 +87,7 @@ def generate(
             for slot, reason in state.append(tokens.cpu().numpy(), log_probs.cpu().numpy(), stops, max_new_tokens):
                 index = state.index[slot]
                 results[index] = state.take(slot, reason)
-                bar.advance(task)
+                shown.advance()
     return [result for result in results if result is not None]
 
 
@@ -176,7 +179,7 @@ def token_log_probs(
         mask: tokens to score, (B, L) bool, such as an episode's actions; by default every token that has one before
             it. Logits are computed only where needed.
         params: temperature (masks are not for whole sequences); the model's own distribution by default.
-        batch_size: rows in one forward; what suits the device by default.
+        batch_size: rows in one forward at most; what suits the device by default.
         lower: what the model's lower layers give for these rows; only the upper ones are then run.
 
     Returns:
@@ -188,7 +191,7 @@ def token_log_probs(
     if mask is None:
         mask = torch.arange(input_ids.shape[1]) < lengths[:, None]  # (B, L)
     order = torch.argsort(lengths)  # batches of like length waste least
-    for rows in order.split(batch_size or rows_at_once(parts.device)):
+    for rows in order.split(parts.rows_at_once(int(lengths.max()) if len(lengths) else 1, batch_size)):
         width = int(lengths[rows].max())
         if width < 2:  # one token: nothing came before it
             continue

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 from rlhf_gym.lm.agreement import check_rows, difference, tolerated
 from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.loading import context_length
+from rlhf_gym.lm.memory import rows_at_once, sizes
 
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """What configurations call c of the logits c·tanh(x/c)."""
@@ -41,6 +42,7 @@ class Trunk:
         self.embedding: nn.Module = module.get_input_embeddings()
         self.vocab_size = int(module.config.get_text_config(decoder=True).vocab_size)
         self.context_length = context_length(module)
+        self.sizes = sizes(module.config)
         # Transformers ≥ 5.24 calls it cache; older models, and those with code of their own, past_key_values.
         parameters = inspect.signature(module.forward).parameters
         renamed = "cache" in parameters and "past_key_values" not in parameters
@@ -64,6 +66,10 @@ class Trunk:
         """H, as measured: OPT-350m projects its states to another size than its configuration calls the hidden one."""
         with torch.no_grad():
             return int(self.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=self.device)).shape[-1])
+
+    def rows_at_once(self, width: int, most: int | None = None) -> int:
+        """Rows of so many tokens in one forward where nothing is trained; see `rlhf_gym.lm.memory.rows_at_once`."""
+        return rows_at_once(self.device, width=width, read=self.sizes.read, most=most)
 
     def hidden_states(
         self,
@@ -251,11 +257,6 @@ def fuse_activations(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
-
-
-def rows_at_once(device: torch.device) -> int:
-    """Sequences in one forward where nothing is trained: a CPU is as quick with few, and few take less memory."""
-    return 16 if device.type == "cpu" else 64
 
 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor, vocab_size: int) -> tuple[Tensor, ...]:

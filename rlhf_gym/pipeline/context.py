@@ -15,9 +15,12 @@ from rlhf_gym.files import read_json
 from rlhf_gym.lm import thresholds
 from rlhf_gym.lm.loading import load_causal_lm, load_config
 from rlhf_gym.preferences import Preference
+from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import LearnedReward, RewardNormalizer, load_reward
 from rlhf_gym.runs.folder import RunFolder
 from rlhf_gym.settings import RunConfig
+from rlhf_gym.settings.defaults import Beginning, Row, row
+from rlhf_gym.settings.run import agent_row
 from rlhf_gym.tasks import Task
 
 WIDE = 256
@@ -45,7 +48,8 @@ class Run:
     console: Console
     """The terminal that shows progress."""
     notes: tuple[str, ...] = ()
-    """What was left out of the user's files, not used of them, or odd about them, a sentence each."""
+    """What was left out of the user's files, not used of them, or odd about them, and what was chosen for the memory that
+    is free, a sentence each."""
 
     @property
     def makes_pretrained(self) -> bool:
@@ -90,9 +94,9 @@ class Run:
             reward.normalizers = [RewardNormalizer.from_dict(values) for values in saved]
         return reward
 
-    def bar(self, label: str) -> str | None:
-        """A progress bar's label; None, for no bar, where nobody watches."""
-        return f"  {label}" if self.console.is_terminal else None
+    def progress(self, label: str) -> Progress:
+        """Progress of some work of the run, shown where the run is."""
+        return Progress(label, self.console)
 
     @property
     def seeds(self) -> list[int]:
@@ -104,6 +108,27 @@ class Run:
         """Whether the agent is trained without KL penalty too, which not every agent can be."""
         able = self.config.agent.without_kl() is not None
         return self.config.without_kl and self.task.gold is not None and able
+
+
+def learning_rates(run: Run) -> list[tuple[str, float, Row]]:
+    """The learning rate of each stage that has one, under the name of its setting, with its row of the table.
+
+    A task that makes its own model begins from scratch, whatever has been shipped of it.
+    """
+    config = run.config
+    pretrained = run.task.model_config is None
+    begins: Beginning = "pretrained" if pretrained else "scratch"
+    found = []
+    if run.makes_pretrained:
+        found.append(("pretraining.learning_rate", config.pretraining.learning_rate, row("pretraining", "scratch")))
+    if run.task.demonstrations:
+        found.append(("sft.learning_rate", config.sft.learning_rate, row("sft", begins)))
+    if config.task.reward_model is None:
+        found.append(("reward.training.learning_rate", config.reward.training.learning_rate, row("reward", begins)))
+    learner = config.agent.learner()
+    if learner is not None:
+        found.append(("agent.learning_rate", learner.learning_rate, agent_row(learner, pretrained=pretrained)))
+    return found
 
 
 def resolve_device(device: str) -> str:

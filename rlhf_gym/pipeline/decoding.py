@@ -16,7 +16,8 @@ from rlhf_gym.lm.generation import Generation, check_room, generate, token_log_p
 from rlhf_gym.lm.loading import context_length
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.tokens import decode, encode_prompts, pad_responses, stop_token_ids
-from rlhf_gym.pipeline.samples import Samples, proxy_scores
+from rlhf_gym.pipeline.samples import SLOTS, Samples, proxy_scores
+from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.tasks import Task
 
@@ -65,7 +66,7 @@ def write_responses(
     temperature: float = 1.0,
     top_p: float = 1.0,
     reward: LearnedReward | None = None,
-    progress: str | None = None,
+    progress: Progress | None = None,
 ) -> Samples:
     """One response to each prompt; the same seed draws the same ones.
 
@@ -78,14 +79,14 @@ def write_responses(
         temperature: for what is drawn.
         top_p: as above.
         reward: for the best of n.
-        progress: label of a progress bar.
+        progress: shows how many responses have ended.
     """
     copies = decoding.n if decoding.kind == "best-of" else 1
     ids = [row for row in encode_prompts(task.tokenizer, prompts) for _ in range(copies)]
     stops = stop_token_ids(task.tokenizer, model)
     if decoding.kind == "beam":
         generations = beam_search(
-            model, ids, beams=decoding.n, max_new_tokens=task.max_new_tokens, stop_token_ids=stops
+            model, ids, beams=decoding.n, max_new_tokens=task.max_new_tokens, stop_token_ids=stops, progress=progress
         )
     else:
         generations = generate(
@@ -96,7 +97,7 @@ def write_responses(
             params=SamplingParams(temperature=temperature, top_p=top_p),
             greedy_decoding=decoding.kind == "greedy",
             generator=torch.Generator(model.device).manual_seed(seed),
-            num_slots=128,
+            num_slots=SLOTS,
             progress=progress,
         )
     repeated = [prompt for prompt in prompts for _ in range(copies)]
@@ -117,6 +118,7 @@ def beam_search(
     max_new_tokens: int,
     stop_token_ids: Sequence[int],
     num_slots: int = 64,
+    progress: Progress | None = None,
 ) -> list[Generation]:
     """The likeliest response to each prompt that Transformers' beam search finds: highest Σ_t log π(y_t | x, y_<t).
 
@@ -129,6 +131,7 @@ def beam_search(
         max_new_tokens: longest response, the stop token included.
         stop_token_ids: tokens that end a response.
         num_slots: rows in one forward.
+        progress: shows how many responses have been found.
     """
     prompts = [list(ids) for ids in prompt_ids]
     check_room(prompts, max_new_tokens, context_length(model))
@@ -145,15 +148,16 @@ def beam_search(
     )
     responses: dict[int, list[int]] = {}
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for _, group in groupby(by_length, key=lambda i: len(prompts[i])):  # prompts of one length need no padding
-        rows = list(group)
-        at_once = max(1, num_slots // beams)
-        for chunk in (rows[i : i + at_once] for i in range(0, len(rows), at_once)):
+    at_once = max(1, num_slots // beams)
+    groups = [list(group) for _, group in groupby(by_length, key=lambda i: len(prompts[i]))]  # these need no padding
+    with (progress or Progress(None)).over(len(prompts)) as shown:
+        for chunk in (rows[i : i + at_once] for rows in groups for i in range(0, len(rows), at_once)):
             ids = torch.tensor([prompts[i] for i in chunk], device=model.device)  # (b, P)
             found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)  # type: ignore[operator]  # (b, P + T)
             for i, row in zip(chunk, found[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((t for t, token in enumerate(row) if token in stop_token_ids), len(row) - 1)
                 responses[i] = row[: end + 1]
+            shown.advance(len(chunk))
     found_ids = [responses[i] for i in range(len(prompts))]
     padded = pad_responses(prompts, found_ids)
     table = token_log_probs(model, padded.input_ids, padded.lengths, mask=padded.action_mask)  # (B, L)

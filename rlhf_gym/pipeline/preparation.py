@@ -21,6 +21,7 @@ from rlhf_gym.lm.tokens import check_vocabulary, encode_prompts
 from rlhf_gym.monitoring.measures import HeldOutTexts
 from rlhf_gym.pipeline.agents import check_agent
 from rlhf_gym.pipeline.context import Run, context_length, resolve_device
+from rlhf_gym.pipeline.fitting import as_before, fitted
 from rlhf_gym.preferences import (
     Preference,
     Records,
@@ -54,6 +55,7 @@ def prepare(
     """
     config = absolute(config)
     folder = RunFolder(config.run_dir)
+    config = as_before(config, folder.config())
     device = resolve_device(config.device)
     for path in config.files:
         if not path.is_file():
@@ -79,7 +81,7 @@ def prepare(
     if own is not None:
         own = _usable_preferences(own, run)
         run = replace(run, preferences=tuple(own.records), notes=(*run.notes, *own.summary()))
-    return run
+    return fitted(run)
 
 
 def load_task(config: TaskConfig) -> Task:

@@ -14,8 +14,12 @@ from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.tokens import ActionRows, decode, encode_prompts, pad_responses, stop_token_ids
+from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction, Scores, check_scores
 from rlhf_gym.tasks import Task
+
+SLOTS = 128
+"""Responses that are drawn at once, where there is memory for so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,7 @@ def draw(
     *,
     seed: int,
     temperature: float = 1.0,
-    progress: str | None = None,
+    progress: Progress | None = None,
 ) -> Samples:
     """One response to each prompt; the same seed draws the same ones."""
     generations = generate(
@@ -72,7 +76,7 @@ def draw(
         stop_token_ids=stop_token_ids(task.tokenizer, model),
         params=SamplingParams(temperature=temperature),
         generator=torch.Generator(model.device).manual_seed(seed),
-        num_slots=128,
+        num_slots=SLOTS,
         progress=progress,
     )
     return Samples(list(prompts), decode(task.tokenizer, [g.response_ids for g in generations]), generations)
@@ -83,10 +87,33 @@ def proxy_scores(reward: LearnedReward, tokenizer: PreTrainedTokenizerBase, samp
     return score_samples(reward, tokenizer, samples).scores.cpu().numpy().astype(np.float64)
 
 
-def score_samples(reward: LearnedReward, tokenizer: PreTrainedTokenizerBase, samples: Samples) -> Scores:
-    """The scores of r_φ and of its members."""
-    rows = samples.rows()
-    return EpisodeScorer(reward, tokenizer)(rows.input_ids.to(reward.device), rows.action_mask, rows.lengths)
+def score_samples(
+    reward: LearnedReward,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Samples,
+    *,
+    progress: Progress | None = None,
+    at_once: int | None = None,
+) -> Scores:
+    """The scores of r_φ and of its members.
+
+    Args:
+        reward: r_φ.
+        tokenizer: the policy's.
+        samples: B responses.
+        progress: shows how many have been scored.
+        at_once: responses that are scored between two steps of the progress; all by default.
+    """
+    score = EpisodeScorer(reward, tokenizer)
+    step = at_once or max(1, len(samples))
+    found = []
+    with (progress or Progress(None)).over(len(samples)) as shown:
+        for i in range(0, len(samples), step):
+            part = samples.take(range(i, min(i + step, len(samples))))
+            rows = part.rows()
+            found.append(score(rows.input_ids.to(reward.device), rows.action_mask, rows.lengths))
+            shown.advance(len(part))
+    return Scores(torch.cat([part.scores for part in found]), torch.cat([part.members for part in found], dim=1))
 
 
 def gold_scores(gold: RewardFunction, samples: Samples) -> np.ndarray:

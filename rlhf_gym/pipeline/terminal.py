@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from rlhf_gym.lm.chat import template_notes
-from rlhf_gym.pipeline.context import Run
+from rlhf_gym.pipeline.context import Run, learning_rates, model_config
 from rlhf_gym.runs.summaries import agent_label, is_bound, row_label
+from rlhf_gym.settings.defaults import far
 
 WIDTH = 11
 
@@ -37,9 +39,25 @@ def say_header(run: Run, threads: int) -> None:
         read += [d.prompt for shown in (task.demonstrations, task.heldout_demonstrations) for d in shown]
     for note in template_notes(task.tokenizer, config.task.chat_template, read):
         out.print(f"  {note}", style="dim", highlight=False, markup=False, soft_wrap=True)
+    say_learning_rates(run)
     for note in run.notes:
         out.print(Text(f"  {note}", style="dim"), soft_wrap=True)
     out.print()
+
+
+def say_learning_rates(run: Run) -> None:
+    """The learning rates of a run that begins with a pretrained model, and of any run those that are far too high or
+    low."""
+    width = getattr(model_config(run).get_text_config(), "hidden_size", None)  # not every configuration has the field
+    rates = learning_rates(run)
+    if run.task.model_config is None and rates:
+        said = ", ".join(f"{name.removesuffix('.learning_rate')} {rate:g}" for name, rate, _ in rates)
+        run.console.print(f"  learning rates: {said}", style="dim", highlight=False)
+    for name, rate, row in rates:
+        sentence = far(rate, row, width)
+        if sentence is not None:
+            line = f"  [bold yellow]warning:[/bold yellow] {name}: {escape(sentence)} (docs/settings.md)"
+            run.console.print(line, highlight=False, soft_wrap=True)
 
 
 def say_stage(console: Console, name: str, took: str, line: str) -> None:

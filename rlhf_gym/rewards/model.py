@@ -21,7 +21,8 @@ from rlhf_gym.lm.loading import (
     quiet_transformers,
 )
 from rlhf_gym.lm.lora import merged
-from rlhf_gym.lm.parts import fuse_activations, rows_at_once
+from rlhf_gym.lm.memory import rows_at_once, sizes
+from rlhf_gym.lm.parts import fuse_activations
 from rlhf_gym.lm.tokens import (
     encode_prompts,
     encode_responses,
@@ -289,8 +290,8 @@ class RewardModel(LearnedReward):
     ) -> Scores:
         """Scores in float32 of right-padded rows (B, L) with their mask (B, L), by one forward for all heads.
 
-        Rows of like length go together, `batch_size` at a time (by default what suits the device), with dropout off
-        whatever the mode of the module. A row's score does not depend on its batch-mates or on its padding.
+        Rows of like length go together, at most `batch_size` at a time (by default what suits the device), with dropout
+        off whatever the mode of the module. A row's score does not depend on its batch-mates or on its padding.
 
         Raises:
             ValueError: the mask is not that of right-padded rows of at least one token, a row is longer than the
@@ -302,7 +303,9 @@ class RewardModel(LearnedReward):
         self.eval()
         try:
             order = lengths.argsort(descending=True, stable=True)  # (B,)
-            for rows in order.split(batch_size or rows_at_once(self.device)) if len(order) else ():
+            longest = int(lengths.max()) if len(lengths) else 1
+            at_once = rows_at_once(self.device, width=longest, read=sizes(self.model.config).read, most=batch_size)
+            for rows in order.split(at_once) if len(order) else ():
                 longest = int(lengths[rows[0]])
                 rows = rows.to(input_ids.device)
                 ids = input_ids[rows, :longest].to(self.device)  # (b, longest)

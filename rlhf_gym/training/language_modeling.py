@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.lm.loading import context_length, load_causal_lm, quiet_transformers
 from rlhf_gym.lm.lora import has_adapter
+from rlhf_gym.lm.memory import rows_at_once, sizes
+from rlhf_gym.lm.parts import LOGITS_AT_ONCE, LMParts, in_chunks
 from rlhf_gym.preferences import Demonstration
 from rlhf_gym.settings import SFTConfig
 from rlhf_gym.training.data import (
@@ -117,19 +119,55 @@ def evaluate_sft(
         return _evaluate(model, rows, batch_size)
 
 
-def summed_loss(model: nn.Module, batch: CausalBatch, *, slices_logits: bool) -> Tensor:
-    """−Σ log p(token) over the labelled tokens of a batch. Logits are computed from the first label on, if possible.
+def summed_loss(
+    model: PreTrainedModel, batch: CausalBatch, *, slices_logits: bool, parts: LMParts | None = None
+) -> Tensor:
+    """−Σ log p(token) over the labelled tokens of a batch.
 
     Args:
-        model: the language model, or what wraps it.
+        model: the language model.
         batch: the rows.
         slices_logits: whether the model's forward takes `logits_to_keep`.
+        parts: the model's own, to run trunk and head apart; see `parts_for`. None for its own forward.
     """
-    logits, labels = _logits_and_labels(model, batch, slices_logits)
-    return cross_entropy(logits, labels, reduction="sum")
+    if parts is None:
+        logits, labels = _logits_and_labels(model, batch, slices_logits)
+        return cross_entropy(logits, labels, reduction="sum")
+    return _judged(parts, batch)[0].sum()
 
 
-def _logits_and_labels(model: nn.Module, batch: CausalBatch, slices_logits: bool) -> tuple[Tensor, Tensor]:
+def parts_for(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> LMParts | None:
+    """The model taken apart where the logits of a batch would be more than `LOGITS_AT_ONCE`; else None.
+
+    The head is then run on some predicted tokens at a time, whose logits are computed again in the backward pass.
+
+    Raises:
+        ValueError: they would, and the model cannot be taken apart.
+    """
+    longest = max(len(row.ids) - row.start for row in rows)
+    return LMParts(model) if batch_size * longest * vocabulary(model) > LOGITS_AT_ONCE else None
+
+
+def vocabulary(model: PreTrainedModel) -> int:
+    """Number of token ids that the model knows."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _judged(parts: LMParts, batch: CausalBatch) -> tuple[Tensor, Tensor]:
+    """−log p of each predicted token, differentiable, and whether it is the likeliest, (M,) each."""
+    hidden = parts.hidden_states(batch.input_ids, attention_mask=batch.attention_mask)  # (B, L, H)
+    predicted = batch.labels[:, 1:] != IGNORED  # (B, L - 1)
+
+    def judged(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = parts.logits(states)  # (m, V)
+        return cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(dim=-1) == labels
+
+    states = hidden[:, :-1][predicted]  # (M, H)
+    losses, hits = in_chunks(judged, states, batch.labels[:, 1:][predicted], vocab_size=parts.vocab_size)
+    return losses, hits
+
+
+def _logits_and_labels(model: PreTrainedModel, batch: CausalBatch, slices_logits: bool) -> tuple[Tensor, Tensor]:
     """Logits (M, V) in fp32 at the M positions whose next token is predicted, and those tokens (M,)."""
     labels = batch.labels[:, batch.first :]  # (B, K)
     keep: dict[str, Any] = {"logits_to_keep": labels.shape[1] + 1} if slices_logits else {}
@@ -149,15 +187,22 @@ def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> S
     model.eval()
     slices_logits = _slices_logits(model)
     rows = sorted(rows, key=lambda row: len(row.ids))
+    batch_size = rows_at_once(model.device, width=len(rows[-1].ids), read=sizes(model.config).read, most=batch_size)
+    parts = parts_for(model, rows, batch_size)
     loss = 0.0
     correct = 0
     tokens = 0
     for i in range(0, len(rows), batch_size):
         batch = collate_rows(rows[i : i + batch_size]).to(model.device)
-        logits, labels = _logits_and_labels(model, batch, slices_logits)
-        loss += float(cross_entropy(logits, labels, reduction="sum"))
-        correct += int((logits.argmax(dim=-1) == labels).sum())
-        tokens += len(labels)
+        if parts is None:
+            logits, labels = _logits_and_labels(model, batch, slices_logits)
+            loss += float(cross_entropy(logits, labels, reduction="sum"))
+            hits = logits.argmax(dim=-1) == labels  # (M,)
+        else:
+            losses, hits = _judged(parts, batch)
+            loss += float(losses.double().sum())
+        correct += int(hits.sum())
+        tokens += len(hits)
     model.train(was_training)
     mean = loss / tokens
     return SFTMetrics(mean, math.exp(min(mean, 700.0)), correct / tokens, tokens, len(rows))
@@ -166,8 +211,7 @@ def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> S
 def _checked(model: PreTrainedModel, rows: list[Row], what: str) -> list[Row]:
     if has_adapter(model):  # its base would be trained, and the adapter alone be saved
         raise ValueError("expected a model without an adapter, got one that has one: train rlhf_gym.lm.merged(model)")
-    vocab_size = model.config.get_text_config().vocab_size
-    check_rows([row.ids for row in rows], what=what, max_length=context_length(model), vocab_size=vocab_size)
+    check_rows([row.ids for row in rows], what=what, max_length=context_length(model), vocab_size=vocabulary(model))
     return rows
 
 
@@ -196,7 +240,11 @@ def _train(
         examples=rows,
         lengths=[len(row.ids) for row in rows],
         collate=collate_rows,
-        loss=partial(summed_loss, slices_logits=_slices_logits(model)),
+        loss=partial(
+            summed_loss,
+            slices_logits=_slices_logits(model),
+            parts=parts_for(model, rows, micro_batch_size),
+        ),
         evaluate=lambda: _evaluate(model, heldout, 2 * micro_batch_size),
         metrics=SFTMetrics,
         identity={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from rlhf_gym.training.data import (
     demonstration_rows,
     text_rows,
 )
-from rlhf_gym.training.language_modeling import summed_loss
+from rlhf_gym.training.language_modeling import parts_for, summed_loss
 from rlhf_gym.training.stage import epoch_batches, schedule_factor
 from tests.tiny import WORDS, tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -52,6 +53,35 @@ def test_rows_are_prompt_response_eos() -> None:
     assert batch.labels.tolist() == [[IGNORED, IGNORED, 5, EOS], [IGNORED, EOS, IGNORED, IGNORED]]
     assert batch.first == 1
     assert text_rows(tokenizer, ["good bad"]) == [Row([3, 4, EOS], 1)]
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])
+def test_logits_in_chunks_give_the_same_gradient_and_metrics(
+    make: Callable[[], PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_tokenizer()
+    rows = demonstration_rows(tokenizer, DEMONSTRATIONS)
+    results = []
+    for name, limit in (("whole", 1 << 25), ("chunks", 3 * make().config.vocab_size)):
+        for module in ("rlhf_gym.lm.parts", "rlhf_gym.training.language_modeling"):
+            monkeypatch.setattr(f"{module}.LOGITS_AT_ONCE", limit)
+        model = make()
+        seen: list[int] = []
+        model.lm_head.register_forward_hook(
+            lambda module, args, out, seen=seen: seen.append(out.numel() // out.shape[-1])
+        )
+        loss = summed_loss(model, collate_rows(rows), slices_logits=True, parts=parts_for(model, rows, len(rows)))
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        folder = tmp_path / name
+        metrics = train_sft(model, tokenizer, DEMONSTRATIONS, heldout=HELDOUT, config=CONFIG, output_dir=folder)
+        results.append((float(loss.detach()), gradient, metrics, max(seen)))
+    (loss, gradient, metrics, most), (chunked, chunked_gradient, same, least) = results
+    assert most > 8 and least <= 4, "three positions a chunk, and four of the model's check"
+    assert chunked == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(chunked_gradient, gradient, rtol=1e-4, atol=1e-4)
+    assert same.loss == pytest.approx(metrics.loss, abs=1e-3)
+    assert (same.accuracy, same.tokens, same.n) == (metrics.accuracy, metrics.tokens, metrics.n)
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])

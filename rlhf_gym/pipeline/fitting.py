@@ -1,0 +1,111 @@
+"""Micro-batches and slots of a run that begins with a user's own model, so that its peak stays below what is free.
+
+Gradients are accumulated to the same result. What was chosen becomes part of the run's settings: a run that goes on
+keeps it, however much memory is free then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rlhf_gym.agents import TokenAlgorithm
+from rlhf_gym.lm.memory import free_memory, micro_batch, sizes, slots_that_fit
+from rlhf_gym.lm.tokens import encode_prompts, encode_responses
+from rlhf_gym.pipeline.agents import agent_class
+from rlhf_gym.pipeline.context import Run, model_config
+from rlhf_gym.pipeline.samples import SLOTS
+from rlhf_gym.settings import RunConfig
+
+TRAINED, ADAPTED, KEPT = 16, 5, 4
+"""Bytes a weight: fp32 with gradient and Adam's moments; the same under an adapter; without gradients."""
+LONGEST = 32
+"""Texts, of the most characters, whose tokens are counted to find the longest."""
+
+
+def as_before(config: RunConfig, before: RunConfig | None) -> RunConfig:
+    """The settings, where they say no micro-batch with the one that was chosen when the run's folder was made."""
+    if before is None:
+        return config
+    training = _kept(config.reward.training, before.reward.training)
+    agent = config.agent
+    if type(agent) is type(before.agent):
+        agent = _kept(agent, before.agent)
+        mine, theirs = agent.learner(), before.agent.learner()
+        if mine is not None and theirs is not None and theirs.num_envs < mine.num_envs == type(mine)().num_envs:
+            agent = replace(mine, num_envs=theirs.num_envs)
+    return replace(
+        config,
+        sft=_kept(config.sft, before.sft),
+        reward=replace(config.reward, training=training),
+        agent=agent,
+    )
+
+
+def _kept(settings: Any, before: Any) -> Any:
+    """The settings with the micro-batch of earlier ones, if it still divides the batch and these say none."""
+    size = getattr(before, "micro_batch_size", None)  # an agent that does not learn has none
+    if size is None or settings.micro_batch_size is not None or settings.batch_size % size:
+        return settings
+    return replace(settings, micro_batch_size=size)
+
+
+def fitted(run: Run) -> Run:
+    """The run with micro-batches and slots that there is memory for, and sentences about those that were changed.
+
+    Runs that make their own small model, and settings that were given, are left alone.
+    """
+    if run.task.model_config is not None:
+        return run
+    config, task = run.config, run.task
+    size, free = sizes(model_config(run)), free_memory(run.device)
+    whole = task.max_prompt_length + task.max_new_tokens
+    notes = []
+
+    def part(name: str, settings: Any, tokens: int, weights: int, unit: int = 1) -> Any:
+        """The settings of a stage, with a micro-batch where its batch does not fit."""
+        if settings.micro_batch_size is not None:
+            return settings
+        fixed = weights * size.parameters
+        found = micro_batch(settings.batch_size, row=tokens * size.trained, fixed=fixed, free=free, unit=unit)
+        if found is None:
+            return settings
+        needed = (fixed + settings.batch_size * tokens * size.trained) / 2**30
+        notes.append(
+            f"{name}: batches of {settings.batch_size} are worked through {found} at a time, with the same gradient: "
+            f"all at once would take some {needed:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        )
+        return replace(settings, micro_batch_size=found)
+
+    if task.demonstrations:
+        longest = _longest(run, [(d.prompt, d.response) for d in task.demonstrations])
+        config = replace(config, sft=part("sft", config.sft, longest, TRAINED))
+    if config.task.reward_model is None:
+        pairs = [(p.prompt, text) for p in run.preferences or () for text in (p.chosen, p.rejected)]
+        longest = _longest(run, pairs) if pairs else whole
+        training = part("reward", config.reward.training, 2 * longest, TRAINED)
+        config = replace(config, reward=replace(config.reward, training=training))
+    learner = config.agent.learner()
+    if learner is not None:
+        weights = (ADAPTED if learner.lora_r else TRAINED) + 2 * KEPT  # π_ref and r_φ beside the policy
+        kind = agent_class(learner)
+        unit = kind.episodes_together if issubclass(kind, TokenAlgorithm) else 1
+        made = part("agent", learner, whole, weights, unit)
+        slots = slots_that_fit(made.num_envs, width=whole, cached=size.cached, free=free - weights * size.parameters)
+        if slots < made.num_envs:
+            notes.append(f"agent: {slots} responses are written at once instead of {made.num_envs}, for want of memory")
+            made = replace(made, num_envs=slots)
+        config = replace(config, agent=made)
+    slots = slots_that_fit(SLOTS, width=whole, cached=size.cached, free=free - KEPT * size.parameters)
+    if slots < SLOTS:
+        notes.append(f"{slots} responses are drawn at once instead of {SLOTS}, for want of memory")
+    return replace(run, config=config, notes=(*run.notes, *notes))
+
+
+def _longest(run: Run, texts: Sequence[tuple[Any, str]]) -> int:
+    """Tokens of the longest prompt with its response."""
+    most = sorted(texts, key=lambda pair: len(str(pair[0])) + len(pair[1]))[-LONGEST:]
+    prompts = encode_prompts(run.task.tokenizer, [prompt for prompt, _ in most])
+    responses = encode_responses(run.task.tokenizer, [response for _, response in most])
+    return max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
