@@ -17,6 +17,7 @@ from rlhf_gym.lm.chat import prompt_key
 from rlhf_gym.pipeline.context import resolve_device
 from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
 from rlhf_gym.preferences.files import read_candidates
+from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.training import RewardProbes, probe_reward_model
 
@@ -60,6 +61,8 @@ def _probe(options: DiagnoseOptions) -> RewardProbes:
         responses=[response for _, response in texts],
         words={"your words": options.words} if options.words else None,
         seed=options.seed,
+        progress=Progress("texts scored"),
+        at_once=256,
     )
 
 

@@ -39,6 +39,10 @@ from rlhf_gym.settings.monitor import AlarmThresholds, check_alarm_names
 
 SHOWN_TOKENS = 10
 """Tokens that a record keeps of those that carry the KL."""
+READING_SHARE = 0.2
+"""The part of the time of learning that measurements of held-out texts and evaluations may take."""
+READING_SECONDS = 20.0
+"""Seconds that they may take at any rate."""
 NOT_SCALAR = ("tensorboard", "csv", "json")
 """Outputs of SB3's logger that cannot hold a text."""
 
@@ -60,6 +64,7 @@ class RLHFMonitor(BaseCallback):
         evaluations: functions of the agent by name, higher is better, as `monitor/evaluation/NAME`. They may generate,
             in environments of their own.
         every: rollouts between two measurements of held-out texts and evaluations; the first is at the first rollout.
+            One that would take these measurements beyond a fifth of the time of learning so far is left out.
         ensemble: reward models whose disagreement is measured where the environment's own reward is no ensemble. They
             read the policy's tokens, or texts, as an environment's reward would.
         n_episodes: stock agents: episodes that make a record; the token agents make one of every rollout.
@@ -103,6 +108,9 @@ class RLHFMonitor(BaseCallback):
         self._texts = held_out_texts
         self._held_out: HeldOutTexts | None = None
         self._written: list[dict[str, Any]] | None = None  # what alarms.jsonl holds
+        self._began = self._reading = 0.0  # when learning began, and seconds of measurements since then
+        self._readings = 0
+        self._said_rarely = False
         self._engines: list[TokenVectorEnv] = []
         self._collector = EpisodeCollector()
         self._follow([])
@@ -133,6 +141,7 @@ class RLHFMonitor(BaseCallback):
     def _on_training_start(self) -> None:
         self._engines = engines_of(self.training_env)
         self._collector = EpisodeCollector()
+        self._began = time.perf_counter()
         self._held_out = self._read_texts() if len(self._texts) else None
         known = self.records
         if self.folder is not None and not known:
@@ -156,8 +165,11 @@ class RLHFMonitor(BaseCallback):
         seen = self._take()
         ready = isinstance(self.model, TokenAlgorithm) or seen is not None
         figures = {} if seen is None else self._measure(seen)
-        if ready and len(self.records) % self.every == 0:
+        if ready and len(self.records) % self.every == 0 and self._may_read():
+            reading = time.perf_counter()
             figures |= self._measure_abilities()
+            self._reading += time.perf_counter() - reading
+            self._readings += 1
         if not figures:
             return
         record = self._record(figures, seen)
@@ -170,6 +182,25 @@ class RLHFMonitor(BaseCallback):
         for alarm in news if self.verbose else ():
             self.console.print(Text.assemble(("alarm  ", "bold red"), alarm.text))
         self.logger.record("time/monitor_seconds", time.perf_counter() - started)
+
+    def _may_read(self) -> bool:
+        """Whether held-out texts and evaluations may be measured once more, given what a measurement took so far."""
+        if not self._readings:
+            return True
+        expected = self._reading * (1 + 1 / self._readings)
+        elapsed = time.perf_counter() - self._began
+        if expected <= max(READING_SECONDS, READING_SHARE * elapsed):
+            return True
+        if not self._said_rarely and self.verbose and (self._held_out is not None or self.evaluations):
+            self._said_rarely = True
+            self.console.print(
+                f"held-out texts and evaluations are measured less often than every {self.every} rollouts: it takes "
+                f"{self._reading / self._readings:.1f} s each time, and may take a fifth of the time of learning",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        return False
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -202,7 +202,7 @@ def kind_of(preference: Preference) -> str:
 
 def _responses(run: Run, name: str, source: Any, prompts: Sequence[Prompt], seed: int) -> list[Candidate]:
     model = run.load_policy(source)
-    samples = draw(model, run.task, prompts, seed=seed, progress=run.bar(f"responses of {name}"))
+    samples = draw(model, run.task, prompts, seed=seed, progress=run.progress(f"responses of {name}"))
     return [Candidate(p, r, source=name) for p, r in zip(samples.prompts, samples.responses, strict=True)]
 
 

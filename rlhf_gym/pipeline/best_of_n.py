@@ -21,7 +21,7 @@ def measure_best_of_n(run: Run, sft: PreTrainedModel, reward: LearnedReward, pro
     if run.task.gold is None or not samples:
         return
     repeated = [prompt for prompt in asked for _ in range(samples)]
-    label = run.bar(f"best of n of the SFT policy, n up to {samples}")
+    label = run.progress(f"best of n of the SFT policy, n up to {samples}")
     drawn = draw(sft, run.task, repeated, seed=run.config.seed + 64, progress=label)
     scores = {
         "proxy": proxy_scores(reward, run.task.tokenizer, drawn),

@@ -64,7 +64,7 @@ def draw_candidates(run: Run, round: int) -> list[Candidate]:
             temperature=writer.temperature,
             top_p=writer.top_p,
             reward=reward,
-            progress=run.bar(f"responses of {writer.name}"),
+            progress=run.progress(f"responses of {writer.name}"),
         )
         for place, prompt, response in zip(places, samples.prompts, samples.responses, strict=True):
             found[place] = writer.candidate(prompt, response)

@@ -48,8 +48,9 @@ class Run:
     console: Console
     """The terminal that shows progress."""
     notes: tuple[str, ...] = ()
-    """What was left out of the user's files, not used of them, or odd about them, and what was chosen for the memory that
-    is free, a sentence each."""
+    """What was left out of the user's files, not used of them, or odd about them, a sentence each."""
+    memory_notes: tuple[str, ...] = ()
+    """What was chosen because of the memory that is free, a sentence each."""
 
     @property
     def makes_pretrained(self) -> bool:

@@ -18,8 +18,12 @@ from rlhf_gym.pipeline.agents import settings_label
 from rlhf_gym.pipeline.best_of_n import measure_best_of_n
 from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
 from rlhf_gym.pipeline.context import Run
+from rlhf_gym.pipeline.costs import Timing, affordable, allowed
 from rlhf_gym.pipeline.samples import Samples, distinct_2, draw, gold_scores, log_probs, proxy_scores
 from rlhf_gym.rewards import LearnedReward
+
+LEAST_PROMPTS = 8
+"""Held-out prompts that are answered however long it takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +55,16 @@ class Measured:
 def evaluate_stage(run: Run) -> dict[str, Any]:
     """Figures of all policies; their responses go to `samples/`."""
     config = run.config
+    share = affordable_share(run)
     prompts = heldout_prompts(run)
+    prompts = prompts[: affordable(len(prompts), share, LEAST_PROMPTS)]
+    if share < 1:
+        run.console.print(
+            f"  evaluation: {len(prompts):,} of {len(heldout_prompts(run)):,} held-out prompts, for a fifth of the "
+            "run's time so far",
+            style="dim",
+            highlight=False,
+        )
     reward = run.load_reward(config.rounds)
     sft = run.load_policy(run.sft)
     base = _measure(run, sft, sft, reward, prompts, "the SFT policy")
@@ -62,7 +75,8 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
     folder = run.folder.stage("evaluate") / "samples"
     _write(folder / "sft.jsonl", base)
     _write(folder / "best_of.jsonl", best)
-    measure_best_of_n(run, sft, reward, prompts)
+    asked = affordable(config.evaluate.best_of_prompts, share, LEAST_PROMPTS)
+    measure_best_of_n(run, sft, reward, prompts[:asked])
     for kind, round, seed in trained_policies(run):
         name = f"{kind}-round-{round}-seed-{seed}"
         model = run.load_policy(run.folder.seed(kind, round, seed) / "model")
@@ -94,6 +108,34 @@ def heldout_prompts(run: Run) -> list[Prompt]:
     return [prompts[int(i)] for i in chosen]
 
 
+def affordable_share(run: Run) -> float:
+    """The share of the samples set for the evaluation that a fifth of the time of the stages before it allows, > 1
+    where there is room for more; 1 where a folder of an earlier version does not say what a response takes.
+
+    It follows from what is in the folder, so that an evaluation that is done again takes the same samples.
+    """
+    config, timing = run.config, Timing(run.folder.stage("reward", 1))
+    response, text = timing.get("response"), timing.get("text")
+    if not response:
+        return 1.0
+    policies = len(trained_policies(run))
+    best_of = config.evaluate.best_of
+    written = 1 + best_of + policies * (config.agent.best_of or 1)
+    read = written + 2 + 1 + 2 * policies  # scored by r_φ; log π of SFT's, of the best of n, and of each policy's twice
+    cost = len(heldout_prompts(run)) * (written * response + read * text)
+    if run.task.gold is not None:
+        cost += config.evaluate.best_of_prompts * config.evaluate.best_of_samples * (response + text)
+    return allowed(spent(run)) / max(cost, 1e-9)
+
+
+def spent(run: Run) -> float:
+    """Seconds of all complete stages before the evaluation."""
+    found = [run.folder.metrics(name) for name in ("pretrain", "sft")]
+    for round in range(1, run.config.rounds + 1):
+        found += [run.folder.metrics(name, round) for name in ("collect", "reward", "train", "without_kl")]
+    return sum(metrics.get("seconds", 0.0) for metrics in found if metrics is not None)
+
+
 def trained_policies(run: Run) -> list[tuple[Any, int, int]]:
     """(kind, round, seed) of what the agent left."""
     found: list[tuple[Any, int, int]] = []
@@ -113,7 +155,7 @@ def _measure(
     name: str,
 ) -> Measured:
     samples = draw(
-        model, run.task, prompts, seed=run.config.seed + 7, progress=run.bar(f"held-out responses of {name}")
+        model, run.task, prompts, seed=run.config.seed + 7, progress=run.progress(f"held-out responses of {name}")
     )
     return _scored(run, model, sft, reward, samples)
 
@@ -136,7 +178,7 @@ def _best_of(
 ) -> Measured:
     """Of n fresh SFT responses to each prompt the one r_φ likes best: what one has without training."""
     repeated = [prompt for prompt in prompts for _ in range(n)]
-    samples = draw(sft, run.task, repeated, seed=seed, progress=run.bar(f"best of {n} of the SFT policy"))
+    samples = draw(sft, run.task, repeated, seed=seed, progress=run.progress(f"best of {n} of the SFT policy"))
     scores = proxy_scores(reward, run.task.tokenizer, samples).reshape(len(prompts), n)
     chosen = [i * n + int(j) for i, j in enumerate(scores.argmax(axis=1))]
     return _scored(run, sft, sft, reward, samples.take(chosen))

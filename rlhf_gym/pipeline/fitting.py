@@ -100,7 +100,7 @@ def fitted(run: Run) -> Run:
     slots = slots_that_fit(SLOTS, width=whole, cached=size.cached, free=free - KEPT * size.parameters)
     if slots < SLOTS:
         notes.append(f"{slots} responses are drawn at once instead of {SLOTS}, for want of memory")
-    return replace(run, config=config, notes=(*run.notes, *notes))
+    return replace(run, config=config, memory_notes=tuple(notes))
 
 
 def _longest(run: Run, texts: Sequence[tuple[Any, str]]) -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
@@ -17,6 +15,7 @@ from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.envs.episode import prompts_of
 from rlhf_gym.files import read_jsonl, write_jsonl
 from rlhf_gym.lm.tokens import decode
+from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import RewardFunction, check_scores
 
 
@@ -47,29 +46,10 @@ class IterationLog(KVWriter):
 
 
 class TrainingProgress(KVWriter):
-    """The bar: tokens so far, and how score, KL, β, entropy and length stand."""
+    """Shows tokens so far, and how score, KL, β, entropy and length stand."""
 
-    def __init__(self, console: Console, label: str, *, total: int, done: int) -> None:
-        self._bar = Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[figures]}", style="dim"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task(label, total=total, completed=done, figures="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Show the iteration's figures and move the bar."""
@@ -84,10 +64,10 @@ class TrainingProgress(KVWriter):
             ("tok/s", "time/tokens_per_second", ",.0f"),
         )
         figures = "  ".join(f"{label} {key_values[name]:{form}}" for label, name, form in shown if name in key_values)
-        self._bar.update(self._task, completed=step, figures=figures)
+        self._progress.update(step, figures=figures)
 
     def close(self) -> None:
-        """Does nothing: leaving the bar's `with` block closes it."""
+        """Does nothing: leaving the progress's `with` block closes it."""
 
 
 class Watch(BaseCallback):
@@ -99,12 +79,22 @@ class Watch(BaseCallback):
         gold_every: iterations between two looks; the first iteration is looked at.
         checkpoint_every: iterations between two checkpoints.
         iteration: iterations that are over.
+        progress: where the tokens of a rollout are shown as they come.
     """
 
     def __init__(
-        self, checkpoint: Path, *, gold: RewardFunction | None, gold_every: int, checkpoint_every: int, iteration: int
+        self,
+        checkpoint: Path,
+        *,
+        gold: RewardFunction | None,
+        gold_every: int,
+        checkpoint_every: int,
+        iteration: int,
+        progress: Progress,
     ) -> None:
         super().__init__()
+        self.progress = progress
+        self._shown = time.monotonic()
         self.checkpoint, self.gold = checkpoint, gold
         self.gold_every, self.checkpoint_every, self.iteration = gold_every, checkpoint_every, iteration
 
@@ -114,6 +104,10 @@ class Watch(BaseCallback):
             self.model.save(self.checkpoint)
 
     def _on_step(self) -> bool:
+        now = time.monotonic()
+        if now - self._shown > 1:
+            self._shown = now
+            self.progress.update(self.num_timesteps)
         return True
 
     def _on_rollout_end(self) -> None:

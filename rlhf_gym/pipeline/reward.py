@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from rlhf_gym.files import write_json
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.collect import PREFERENCES, all_preferences
 from rlhf_gym.pipeline.context import NORMALIZERS, Run
+from rlhf_gym.pipeline.costs import Timing, steps_of
 from rlhf_gym.pipeline.probes import reward_probes
 from rlhf_gym.pipeline.samples import Samples, draw, score_samples
 from rlhf_gym.pipeline.staleness import staleness
@@ -45,10 +47,18 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
     if run.config.task.reward_model is not None:
         return _own_reward(run)
     train, heldout = training_preferences(run, round)
-    reward = train_reward(run, folder, train, heldout)
-    metrics = examine(run, score_pairs(reward, heldout))
-    normalise(reward, run, reference_samples(run))
-    metrics |= reward_probes(run, reward, train, heldout)
+    timing = Timing(folder)
+    with timing.of("training"):
+        reward = train_reward(run, folder, train, heldout)
+    # a score takes a sixth of what a pair takes in training: two forwards, each with a backward of twice its time
+    seen = len(train) * config.training.epochs * config.members
+    step = steps_of(timing.get("training") / (6 * seen))
+    shown = run.progress("held-out responses scored by r_φ")
+    with timing.of("examination"):
+        pairs = score_pairs(reward, heldout, progress=shown, at_once=step)
+    metrics = examine(run, pairs)
+    normalise(reward, run, reference_samples(run, timing), timing, at_once=step)
+    metrics |= reward_probes(run, reward, train, heldout, timing)
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     reward.save_pretrained(partial)
@@ -72,29 +82,42 @@ def examine(run: Run, pairs: ScoredPairs) -> dict[str, Any]:
     return metrics | {"complaints": complaints}
 
 
-def reference_samples(run: Run) -> Samples:
-    """Responses of the SFT policy to training prompts, in whose unit r_φ speaks."""
+def reference_samples(run: Run, timing: Timing | None = None) -> Samples:
+    """Responses of the SFT policy to training prompts, in whose unit r_φ speaks; `timing` keeps what one takes."""
     prompts = run.task.prompts
     rng = np.random.default_rng((run.config.seed, 99))
     chosen = rng.integers(len(prompts), size=run.config.reward.reference_samples)
     policy = run.load_policy(run.sft)
-    return draw(
+    started = time.perf_counter()
+    samples = draw(
         policy,
         run.task,
         [prompts[int(i)] for i in chosen],
         seed=run.config.seed + 99,
-        progress=run.bar("reference responses"),
+        progress=run.progress("reference responses"),
     )
+    if timing is not None:
+        timing.keep("response", (time.perf_counter() - started) / len(samples))
+    return samples
 
 
-def normalise(reward: LearnedReward, run: Run, samples: Samples) -> None:
+def normalise(
+    reward: LearnedReward, run: Run, samples: Samples, timing: Timing | None = None, *, at_once: int | None = None
+) -> None:
     """Give each member of r_φ mean 0 and standard deviation 1 over these responses, read as PPO's episodes will be.
+
+    `timing` keeps what a score takes; `at_once` responses are scored between two steps of the progress.
 
     Raises:
         UnfitRewardError: a member says the same to all of them, or something that is no number.
     """
     reward.normalizers = [RewardNormalizer()] * len(reward)
-    members = score_samples(reward, run.task.tokenizer, samples).members.cpu().numpy()  # (k, B)
+    started = time.perf_counter()
+    shown = run.progress("reference responses scored by r_φ")
+    scores = score_samples(reward, run.task.tokenizer, samples, progress=shown, at_once=at_once)
+    members = scores.members.cpu().numpy()  # (k, B)
+    if timing is not None:
+        timing.keep("text", (time.perf_counter() - started) / len(samples))
     try:
         reward.normalizers = [RewardNormalizer.fit(scores) for scores in members]
     except ValueError as error:
@@ -106,7 +129,9 @@ def normalise(reward: LearnedReward, run: Run, samples: Samples) -> None:
 def _own_reward(run: Run) -> dict[str, Any]:
     """A reward model that is there already: nothing is trained, its scores are put into the SFT policy's unit."""
     reward = run.load_reward(1)
-    normalise(reward, run, reference_samples(run))
+    timing = Timing(run.folder.stage("reward"))
+    with timing.of("training"):  # here it is this that the stage is about
+        normalise(reward, run, reference_samples(run, timing), timing)
     write_json(run.folder.stage("reward") / NORMALIZERS, [normalizer.to_dict() for normalizer in reward.normalizers])
     metrics: dict[str, Any] = {"source": run.config.task.reward_model, "members": len(reward), "pairs": 0}
     train: list[Preference] = []
@@ -114,7 +139,7 @@ def _own_reward(run: Run) -> dict[str, Any]:
     if run.preferences is not None:
         metrics |= examine(run, score_pairs(reward, run.preferences))
         train, heldout = split_by_prompt(run.preferences, 0.5, seed=run.config.seed)
-    return metrics | reward_probes(run, reward, train, heldout)
+    return metrics | reward_probes(run, reward, train, heldout, timing)
 
 
 def training_preferences(run: Run, round: int) -> tuple[list[Preference], list[Preference]]:

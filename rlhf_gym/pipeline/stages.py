@@ -19,11 +19,11 @@ from rlhf_gym.pipeline.preparation import prepare
 from rlhf_gym.pipeline.reward import reward_stage
 from rlhf_gym.pipeline.supervised import pretrain_stage, sft_stage
 from rlhf_gym.pipeline.train import train_stage, without_kl_stage
+from rlhf_gym.progress import duration
 from rlhf_gym.report import write_report
 from rlhf_gym.runs.folder import IN_ROUNDS
 from rlhf_gym.runs.summaries import (
     collect_line,
-    duration,
     evaluate_line,
     pretrain_line,
     reward_line,

@@ -40,7 +40,7 @@ def say_header(run: Run, threads: int) -> None:
     for note in template_notes(task.tokenizer, config.task.chat_template, read):
         out.print(f"  {note}", style="dim", highlight=False, markup=False, soft_wrap=True)
     say_learning_rates(run)
-    for note in run.notes:
+    for note in (*run.notes, *run.memory_notes):
         out.print(Text(f"  {note}", style="dim"), soft_wrap=True)
     out.print()
 

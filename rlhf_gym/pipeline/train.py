@@ -21,6 +21,7 @@ from rlhf_gym.monitoring import RLHFMonitor, inspect_episodes
 from rlhf_gym.monitoring.inspection import make_episodes
 from rlhf_gym.pipeline.agents import Parts, agent_class, learner_settings, make_agent, make_env, settings_label
 from rlhf_gym.pipeline.context import Run
+from rlhf_gym.pipeline.costs import Timing, affordable, allowed
 from rlhf_gym.pipeline.evaluate import heldout_prompts
 from rlhf_gym.pipeline.progress import IterationLog, TrainingProgress, Watch
 from rlhf_gym.pipeline.samples import draw
@@ -110,8 +111,8 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
     else:
         agent = make_agent(run, stage, round, seed, env)
     log = IterationLog(folder / ITERATIONS, tokens=agent.num_timesteps)
-    with TrainingProgress(run.console, label, total=settings.total_tokens, done=agent.num_timesteps) as bar:
-        agent.set_logger(Logger(folder=None, output_formats=[log, bar]))
+    with run.progress(f"{label}, tokens").over(settings.total_tokens, done=agent.num_timesteps) as shown:
+        agent.set_logger(Logger(folder=None, output_formats=[log, TrainingProgress(shown)]))
         gold_every = settings.gold_interval
         watch = Watch(
             checkpoint,
@@ -119,15 +120,18 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
             gold_every=gold_every or 1,
             checkpoint_every=settings.checkpoint_every,
             iteration=log.iteration,
+            progress=shown,
         )
         monitor = make_monitor(run, stage, folder)
         stop = None if settings.kl_limit is None else StopOnKL(*settings.kl_limit)
         callbacks: list[BaseCallback] = [watch, monitor, *([stop] if stop else [])]
+        timing = Timing(folder)
         try:
-            agent.learn(
-                settings.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
-            )
-            keep_views(run, agent, folder)
+            with timing.of("training"):
+                agent.learn(
+                    settings.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
+                )
+            keep_views(run, agent, folder, seconds=timing.get("training"))
         except (KeyboardInterrupt, ScoreError):
             watch.save_interrupted(agent)
             raise
@@ -172,10 +176,17 @@ def make_monitor(run: Run, stage: StageName, folder: Path) -> RLHFMonitor:
     )
 
 
-def keep_views(run: Run, agent: TokenAlgorithm, folder: Path) -> None:
+def keep_views(run: Run, agent: TokenAlgorithm, folder: Path, *, seconds: float) -> None:
     """Write views of the evaluation's first prompts into a seed's folder: the SFT policy's response, seen by the agent
-    and its critic, and the agent's own. The critic itself is not kept."""
-    prompts = heldout_prompts(run)[: run.config.evaluate.shown]
+    and its critic, and the agent's own. The critic itself is not kept.
+
+    There are as many as `evaluate.shown` says, or as a part of the `seconds` that training took allows.
+    """
+    # a view writes two responses and reads them five times, for which a fiftieth of the training's time is there
+    timing = Timing(run.folder.stage("reward", 1))
+    cost = run.config.evaluate.shown * (2 * timing.get("response") + 5 * timing.get("text"))
+    shown = affordable(run.config.evaluate.shown, allowed(seconds) / 10 / max(cost, 1e-9), 1)
+    prompts = heldout_prompts(run)[:shown]
     if not prompts:
         return
     sft = run.load_policy(run.sft)

@@ -7,13 +7,13 @@ from html import escape
 from typing import Any
 
 from rlhf_gym.files import read_json
+from rlhf_gym.progress import duration
 from rlhf_gym.report.parts import DASH, PROXY, row, share_cell, signed, swatch, table, typeset
 from rlhf_gym.report.run import KINDS, ReportRun
 from rlhf_gym.runs.folder import CONFIG_FILE
 from rlhf_gym.runs.summaries import (
     agent_label,
     collect_line,
-    duration,
     evaluate_line,
     is_bound,
     pretrain_line,

@@ -3,9 +3,9 @@
 config.json                 the configuration, and a digest of each file of the user's it read
 pretrain/, sft/             model/ and metrics.json
 round-1/collect/            candidates.jsonl, preferences.jsonl, heldout_preferences.jsonl
-round-1/reward/             model/
+round-1/reward/             model/, timing.json (seconds that its work took, and the samples that followed from them)
 round-1/train/seed-0/       model/, metrics.jsonl and monitor.jsonl (a line an iteration), alarms.jsonl, views.jsonl,
-                            checkpoint.zip while it runs
+                            timing.json, checkpoint.zip while it runs
 round-1/without_kl/seed-0/  the same without KL penalty
 evaluate/                   metrics.json, samples/*.jsonl
 report.html

@@ -31,12 +31,6 @@ def is_bound(row: dict[str, Any]) -> bool:
     return row.get("kl_is_bound", row["kind"] == "best_of")
 
 
-def duration(seconds: float) -> str:
-    """A duration in minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
-
-
 def count(number: int) -> str:
     """A number of parameters, shortened: 124 M."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from rlhf_gym.functional import chance_probability, confidence, length_controlled_accuracy, reliability_curve
+from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.preferences import Preference
 from rlhf_gym.training.reward_evaluation import ScoredPairs
 
@@ -111,13 +114,30 @@ def reward_complaints(metrics: dict[str, Any]) -> list[str]:
             "clipped flat), another --reward.seed, or a look at whether chosen and rejected are often the same"
         )
     elif n >= ENOUGH and metrics["chance"] >= CHANCE:
+        _, low, high = share_interval(accuracy, n)
         flipped = " It is wrong more often than right: are chosen and rejected mixed up in the data?" * (accuracy < 0.4)
         complaints.append(
-            f"expected an accuracy above chance, got {accuracy:.1%} on {n} held-out pairs, and tossing a coin is right "
-            f"as often with probability {metrics['chance']:.2g}.{flipped} More preferences, more --reward.epochs, a "
-            "larger --reward.learning-rate, or annotators who agree with one another: PPO would learn noise from this"
+            f"expected an accuracy above chance, got {accuracy:.1%} on {n} held-out pairs (95 % interval "
+            f"{100 * low:.0f}–{100 * high:.0f} %), and tossing a coin is right as often with probability "
+            f"{metrics['chance']:.2g}.{flipped}{_enough(accuracy)} "
+            "What helps is more preferences, more --reward.epochs, a larger --reward.learning-rate, or annotators who "
+            "agree with one another. The agent would learn noise from this"
         )
     return complaints
+
+
+def _enough(accuracy: float) -> str:
+    """How many held-out pairs tell this accuracy from a coin half of the time; nothing where it is not above one's.
+
+    A one-sided test at the level 5 % by the normal approximation: n = (1.645/2)² / (accuracy − ½)².
+    """
+    if accuracy <= 0.5:
+        return ""
+    needed = math.ceil((NormalDist().inv_cdf(1 - CHANCE) / 2 / (accuracy - 0.5)) ** 2)
+    return (
+        f" Some {needed:,} held-out pairs would tell {accuracy:.1%} from a coin, and --collect.heldout-fraction sets "
+        "their share."
+    )
 
 
 def _share(right: np.ndarray, here: np.ndarray, name: str) -> Share:

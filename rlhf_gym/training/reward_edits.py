@@ -20,7 +20,9 @@ from rlhf_gym.preferences.adversarial import (
     shuffle,
     truncate,
 )
-from rlhf_gym.rewards import Reward, RewardFunction, as_reward, check_scores
+from rlhf_gym.progress import Progress
+from rlhf_gym.rewards import Reward, RewardFunction, as_reward
+from rlhf_gym.training.reward_evaluation import score_in_steps
 
 
 class EditKind(NamedTuple):
@@ -108,6 +110,8 @@ def probe_edits(
     gold: RewardFunction | None = None,
     words: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
+    at_once: int | None = None,
 ) -> list[EditProbe]:
     """Apply each edit once to each response, and measure how the reward and gold change.
 
@@ -123,6 +127,7 @@ def probe_edits(
         gold: the gold reward, where there is one.
         words: further kinds of insertions: name -> words.
         seed: for the edits.
+        progress, at_once: as in `score_texts`.
 
     Raises:
         ValueError: no responses, or scores that are not finite.
@@ -133,7 +138,7 @@ def probe_edits(
     plans = _plans(reward, prompts, responses, _insertions(responses, preferences) | dict(words or {}), seed)
     asked = [*zip(prompts, responses, strict=True)]
     asked += [(prompts[i], text) for _, places, texts in plans for i, text in zip(places, texts, strict=True)]
-    scores = _in_deviations(reward, asked, len(responses))  # (asked,)
+    scores = _in_deviations(reward, asked, len(responses), progress, at_once)  # (asked,)
     golds = None if gold is None else _in_deviations(as_reward(gold), asked, len(responses))  # (asked,)
     probes = []
     begin = len(responses)
@@ -149,13 +154,22 @@ def probe_edits(
     return probes
 
 
-def score_texts(reward: Reward | RewardFunction, texts: Sequence[tuple[Prompt, str]]) -> np.ndarray:
-    """Scores (B,) of (prompt, response) pairs, each distinct one asked for once; a model's before normalisation."""
+def score_texts(
+    reward: Reward | RewardFunction,
+    texts: Sequence[tuple[Prompt, str]],
+    *,
+    progress: Progress | None = None,
+    at_once: int | None = None,
+) -> np.ndarray:
+    """Scores (B,) of (prompt, response) pairs, each distinct one asked for once; a model's before normalisation.
+
+    Args:
+        reward: what scores.
+        texts: the B pairs.
+        progress, at_once: as in `score_in_steps`.
+    """
     known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    prompts = [prompt for prompt, _ in known]
-    responses = [response for _, response in known]
-    raw = as_reward(reward).preference_scores(prompts, responses)  # (distinct,)
-    scores = check_scores(raw, len(known), source="the reward").astype(np.float64)  # (distinct,)
+    scores = score_in_steps(reward, list(known), progress=progress, at_once=at_once)  # (distinct,)
     return scores[[known[text] for text in texts]]
 
 
@@ -176,9 +190,15 @@ def _plans(
     return plans
 
 
-def _in_deviations(reward: Reward, texts: Sequence[tuple[Prompt, str]], first: int) -> np.ndarray:
+def _in_deviations(
+    reward: Reward,
+    texts: Sequence[tuple[Prompt, str]],
+    first: int,
+    progress: Progress | None = None,
+    at_once: int | None = None,
+) -> np.ndarray:
     """Scores (B,) in standard deviations of the `first` ones; unscaled where these do not differ."""
-    scores = score_texts(reward, texts)
+    scores = score_texts(reward, texts, progress=progress, at_once=at_once)
     spread = float(scores[:first].std())
     return scores / spread if spread > 0 else scores
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_gym.functional import confidence, expected_calibration_error, rightness
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.preferences import Preference
+from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import Reward, RewardFunction, as_reward, check_scores
 
 
@@ -59,9 +61,21 @@ class ScoredPairs:
 
 
 def score_pairs(
-    reward: Reward | RewardFunction, preferences: Sequence[Preference], *, batch_size: int = 64
+    reward: Reward | RewardFunction,
+    preferences: Sequence[Preference],
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+    at_once: int | None = None,
 ) -> ScoredPairs:
     """Score each distinct response once; of one reward model the scores before normalisation.
+
+    Args:
+        reward: what scores.
+        preferences: the pairs.
+        batch_size: rows of a forward at most.
+        progress: shows how many responses have been scored.
+        at_once: responses that are scored between two steps of the progress; all by default.
 
     Raises:
         ValueError: no preferences, or scores that are not finite.
@@ -70,10 +84,8 @@ def score_pairs(
         raise ValueError("expected at least one preference to evaluate on, got none")
     sides = [(p.prompt, response) for p in preferences for response in (p.chosen, p.rejected)]
     texts = {text: i for i, text in enumerate(dict.fromkeys(sides))}
-    prompts = [prompt for prompt, _ in texts]
     responses = [response for _, response in texts]
-    raw = as_reward(reward).preference_scores(prompts, responses, batch_size=batch_size)  # (texts,)
-    scores = check_scores(raw, len(texts), source="the reward").astype(np.float64)  # (texts,)
+    scores = score_in_steps(reward, list(texts), batch_size=batch_size, progress=progress, at_once=at_once)  # (texts,)
     words = np.array([len(response.split()) for response in responses], dtype=np.float64)  # (texts,)
     chosen = np.array([texts[p.prompt, p.chosen] for p in preferences])  # (P,)
     rejected = np.array([texts[p.prompt, p.rejected] for p in preferences])  # (P,)
@@ -83,6 +95,35 @@ def score_pairs(
         longer=words[chosen] - words[rejected],
         scores=scores,
     )
+
+
+def score_in_steps(
+    reward: Reward | RewardFunction,
+    texts: Sequence[tuple[Prompt, str]],
+    *,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+    at_once: int | None = None,
+) -> np.ndarray:
+    """Scores (n,) of n pairs of prompt and response, a model's before normalisation.
+
+    Args:
+        reward: what scores.
+        texts: the pairs.
+        batch_size: rows of a forward at most.
+        progress: shows how many have been scored.
+        at_once: as many are scored between two steps of the progress; all by default.
+    """
+    ask = as_reward(reward).preference_scores
+    step = at_once or max(1, len(texts))
+    parts = [np.zeros(0)]
+    with (progress or Progress(None)).over(len(texts)) as shown:
+        for i in range(0, len(texts), step):
+            prompts, responses = map(list, zip(*texts[i : i + step], strict=True))
+            said = ask(prompts, responses, batch_size=batch_size)  # (step,)
+            parts.append(check_scores(said, len(prompts), source="the reward").astype(np.float64))
+            shown.advance(len(prompts))
+    return np.concatenate(parts)
 
 
 def evaluate_reward_model(

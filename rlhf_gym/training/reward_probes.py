@@ -13,6 +13,7 @@ import numpy as np
 from rlhf_gym.functional import chance_probability, cross_fitted_r2, fit_ridge, rightness
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.preferences import Preference
+from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import RewardFunction
 from rlhf_gym.training.reward_baselines import LENGTH, Baseline, bag_of_words, train_baselines, word_count
 from rlhf_gym.training.reward_edits import EditProbe, Reward, probe_edits, score_texts
@@ -106,6 +107,9 @@ def probe_reward_model(
     gold: RewardFunction | None = None,
     words: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
+    most_heldout: int = MOST_HELDOUT,
+    progress: Progress | None = None,
+    at_once: int | None = None,
 ) -> RewardProbes:
     """Compare r_φ with baselines, measure the effect of words on it, and score edited responses.
 
@@ -122,6 +126,9 @@ def probe_reward_model(
         gold: the gold reward, where there is one; it scores the edits alone.
         words: further kinds of words to insert: name -> words.
         seed: for the edits, and for the pairs on which penalties are chosen.
+        most_heldout: held-out pairs that are looked at, at most, drawn at random where there are more.
+        progress: shows how many texts have been scored.
+        at_once: texts that are scored between two steps of the progress; all by default.
 
     Raises:
         ValueError: neither responses nor held-out preferences, preferences without held-out ones or about fewer than
@@ -129,15 +136,16 @@ def probe_reward_model(
     """
     if preferences and not heldout:
         raise ValueError(f"expected held-out preferences beside {len(preferences)} to train baselines on, got none")
-    if len(heldout) > MOST_HELDOUT:
-        kept = np.sort(np.random.default_rng(seed).permutation(len(heldout))[:MOST_HELDOUT])
+    if len(heldout) > most_heldout:
+        kept = np.sort(np.random.default_rng(seed).permutation(len(heldout))[:most_heldout])
         heldout = [heldout[int(i)] for i in kept]
     sides = [(p.prompt, text) for p in heldout for text in (p.chosen, p.rejected)]
     given = list(zip(prompts, responses, strict=True)) or list(dict.fromkeys(sides))
     if not given:
         raise ValueError("expected responses or held-out preferences to probe a reward model with, got neither")
     asked = list(dict.fromkeys([*given, *sides]))
-    known = dict(zip(asked, score_texts(reward, asked).tolist(), strict=True))
+    scored = score_texts(reward, asked, progress=progress, at_once=at_once)  # (asked,)
+    known = dict(zip(asked, scored.tolist(), strict=True))
     spread = float(np.std([known[text] for text in given]))
     baselines: tuple[BaselineProbe, ...] = ()
     delta = np.array([known[p.prompt, p.chosen] - known[p.prompt, p.rejected] for p in heldout])  # (P,)
@@ -152,6 +160,8 @@ def probe_reward_model(
         gold=gold,
         words=words,
         seed=seed,
+        progress=progress,
+        at_once=at_once,
     )
     equal = np.array([word_count(p.chosen) == word_count(p.rejected) for p in heldout], dtype=bool)  # (P,)
     right = rightness(delta)  # (P,)

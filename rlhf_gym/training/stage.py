@@ -25,8 +25,6 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
-from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -34,6 +32,7 @@ from torch import Tensor, nn
 from rlhf_gym.files import write_json
 from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.loading import quiet_transformers
+from rlhf_gym.progress import Progress
 from rlhf_gym.settings import SupervisedConfig
 
 RUN_FILE = "training.json"
@@ -159,12 +158,12 @@ def _train(
     steps_per_epoch = -(-len(stage.examples) // config.batch_size)
     steps = config.epochs * steps_per_epoch
     metrics: Any = None
+    figures = ""
 
     def log(**figures: Any) -> None:
         state.history.append({**figures, "epoch": round(state.step / steps_per_epoch, 4), "step": state.step})
 
-    with _progress_bar() as bar:
-        task = bar.add_task(stage.name, total=steps, completed=state.step)
+    with Progress(stage.name).over(steps, done=state.step) as shown:
         while state.step < steps:
             epoch, done = divmod(state.step, steps_per_epoch)
             for batch in epoch_batches(stage.lengths, config.batch_size, seed=config.seed, epoch=epoch)[done:]:
@@ -177,7 +176,7 @@ def _train(
                 if state.step == 1 or state.step % config.log_steps == 0:
                     mean = sum(state.losses) / len(state.losses)
                     log(loss=mean, grad_norm=norm, learning_rate=rate)
-                    bar.update(task, description=f"{stage.name}, loss {mean:.4f}")
+                    figures = f"loss {mean:.4f}"
                     state.losses = []
                 if state.step == steps:  # those of a step before would have shown in the next loss
                     check_weights(model, f"the model {where}", advice=REMEDY)
@@ -187,7 +186,7 @@ def _train(
                     log(**{f"heldout_{name}": value for name, value in asdict(metrics).items()})
                 if config.save_steps and state.step % config.save_steps == 0 and state.step < steps:
                     _save_checkpoint(folder / CHECKPOINT, state, model, optimizer, device)
-                bar.update(task, completed=state.step)
+                shown.update(state.step, figures=figures)
     return metrics, state.history
 
 
@@ -324,8 +323,3 @@ def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW,
         if device.type != "cpu":
             torch.get_device_module(device).set_rng_state(file.get_tensor("random.device"))
         return StageState(**json.loads(file.metadata()["state"]))
-
-
-def _progress_bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, transient=True, disable=not get_console().is_terminal)  # a file would get empty lines

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.pipeline import prepare, run
+from rlhf_gym.pipeline.costs import Timing
 from rlhf_gym.pipeline.probes import reward_probes
 from rlhf_gym.pipeline.reward import UnfitRewardError, examine
 from rlhf_gym.pipeline.staleness import heldout_by_round, staleness
@@ -73,7 +74,7 @@ def test_probes_can_be_left_out(tmp_path: Path) -> None:
     prepared = prepare(tiny_config(tmp_path / "run"), task=tiny_task(), console=quiet())
     settings = replace(prepared.config.reward, probe_samples=0)
     silent = replace(prepared, config=replace(prepared.config, reward=settings))
-    assert reward_probes(silent, tiny_reward_model(), [], []) == {} and probes_line({}) == ""
+    assert reward_probes(silent, tiny_reward_model(), [], [], Timing(tmp_path)) == {} and probes_line({}) == ""
     two = {"probes": {"suspicions": ["r_φ pays for praise", "more"]}}
     assert probes_line(two) == "; look before you optimise: r_φ pays for praise, and 1 more in the report"
 
