@@ -43,11 +43,13 @@ class Progress:
         )
         self._task = self._bar.add_task(label or "", figures="")
         self._total = self._done = self._begun_with = 0
+        self._unit = 1
         self._figures = ""
         self._started = self._said = time.monotonic()
 
-    def over(self, total: int, *, done: int = 0) -> Self:
-        """The same progress, of so much work, of which some is done."""
+    def over(self, total: int, *, done: int = 0, unit: int = 1) -> Self:
+        """The same progress, of so much work, of which some is done; it is counted in units of so much."""
+        self._unit = unit
         self._total, self._done, self._begun_with = total, done, done
         self._bar.update(self._task, total=total, completed=done)
         return self
@@ -59,10 +61,12 @@ class Progress:
     def update(self, done: int, *, figures: str | None = None) -> None:
         """So much has been done, and this is how its figures stand; None leaves them."""
         self._done = done
+        if self.label is None:
+            return
         self._figures = self._figures if figures is None else figures
         self._bar.update(self._task, completed=done, figures=self._figures)
         now = time.monotonic()
-        if self.label is None or self._console.is_terminal:
+        if self._console.is_terminal:
             return
         if now - self._said >= max(QUIET, SHARE * (now - self._started)) and done < self._total:
             self._said = now
@@ -73,7 +77,9 @@ class Progress:
         left = "" if more <= 0 else f", {duration(spent / more * (self._total - self._done))} left"
         figures = f"; {self._figures}" if self._figures else ""
         share = self._done / max(1, self._total)
-        return f"{self.label}: {self._done:,} of {self._total:,} ({share:.0%}){left}{figures}"
+        return (
+            f"{self.label}: {self._done // self._unit:,} of {self._total // self._unit:,} ({share:.0%}){left}{figures}"
+        )
 
     def __enter__(self) -> Self:
         self._started = self._said = time.monotonic()

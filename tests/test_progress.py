@@ -56,3 +56,7 @@ def test_no_label_shows_nothing_and_a_terminal_has_a_bar_in_place_of_lines(clock
             shown.advance()
         assert ("texts: 1 of 2" in console.file.getvalue()) is False  # type: ignore[attr-defined]
         assert ("50 %" in console.file.getvalue()) is terminal  # type: ignore[attr-defined]
+
+
+def test_a_unit_counts_several_steps_as_one(clock: list[float]) -> None:
+    assert lines(400, 100, clock, unit=10)[0].startswith("  texts: 0 of 10 (8%), 6:08 left")

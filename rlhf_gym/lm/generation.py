@@ -78,7 +78,10 @@ def generate(
     results: list[Generation | None] = [None] * len(prompts)
     stops = frozenset(stop_token_ids)
     decoder.invalidate()
-    with (progress or Progress(None)).over(len(prompts)) as shown, torch.no_grad():
+    ended = 0
+    # counted by tokens, as many responses may end together; one that ends early counts as long as the longest
+    shown = (progress or Progress(None)).over(len(prompts) * max_new_tokens, unit=max_new_tokens)
+    with shown, torch.no_grad():
         while state.lengths.any():
             logits = decoder.logits(state.ids, state.lengths)  # (N, V)
             done_so_far = torch.from_numpy(state.response_lengths).to(logits.device)
@@ -87,7 +90,8 @@ def generate(
             for slot, reason in state.append(tokens.cpu().numpy(), log_probs.cpu().numpy(), stops, max_new_tokens):
                 index = state.index[slot]
                 results[index] = state.take(slot, reason)
-                shown.advance()
+                ended += 1
+            shown.update(ended * max_new_tokens + int(state.response_lengths.sum()))
     return [result for result in results if result is not None]
 
 
