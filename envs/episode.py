@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.chat import Prompt
-from rlhf_gym.lm.tokens import ActionRows, decode
+from rlhf_gym.lm.tokens import ActionRows, decode_prompts
 
 Observation = dict[str, np.ndarray]
 """`input_ids` (N, L) int64 and `attention_mask` (N, L) int8, left-aligned and right-padded."""
@@ -139,8 +139,9 @@ class StateValues(Protocol):
 
 
 def prompts_of(episodes: Sequence[Episode], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """What each episode's prompt was made of; its decoded text where it was given as token ids."""
-    return [e.prompt if e.prompt is not None else decode(tokenizer, [e.prompt_ids.tolist()])[0] for e in episodes]
+    """What each episode's prompt was made of; its text, special tokens included, where it was given as token ids."""
+    decoded = decode_prompts(tokenizer, [e.prompt_ids.tolist() for e in episodes])
+    return [text if e.prompt is None else e.prompt for e, text in zip(episodes, decoded, strict=True)]
 
 
 def stack_rows(episodes: Sequence[Episode]) -> ActionRows:

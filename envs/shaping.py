@@ -21,10 +21,10 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.envs.episode import Episode
+from rlhf_gym.envs.episode import Episode, prompts_of
 from rlhf_gym.functional.text_statistics import repetition
-from rlhf_gym.lm.tokens import decode
-from rlhf_gym.rewards import RewardFunction, check_scores
+from rlhf_gym.lm.tokens import decode, decode_responses, stop_token_ids
+from rlhf_gym.rewards import FunctionReward, RewardFunction, check_scores, function_scores
 
 
 class ScoreTerm(Protocol):
@@ -105,7 +105,8 @@ class AddVerifier(EnvironmentTerm):
     """score + coef · v(x, y), where the verifier v is any callable `(prompts, responses) -> (B,)`.
 
     A verifier is a program that checks a response: that it is well formed, or that its sum is right. It reads texts
-    without special tokens. r_φ goes on reading tokens, and `raw_score` stays r_φ's own.
+    without special tokens, or what it asks for as a `FunctionReward`. r_φ goes on reading tokens, and `raw_score`
+    stays r_φ's own.
     """
 
     function: RewardFunction
@@ -127,9 +128,14 @@ class AddVerifier(EnvironmentTerm):
     def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
         if self.tokenizer is None:
             raise TypeError("expected AddVerifier in an environment's shaping=(…), or with a tokenizer of its own")
-        prompts = decode(self.tokenizer, [e.prompt_ids.tolist() for e in episodes])
-        responses = decode(self.tokenizer, [e.response_ids.tolist() for e in episodes])
-        said = check_scores(self.function(prompts, responses), len(episodes), source=f"the verifier {self.function!r}")
+        asked = self.function if isinstance(self.function, FunctionReward) else FunctionReward(self.function)
+        answers = [e.response_ids.tolist() for e in episodes]
+        if asked.special_tokens:
+            responses = decode_responses(self.tokenizer, answers, stop_token_ids(self.tokenizer))
+        else:
+            responses = decode(self.tokenizer, answers)
+        source = f"the verifier {self.function!r}"
+        said = function_scores(asked, prompts_of(episodes, self.tokenizer), responses, source=source)
         return scores + self.coef * said.astype(np.float64)
 
 

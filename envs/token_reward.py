@@ -124,7 +124,7 @@ class TokenReward:
         """Score of each episode, shaped and as r_φ gave it."""
         if not episodes:
             return EpisodeScores(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float32))
-        scored = self.scorer(*stack_rows(episodes))
+        scored = self.scorer(*stack_rows(episodes), prompts=[episode.prompt for episode in episodes])
         raw = scored.scores.cpu().numpy()  # (E,)
         shaped = self.shaping(episodes, raw) if self.shaping else raw  # (E,)
         unfinished = np.array([e.finish_reason == "length" for e in episodes])

@@ -6,7 +6,7 @@ tokenizer whose pad token is its end-of-sequence token (GPT-2, Llama) needs no c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -121,14 +121,13 @@ def encode_responses(
         texts = [render_response(tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
     if not stop:
         return tokenizer(texts, add_special_tokens=False).input_ids
-    closing = closing_id(tokenizer)
-    names = {str(tokenizer.convert_ids_to_tokens(closing)), tokenizer.eos_token or ""} - {""}
-    rows = tokenizer([_without_closing(text, names) for text in texts], add_special_tokens=False).input_ids
-    return [[*row, closing] for row in rows]
+    rows = tokenizer([without_closing(tokenizer, text) for text in texts], add_special_tokens=False).input_ids
+    return [[*row, closing_id(tokenizer)] for row in rows]
 
 
-def _without_closing(text: str, names: set[str]) -> str:
+def without_closing(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text without the closing tokens at its end, and without the line breaks that a template writes there."""
+    names = {str(tokenizer.convert_ids_to_tokens(closing_id(tokenizer))), tokenizer.eos_token or ""} - {""}
     while name := next((name for name in names if text.rstrip().endswith(name)), ""):
         text = text.rstrip().removesuffix(name)
     return text
@@ -137,6 +136,34 @@ def _without_closing(text: str, names: set[str]) -> str:
 def decode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
     """The text of each row, special tokens left out."""
     return tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+
+
+def decode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
+    """The text of each prompt with what its special tokens say, such as whose turn it is.
+
+    Left out are the BOS at the beginning, which every tokenizer puts there itself, and padding.
+    """
+    bos, padding = tokenizer.bos_token_id, _padding(tokenizer)
+    kept = [[token for token in row if token not in padding] for row in rows]
+    return tokenizer.batch_decode([row[1:] if row[:1] == [bos] else row for row in kept], skip_special_tokens=False)
+
+
+def decode_responses(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], stop_ids: Collection[int]
+) -> list[str]:
+    """The text of each response with what its special tokens say, such as `<think>`.
+
+    Left out are the special token that ends it, if it is one of `stop_ids`, and padding.
+    """
+    ends, padding = set(stop_ids) & set(tokenizer.all_special_ids), _padding(tokenizer)
+    kept = [[token for token in row if token not in padding] for row in rows]
+    return tokenizer.batch_decode([row[:-1] if row and row[-1] in ends else row for row in kept])
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
+    """The pad token, where it is nothing else besides."""
+    others = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    return {tokenizer.pad_token_id} - others - {None}
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

@@ -37,7 +37,7 @@ from rlhf_gym.lm.lora import check_peft
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Preference, read_texts
-from rlhf_gym.rewards import check_scores, import_reward_function
+from rlhf_gym.rewards import ScoreError, function_scores, import_reward_function
 from rlhf_gym.settings import AgentSettings, LearnerSettings, PolicyGradientSettings, StageName
 from rlhf_gym.tasks import Task
 from rlhf_gym.training.data import demonstration_rows
@@ -191,10 +191,11 @@ def check_verifier(name: str, task: Task) -> None:
     verifier = import_reward_function(name)
     prompts = list(task.prompts[:2])
     try:
-        scores = verifier(prompts, [""] * len(prompts))
+        function_scores(verifier, prompts, [""] * len(prompts), source=f"the verifier {name!r}")
+    except ScoreError:
+        raise
     except Exception as error:  # whatever the user's own code raises
         raise ValueError(f"the verifier {name!r} failed on empty responses: {error!r}") from error
-    check_scores(scores, len(prompts), source=f"the verifier {name!r}")
 
 
 def ptx_texts(settings: PolicyGradientSettings, task: Task) -> Sequence[str] | list[list[int]]:

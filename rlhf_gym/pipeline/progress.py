@@ -16,7 +16,7 @@ from rlhf_gym.envs.episode import prompts_of
 from rlhf_gym.files import read_jsonl, write_jsonl
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.progress import Progress
-from rlhf_gym.rewards import RewardFunction, check_scores
+from rlhf_gym.rewards import RewardFunction, function_scores
 
 
 class IterationLog(KVWriter):
@@ -118,7 +118,7 @@ class Watch(BaseCallback):
             tokenizer = agent.engine.tokenizer
             prompts = prompts_of(episodes, tokenizer)
             responses = decode(tokenizer, [e.response_ids.tolist() for e in episodes])
-            scores = check_scores(self.gold(prompts, responses), len(episodes), source="the gold reward")
+            scores = function_scores(self.gold, prompts, responses, source="the gold reward")
             self.logger.record("rlhf/gold", float(scores.mean()))
             self.logger.record("rlhf/gold_std", float(scores.std()))
         self.iteration += 1

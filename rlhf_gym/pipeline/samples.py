@@ -15,7 +15,7 @@ from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.tokens import ActionRows, decode, encode_prompts, pad_responses, stop_token_ids
 from rlhf_gym.progress import Progress
-from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction, Scores, check_scores
+from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction, Scores, function_scores
 from rlhf_gym.tasks import Task
 
 SLOTS = 128
@@ -111,15 +111,15 @@ def score_samples(
         for i in range(0, len(samples), step):
             part = samples.take(range(i, min(i + step, len(samples))))
             rows = part.rows()
-            found.append(score(rows.input_ids.to(reward.device), rows.action_mask, rows.lengths))
+            ids = rows.input_ids.to(reward.device)  # (b, L)
+            found.append(score(ids, rows.action_mask, rows.lengths, prompts=part.prompts))
             shown.advance(len(part))
     return Scores(torch.cat([part.scores for part in found]), torch.cat([part.members for part in found], dim=1))
 
 
 def gold_scores(gold: RewardFunction, samples: Samples) -> np.ndarray:
     """The gold score of each response, (B,)."""
-    scores = gold(samples.prompts, samples.responses)
-    return check_scores(scores, len(samples), source="the gold reward").astype(np.float64)
+    return function_scores(gold, samples.prompts, samples.responses, source="the gold reward").astype(np.float64)
 
 
 def log_probs(model: PreTrainedModel, samples: Samples) -> list[np.ndarray]:

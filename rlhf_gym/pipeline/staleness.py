@@ -10,7 +10,7 @@ from rlhf_gym.functional import rightness
 from rlhf_gym.pipeline.collect import HELDOUT, PREFERENCES
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Preference, read_preferences
-from rlhf_gym.rewards import check_scores
+from rlhf_gym.rewards import function_scores
 from rlhf_gym.training import score_pairs
 
 
@@ -48,5 +48,5 @@ def _gold_accuracy(run: Run, preferences: list[Preference]) -> float:
     assert run.task.gold is not None
     prompts = [p.prompt for p in preferences]
     sides = [[p.chosen for p in preferences], [p.rejected for p in preferences]]
-    scores = [check_scores(run.task.gold(prompts, side), len(prompts), source="the gold reward") for side in sides]
+    scores = [function_scores(run.task.gold, prompts, side, source="the gold reward") for side in sides]
     return float(np.mean(rightness(scores[0].astype(np.float64) - scores[1])))

@@ -26,7 +26,7 @@ from rlhf_gym.pipeline.evaluate import heldout_prompts
 from rlhf_gym.pipeline.progress import IterationLog, TrainingProgress, Watch
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Demonstration, read_texts
-from rlhf_gym.rewards import ScoreError
+from rlhf_gym.rewards import ScoreError, function_scores
 from rlhf_gym.runs.folder import METRICS_FILE
 from rlhf_gym.runs.records import ITERATIONS, VIEWS, iterations
 from rlhf_gym.runs.summaries import alarm_line
@@ -202,7 +202,9 @@ def keep_views(run: Run, agent: TokenAlgorithm, folder: Path, *, seconds: float)
         gold: list[float | None] = [None] * len(prompts)
         if run.task.gold is not None:
             responses = decode(run.task.tokenizer, [e.response_ids.tolist() for e in episodes])
-            gold = np.asarray(run.task.gold(prompts, responses), dtype=np.float64).tolist()
+            gold = (
+                function_scores(run.task.gold, prompts, responses, source="the gold reward").astype(np.float64).tolist()
+            )
         for record, view, score in zip(records, views, gold, strict=True):
             record[side] = view.to_dict(digits=4) | {"gold": score}
     write_jsonl(folder / VIEWS, records)

@@ -13,7 +13,7 @@ from scipy.special import expit
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.preferences.pairing import score_differences
 from rlhf_gym.preferences.records import CandidatePair, Preference
-from rlhf_gym.rewards import RewardFunction, check_scores, keyword_reward, length_reward, sum_rewards
+from rlhf_gym.rewards import RewardFunction, function_scores, keyword_reward, length_reward, sum_rewards
 
 
 class Annotator(Protocol):
@@ -142,11 +142,11 @@ class BradleyTerryAnnotator:
     def _scores(self, prompts: list[Prompt], responses: list[str]) -> np.ndarray:
         """The gold score plus the bias of each text, (texts,)."""
         source = f"the gold reward of annotator {self.name!r}"
-        scores = check_scores(self.gold(prompts, responses), len(prompts), source=source).astype(np.float64)
+        scores = function_scores(self.gold, prompts, responses, source=source).astype(np.float64)
         if self.bias is None:
             return scores
         source = f"the bias of annotator {self.name!r}"
-        return scores + check_scores(self.bias(prompts, responses), len(prompts), source=source)
+        return scores + function_scores(self.bias, prompts, responses, source=source)
 
 
 class AnnotatorPanel:

@@ -12,6 +12,7 @@ from rlhf_gym.rewards.programmatic import (
 from rlhf_gym.rewards.reward import (
     FunctionReward,
     LearnedReward,
+    PromptFunction,
     Reward,
     RewardFunction,
     RewardNormalizer,
@@ -19,6 +20,7 @@ from rlhf_gym.rewards.reward import (
     Scores,
     aggregate_scores,
     check_scores,
+    function_scores,
 )
 from rlhf_gym.rewards.scoring import EpisodeScorer, as_reward
 from rlhf_gym.settings.stages import Aggregate, Trunk
@@ -28,6 +30,7 @@ __all__ = [
     "EpisodeScorer",
     "FunctionReward",
     "LearnedReward",
+    "PromptFunction",
     "Reward",
     "RewardEnsemble",
     "RewardFunction",
@@ -39,6 +42,7 @@ __all__ = [
     "aggregate_scores",
     "as_reward",
     "check_scores",
+    "function_scores",
     "import_reward_function",
     "keyword_reward",
     "length_reward",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,18 @@ from transformers.models.auto.modeling_auto import (
 from rlhf_gym.files import InputError, reading
 from rlhf_gym.lm.loading import load_config, quiet_transformers
 from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
-from rlhf_gym.rewards.reading import Reader, head_layer, last_token, pad_of, trunk_of
+from rlhf_gym.lm.parts import Trunk
+from rlhf_gym.rewards.reading import (
+    Reader,
+    head_layer,
+    last_token,
+    pad_of,
+    rows_of,
+    states_of,
+    tolerated,
+    trunk_of,
+    without_pad_token,
+)
 
 WITH_SCORES = "WithScores"
 """What a class of ours is called by in `config.architectures`: the trunk's class, then this."""
@@ -43,41 +55,62 @@ def new_classifier(language_model: PreTrainedModel, heads: int, seed: int) -> Pr
     Raises:
         ValueError: the language model is not one of Transformers' own classes, and has no classifier.
     """
-    trunk = language_model.get_decoder()
+    for trunk in (trunk_of(language_model), _decoder_of(language_model)):
+        config = _config_for(trunk, heads)
+        if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            model = _filled(AutoModelForSequenceClassification.from_config(config), trunk, seed)
+            if model is not None:
+                return model
+    trunk = _decoder_of(language_model)
+    if type(trunk) is not _trunk_class(type(trunk.config), type(trunk).__name__):
+        raise ValueError(
+            f"expected a language model of Transformers' own classes to begin a reward model from, got "
+            f"{type(language_model).__name__} over {type(trunk).__name__}, which has no classifier class"
+        )
+    config = _config_for(trunk, heads)
+    with torch.no_grad():
+        states = Trunk(trunk).hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=trunk.device))  # (1, 1, H)
+    config.score_input_size = states.shape[-1]  # not every trunk's output is as wide as its config's hidden size
+    model = _filled(class_with_scores(type(trunk), type(config))(config), trunk, seed)
+    if model is None:
+        raise ValueError(f"expected a trunk that can be read from left to right, got {type(trunk).__name__}")
+    return model
+
+
+def _decoder_of(language_model: PreTrainedModel) -> PreTrainedModel:
+    """The part that gives hidden states, without what some classes wrap around it."""
+    found: Any = language_model.get_decoder()
+    is_part = isinstance(found, PreTrainedModel) and found is not language_model
+    return found if is_part else trunk_of(language_model)
+
+
+def _config_for(trunk: PreTrainedModel, heads: int) -> Any:
+    """The configuration of a classifier over a trunk of this kind, without a pad token."""
     config = copy.deepcopy(trunk.config)
     config.num_labels = heads
     config.architectures = None
-    config.get_text_config().pad_token_id = None
-    model = None
-    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        model = _filled(AutoModelForSequenceClassification.from_config(config), trunk, heads, seed)
-    if model is None:
-        ids = torch.zeros(1, 1, dtype=torch.int64, device=trunk.device)
-        with torch.no_grad():
-            config.score_input_size = trunk(input_ids=ids).last_hidden_state.shape[-1]
-        if type(trunk) is not _trunk_class(type(config), type(trunk).__name__):
-            raise ValueError(
-                f"expected a language model of Transformers' own classes to begin a reward model from, got "
-                f"{type(language_model).__name__} over {type(trunk).__name__}, which has no classifier class"
-            )
-        model = _filled(class_with_scores(type(trunk), type(config))(config), trunk, heads, seed)
-    if model is None:
-        raise ValueError(f"expected a trunk that can be read from left to right, got {type(trunk).__name__}")
-    return model.to(device=language_model.device, dtype=language_model.dtype).eval()
+    config.use_cache = False
+    without_pad_token(config)
+    return config
 
 
-def _filled(model: PreTrainedModel, trunk: PreTrainedModel, heads: int, seed: int) -> PreTrainedModel | None:
-    """The classifier with the trunk's weights and new heads; None where it does not read this trunk's last token."""
+def _filled(model: Any, trunk: PreTrainedModel, seed: int) -> PreTrainedModel | None:
+    """The classifier with a trunk's weights, their dtype and new heads; None where it cannot read its last token."""
     place = trunk_of(model)
-    if type(place) is not type(trunk):
+    if type(place) is not type(trunk) or head_layer(model) is None:
         return None
-    place.load_state_dict(trunk.state_dict())
+    place.load_state_dict(trunk.state_dict(), strict=False)  # a pooler, if it has one, is not read
+    place.get_input_embeddings().padding_idx = None  # every token that the trunk can embed is learned from
     initialise_heads(model, seed)
+    model = model.to(device=trunk.device, dtype=trunk.dtype).eval()
     try:
-        reads = Reader(model.eval()).reads
+        reads = Reader(model).reads
     except ValueError:
         return None
-    return model if reads == "last_token" else None
+    ours, theirs = (states_of(m, torch.arange(4, device=m.device)[None] % rows_of(m)) for m in (place, trunk))
+    tolerance = tolerated(model)
+    same = torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+    return model if same and reads == "last_token" else None
 
 
 def initialise_heads(model: PreTrainedModel, seed: int) -> None:
@@ -103,19 +136,21 @@ def class_with_scores(trunk_class: type[PreTrainedModel], config_class: type[Pre
     class WithScores(base):  # type: ignore[misc,valid-type]
         base_model_prefix = "model"
 
-        def __init__(self, config: PreTrainedConfig) -> None:
+        def __init__(self, config: Any) -> None:
             super().__init__(config)
             self.num_labels = config.num_labels
             self.model = trunk_class(config)
             self.score = nn.Linear(config.score_input_size, config.num_labels, bias=False)
             self.post_init()
 
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SequenceClassifierOutput:
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SequenceClassifierOutput:
+            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask  # (B, L)
             hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, L, H)
             read = last_token(input_ids, attention_mask, pad_of(self))  # (B,)
             states = hidden[torch.arange(len(hidden), device=hidden.device), read]  # (B, H)
             return SequenceClassifierOutput(logits=self.score(states))  # (B, k)
 
+    WithScores.__module__ = trunk_class.__module__  # where Transformers looks for what the family can do
     WithScores.__name__ = WithScores.__qualname__ = trunk_class.__name__ + WITH_SCORES
     WithScores.config_class = config_class
     return WithScores
@@ -179,14 +214,12 @@ def _load(
             f"expected a reward model in {name!r}, got a model of type {config.model_type!r}, for which Transformers "
             "has no classifier; RewardModel.from_language_model starts a new one from a language model"
         )
-    source = {"pretrained_model_name_or_path": None, "state_dict": weights} if weights is not None else {}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": name, "use_safetensors": True}
+    if weights is not None:
+        auto = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+        source = {"pretrained_model_name_or_path": None, "state_dict": weights}
     with reading("a reward model with its scalar head", repr(name)), quiet_transformers():
-        model, info = auto.from_pretrained(
-            **({"pretrained_model_name_or_path": name, "use_safetensors": True} | source),
-            config=config,
-            output_loading_info=True,
-            **settings,
-        )
+        model, info = auto.from_pretrained(**source, config=config, output_loading_info=True, **settings)
     return model, set(info["missing_keys"])
 
 
@@ -218,13 +251,14 @@ def _load_adapter(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
             f"reward model; got an adapter without, on {base!r} without {_some(missing)}"
         )
     adapter.task_type = None  # the wrapper of a task adds nothing to what is merged
-    with reading("an adapter", repr(name)):
+    with reading("an adapter", repr(name)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks for its old name
         return PeftModel.from_pretrained(model, name, config=adapter).merge_and_unload()
 
 
 def _is_head(key: str) -> bool:
-    """Whether a weight of an adapter is one of a classifier's head: peft's `SEQ_CLS` keeps these two."""
-    return key.endswith("weight") and bool({"score", "classifier"} & set(key.split(".")))
+    """Whether a weight of an adapter is one of a classifier's head, whole: peft's `SEQ_CLS` keeps these two."""
+    return key.endswith("weight") and "lora_" not in key and bool({"score", "classifier"} & set(key.split(".")))
 
 
 def _some(names: set[str]) -> str:

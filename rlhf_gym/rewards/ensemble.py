@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.rewards.model import ENSEMBLE_FILE, RewardModel, read_ensemble_file, write_ensemble_file
 from rlhf_gym.rewards.reward import LearnedReward, RewardNormalizer, Scores
 from rlhf_gym.settings.stages import Aggregate
@@ -86,7 +87,7 @@ class RewardEnsemble(LearnedReward):
 
     def scores_of_texts(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         responses: Sequence[str],
         *,
         closed: Sequence[bool] | None = None,
@@ -101,7 +102,7 @@ class RewardEnsemble(LearnedReward):
         members = torch.cat([scores.members for scores in found])  # (k, B)
         return Scores(self.combine(members), members)
 
-    def room_for(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         return np.logical_and.reduce([part.room_for(prompts, responses) for part in self.parts])
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.files import read_object, reading
+from rlhf_gym.lm.chat import Conversation, Message, Prompt, has_template, prompt_text, render_messages, render_prompt
 from rlhf_gym.lm.loading import (
     check_model_source,
     context_length,
@@ -30,9 +32,10 @@ from rlhf_gym.lm.tokens import (
     pad_rows,
     pad_token_id,
     stop_token_ids,
+    without_closing,
 )
 from rlhf_gym.rewards.classifier import is_adapter, load_classifier, new_classifier
-from rlhf_gym.rewards.reading import Reader, Reading, is_causal, own_pad_token, rows_of, trunk_of
+from rlhf_gym.rewards.reading import Reader, Reading, is_causal, own_pad_token, rows_of, trunk_of, without_pad_token
 from rlhf_gym.rewards.reward import LearnedReward, Reward, RewardNormalizer, Scores
 from rlhf_gym.settings.stages import Aggregate, Trunk
 
@@ -96,6 +99,7 @@ class RewardModel(LearnedReward):
         self._reader = Reader(model, reading)
         self.reads: Reading = self._reader.reads
         self.normalizers = [RewardNormalizer()] * heads if normalizers is None else normalizers
+        self.train(model.training)
 
     # -- making, loading, saving ------------------------------------------------------------------------------------
 
@@ -142,7 +146,7 @@ class RewardModel(LearnedReward):
         config = model.config.get_text_config()
         if record is not None and record.reading is None and is_causal(model):
             record = replace(record, reading="last_token")  # so were all models that said nothing about it
-            config.pad_token_id = None
+            without_pad_token(model.config)
         elif is_adapter(name) and not (folder / "config.json").is_file() and tokenizer is not None:
             config.pad_token_id = tokenizer.pad_token_id  # its maker had the base read so, and kept the tokenizer alone
         record = _EnsembleFile() if record is None else record
@@ -197,10 +201,10 @@ class RewardModel(LearnedReward):
         else:
             language_model = load_causal_lm(source, dtype=dtype)
             tokenizer = load_tokenizer(source) if tokenizer is None else tokenizer
-        model = new_classifier(merged(language_model), heads, seed)
+        model: Any = new_classifier(merged(language_model), heads, seed)
         if tokenizer is not None:
             tokenizer = own_pad_token(model, tokenizer, stop_token_ids(tokenizer, language_model))
-        model.to(device=device, dtype=model.dtype if dtype == "auto" else dtype)
+        model = model.to(device=torch.device(device), dtype=model.dtype if isinstance(dtype, str) else dtype)
         return cls(model, tokenizer, heads=heads, aggregate=aggregate, uncertainty_weight=uncertainty_weight)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -215,10 +219,12 @@ class RewardModel(LearnedReward):
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         if len(self) == 1:
-            values = self.normalizers[0].to_dict() | {"reading": self.reads}
+            values = self.normalizers[0].to_dict() | {"reading": self._reader.reading}
             (folder / NORMALIZER_FILE).write_text(json.dumps(values, indent=2) + "\n")
         else:
-            write_ensemble_file(folder, self, trunk="shared", normalizers=self.normalizers, reading=self.reads)
+            write_ensemble_file(
+                folder, self, trunk="shared", normalizers=self.normalizers, reading=self._reader.reading
+            )
 
     # -- what it is -------------------------------------------------------------------------------------------------
 
@@ -278,6 +284,15 @@ class RewardModel(LearnedReward):
         known = max(own.values()) < self.vocab_size and tokenizer.get_vocab().items() <= own.items()
         return self.reads == "last_token" and known
 
+    def renders_conversations(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether its own tokenizer or the policy's has a chat template: it then reads what its own one writes."""
+        return self.tokenizer is not None and (has_template(self.tokenizer) or has_template(tokenizer))
+
+    def embeds(self, input_ids: Tensor) -> Tensor:
+        if self.tokenizer is None:  # then there is no other way to read them, and the error says what is wrong
+            return super().embeds(input_ids)
+        return (input_ids < self.vocab_size).all(dim=1)
+
     # -- scoring ----------------------------------------------------------------------------------------------------
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -319,7 +334,7 @@ class RewardModel(LearnedReward):
 
     def scores_of_texts(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         responses: Sequence[str],
         *,
         closed: Sequence[bool] | None = None,
@@ -332,33 +347,52 @@ class RewardModel(LearnedReward):
             torch.from_numpy(ids), torch.from_numpy(mask), batch_size=batch_size, normalise=normalise
         )
 
-    def room_for(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         longest = self.max_length
         if longest is None:
             return np.ones(len(prompts), dtype=bool)
         return np.array([len(row) <= longest for row in self.encode(prompts, responses)], dtype=bool)
 
     def encode(
-        self, prompts: Sequence[str], responses: Sequence[str], *, closed: Sequence[bool] | None = None
+        self, prompts: Sequence[Prompt], responses: Sequence[str], *, closed: Sequence[bool] | None = None
     ) -> list[list[int]]:
         """The rows to score, in this model's own tokens.
 
+        A conversation and the response are rendered as a whole by the tokenizer's chat template, as chat reward models
+        are trained: what the template writes after the end of the turn is part of it. Where there is no template, the
+        conversation is a transcript. An encoder reads a pair: the prompt's text, or the content of a conversation of
+        one message, and the response.
+
         Args:
-            prompts: B texts.
+            prompts: B texts or conversations.
             responses: B texts.
-            closed: for each response whether it came to its end (then the EOS closes it) or was cut at the length
-                limit; all by default. An encoder's pairs are closed by its own template in any case.
+            closed: for each response whether it came to its end, and is closed, or was cut at the length limit; all by
+                default. An encoder's pairs are closed by its tokenizer in any case.
+
+        Raises:
+            ValueError: there is no tokenizer, or its template refuses a conversation.
         """
         if self.tokenizer is None:
             raise ValueError("expected a reward model with a tokenizer to score texts, got one without")
         if len(prompts) != len(responses):
             raise ValueError(f"expected as many responses as prompts, got {len(responses)} and {len(prompts)}")
+        closed = [True] * len(responses) if closed is None else closed
+        rows: list[list[int]] = [[] for _ in prompts]
+        whole = [i for i, p in enumerate(prompts) if not isinstance(p, str) and has_template(self.tokenizer)]
+        pairs = [i for i in range(len(prompts)) if i not in set(whole)]
+        rendered = [_rendered(self.tokenizer, prompts[i], responses[i], closed[i]) for i in whole]  # type: ignore[arg-type]
+        asked, said = [prompts[i] for i in pairs], [responses[i] for i in pairs]
+        found = self.tokenizer(rendered, add_special_tokens=False).input_ids if rendered else []
         if self.reads == "classifier":
-            return self.tokenizer(list(prompts), list(responses)).input_ids if prompts else []
-        beginnings = encode_prompts(self.tokenizer, prompts)
-        endings = encode_responses(self.tokenizer, responses, prompts=prompts)
-        closed = [True] * len(endings) if closed is None else closed
-        return [b + (e if ended else e[:-1]) for b, e, ended in zip(beginnings, endings, closed, strict=True)]
+            questions = [p if isinstance(p, str) else p[0].content if len(p) == 1 else prompt_text(p) for p in asked]
+            found += self.tokenizer(questions, said).input_ids if questions else []
+        else:
+            beginnings = encode_prompts(self.tokenizer, asked)
+            endings = encode_responses(self.tokenizer, said, prompts=asked)
+            found += [b + (e if closed[i] else e[:-1]) for i, b, e in zip(pairs, beginnings, endings, strict=True)]
+        for i, row in zip([*whole, *pairs], found, strict=True):
+            rows[i] = row
+        return rows
 
     @property
     def _pad_token_id(self) -> int:
@@ -455,3 +489,13 @@ def _load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenize
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, response: str, closed: bool) -> str:
+    """The conversation with the response as its last turn, up to the end of the response where that is not closed."""
+    text = without_closing(tokenizer, response)
+    whole = render_messages(tokenizer, (*prompt, Message("assistant", text)), generation_prompt=False)
+    if closed:
+        return whole
+    before, found, _ = whole.rpartition(text.strip())
+    return before + found if found else render_prompt(tokenizer, prompt) + text

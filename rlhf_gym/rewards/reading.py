@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.lm.loading import context_length
 from rlhf_gym.lm.parts import Trunk
@@ -32,8 +33,9 @@ def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: there is not exactly one.
     """
-    if model.base_model is not model:
-        return model.base_model
+    trunk: Any = model.base_model
+    if trunk is not model:
+        return trunk
     found = [child for child in model.children() if isinstance(child, PreTrainedModel)]
     if len(found) != 1:
         raise ValueError(f"expected a classifier over one trunk, got {type(model).__name__} over {len(found)}")
@@ -63,6 +65,11 @@ def rows_of(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
+def tolerated(model: PreTrainedModel) -> float:
+    """By how much two ways to compute the same may differ, relative and absolute."""
+    return 1e-4 if model.dtype == torch.float32 else 0.05
+
+
 class Reader:
     """The scores that a classifier gives, of each row what its class gives for that row alone and unpadded.
 
@@ -71,7 +78,7 @@ class Reader:
 
     Args:
         model: the classifier.
-        reading: where it is read, if its checkpoint says so; found out by comparing the two otherwise.
+        reading: what its checkpoint says (`Reader.reading`); found out by comparing the two otherwise.
 
     Raises:
         ValueError: the class gives a row another score in a padded batch than alone, or a score that is no number.
@@ -80,6 +87,7 @@ class Reader:
     def __init__(self, model: PreTrainedModel, reading: Reading | None = None) -> None:
         self.model = model
         self._trunk: Trunk | None = None
+        self._causal = False
         self.reads: Reading = "classifier"
         was_training = model.training
         model.eval()
@@ -87,6 +95,11 @@ class Reader:
             self._choose(reading)
         finally:
             model.train(was_training)
+
+    @property
+    def reading(self) -> Reading:
+        """What a checkpoint says of it: whether its head is put on the last token's state, or its class is asked."""
+        return "classifier" if self._trunk is None else "last_token"
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores (B, k) in float32, differentiable, of right-padded rows (B, L) with their mask (B, L)."""
@@ -108,9 +121,17 @@ class Reader:
         return layer(states.to(layer.weight.dtype)).float()  # (B, k)
 
     def _by_class(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The class's own forward, (B, k); what stands in padded places is the pad token, which it may look for."""
-        if can_pad(self.model):
-            input_ids = input_ids.masked_fill(attention_mask == 0, pad_of(self.model))  # (B, L)
+        """The class's own forward, (B, k); what stands in padded places is the pad token, which it may look for.
+
+        A causal model without a pad token gets each row alone: its class refuses batches, or reads their padding.
+        """
+        pad = pad_of(self.model)
+        if pad is not None and can_pad(self.model):
+            input_ids = input_ids.masked_fill(attention_mask == 0, pad)  # (B, L)
+        elif self._causal and len(input_ids) > 1:
+            lengths = attention_mask.sum(dim=1).tolist()  # (B,)
+            rows = [input_ids[i : i + 1, :n] for i, n in enumerate(lengths)]
+            return torch.cat([self._by_class(row, torch.ones_like(row)) for row in rows])  # (B, k)
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float()  # (B, k)
 
     @torch.no_grad()
@@ -118,16 +139,16 @@ class Reader:
         """Find what gives, on a ragged batch, the scores that the class gives for each row alone and unpadded."""
         model, trunk = self.model, trunk_of(self.model)
         rows = _probe_rows(model)
-        causal = is_causal(model)
+        causal = self._causal = is_causal(model)
         alone = torch.cat([self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits for row in rows])
         alone = alone.float()  # (B, k)
         if not alone.isfinite().all():
             raise ValueError(f"expected finite scores from {type(model).__name__}, got {_rounded(alone)}")
         ids = pad_sequence([row[0] for row in rows], batch_first=True)  # (B, L)
         mask = pad_sequence([torch.ones_like(row[0]) for row in rows], batch_first=True)  # (B, L)
-        tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
+        tolerance = tolerated(model)
         tried = {}
-        if causal and head_layer(model) is not None:
+        if causal and reading != "classifier" and head_layer(model) is not None:
             heads = Trunk(trunk)
             tried["its head at the last token"] = self._at_last_token(heads, ids, mask)
             if reading == "last_token":
@@ -135,15 +156,17 @@ class Reader:
             if torch.allclose(tried["its head at the last token"], alone, rtol=tolerance, atol=tolerance):
                 self._trunk, self.reads = heads, "last_token"
                 return
-        if not causal or can_pad(model):
-            tried["its class in a batch"] = self._by_class(ids, mask)
-            if torch.allclose(tried["its class in a batch"], alone, rtol=tolerance, atol=tolerance):
-                self.reads = "last_token" if causal else "classifier"
-                return
+        tried["its class in a batch"] = self._by_class(ids, mask)
+        if torch.allclose(tried["its class in a batch"], alone, rtol=tolerance, atol=tolerance):
+            other = rows[0].clone()  # (1, L)
+            other[0, -1] = rows[1][0, 0]
+            moved = self._by_class(other, torch.ones_like(other)) != alone[:1]  # (1, k)
+            self.reads = "last_token" if causal and bool(moved.any()) else "classifier"
+            return
         found = ", ".join(f"{_rounded(scores)} by {name}" for name, scores in tried.items())
         raise ValueError(
             f"expected {type(model).__name__} to score a row alike alone and right-padded in a batch, got "
-            f"{_rounded(alone)} alone and {found or 'no pad token to make a batch with'}"
+            f"{_rounded(alone)} alone and {found}"
         )
 
 
@@ -175,12 +198,26 @@ def is_causal(model: PreTrainedModel) -> bool:
     ids = (torch.arange(8, device=model.device) % rows_of(model))[None, : context_length(model)]  # (1, L)
     other = ids.clone()  # (1, L)
     other[0, -1] = 0
+    before, after = (states_of(trunk, row)[:, :-1] for row in (ids, other))  # (1, L - 1, H)
+    return torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().amax()))
+
+
+@torch.no_grad()
+def states_of(trunk: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """The last hidden states (B, L, H) in float32 of rows without padding, dropout off."""
     was_training = trunk.training
     trunk.eval()
-    states = [trunk(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state for row in (ids, other)]
+    states = trunk(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).last_hidden_state.float()
     trunk.train(was_training)
-    before, after = (state[:, :-1].float() for state in states)  # (1, L - 1, H)
-    return torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().amax()))
+    return states
+
+
+def without_pad_token(config: PreTrainedConfig) -> None:
+    """Let a classifier's class look for no pad token, in place; some configurations must have one: it is then −1."""
+    try:
+        config.get_text_config().pad_token_id = None
+    except StrictDataclassFieldValidationError:
+        config.get_text_config().pad_token_id = -1
 
 
 def own_pad_token(

@@ -14,10 +14,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_gym.lm.chat import Prompt, prompt_text
 from rlhf_gym.settings.stages import Aggregate
 
 RewardFunction = Callable[[list[str], list[str]], ArrayLike]
 """Anything callable as `(prompts, responses) -> (B,)`, one finite score for each pair."""
+
+PromptFunction = Callable[[list[Prompt], list[str]], ArrayLike]
+"""A reward function whose prompts are texts or conversations: see `FunctionReward`."""
 
 Numbers = TypeVar("Numbers", np.ndarray, Tensor)
 
@@ -150,6 +154,19 @@ class Reward(ABC):
             ValueError: it can read neither.
         """
 
+    @property
+    @abstractmethod
+    def special_tokens(self) -> bool:
+        """Whether texts of responses are read with their special tokens, such as `<think>`."""
+
+    def renders_conversations(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether a conversation is rendered anew for it, not read as the tokens of a policy with this tokenizer."""
+        return True
+
+    def embeds(self, input_ids: Tensor) -> Tensor:
+        """Whether all tokens of each row (B, L) are ones that it can read, (B,) bool."""
+        return torch.ones(len(input_ids), dtype=torch.bool)
+
     @abstractmethod
     def scores_of_tokens(
         self, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int | None = None, normalise: bool = True
@@ -159,7 +176,7 @@ class Reward(ABC):
     @abstractmethod
     def scores_of_texts(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         responses: Sequence[str],
         *,
         closed: Sequence[bool] | None = None,
@@ -169,19 +186,19 @@ class Reward(ABC):
         """Scores of responses to prompts, B of each, on the CPU.
 
         Args:
-            prompts: B texts.
+            prompts: B texts or conversations.
             responses: B texts.
-            closed: for each response whether it came to its end, so that the EOS closes it; all by default.
+            closed: for each response whether it came to its end, so that a closing token ends it; all by default.
             batch_size: rows at a time.
             normalise: False for raw scores.
         """
 
     @abstractmethod
-    def room_for(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """Which of the B texts are short enough to be scored, (B,) bool."""
 
     def preference_scores(
-        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int | None = None
+        self, prompts: Sequence[Prompt], responses: Sequence[str], *, batch_size: int | None = None
     ) -> np.ndarray:
         """Scores (B,) whose differences are log-odds of a preference: those before normalisation.
 
@@ -192,16 +209,47 @@ class Reward(ABC):
 
 
 class FunctionReward(Reward):
-    """A `RewardFunction` as a reward with one member."""
+    """A reward function as a reward with one member, and what it is given.
 
-    def __init__(self, function: RewardFunction) -> None:
+    By default it gets texts. A conversation becomes one "Speaker: …" a turn (`rlhf_gym.lm.chat.prompt_text`), and
+    responses are without special tokens. To get more:
+
+        FunctionReward(grade, messages=True)  # conversations as they are, tuples of `Message(role, content)`
+        FunctionReward(grade, special_tokens=True)  # responses such as "<think>…</think> 4"; the stop token is left out
+
+    It can be called as a reward function can, and stands wherever one does.
+    """
+
+    def __init__(
+        self, function: RewardFunction | PromptFunction, *, messages: bool = False, special_tokens: bool = False
+    ) -> None:
+        """
+        Args:
+            function: (prompts, responses) -> (B,).
+            messages: give it conversations as messages, and texts as they are, instead of texts alone.
+            special_tokens: give it responses with their special tokens.
+
+        Raises:
+            TypeError: `function` cannot be called.
+        """
         if not callable(function):
             raise TypeError(
                 "expected a RewardModel, a RewardEnsemble or a callable (prompts, responses) -> (B,), "
                 f"got {type(function).__name__}"
             )
-        self.function = function
+        self.function: Callable[..., ArrayLike] = function
+        self.messages = messages
+        self._special_tokens = special_tokens
         self.title = f"the reward function {function!r}"
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> ArrayLike:
+        """What the function says to prompts given as it asks for them, (B,)."""
+        given = list(prompts) if self.messages else [prompt_text(prompt) for prompt in prompts]
+        return self.function(given, list(responses))
+
+    @property
+    def special_tokens(self) -> bool:
+        return self._special_tokens
 
     def __len__(self) -> int:
         return 1
@@ -223,19 +271,31 @@ class FunctionReward(Reward):
 
     def scores_of_texts(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         responses: Sequence[str],
         *,
         closed: Sequence[bool] | None = None,
         batch_size: int | None = None,
         normalise: bool = True,
     ) -> Scores:
-        said = self.function(list(prompts), list(responses))
+        said = self(prompts, responses)
         scores = torch.from_numpy(check_scores(said, len(prompts), source=self.title))  # (B,)
         return Scores(scores, scores[None])
 
-    def room_for(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         return np.ones(len(prompts), dtype=bool)
+
+
+def function_scores(
+    function: RewardFunction | PromptFunction, prompts: Sequence[Prompt], responses: Sequence[str], *, source: str
+) -> np.ndarray:
+    """What a reward function says, (B,) float32, to prompts given as it asks for them.
+
+    Raises:
+        ScoreError: something other than B finite scores; `source` names the function.
+    """
+    asked = function if isinstance(function, FunctionReward) else FunctionReward(function)
+    return check_scores(asked(prompts, responses), len(prompts), source=source)
 
 
 class LearnedReward(nn.Module, Reward):
@@ -247,6 +307,7 @@ class LearnedReward(nn.Module, Reward):
     """
 
     title = "the reward model"
+    special_tokens = True
 
     def __init__(self, aggregate: Aggregate, uncertainty_weight: float) -> None:
         super().__init__()
@@ -292,13 +353,18 @@ class LearnedReward(nn.Module, Reward):
         return self.scores_of_tokens(input_ids, attention_mask, batch_size=batch_size, normalise=normalise).scores
 
     def score_texts(
-        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int | None = None, normalise: bool = True
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        *,
+        batch_size: int | None = None,
+        normalise: bool = True,
     ) -> np.ndarray:
         """Scores (B,) of `scores_of_texts`, without those of the members; a `RewardFunction`."""
         return self.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=normalise).scores.numpy()
 
     def fit_normalizers(
-        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int | None = None
+        self, prompts: Sequence[Prompt], responses: Sequence[str], *, batch_size: int | None = None
     ) -> None:
         """Set the normalizers so that these responses (a reference policy's) score mean 0 and std 1 by each member."""
         raw = self.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=False).members  # (k, B)

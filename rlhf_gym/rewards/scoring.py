@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.lm.tokens import decode, stop_token_ids
-from rlhf_gym.rewards.reward import FunctionReward, Reward, RewardFunction, Scores, check_scores
+from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.tokens import ActionRows, decode, decode_prompts, decode_responses, stop_token_ids
+from rlhf_gym.rewards.reward import FunctionReward, PromptFunction, Reward, RewardFunction, Scores, check_scores
 
 Route = Literal["tokens", "text"]
 
 
-def as_reward(reward: Reward | RewardFunction) -> Reward:
+def as_reward(reward: Reward | RewardFunction | PromptFunction) -> Reward:
     """The reward itself, or a function of the texts as one."""
     return reward if isinstance(reward, Reward) else FunctionReward(reward)
 
@@ -23,15 +25,19 @@ def as_reward(reward: Reward | RewardFunction) -> Reward:
 class EpisodeScorer:
     """How `reward` scores the episodes of a policy that speaks `tokenizer`; decided here, once, for each of its parts.
 
-    - A reward model with the same vocabulary reads the sampled tokens, the stop token among them; nothing is decoded
-      or encoded again.
-    - One with a tokenizer of its own reads the decoded text, encoded anew and closed by its own EOS where the episode
-      ended by a stop token. An encoder does so too: its input is a template of its tokenizer's making.
-    - A function gets `(prompts, responses)` as texts without special tokens.
+    - A reward model that has the policy's tokens among its own reads the sampled tokens, the stop token among them;
+      nothing is decoded or encoded again.
+    - One with another tokenizer reads texts, encoded anew and closed by its own closing token where the episode ended
+      by a stop token. An encoder does so too: its input is a template of its tokenizer's making. Prompts that were
+      given as tokens are decoded with what their special tokens say.
+    - A conversation is rendered anew by the chat template of each reward model, whatever its tokenizer: the template
+      may write more than the policy has read and sampled.
+    - A function gets `(prompts, responses)` as texts, or as it asks for them (`FunctionReward`).
 
     Attributes:
         reward: what scores.
-        routes: what each of the reward's parts reads: `"tokens"` as they were sampled, or `"text"`.
+        routes: what each of the reward's parts reads of an episode whose prompt is no conversation: `"tokens"` as they
+            were sampled, or `"text"`.
     """
 
     def __init__(
@@ -62,39 +68,74 @@ class EpisodeScorer:
         self._tokenizer = tokenizer
         self._stop_ids = stop_token_ids(tokenizer) if stop_ids is None else tuple(stop_ids)
         self._batch_size = batch_size
+        self._said_unknown = False
 
-    def __call__(self, input_ids: Tensor, action_mask: Tensor, lengths: Tensor) -> Scores:
+    def __call__(
+        self,
+        input_ids: Tensor,
+        action_mask: Tensor,
+        lengths: Tensor,
+        *,
+        prompts: Sequence[Prompt | None] | None = None,
+    ) -> Scores:
         """Scores of episodes given as right-padded rows, on `input_ids`' device.
 
         Args:
             input_ids: (B, L): prompt, then response.
             action_mask: (B, L), True where the token is an action.
             lengths: (B,), tokens of the whole row.
+            prompts: what each prompt was made of; None where it was given as tokens, as all are by default.
 
         Raises:
             ScoreError: the reward gives no finite score for each episode.
         """
+        prompts = [None] * len(input_ids) if prompts is None else prompts
+        rows = ActionRows(input_ids, action_mask.to(input_ids.device), lengths.to(input_ids.device))
         found = []
         for part, route in zip(self.reward.parts, self.routes, strict=True):
+            as_texts = torch.ones(len(input_ids), dtype=torch.bool)  # (B,)
             if route == "tokens":
-                places = torch.arange(input_ids.shape[1], device=input_ids.device)  # (L,)
-                mask = places < lengths.to(input_ids.device)[:, None]  # (B, L)
-                scores = part.scores_of_tokens(input_ids, mask, batch_size=self._batch_size)
-            else:
-                prompts, responses, closed = self._texts(input_ids, action_mask, lengths)
-                scores = part.scores_of_texts(prompts, responses, closed=closed, batch_size=self._batch_size)
-            check_scores(scores.scores.cpu().numpy(), len(input_ids), source=part.title)
-            found.append(scores.members.to(input_ids.device))
+                as_texts = self._reads_texts(part, input_ids, prompts)
+            members = torch.empty(len(part), len(input_ids), device=input_ids.device)  # (k, B)
+            for chosen, read in ((as_texts, self._score_texts), (~as_texts, self._score_tokens)):
+                if chosen.any():
+                    some = ActionRows(*(table[chosen.to(input_ids.device)] for table in rows))
+                    given = [prompts[i] for i in chosen.nonzero()[:, 0].tolist()]
+                    members[:, chosen.to(input_ids.device)] = read(part, some, given).members.to(members)
+            check_scores(part.combine(members).cpu().numpy(), len(input_ids), source=part.title)
+            found.append(members)
         members = torch.cat(found)  # (k, B)
         return Scores(self.reward.combine(members), members)
 
-    def _texts(
-        self, input_ids: Tensor, action_mask: Tensor, lengths: Tensor
-    ) -> tuple[list[str], list[str], list[bool]]:
-        """What stands before the first action of each row, the rest, and whether that ends by a stop token."""
-        rows = input_ids.tolist()
-        starts = action_mask.int().argmax(dim=1).tolist()  # (B,)
-        prompts = [row[:start] for row, start in zip(rows, starts, strict=True)]
-        responses = [row[start:end] for row, start, end in zip(rows, starts, lengths.tolist(), strict=True)]
-        closed = [bool(response) and response[-1] in self._stop_ids for response in responses]
-        return decode(self._tokenizer, prompts), decode(self._tokenizer, responses), closed
+    def _reads_texts(self, part: Reward, input_ids: Tensor, prompts: Sequence[Prompt | None]) -> Tensor:
+        """Which episodes a part that reads tokens must read as texts, (B,) bool on the CPU."""
+        unknown = ~part.embeds(input_ids).cpu()  # (B,)
+        if unknown.any() and not self._said_unknown:
+            self._said_unknown = True
+            warnings.warn(
+                f"{part.title} has no embedding for token {int(input_ids.max())} of the policy: episodes with such "
+                "tokens are scored as texts",
+                stacklevel=4,
+            )
+        renders = part.renders_conversations(self._tokenizer)
+        conversations = [renders and prompt is not None and not isinstance(prompt, str) for prompt in prompts]
+        return unknown | torch.tensor(conversations, dtype=torch.bool)
+
+    def _score_tokens(self, part: Reward, rows: ActionRows, prompts: Sequence[Prompt | None]) -> Scores:
+        places = torch.arange(rows.input_ids.shape[1], device=rows.input_ids.device)  # (L,)
+        mask = places < rows.lengths[:, None]  # (B, L)
+        return part.scores_of_tokens(rows.input_ids, mask, batch_size=self._batch_size)
+
+    def _score_texts(self, part: Reward, rows: ActionRows, prompts: Sequence[Prompt | None]) -> Scores:
+        """By what stands before the first action of each row, the rest, and whether that ends by a stop token."""
+        ids = rows.input_ids.tolist()
+        starts = rows.action_mask.int().argmax(dim=1).tolist()  # (B,)
+        asked = decode_prompts(self._tokenizer, [row[:start] for row, start in zip(ids, starts, strict=True)])
+        answers = [row[start:end] for row, start, end in zip(ids, starts, rows.lengths.tolist(), strict=True)]
+        closed = [bool(answer) and answer[-1] in self._stop_ids for answer in answers]
+        if part.special_tokens:
+            responses = decode_responses(self._tokenizer, answers, self._stop_ids)
+        else:
+            responses = decode(self._tokenizer, answers)
+        given = [text if prompt is None else prompt for text, prompt in zip(asked, prompts, strict=True)]
+        return part.scores_of_texts(given, responses, closed=closed, batch_size=self._batch_size)

@@ -15,7 +15,7 @@ from rlhf_gym.functional.losses import bradley_terry_loss
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.preferences import Preference
-from rlhf_gym.rewards import RewardFunction, RewardModel, RewardNormalizer
+from rlhf_gym.rewards import FunctionReward, RewardModel, RewardNormalizer
 from rlhf_gym.settings import RewardModelingConfig
 from rlhf_gym.training.data import check_rows, fingerprint
 from rlhf_gym.training.reward_evaluation import RewardMetrics, evaluate_reward_model
@@ -167,14 +167,14 @@ def bootstrapped(groups: Sequence[Sequence[Pair]], *, heads: int, seed: int) -> 
     ]
 
 
-def mean_of_heads(reward: RewardModel, *, batch_size: int) -> RewardFunction:
+def mean_of_heads(reward: RewardModel, *, batch_size: int) -> FunctionReward:
     """The heads' mean before normalisation, whatever they are aggregated by: they have no common origin yet."""
 
     def score(prompts: list[Prompt], responses: list[str]) -> np.ndarray:
         found = reward.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=False)
         return found.members.mean(dim=0).numpy()
 
-    return score
+    return FunctionReward(score, messages=True)
 
 
 def _summed_loss(model: nn.Module, batch: PairBatch, *, label_smoothing: float, centering: float) -> Tensor:
