@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from rlhf_gym.files import InputError, reading
+from rlhf_gym.lm.agreement import tolerated
 from rlhf_gym.lm.loading import load_config, quiet_transformers
 from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
 from rlhf_gym.lm.parts import Trunk
@@ -34,7 +35,6 @@ from rlhf_gym.rewards.reading import (
     pad_of,
     rows_of,
     states_of,
-    tolerated,
     trunk_of,
     without_pad_token,
 )
@@ -100,7 +100,8 @@ def _filled(model: Any, trunk: PreTrainedModel, seed: int) -> PreTrainedModel | 
     if type(place) is not type(trunk) or head_layer(model) is None:
         return None
     place.load_state_dict(trunk.state_dict(), strict=False)  # a pooler, if it has one, is not read
-    place.get_input_embeddings().padding_idx = None  # every token that the trunk can embed is learned from
+    embedding: Any = place.get_input_embeddings()
+    embedding.padding_idx = None  # every token that the trunk can embed is learned from
     initialise_heads(model, seed)
     model = model.to(device=trunk.device, dtype=trunk.dtype).eval()
     try:
@@ -108,7 +109,7 @@ def _filled(model: Any, trunk: PreTrainedModel, seed: int) -> PreTrainedModel | 
     except ValueError:
         return None
     ours, theirs = (states_of(m, torch.arange(4, device=m.device)[None] % rows_of(m)) for m in (place, trunk))
-    tolerance = tolerated(model)
+    tolerance = tolerated(model.dtype)
     same = torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
     return model if same and reads == "last_token" else None
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_gym.lm.agreement import check_rows, tolerated
+from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.loading import context_length
 from rlhf_gym.lm.parts import Trunk
 
@@ -63,11 +65,6 @@ def can_pad(model: PreTrainedModel) -> bool:
 def rows_of(model: PreTrainedModel) -> int:
     """Number of token ids that the model can embed."""
     return int(model.config.get_text_config().vocab_size)
-
-
-def tolerated(model: PreTrainedModel) -> float:
-    """By how much two ways to compute the same may differ, relative and absolute."""
-    return 1e-4 if model.dtype == torch.float32 else 0.05
 
 
 class Reader:
@@ -143,10 +140,11 @@ class Reader:
         alone = torch.cat([self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits for row in rows])
         alone = alone.float()  # (B, k)
         if not alone.isfinite().all():
+            check_weights(model, type(model).__name__)
             raise ValueError(f"expected finite scores from {type(model).__name__}, got {_rounded(alone)}")
         ids = pad_sequence([row[0] for row in rows], batch_first=True)  # (B, L)
         mask = pad_sequence([torch.ones_like(row[0]) for row in rows], batch_first=True)  # (B, L)
-        tolerance = tolerated(model)
+        tolerance = tolerated(model.dtype)
         tried = {}
         if causal and reading != "classifier" and head_layer(model) is not None:
             heads = Trunk(trunk)
@@ -154,10 +152,12 @@ class Reader:
             if reading == "last_token":
                 alone = torch.cat([self._at_last_token(heads, row, torch.ones_like(row)) for row in rows])  # (B, k)
             if torch.allclose(tried["its head at the last token"], alone, rtol=tolerance, atol=tolerance):
+                check_rows(trunk, _states_without_mask)
                 self._trunk, self.reads = heads, "last_token"
                 return
         tried["its class in a batch"] = self._by_class(ids, mask)
         if torch.allclose(tried["its class in a batch"], alone, rtol=tolerance, atol=tolerance):
+            check_rows(trunk, _states_with_mask)
             other = rows[0].clone()  # (1, L)
             other[0, -1] = rows[1][0, 0]
             moved = self._by_class(other, torch.ones_like(other)) != alone[:1]  # (1, k)
@@ -257,6 +257,16 @@ def own_pad_token(
         with torch.no_grad():
             grown.weight[tokenizer.pad_token_id :].zero_()
     return tokenizer
+
+
+def _states_without_mask(trunk: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Hidden states (B, L, H) of right-padded rows as a causal model is read."""
+    return Trunk(trunk).hidden_states(input_ids)
+
+
+def _states_with_mask(trunk: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Hidden states (B, L, H) of right-padded rows as an encoder is read."""
+    return trunk(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
 def _probe_rows(model: PreTrainedModel) -> list[Tensor]:
