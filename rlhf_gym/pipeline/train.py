@@ -132,10 +132,10 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
                     settings.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
                 )
             keep_views(run, agent, folder, seconds=timing.get("training"))
+            agent.save_pretrained(folder / "model", merge=True)
         except (KeyboardInterrupt, ScoreError):
             watch.save_interrupted(agent)
             raise
-    agent.save_pretrained(folder / "model", merge=True)
     stopped = None
     if stop is not None and stop.stopped_at is not None:
         stopped = {"stopped_at": stop.stopped_at, "kept_kl": stop.kept_kl}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlhf_gym.agents import TokenPPO
 from rlhf_gym.files import read_json, read_jsonl
 from rlhf_gym.lm import load_causal_lm, load_tokenizer
 from rlhf_gym.pipeline import prepare, run
@@ -161,7 +162,7 @@ def weights_of(folder: RunFolder) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("moment", ["rollout", "update"])
+@pytest.mark.parametrize("moment", ["rollout", "update", "saving"])
 def test_an_interrupted_run_goes_on_bit_for_bit(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrained: Path
 ) -> None:
@@ -188,6 +189,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     with monkeypatch.context() as patch:
         if moment == "rollout":
             patch.setattr(Watch, "_on_step", interrupt)
+        elif moment == "saving":  # all has been learned, and the model is being written
+            calls = 2
+            patch.setattr(TokenPPO, "save_pretrained", lambda *args, **kwargs: interrupt())
         else:  # just after an update, before its figures are written
             patch.setattr(IterationLog, "write", write)
         with pytest.raises(Interrupted, match="train"):
