@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
+from transformers.utils import find_adapter_config_file, is_peft_available
 
 from rlhf_gym.files import InputError, reading
 from rlhf_gym.lm.agreement import tolerated
@@ -194,8 +195,10 @@ def load_classifier(name: str, *, dtype: torch.dtype | str, trust_remote_code: b
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a folder holds an adapter."""
-    return (Path(name) / ADAPTER_CONFIG).is_file()
+    """Whether a folder, or a name on the hub, is that of an adapter."""
+    if Path(name).is_dir():
+        return (Path(name) / ADAPTER_CONFIG).is_file()
+    return is_peft_available() and find_adapter_config_file(name) is not None
 
 
 def _load(
