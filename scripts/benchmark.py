@@ -1,24 +1,28 @@
 """python scripts/benchmark.py: how fast the package is, beside its peers, in one run on one machine.
 
-    python scripts/benchmark.py                                  # CPU, two sizes
-    python scripts/benchmark.py --only loop reward --sizes tiny  # a part of it
+    python scripts/benchmark.py                                          # CPU, two sizes with random weights
+    python scripts/benchmark.py --only loop reward --sizes tiny          # a part of it
     python scripts/benchmark.py --peer-python .trl/bin/python --markdown docs/speed_table.md
-    python scripts/benchmark.py --device cuda                    # two sizes more
+    python scripts/benchmark.py --model FOLDER --rounds 3 --warm-ups 2   # every row on a real model
+    python scripts/benchmark.py --device cuda                            # two sizes more
 
 Every comparison has the same model, batch, lengths, dtype and threads on both sides, measured in turn, and is the
 median over the rounds of the ratio within a round; two machines' tokens a second say nothing about each other, ratios
-do. `docs/speed.md` says what each row means. Weights are random: speed does not depend on them. The peer's PPO runs in
-a Python of its own, which has TRL 1.12 (`pip install torch trl==1.12.0 accelerate datasets`); without one its rows
-say that it is missing.
+do. `docs/speed.md` says what each row means. The peer's PPO runs in a Python of its own, which has TRL 1.12 (`pip
+install torch trl==1.12.0 accelerate datasets peft`); without one its rows say that it is missing.
 """
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
+import json
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,53 +30,67 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import tyro
-from benchmarks import iteration, loops, tables
-from benchmarks.common import BASE, LLAMA_1B, SHAPES, SMALL, TINY, Say, Settings
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from benchmarks import iteration, loops
+from benchmarks.compare import ForeignLoad, Row, Say, Settings, markdown
+from benchmarks.models import BASE, LLAMA_1B, SHAPES, SMALL, TINY, of_folder
 
 from rlhf_gym.lm import quiet_transformers
 
-Name = Literal["loop", "reward", "recompute", "lengths", "long", "iteration", "stock"]
-NAMES: tuple[Name, ...] = ("loop", "reward", "recompute", "lengths", "long", "iteration", "stock")
+Name = Literal["loop", "reward", "lengths", "long", "replay", "iteration", "vocabulary", "stock"]
+NAMES: tuple[Name, ...] = ("loop", "reward", "lengths", "long", "replay", "iteration", "vocabulary", "stock")
+Kind = Literal["full", "half", "bf16", "separate", "lora"]
+KINDS: tuple[Kind, ...] = ("full", "half", "bf16", "separate", "lora")
 
 
 @dataclass(frozen=True)
 class Arguments:
     """What is measured, and where the results go."""
 
+    model: Path | None = None
+    """The folder of a causal language model, measured instead of random weights; the responses of PPO are then 32 of 24
+    tokens."""
     device: Literal["cpu", "cuda"] = "cpu"
     """cuda adds the sizes `base` and `1b`."""
     threads: int = 2
     """The number of torch's threads, for both sides."""
     rounds: int = 5
     """Timed repeats of each variant."""
+    warm_ups: int = Settings.warm_ups
+    """Untimed calls of each variant of ours."""
     only: tuple[Name, ...] = NAMES
     """Measure only these."""
+    kinds: tuple[Kind, ...] = KINDS
+    """PPO iterations of only these kinds."""
+    batches: tuple[int, ...] = Settings.batches
+    """Batches of the loops."""
     sizes: tuple[Literal["tiny", "small", "base", "1b"], ...] = ()
     """Instead of tiny and small (and on cuda base and 1b)."""
-    stock_sizes: tuple[Literal["tiny", "small"], ...] = ("tiny",)
-    """At which sizes stock agents are compared: at small the naive one takes some ten minutes an iteration."""
     peer_python: Path | None = None
     """The path of a Python that has TRL 1.12."""
     json: Path | None = None
     """Write all results to this file as JSON."""
     markdown: Path | None = None
-    """Write the tables to this file as Markdown."""
+    """Write the table to this file as Markdown."""
     quick: bool = False
-    """One warm-up and very short repeats: to see that it runs, not how fast."""
+    """Very short repeats: to see that it runs, not how fast."""
 
     def settings(self) -> Settings:
         """The settings that the measurements share."""
-        default = (TINY, SMALL, BASE, LLAMA_1B) if self.device == "cuda" else (TINY, SMALL)
+        shapes = (TINY, SMALL, BASE, LLAMA_1B) if self.device == "cuda" else (TINY, SMALL)
+        if self.sizes:
+            shapes = tuple(SHAPES[name] for name in self.sizes)
+        if self.model is not None:
+            shapes = (of_folder(self.model),)
+        ppo = {} if self.model is None else {"ppo_episodes": 32, "ppo_response": 24}
         return Settings(
-            shapes=tuple(SHAPES[name] for name in self.sizes) or default,
+            shapes=shapes,
             device=self.device,
             threads=self.threads,
             rounds=self.rounds,
-            stock_sizes=self.stock_sizes,
+            warm_ups=1 if self.quick else self.warm_ups,
             min_seconds=0.0 if self.quick else Settings.min_seconds,
-            warm_ups=1 if self.quick else Settings.warm_ups,
+            batches=self.batches,
+            **ppo,
         )
 
 
@@ -82,39 +100,63 @@ def main() -> None:
         raise SystemExit("expected a CUDA device for --device cuda, found none")
     if arguments.peer_python is not None and not arguments.peer_python.is_file():
         raise SystemExit(f"expected a Python at --peer-python, found no file {arguments.peer_python}")
+    if arguments.model is not None and not (arguments.model / "config.json").is_file():
+        raise SystemExit(f"expected a model's folder with config.json at --model, found none in {arguments.model}")
+
+    def say(text: str) -> None:
+        print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
     settings = arguments.settings()
-    console = Console(stderr=True)
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("")
-
-        def say(text: str) -> None:
-            progress.update(task, description=text)
-            progress.console.print(f"[dim]{text}[/]", highlight=False)
-
-        report = run(settings, arguments.only, say, iteration.Processes(arguments.peer_python))
-    tables.show(report, Console(width=None if sys.stdout.isatty() else 160))
-    for path, text in ((arguments.json, tables.to_json), (arguments.markdown, tables.markdown)):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(report))
+    load = ForeignLoad()
+    rows = run(settings, arguments.only, say, iteration.Processes(arguments.peer_python), arguments.kinds)
+    about = heading(settings, shown_command(sys.argv[1:]), load())
+    print(markdown(rows, about))
+    if arguments.markdown is not None:
+        arguments.markdown.write_text(markdown(rows, about) + "\n")
+    if arguments.json is not None:
+        results = {"about": about, "rows": [asdict(row) | {"reached": row.reached} for row in rows]}
+        arguments.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
-def run(settings: Settings, only: tuple[Name, ...], say: Say, runner: iteration.Runner) -> tables.Report:
+def run(
+    settings: Settings, only: tuple[Name, ...], say: Say, runner: iteration.Runner, kinds: tuple[Kind, ...] = KINDS
+) -> list[Row]:
     """Run the chosen measurements one after another."""
     torch.set_num_threads(settings.threads)
-    of_loops = tuple(name for name in ("loop", "reward", "recompute") if name in only)
-    parts: list[tuple[bool, Callable[[], tables.Section]]] = [
+    of_loops = tuple(name for name in ("loop", "reward") if name in only)
+    parts: list[tuple[bool, Callable[[], list[Row]]]] = [
         (bool(of_loops), lambda: loops.measure_loops(settings, say, of_loops)),
         ("lengths" in only, lambda: loops.measure_unequal(settings, say)),
         ("long" in only, lambda: loops.measure_long(settings, say)),
-        ("iteration" in only, lambda: iteration.measure(settings, say, runner)),
+        ("replay" in only, lambda: loops.measure_replay(settings, say)),
+        ("iteration" in only, lambda: iteration.measure(settings, say, runner, kinds)),
+        ("vocabulary" in only, lambda: iteration.measure_vocabulary(settings, say, runner)),
         ("stock" in only, lambda: loops.measure_stock(settings, say)),
     ]
     with quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        sections = [part() for wanted, part in parts if wanted]
-    return tables.describe(settings, shown_command(sys.argv[1:]), sections)
+        return [row for wanted, part in parts if wanted for row in part()]
+
+
+def heading(settings: Settings, command: str, foreign: float) -> str:
+    """The date, command, machine and versions, and what others used of the machine."""
+    packages = ("torch", "transformers", "peft", "stable-baselines3", "gymnasium", "numpy")
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    device = torch.cuda.get_device_name() if settings.device == "cuda" else "CPU"
+    return (
+        f"<!-- written by `{command}`; do not edit -->\n\n{datetime.date.today()}; {platform.system()} "
+        f"{platform.machine()}, {processor()}, {os.cpu_count()} cores, {settings.threads} threads, {device}; Python "
+        f"{platform.python_version()}, {versions}; medians of {settings.rounds} rounds, tokens a second unless said; "
+        f"other processes used {100 * foreign:.0f} % of the CPU meanwhile."
+    )
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
 
 
 def shown_command(given: Sequence[str]) -> str:

@@ -190,7 +190,7 @@ def token_log_probs(
         (B, L) fp32 on the CPU; 0 at all other places.
     """
     parts = model if isinstance(model, LMParts) else LMParts(model)
-    temperature = 1.0 if params is None else params.temperature
+    tempered = SamplingParams(temperature=1.0 if params is None else params.temperature)
     out = torch.zeros(input_ids.shape, dtype=torch.float32)  # (B, L)
     if mask is None:
         mask = torch.arange(input_ids.shape[1]) < lengths[:, None]  # (B, L)
@@ -208,7 +208,7 @@ def token_log_probs(
         hidden = states[wanted.to(parts.device)]  # (n, H)
         targets = ids[:, 1:][wanted.to(parts.device)]  # (n,)
         (scored,) = in_chunks(
-            lambda h, t: (token_log_prob(parts.logits(h) / temperature, t),),
+            lambda h, t: (token_log_prob(behaviour_logits(parts.logits(h), tempered), t),),
             hidden,
             targets,
             vocab_size=parts.vocab_size,

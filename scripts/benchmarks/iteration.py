@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.common import Iteration, Say, Settings, Shape
-from benchmarks.tables import Detail, Row, Section
+from benchmarks.compare import Row, Say, Settings
+from benchmarks.models import Iteration, Shape
 
 SCRIPTS = Path(__file__).resolve().parent.parent
-PEER = "TRL PPO"
 MISSING = "TRL is missing: give --peer-python, a Python that has trl 1.12"
 
 
@@ -65,115 +64,93 @@ class Kind:
     """A setting in which our agent is run."""
 
     name: str
-    critic: str
-    frozen: bool
-    target: float | None
+    peer: str
+    """Which of the peer's settings it is compared with: full or lora."""
+    faster: float | None = None
+    """At least so many times the peer's tokens a second."""
+    memory: float | None = None
+    """At most this part of its memory."""
+    than_full: float | None = None
+    """At least so many times the tokens a second of our own iteration of all layers."""
 
 
-KINDS = (
-    Kind("critic on the policy's trunk", "shared", False, 2.0),
-    Kind("critic on a trunk of its own", "separate", False, None),
-    Kind("lower half frozen", "shared", True, 4.0),
-)
+KINDS = {
+    "full": Kind("all layers", "full", 2.2, 0.5),
+    "half": Kind("lower half frozen", "full", 4),
+    "bf16": Kind("all layers, bf16", "full", than_full=1.5),
+    "separate": Kind("all layers, critic on a trunk of its own", "full"),
+    "lora": Kind("LoRA r=16 on all linear layers", "lora", 3, 0.5, than_full=1.6),
+}
 
 
-@dataclass(frozen=True)
-class Found:
-    """The measurements at one size of model."""
-
-    given: Iteration
-    ours: dict[str, dict[str, Any]]
-    """The measurements of ours, by the name of their kind."""
-    peers: list[dict[str, Any]]
-    """The peer's measurements before and after ours; empty where there is no peer."""
-
-    @property
-    def peer_name(self) -> str:
-        """The peer's name with its version."""
-        return f"{PEER} {self.peers[0]['version']}" if self.peers else PEER
-
-    @property
-    def peer_seconds(self) -> float:
-        """The median of the peer's iterations, over both measurements."""
-        return statistics.median(s for found in self.peers for s in found["seconds"])
-
-    def seconds(self, kind: str) -> float:
-        """The median time of our iterations."""
-        return statistics.median(self.ours[kind]["seconds"])
-
-    @property
-    def tokens(self) -> int:
-        """Response tokens of an iteration."""
-        return self.given.episodes * self.given.response
-
-
-def measure(settings: Settings, say: Say, runner: Runner) -> Section:
-    """Every fp32 size: time, memory, and where the time goes."""
-    found = [_measure(shape, settings, say, runner) for shape in settings.shapes if shape.dtype == "float32"]
-    details = [_details(found)]
-    foreign = max((r["foreign"] for f in found for r in [*f.ours.values(), *f.peers]), default=0.0)
-    return Section("iteration", [row for f in found for row in _rows(f)], details, foreign)
-
-
-def _measure(shape: Shape, settings: Settings, say: Say, runner: Runner) -> Found:
-    given = Iteration(
-        shape=shape,
-        device=settings.device,
-        threads=settings.threads,
-        iterations=settings.rounds,
-        warm_ups=settings.warm_ups + 1,  # a rollout begins with steps whose weights are not laid out yet
-        response=settings.response,
-    )
-    half = dataclasses.replace(given, warm_ups=1, iterations=-(-settings.rounds // 2))
-    say(f"{shape.name}: PPO iterations of the peer, before")
-    peers = [runner.peer(half)]
-    ours = {}
-    for kind in KINDS:
-        say(f"{shape.name}: PPO iterations, {kind.name}")
-        frozen = shape.n_layer // 2 if kind.frozen else 0
-        ours[kind.name] = runner.ours(dataclasses.replace(given, critic=kind.critic, freeze_layers=frozen))
-    say(f"{shape.name}: PPO iterations of the peer, after")
-    peers.append(runner.peer(half))
-    return Found(given, ours, [peer for peer in peers if peer is not None])
-
-
-def _rows(found: Found) -> list[Row]:
-    size = found.given.shape.name
+def measure(settings: Settings, say: Say, runner: Runner, kinds: tuple[str, ...] = tuple(KINDS)) -> list[Row]:
+    """Every fp32 size: tokens a second and memory, against the peer's and against our own iteration of all layers."""
     rows = []
-    for kind in KINDS:
-        ratio = found.peer_seconds / found.seconds(kind.name) if found.peers else None
-        note = "tokens/s of a whole iteration; the peer trains two models" if found.peers else MISSING
-        rows.append(Row(f"PPO iteration, {kind.name} ({size})", found.peer_name, ratio, kind.target, note=note))
-    for kind in KINDS:
-        peak = found.ours[kind.name]["peak_mb"]
-        ratio = peak / max(peer["peak_mb"] for peer in found.peers) if found.peers else None
-        note = f"{peak:,.0f} MB; a fresh process each" if found.peers else MISSING
-        target = 0.6 if kind.target is not None else None
-        rows.append(
-            Row(f"its peak memory, {kind.name} ({size})", found.peer_name, ratio, target, at_most=True, note=note)
+    for shape in settings.shapes:
+        if shape.dtype != "float32":
+            continue
+        given = Iteration(
+            shape=shape,
+            device=settings.device,
+            threads=settings.threads,
+            iterations=settings.rounds,
+            warm_ups=settings.warm_ups,
+            response=settings.ppo_response,
+            episodes=settings.ppo_episodes,
         )
+        asked = [kind for kind in KINDS if kind in kinds]
+        wanted = list(dict.fromkeys(KINDS[kind].peer for kind in asked))
+        half = dataclasses.replace(given, warm_ups=1, iterations=-(-settings.rounds // 2))
+        peers: dict[str, list[dict[str, Any]]] = {kind: [] for kind in wanted}
+        ours: dict[str, dict[str, Any]] = {}
+        for turn in (wanted, asked, wanted):
+            for kind in turn:
+                say(f"{shape.name}: PPO iterations, {kind}, {'ours' if turn is asked else 'the peer'}")
+                if turn is asked:
+                    ours[kind] = runner.ours(dataclasses.replace(given, kind=kind))
+                elif (found := runner.peer(dataclasses.replace(half, kind=kind))) is not None:
+                    peers[kind].append(found)
+        rows += [row for kind in asked for row in _rows(given, kind, ours, peers[KINDS[kind].peer])]
     return rows
 
 
-def _details(found: list[Found]) -> Detail:
-    phases = ("rollout", "scoring", "update")
-    header = ["size", "", "s/iteration", "tokens/s", *phases, "peak MB", "libraries alone, MB", "weights trained"]
-    lines = []
+def _rows(given: Iteration, kind: str, ours: dict[str, dict[str, Any]], peers: list[dict[str, Any]]) -> list[Row]:
+    """The rows of one kind: against the peer, its memory, against our own iteration of all layers."""
+    tokens = given.episodes * given.response
+    size = given.shape.name
+    goals = KINDS[kind]
+    what = f"PPO iteration, {goals.name}"
+    name = f"TRL PPO {peers[0]['version']}, {goals.peer}" if peers else f"TRL PPO, {goals.peer}"
+    rate = tokens / statistics.median(ours[kind]["seconds"])
+    theirs = tokens / statistics.median(s for peer in peers for s in peer["seconds"]) if peers else None
+    note = f"{given.episodes} episodes × {given.response}; rollout and scores {100 * ours[kind]['rollout_share']:.0f} %"
+    note = note if peers else f"{note}; {MISSING}"
+    rows = [Row(what, size, name, rate, theirs, rate / theirs if theirs else None, goals.faster, note=note)]
+    peak = ours[kind]["peak_mb"]
+    most = max((peer["peak_mb"] for peer in peers), default=None)
+    note = f"of a fresh process; the libraries alone {ours[kind]['libraries_mb']:,.0f}"
+    rows.append(
+        Row(f"{what}: peak MB", size, name, peak, most, peak / most if most else None, goals.memory, True, note=note)
+    )
+    if goals.than_full is not None and "full" in ours:
+        full = tokens / statistics.median(ours["full"]["seconds"])
+        rows.append(Row(what, size, "ours, all layers, fp32", rate, full, rate / full, goals.than_full))
+    return rows
 
-    def line(one: Found, name: str, seconds: float, shares: list[str], result: dict[str, Any]) -> None:
-        memory = [f"{result['peak_mb']:,.0f}", f"{result['libraries_mb']:,.0f}", f"{result['trained']:,}"]
-        lines.append([one.given.shape.name, name, f"{seconds:.2f}", f"{one.tokens / seconds:,.0f}", *shares, *memory])
 
-    for one in found:
-        if one.peers:
-            line(
-                one,
-                one.peer_name,
-                one.peer_seconds,
-                ["–"] * len(phases),
-                max(one.peers, key=lambda peer: peer["peak_mb"]),
-            )
-        for kind, result in one.ours.items():
-            seconds = one.seconds(kind)
-            line(one, kind, seconds, [f"{100 * statistics.median(result[p]) / seconds:.0f} %" for p in phases], result)
-    return Detail("A PPO iteration: 64 episodes, 4 epochs × 4 minibatches, fp32", header, lines)
+LARGE_VOCABULARY = Shape("1 layer, V=49,152", 1, 576, 9, 49_152, kv_heads=3, intermediate=1_536)
+
+
+def measure_vocabulary(settings: Settings, say: Say, runner: Runner) -> list[Row]:
+    """What evaluating 16 responses of 256 tokens in one minibatch takes above what is there before, against an fp32
+    tensor (B, T, V) of them."""
+    rows = []
+    for kind in ("full", "lora"):
+        say(f"memory of an update at a large vocabulary, {kind}")
+        given = Iteration(LARGE_VOCABULARY, settings.device, settings.threads, 1, 0, 256, 16, 1, 1, kind=kind)
+        whole = given.episodes * given.response * given.shape.vocab_size * 4 / 2**20
+        added = runner.ours(given)["update_mb"]
+        what = f"memory of a forward and a backward pass, {KINDS[kind].name}: MB"
+        note = "16 responses of 256 tokens in one minibatch; gradients of the weights included"
+        rows.append(Row(what, given.shape.name, "one fp32 (B, T, V)", added, whole, added / whole, 1.0, True, note))
+    return rows

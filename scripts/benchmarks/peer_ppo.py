@@ -2,7 +2,7 @@
 `PEER_PYTHON -m benchmarks.peer_ppo ITERATION_AS_JSON`.
 
 The same models, lengths, epochs and minibatches as ours, fp32, no gradient checkpointing. It trains a value model of
-its own beside the policy; that is what it is, and it is counted.
+its own beside the policy, also where the policy has an adapter; that is what it is, and it is counted.
 """
 
 from __future__ import annotations
@@ -20,46 +20,35 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from benchmarks.common import (
-    PROMPT,
-    ForeignLoad,
-    Iteration,
-    causal_lm,
-    iteration_from_json,
-    now,
-    peak_memory_mb,
-    random_prompts,
-    scalar_model,
-    word_tokenizer,
-)
+from benchmarks import models
 
 
 class Marks(TrainerCallback):
     """A callback that notes when each iteration ends."""
 
-    def __init__(self, given: Iteration) -> None:
-        self.given = given
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.times: list[float] = []
-        self.load: ForeignLoad | None = None
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.times.append(now(self.given.device))
+        self.times.append(models.now(self.device))
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.times.append(now(self.given.device))
-        if self.load is None and len(self.times) > self.given.warm_ups:
-            self.load = ForeignLoad()
+        self.times.append(models.now(self.device))
 
 
-def measure(given: Iteration) -> dict[str, Any]:
+def measure(given: models.Iteration) -> dict[str, Any]:
     """Seconds of each timed iteration, and the peak of memory."""
-    libraries = peak_memory_mb(given.device)
+    libraries = models.peak_memory_mb(given.device)
     shape = given.shape
-    positions = PROMPT + given.response
-    policy, reference = (causal_lm(shape, positions, device=given.device) for _ in range(2))
-    reward, value = (scalar_model(shape, positions, device=given.device) for _ in range(2))
-    prompts = random_prompts(shape, 4 * given.episodes)
-    marks = Marks(given)
+    positions = models.PROMPT + given.response
+    lora = given.kind == "lora"
+    policy = models.causal_lm(shape, positions, device=given.device)
+    reference = (
+        None if lora else models.causal_lm(shape, positions, device=given.device)
+    )  # else the adapter switched off
+    reward, value = (models.scalar_model(shape, positions, device=given.device) for _ in range(2))
+    marks = Marks(given.device)
     with tempfile.TemporaryDirectory() as folder:
         config = PPOConfig(
             output_dir=folder,
@@ -85,33 +74,39 @@ def measure(given: Iteration) -> dict[str, Any]:
         )
         trainer = PPOTrainer(
             args=config,
-            processing_class=word_tokenizer(shape.vocab_size, padding_side="left"),  # as it asks for
+            processing_class=models.tokenizer_of(shape, padding_side="left"),  # as it asks for
             model=policy,
             ref_model=reference,
             reward_model=reward,
             value_model=value,
-            train_dataset=Dataset.from_dict({"input_ids": prompts}),
+            train_dataset=Dataset.from_dict({"input_ids": models.random_prompts(shape, 4 * given.episodes)}),
             callbacks=[marks],
+            peft_config=adapter_config() if lora else None,
         )
         torch.set_num_threads(given.threads)
-        before = next(policy.parameters()).detach().clone()
+        learning = [p for p in trainer.model.policy.parameters() if p.requires_grad]
+        before = [p.detach().clone() for p in learning[:2]]  # of an adapter: A, and B, which begins at 0
         trainer.train()
-    if torch.equal(before, next(policy.parameters())):
+    if all(torch.equal(old, p) for old, p in zip(before, learning, strict=False)):
         raise RuntimeError("expected the policy's weights to change, they did not")
-    assert marks.load is not None
     seconds = [b - a for a, b in zip(marks.times[:-1], marks.times[1:], strict=True)]
     return {
         "version": trl.__version__,
         "seconds": seconds[given.warm_ups :],
-        "foreign": marks.load(),
-        "peak_mb": peak_memory_mb(given.device),
+        "peak_mb": models.peak_memory_mb(given.device),
         "libraries_mb": libraries,
-        "trained": sum(p.numel() for model in (policy, value) for p in model.parameters()),
     }
+
+
+def adapter_config() -> Any:
+    """The adapter that ours has too."""
+    from peft import LoraConfig
+
+    return LoraConfig(**models.ADAPTER)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     with contextlib.redirect_stdout(sys.stderr):
-        found = measure(iteration_from_json(sys.argv[1]))
+        found = measure(models.iteration_from_json(sys.argv[1]))
     print(json.dumps(found))

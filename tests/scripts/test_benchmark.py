@@ -1,4 +1,4 @@
-"""scripts/benchmark.py, patched down to models of 2 layers × 16 and responses of 4 tokens: every table comes out, with
+"""scripts/benchmark.py, patched down to models of 2 layers × 16 and responses of 4 tokens: every row comes out, with
 finite numbers. How fast anything is, is not asserted."""
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from rich.console import Console
+
+from tests.tiny import tiny_llama, tiny_tokenizer
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -33,10 +34,10 @@ def script():
     torch.set_num_threads(threads)
 
 
-def small_settings(script: ModuleType):
-    shapes = sys.modules["benchmarks.common"]
+def small_settings(script: ModuleType, shape=None):
+    models = sys.modules["benchmarks.models"]
     return script.Settings(
-        shapes=(shapes.Shape("tiny", 2, 16, 2, 40),),
+        shapes=(shape or models.Shape("tiny", 2, 16, 2, 40),),
         threads=1,
         rounds=1,
         min_seconds=0.0,
@@ -44,108 +45,102 @@ def small_settings(script: ModuleType):
         batches=(1, 2),
         response=4,
         long_response=8,
-        short_response=4,
         episodes=5,
+        ppo_episodes=4,
+        ppo_response=4,
     )
 
 
 class InThisProcess:
     """Ours runs here; the peer is said to need so many seconds and megabytes."""
 
-    def __init__(self, script: ModuleType, peer: dict | None) -> None:
-        self.iteration, self.result, self.asked = script.iteration, peer, []
+    def __init__(self, peer: dict | None) -> None:
+        self.result, self.asked = peer, []
 
     def ours(self, given):
         from benchmarks.own_ppo import measure  # beside the script, importable only while the fixture holds
 
-        self.asked.append(given)
-        return measure(dataclasses.replace(given, episodes=4, minibatches=2, epochs=2))
+        self.asked.append(given.kind)
+        shape = dataclasses.replace(given.shape, width=16, n_head=2, kv_heads=0, vocab_size=40)
+        return measure(dataclasses.replace(given, shape=shape, episodes=4, response=4, minibatches=2, epochs=2))
 
     def peer(self, given):
         return self.result
 
 
-def test_every_row_is_measured(script, tmp_path):
-    peer = {"version": "0", "seconds": [1e6], "foreign": 0.0, "peak_mb": 1.0, "libraries_mb": 0.5, "trained": 7}
-    runner = InThisProcess(script, peer)
-    report = script.run(small_settings(script), script.NAMES, lambda text: None, runner)
-    assert [section.name for section in report.sections] == ["loops", "lengths", "long", "iteration", "stock"]
-    rows = {row.what: row for section in report.sections for row in section.rows}
-    assert all(math.isfinite(row.measured) and row.measured > 0 for row in rows.values())
+def test_every_row_is_measured(script):
+    runner = InThisProcess({"version": "0", "seconds": [1e6], "peak_mb": 1.0, "libraries_mb": 0.5})
+    found = script.run(small_settings(script), script.NAMES, lambda text: None, runner)
+    assert all(math.isfinite(row.ratio) and row.ratio > 0 for row in found if "memory of a" not in row.what)
+    rows = {(row.what, row.against): row for row in found}
     # a peer of a million seconds and one megabyte: far slower, and far smaller
-    assert rows["PPO iteration, lower half frozen (tiny)"].reached is True
-    assert rows["its peak memory, lower half frozen (tiny)"].reached is False
-    assert rows["PPO iteration, critic on a trunk of its own (tiny)"].reached is None
-    assert rows["PPO iteration, critic on a trunk of its own (tiny)"].against == "TRL PPO 0"
-    assert [(given.critic, given.freeze_layers) for given in runner.asked] == [
-        ("shared", 0),
-        ("separate", 0),
-        ("shared", 1),
-    ]
+    assert rows["PPO iteration, all layers", "TRL PPO 0, full"].reached is True
+    assert rows["PPO iteration, all layers: peak MB", "TRL PPO 0, full"].reached is False
+    assert rows["PPO iteration, all layers, critic on a trunk of its own", "TRL PPO 0, full"].reached is None
+    lora = rows["PPO iteration, LoRA r=16 on all linear layers", "ours, all layers, fp32"]
+    full = rows["PPO iteration, all layers", "TRL PPO 0, full"]
+    assert lora.ratio == pytest.approx(lora.ours / full.ours)
+    assert runner.asked == [*script.KINDS, "full", "lora"]
+    page = script.markdown(found, "about")
+    lines = page.splitlines()
+    assert lines[0] == "about" and len(lines) == 4 + len(found)
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    assert "nan" not in page and "inf" not in page
 
-    console = Console(file=(tmp_path / "shown.txt").open("w"), width=160)
-    script.tables.show(report, console)
-    console.file.close()
-    page, shown = script.tables.markdown(report), (tmp_path / "shown.txt").read_text()
-    for section in report.sections:
-        for detail in section.details:
-            assert detail.title in page
-            assert detail.title in shown
-            assert all(len(line) == len(detail.header) for line in detail.rows)
-    for text in (page, shown):
-        assert "nan" not in text and "inf" not in text.replace("information", "")
-    found = json.loads(script.tables.to_json(report))
-    assert found["settings"]["response"] == 4
-    assert len(found["sections"]) == 5
+
+def test_a_model_in_a_folder_is_measured_as_it_is(script, tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    models = sys.modules["benchmarks.models"]
+    shape = models.of_folder(tmp_path / "model")
+    expected = tiny_llama()
+    assert (shape.vocab_size, shape.width) == (expected.config.vocab_size, expected.config.hidden_size)
+    loaded = models.causal_lm(shape, 12)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), expected.parameters(), strict=True))
+    found = script.run(small_settings(script, shape), ("loop",), lambda text: None, InThisProcess(None))
+    assert [row.note.split(";")[0] for row in found] == ["batch 1", "batch 2", "geometric mean of the rows above"]
+    assert all(math.isfinite(row.ratio) for row in found)
 
 
 def test_without_a_peer_its_rows_say_so(script):
-    phases = {phase: [1.0] for phase in ("seconds", "rollout", "scoring", "update")}
-    ours = phases | {"foreign": 0.25, "peak_mb": 1.0, "libraries_mb": 0.5, "trained": 7}
-
     class Canned(InThisProcess):
         def ours(self, given):
-            return ours
+            return {"seconds": [1.0], "rollout_share": 0.25, "peak_mb": 1.0, "libraries_mb": 0.5}
 
-    section = script.iteration.measure(small_settings(script), lambda text: None, Canned(script, None))
-    assert section.foreign == 0.25
-    assert {row.note for row in section.rows} == {script.iteration.MISSING}
-    assert {row.measured for row in section.rows} == {None}
-    assert all("unmeasured" in row.cells() for row in section.rows)
+    measure = script.iteration.measure
+    found = measure(small_settings(script), lambda text: None, Canned(None), ("full", "separate"))
+    assert {row.ratio for row in found} == {None}
+    assert all(script.iteration.MISSING in row.note for row in found if "peak" not in row.what)
+    assert {row.reached for row in found} == {None}
 
 
 def test_the_two_processes_are_told_the_same(script):
-    common = sys.modules["benchmarks.common"]
-    llama = common.Shape("1b", 2, 16, 2, 40, kv_heads=1, intermediate=24, dtype="bfloat16")
-    given = common.Iteration(llama, "cpu", 1, 1, 0, response=2, episodes=1, epochs=3)
-    assert common.iteration_from_json(json.dumps(dataclasses.asdict(given))) == given
-    model = common.causal_lm(llama, 12)
+    models = sys.modules["benchmarks.models"]
+    llama = models.Shape("1b", 2, 16, 2, 40, kv_heads=1, intermediate=24, dtype="bfloat16")
+    given = models.Iteration(llama, "cpu", 1, 1, 0, response=2, episodes=1, epochs=3, kind="lora")
+    assert models.iteration_from_json(json.dumps(dataclasses.asdict(given))) == given
+    model = models.causal_lm(llama, 12)
     assert model.dtype == torch.bfloat16 and model.config.num_key_value_heads == 1
 
 
 def test_a_ratio_is_the_median_of_its_rounds(script):
-    from benchmarks.common import Comparison
-    from benchmarks.tables import Row
+    from benchmarks.compare import Comparison
 
-    found = Comparison({"a": [10.0, 30.0, 20.0], "b": [10.0, 10.0, 40.0]}, 0.0)
-    assert found.ratio("a", "b") == 1.0
-    assert found.ratios("a", "b") == (0.5, 3.0)
-    assert found.rate("a") == 20.0
-    assert Row("x", "y", 0.6, 0.6, at_most=True).reached is True
-    assert Row("x", "y", 0.61, 0.6, at_most=True).reached is False
-    assert Row("x", "y", 1.29, 1.3).reached is False
-    assert Row("x", "y", None, 1.3).reached is None
+    found = Comparison({"a": [10.0, 30.0, 20.0], "b": [10.0, 10.0, 40.0]}).row("a", "b", "x", "tiny", 1.0)
+    assert (found.ratio, found.ours, found.theirs) == (1.0, 20.0, 10.0)
+    assert "0.50–3.00" in found.note
+    assert found.reached is True
+
+    def reached(ratio, target, at_most=False):
+        return dataclasses.replace(found, ratio=ratio, target=target, at_most=at_most).reached
+
+    assert reached(0.6, 0.6, True) is True
+    assert reached(0.61, 0.6, True) is False
+    assert reached(1.29, 1.3) is False
+    assert reached(None, 1.3) is None
 
 
 def test_the_command_is_written_without_paths_of_this_machine(script):
-    given = [
-        "--peer-python",
-        "/home/me/bin/python",
-        "--rounds",
-        "3",
-        "--json=/home/me/out.json",
-        "--markdown",
-        "docs/t.md",
-    ]
-    shown = "python scripts/benchmark.py --peer-python PATH --rounds 3 --json=PATH --markdown docs/t.md"
+    given = ["--model", "/models/m", "--rounds", "3", "--json=/home/me/out.json", "--markdown", "docs/t.md"]
+    shown = "python scripts/benchmark.py --model PATH --rounds 3 --json=PATH --markdown docs/t.md"
     assert script.shown_command(given) == shown

@@ -1,0 +1,160 @@
+"""How variants are compared: in turn, round by round, and what a comparison becomes: a row of the table."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.models import SMALL, TINY, Shape, now
+
+Say = Callable[[str], None]
+"""A function that is told what is being measured."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that all measurements of a run share."""
+
+    shapes: tuple[Shape, ...] = (TINY, SMALL)
+    device: str = "cpu"
+    threads: int = 2
+    rounds: int = 5
+    """Timed repeats of each variant, in turn with the others."""
+    min_seconds: float = 0.3
+    """A repeat goes on for at least so long."""
+    warm_ups: int = 5
+    """Untimed calls of each variant: after so many the decoder has recorded its one-token steps."""
+    batches: tuple[int, ...] = (1, 16, 64)
+    response: int = 48
+    """Tokens of each response."""
+    long_response: int = 512
+    episodes: int = 256
+    """How many episodes of unequal lengths there are."""
+    ppo_episodes: int = 64
+    ppo_response: int = 48
+    """Episodes of a PPO iteration, and tokens of each of its responses."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim: what was compared with what, and whether it is what it should be."""
+
+    what: str
+    size: str
+    against: str
+    ours: float | None
+    """Tokens a second (or MB); None where it was not measured."""
+    theirs: float | None
+    ratio: float | None
+    """The median over the rounds of the ratio within a round; None where there is nothing to compare with."""
+    target: float | None = None
+    """The target; None for a figure without one."""
+    at_most: bool = False
+    """Whether the target is an upper bound."""
+    note: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the target is met; None where there is nothing to tell."""
+        if self.ratio is None or self.target is None:
+            return None
+        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
+
+    def cells(self) -> list[str]:
+        """The row's cells as text."""
+        numbers = [_number(self.ours), _number(self.theirs), "–" if self.ratio is None else f"{self.ratio:.2f}"]
+        target = "–" if self.target is None else f"{'≤' if self.at_most else '≥'} {self.target:g}"
+        reached = {None: "–", True: "yes", False: "no"}[self.reached]
+        return [self.what, self.size, self.against, *numbers, target, reached, self.note]
+
+
+HEADER = ["what", "size", "against", "ours", "theirs", "ratio", "target", "reached", "note"]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+class Comparison(NamedTuple):
+    """The results of a round-robin."""
+
+    rates: dict[str, list[float]]
+    """Tokens a second of each variant, a number a round."""
+
+    def row(self, ours: str, theirs: str, what: str, size: str, target: float | None, note: str = "") -> Row:
+        """The comparison of two variants as a row, with the range over the rounds in its note."""
+        each = [a / b for a, b in zip(self.rates[ours], self.rates[theirs], strict=True)]
+        medians = [statistics.median(self.rates[name]) for name in (ours, theirs)]
+        spread = f"rounds {min(each):.2f}–{max(each):.2f}" if len(each) > 1 else "one round"
+        note = f"{note}; {spread}" if note else spread
+        return Row(what, size, f"`{theirs}`" if theirs == "generate" else theirs, *medians, statistics.median(each),
+                   target, note=note)  # fmt: skip
+
+
+class Variant(NamedTuple):
+    """One of the variants that are compared."""
+
+    run: Callable[[], float]
+    """Does the work once; returns how many tokens it counts for."""
+    warm_ups: int = 1
+
+
+def round_robin(variants: Mapping[str, Variant], *, rounds: int, min_seconds: float, device: str) -> Comparison:
+    """Time every variant once a round, beginning each round with another one.
+
+    A variant is run again and again until `min_seconds` have passed.
+    """
+    for variant in variants.values():
+        for _ in range(variant.warm_ups):
+            variant.run()
+    names = list(variants)
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            started = now(device)
+            count = seconds = 0.0
+            while count == 0 or seconds < min_seconds:
+                count += variants[name].run()
+                seconds = now(device) - started
+            rates[name].append(count / seconds)
+    return Comparison(rates)
+
+
+class ForeignLoad:
+    """The share of all cores that others used since the object was made: /proc/stat less this process and its
+    children; NaN where there is no /proc/stat."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def __call__(self) -> float:
+        """The share, 0 … 1."""
+        wall, busy, own = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        return max(0.0, busy - own) / max(wall * (os.cpu_count() or 1), 1e-9)
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        own = sum(os.times()[:4])
+        stat = Path("/proc/stat")
+        if not stat.is_file():
+            return time.perf_counter(), float("nan"), own
+        user, nice, system, _, _, irq, soft_irq, steal = (int(x) for x in stat.read_text().split()[1:9])
+        ticks = user + nice + system + irq + soft_irq + steal
+        return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), own
+
+
+def markdown(rows: Sequence[Row], heading: str) -> str:
+    """The table as Markdown under a line that says where its numbers come from."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([heading, "", line(HEADER), "|" + "---|" * len(HEADER), *(line(row.cells()) for row in rows)])
