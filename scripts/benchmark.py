@@ -4,7 +4,7 @@
     python scripts/benchmark.py --only loop reward --sizes tiny          # a part of it
     python scripts/benchmark.py --peer-python .trl/bin/python --markdown docs/speed_table.md
     python scripts/benchmark.py --model FOLDER --rounds 3 --warm-ups 2   # every row on a real model
-    python scripts/benchmark.py --device cuda                            # two sizes more
+    python scripts/benchmark.py --device cuda --model FOLDER             # on a GPU
 
 Every comparison has the same model, batch, lengths, dtype and threads on both sides, measured in turn, and is the
 median over the rounds of the ratio within a round; two machines' tokens a second say nothing about each other, ratios
@@ -32,7 +32,7 @@ import torch
 import tyro
 from benchmarks import iteration, loops
 from benchmarks.compare import ForeignLoad, Row, Say, Settings, markdown
-from benchmarks.models import BASE, LLAMA_1B, SHAPES, SMALL, TINY, of_folder
+from benchmarks.models import SMALL, TINY, of_folder
 
 from rlhf_gym.lm import quiet_transformers
 
@@ -50,7 +50,7 @@ class Arguments:
     """The folder of a causal language model, measured instead of random weights; the responses of PPO are then 32 of 24
     tokens."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """cuda adds the sizes `base` and `1b`."""
+    """Where both sides run."""
     threads: int = 2
     """The number of torch's threads, for both sides."""
     rounds: int = 5
@@ -61,10 +61,12 @@ class Arguments:
     """Measure only these."""
     kinds: tuple[Kind, ...] = KINDS
     """PPO iterations of only these kinds."""
+    peers: tuple[Literal["full", "lora"], ...] = ("full", "lora")
+    """Which of the peer's iterations are run beside them."""
     batches: tuple[int, ...] = Settings.batches
     """Batches of the loops."""
-    sizes: tuple[Literal["tiny", "small", "base", "1b"], ...] = ()
-    """Instead of tiny and small (and on cuda base and 1b)."""
+    sizes: tuple[Literal["tiny", "small"], ...] = ("tiny", "small")
+    """Random weights of these sizes: 1M and 13M."""
     peer_python: Path | None = None
     """The path of a Python that has TRL 1.12."""
     json: Path | None = None
@@ -76,12 +78,11 @@ class Arguments:
 
     def settings(self) -> Settings:
         """The settings that the measurements share."""
-        shapes = (TINY, SMALL, BASE, LLAMA_1B) if self.device == "cuda" else (TINY, SMALL)
-        if self.sizes:
-            shapes = tuple(SHAPES[name] for name in self.sizes)
+        shapes = tuple({"tiny": TINY, "small": SMALL}[name] for name in self.sizes)
+        ppo = {}
         if self.model is not None:
             shapes = (of_folder(self.model),)
-        ppo = {} if self.model is None else {"ppo_episodes": 32, "ppo_response": 24}
+            ppo = {"ppo_episodes": 32, "ppo_response": 24}
         return Settings(
             shapes=shapes,
             device=self.device,
@@ -108,7 +109,9 @@ def main() -> None:
 
     settings = arguments.settings()
     load = ForeignLoad()
-    rows = run(settings, arguments.only, say, iteration.Processes(arguments.peer_python), arguments.kinds)
+    rows = run(
+        settings, arguments.only, say, iteration.Processes(arguments.peer_python), arguments.kinds, arguments.peers
+    )
     about = heading(settings, shown_command(sys.argv[1:]), load())
     print(markdown(rows, about))
     if arguments.markdown is not None:
@@ -119,7 +122,12 @@ def main() -> None:
 
 
 def run(
-    settings: Settings, only: tuple[Name, ...], say: Say, runner: iteration.Runner, kinds: tuple[Kind, ...] = KINDS
+    settings: Settings,
+    only: tuple[Name, ...],
+    say: Say,
+    runner: iteration.Runner,
+    kinds: tuple[Kind, ...] = KINDS,
+    peers: tuple[str, ...] = ("full", "lora"),
 ) -> list[Row]:
     """Run the chosen measurements one after another."""
     torch.set_num_threads(settings.threads)
@@ -129,7 +137,7 @@ def run(
         ("lengths" in only, lambda: loops.measure_unequal(settings, say)),
         ("long" in only, lambda: loops.measure_long(settings, say)),
         ("replay" in only, lambda: loops.measure_replay(settings, say)),
-        ("iteration" in only, lambda: iteration.measure(settings, say, runner, kinds)),
+        ("iteration" in only, lambda: iteration.measure(settings, say, runner, kinds, peers)),
         ("vocabulary" in only, lambda: iteration.measure_vocabulary(settings, say, runner)),
         ("stock" in only, lambda: loops.measure_stock(settings, say)),
     ]

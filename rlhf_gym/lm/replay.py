@@ -3,7 +3,7 @@
 At small sizes most of a step is Python: modules, hooks, argument handling. The step has fixed shapes, so it is recorded
 once and then replayed: on a CPU as the flat list of the tensor operations that the model ran, on a GPU as a CUDA graph.
 Both run the same operations as the model's own forward, on the same weights, so the numbers are the same bit for bit.
-`scripts/decoding_tricks.py` measures what a replay gains.
+`scripts/benchmark.py --only replay` measures what a replay gains.
 """
 
 from __future__ import annotations

@@ -129,26 +129,22 @@ def round_robin(variants: Mapping[str, Variant], *, rounds: int, min_seconds: fl
 
 
 class ForeignLoad:
-    """The share of all cores that others used since the object was made: /proc/stat less this process and its
-    children; NaN where there is no /proc/stat."""
+    """The share of all cores that others have used since the object was made: Linux's /proc/stat less this process and
+    its children."""
 
     def __init__(self) -> None:
         self._start = self._read()
 
     def __call__(self) -> float:
         """The share, 0 … 1."""
-        wall, busy, own = (b - a for a, b in zip(self._start, self._read(), strict=True))
-        return max(0.0, busy - own) / max(wall * (os.cpu_count() or 1), 1e-9)
+        wall, others = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        return max(0.0, others) / max(wall * (os.cpu_count() or 1), 1e-9)
 
     @staticmethod
-    def _read() -> tuple[float, float, float]:
-        own = sum(os.times()[:4])
-        stat = Path("/proc/stat")
-        if not stat.is_file():
-            return time.perf_counter(), float("nan"), own
-        user, nice, system, _, _, irq, soft_irq, steal = (int(x) for x in stat.read_text().split()[1:9])
-        ticks = user + nice + system + irq + soft_irq + steal
-        return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), own
+    def _read() -> tuple[float, float]:
+        user, nice, system, _, _, irq, soft_irq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        busy = (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy - sum(os.times()[:4])
 
 
 def markdown(rows: Sequence[Row], heading: str) -> str:

@@ -16,7 +16,7 @@ from benchmarks.compare import Row, Say, Settings
 from benchmarks.models import Iteration, Shape
 
 SCRIPTS = Path(__file__).resolve().parent.parent
-MISSING = "TRL is missing: give --peer-python, a Python that has trl 1.12"
+MISSING = "TRL was not run: give --peer-python, a Python that has trl 1.12"
 
 
 class Runner(Protocol):
@@ -83,12 +83,16 @@ KINDS = {
 }
 
 
-def measure(settings: Settings, say: Say, runner: Runner, kinds: tuple[str, ...] = tuple(KINDS)) -> list[Row]:
-    """Every fp32 size: tokens a second and memory, against the peer's and against our own iteration of all layers."""
+def measure(
+    settings: Settings,
+    say: Say,
+    runner: Runner,
+    kinds: tuple[str, ...] = tuple(KINDS),
+    peers: tuple[str, ...] = ("full", "lora"),
+) -> list[Row]:
+    """Tokens a second and memory, against the peer's and against our own iteration of all layers."""
     rows = []
     for shape in settings.shapes:
-        if shape.dtype != "float32":
-            continue
         given = Iteration(
             shape=shape,
             device=settings.device,
@@ -99,18 +103,24 @@ def measure(settings: Settings, say: Say, runner: Runner, kinds: tuple[str, ...]
             episodes=settings.ppo_episodes,
         )
         asked = [kind for kind in KINDS if kind in kinds]
-        wanted = list(dict.fromkeys(KINDS[kind].peer for kind in asked))
+        wanted = [peer for peer in peers if any(KINDS[kind].peer == peer for kind in asked)]
         half = dataclasses.replace(given, warm_ups=1, iterations=-(-settings.rounds // 2))
-        peers: dict[str, list[dict[str, Any]]] = {kind: [] for kind in wanted}
+        theirs: dict[str, list[dict[str, Any]]] = {"full": [], "lora": []}
         ours: dict[str, dict[str, Any]] = {}
         for turn in (wanted, asked, wanted):
             for kind in turn:
-                say(f"{shape.name}: PPO iterations, {kind}, {'ours' if turn is asked else 'the peer'}")
+                who = "ours" if turn is asked else "the peer's"
+                run, plan = (runner.ours, given) if turn is asked else (runner.peer, half)
+                found = run(dataclasses.replace(plan, kind=kind))
+                if found is None:
+                    continue
+                rate = given.episodes * given.response / statistics.median(found["seconds"])
+                say(f"{shape.name}: PPO iterations, {kind}, {who}: {rate:.1f} tokens/s, {found['peak_mb']:,.0f} MB")
                 if turn is asked:
-                    ours[kind] = runner.ours(dataclasses.replace(given, kind=kind))
-                elif (found := runner.peer(dataclasses.replace(half, kind=kind))) is not None:
-                    peers[kind].append(found)
-        rows += [row for kind in asked for row in _rows(given, kind, ours, peers[KINDS[kind].peer])]
+                    ours[kind] = found
+                else:
+                    theirs[kind].append(found)
+        rows += [row for kind in asked for row in _rows(given, kind, ours, theirs[KINDS[kind].peer])]
     return rows
 
 
@@ -138,7 +148,7 @@ def _rows(given: Iteration, kind: str, ours: dict[str, dict[str, Any]], peers: l
     return rows
 
 
-LARGE_VOCABULARY = Shape("1 layer, V=49,152", 1, 576, 9, 49_152, kv_heads=3, intermediate=1_536)
+LARGE_VOCABULARY = Shape("1 layer, V=49,152", 1, 576, 49_152, 9)
 
 
 def measure_vocabulary(settings: Settings, say: Say, runner: Runner) -> list[Row]:

@@ -52,13 +52,12 @@ def make_env(
 
 
 def make_policy(env: TokenVectorEnv, model: PreTrainedModel) -> LMActorCriticPolicy:
-    """A policy with a copy of `model`, on its device, ready to act; it acts in bf16 where `model` is in bf16."""
+    """A policy with a copy of `model`, on its device, ready to act."""
     policy = LMActorCriticPolicy(
         env.single_observation_space,
         env.single_action_space,
         lambda _: 1e-5,
         model=Shared(model),
-        bf16=model.dtype == torch.bfloat16,
     )
     policy = policy.to(model.device)
     policy.set_training_mode(False)

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GPT2Config,
-    LlamaConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -32,83 +31,64 @@ ADAPTER = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type
 
 @dataclass(frozen=True)
 class Shape:
-    """A language model's size (GPT-2's architecture, or Llama's where the key-value heads are counted), or a folder."""
+    """A GPT-2's size, or a checkpoint's."""
 
     name: str
-    n_layer: int = 0
-    width: int = 0
+    n_layer: int
+    width: int
+    vocab_size: int
     n_head: int = 0
-    vocab_size: int = 0
-    kv_heads: int = 0
-    """Key-value heads of a Llama; 0 for a GPT-2."""
-    intermediate: int = 0
-    """Width of a Llama's feed-forward layers; a GPT-2's is 4 × its own."""
-    dtype: str = "float32"
     folder: str = ""
-    """A checkpoint to load instead; then the other numbers are its own."""
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The data type of the weights."""
-        return getattr(torch, self.dtype)
+    """The checkpoint to load; empty for random weights."""
 
 
-TINY = Shape("tiny", 4, 128, 4, 1_000)
-SMALL = Shape("small", 6, 384, 6, 5_000)
-BASE = Shape("base", 12, 768, 12, 50_257)
-LLAMA_1B = Shape("1b", 16, 2048, 32, 128_256, kv_heads=8, intermediate=8192, dtype="bfloat16")
-SHAPES = {shape.name: shape for shape in (TINY, SMALL, BASE, LLAMA_1B)}
+TINY = Shape("tiny", 4, 128, 1_000, 4)
+SMALL = Shape("small", 6, 384, 5_000, 6)
 
 
 def of_folder(folder: Path) -> Shape:
     """The checkpoint in a folder."""
-    config = json.loads((folder / "config.json").read_text())
-    return Shape(
-        folder.name, config["num_hidden_layers"], config["hidden_size"], vocab_size=config["vocab_size"],
-        folder=str(folder),
-    )  # fmt: skip
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return Shape(folder.name, config.num_hidden_layers, config.hidden_size, config.vocab_size, folder=str(folder))
 
 
-def model_config(shape: Shape, positions: int, **more: Any) -> PretrainedConfig:
-    """A Transformers configuration of this shape, without dropout."""
-    more |= {"bos_token_id": STOP, "eos_token_id": STOP, "pad_token_id": PAD, "vocab_size": shape.vocab_size}
-    if not shape.kv_heads:
-        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-        size = {"n_embd": shape.width, "n_layer": shape.n_layer, "n_head": shape.n_head, "n_positions": positions}
-        return GPT2Config(**size, **dropout, **more)
-    return LlamaConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.n_layer,
-        num_attention_heads=shape.n_head,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=positions,
+def _made(kind: Any, shape: Shape, positions: int, *, seed: int, device: str, dtype: torch.dtype, **more: Any) -> Any:
+    """A model of one of Transformers' Auto classes: the checkpoint, or random weights without dropout."""
+    torch.manual_seed(seed)
+    if shape.folder:
+        return kind.from_pretrained(shape.folder, dtype=dtype, **more).to(device).eval()
+    config = GPT2Config(
+        vocab_size=shape.vocab_size,
+        n_positions=positions,
+        n_embd=shape.width,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        bos_token_id=STOP,
+        eos_token_id=STOP,
+        pad_token_id=PAD,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         **more,
     )
+    with torch.device(device):
+        return kind.from_config(config, dtype=dtype).eval()
 
 
-def causal_lm(shape: Shape, positions: int, *, device: str = "cpu") -> PreTrainedModel:
-    """A causal LM that never stops by itself: the checkpoint, or random weights (the same at every call)."""
-    torch.manual_seed(0)
-    if shape.folder:
-        model = AutoModelForCausalLM.from_pretrained(shape.folder, dtype=shape.torch_dtype).to(device)
-    else:
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(model_config(shape, positions), dtype=shape.torch_dtype)
+def causal_lm(
+    shape: Shape, positions: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A causal LM that never stops by itself; random weights are the same at every call."""
+    model = _made(AutoModelForCausalLM, shape, positions, seed=0, device=device, dtype=dtype)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
-    return model.eval()
+    return model
 
 
-def scalar_model(shape: Shape, positions: int, *, device: str = "cpu") -> PreTrainedModel:
+def scalar_model(
+    shape: Shape, positions: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """The same trunk under a scalar head: a reward model, or the peer's value model."""
-    torch.manual_seed(1)
-    if shape.folder:
-        load = AutoModelForSequenceClassification.from_pretrained
-        return load(shape.folder, num_labels=1, dtype=shape.torch_dtype).to(device).eval()
-    with torch.device(device):
-        config = model_config(shape, positions, num_labels=1)
-        return AutoModelForSequenceClassification.from_config(config, dtype=shape.torch_dtype).eval()
+    kind = AutoModelForSequenceClassification
+    return _made(kind, shape, positions, seed=1, device=device, dtype=dtype, num_labels=1)
 
 
 def tokenizer_of(shape: Shape, *, padding_side: str = "right") -> PreTrainedTokenizerFast:
@@ -118,8 +98,8 @@ def tokenizer_of(shape: Shape, *, padding_side: str = "right") -> PreTrainedToke
     words = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(FIRST_WORD, shape.vocab_size))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    named = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=padding_side, **named)
+    special = {"pad_token": words[0], "eos_token": words[1], "unk_token": words[2]}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=padding_side, **special)
 
 
 def random_prompts(shape: Shape, count: int) -> list[list[int]]:
@@ -142,8 +122,6 @@ class Iteration:
     episodes: int = 64
     epochs: int = 4
     minibatches: int = 4
-    micro_batches: int = 1
-    """For ours only: parts that a minibatch is worked through in."""
     kind: str = "full"
     """full or lora; for ours also separate (critic), half (of the layers frozen), bf16."""
 
@@ -162,24 +140,18 @@ def now(device: str) -> float:
 
 
 def peak_memory_mb(device: str) -> float:
-    """Peak of this process, MB: of its device memory on CUDA, else resident (Linux: VmHWM, which a parent's peak does
-    not leak into as it does into `ru_maxrss`)."""
+    """Peak of this process, MB: of its device memory on CUDA, else resident (of Linux's VmHWM, which a parent's peak
+    does not leak into as it does into `ru_maxrss`)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def begin_peak(device: str) -> float:
-    """Let the peak begin anew where that can be; the memory in use now, MB, or the peak so far."""
-    clear = Path("/proc/self/clear_refs")
+    """Let the peak begin anew; the memory in use now, MB."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    elif clear.exists():
-        clear.write_text("5")
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
     return peak_memory_mb(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import sys
@@ -58,30 +57,29 @@ class Marks(BaseCallback):
 
 
 def make_agent(given: models.Iteration) -> TokenPPO:
-    """A PPO whose π_ref, policy and r_φ all have the shape asked for. Weights that are trained are in fp32; in bf16 the
-    forward passes are, with π_ref and r_φ whole."""
-    bf16 = given.kind == "bf16" or given.shape.torch_dtype == torch.bfloat16
-    shape = dataclasses.replace(given.shape, dtype="bfloat16") if bf16 else given.shape
+    """A PPO whose π_ref, policy and r_φ all have the shape asked for. In bf16, π_ref and r_φ are whole; the
+    policy's forward passes are, over weights in fp32."""
+    shape = given.shape
+    bf16 = given.kind == "bf16"
+    where = {"device": given.device, "dtype": torch.bfloat16 if bf16 else torch.float32}
     positions = models.PROMPT + given.response
     tokenizer = models.tokenizer_of(shape)
     env = TokenVectorEnv(
         given.episodes,
         prompts=models.random_prompts(shape, 4 * given.episodes),
         tokenizer=tokenizer,
-        reference=Shared(models.causal_lm(shape, positions, device=given.device)),
-        reward=Shared(RewardModel(models.scalar_model(shape, positions, device=given.device), tokenizer)),
+        reference=Shared(models.causal_lm(shape, positions, **where)),
+        reward=Shared(RewardModel(models.scalar_model(shape, positions, **where), tokenizer)),
         max_new_tokens=given.response,
         stop_token_ids=(),
         reward_timing="deferred",
     )
-    batch_size = given.episodes // given.minibatches
     return TokenPPO(
         "LMPolicy",
         env,
         learning_rate=1e-5,
         n_episodes=given.episodes,
-        batch_size=batch_size,
-        micro_batch_size=batch_size // given.micro_batches,
+        batch_size=given.episodes // given.minibatches,
         n_epochs=given.epochs,
         policy_kwargs={
             "critic": "separate" if given.kind == "separate" else "shared",

@@ -4,6 +4,7 @@ finite numbers. How fast anything is, is not asserted."""
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import math
@@ -30,6 +31,7 @@ def script():
         module = importlib.util.module_from_spec(spec)
         patch.setitem(sys.modules, "benchmark", module)
         spec.loader.exec_module(module)
+        importlib.import_module("benchmarks.own_ppo")  # what a process of its own would run
         yield module
     torch.set_num_threads(threads)
 
@@ -37,7 +39,7 @@ def script():
 def small_settings(script: ModuleType, shape=None):
     models = sys.modules["benchmarks.models"]
     return script.Settings(
-        shapes=(shape or models.Shape("tiny", 2, 16, 2, 40),),
+        shapes=(shape or models.Shape("tiny", 2, 16, 40, 2),),
         threads=1,
         rounds=1,
         min_seconds=0.0,
@@ -58,10 +60,9 @@ class InThisProcess:
         self.result, self.asked = peer, []
 
     def ours(self, given):
-        from benchmarks.own_ppo import measure  # beside the script, importable only while the fixture holds
-
+        measure = sys.modules["benchmarks.own_ppo"].measure
         self.asked.append(given.kind)
-        shape = dataclasses.replace(given.shape, width=16, n_head=2, kv_heads=0, vocab_size=40)
+        shape = dataclasses.replace(given.shape, width=16, n_head=2, vocab_size=40)
         return measure(dataclasses.replace(given, shape=shape, episodes=4, response=4, minibatches=2, epochs=2))
 
     def peer(self, given):
@@ -116,11 +117,12 @@ def test_without_a_peer_its_rows_say_so(script):
 
 def test_the_two_processes_are_told_the_same(script):
     models = sys.modules["benchmarks.models"]
-    llama = models.Shape("1b", 2, 16, 2, 40, kv_heads=1, intermediate=24, dtype="bfloat16")
-    given = models.Iteration(llama, "cpu", 1, 1, 0, response=2, episodes=1, epochs=3, kind="lora")
+    shape = models.Shape("small", 2, 16, 40, 2)
+    given = models.Iteration(shape, "cpu", 1, 1, 0, response=2, episodes=4, epochs=3, kind="bf16")
     assert models.iteration_from_json(json.dumps(dataclasses.asdict(given))) == given
-    model = models.causal_lm(llama, 12)
-    assert model.dtype == torch.bfloat16 and model.config.num_key_value_heads == 1
+    agent = sys.modules["benchmarks.own_ppo"].make_agent(given)
+    assert agent.policy.bf16 and agent.policy.model.dtype == torch.float32
+    assert agent.engine.token_reward.reference.dtype == torch.bfloat16
 
 
 def test_a_ratio_is_the_median_of_its_rounds(script):
