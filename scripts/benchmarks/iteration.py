@@ -1,4 +1,4 @@
-"""A whole PPO iteration, ours and the peer's, each in a fresh process: the peer before and after."""
+"""A whole PPO iteration, ours and the peer's, each in a fresh process: the peer before and after, or before."""
 
 from __future__ import annotations
 
@@ -104,10 +104,11 @@ def measure(
         )
         asked = [kind for kind in KINDS if kind in kinds]
         wanted = [peer for peer in peers if any(KINDS[kind].peer == peer for kind in asked)]
-        half = dataclasses.replace(given, warm_ups=1, iterations=-(-settings.rounds // 2))
+        half = dataclasses.replace(given, warm_ups=min(1, settings.warm_ups), iterations=-(-settings.rounds // 2))
+        turns = (wanted, asked, wanted) if settings.rounds > 1 else (wanted, asked)
         theirs: dict[str, list[dict[str, Any]]] = {"full": [], "lora": []}
         ours: dict[str, dict[str, Any]] = {}
-        for turn in (wanted, asked, wanted):
+        for turn in turns:
             for kind in turn:
                 who = "ours" if turn is asked else "the peer's"
                 run, plan = (runner.ours, given) if turn is asked else (runner.peer, half)

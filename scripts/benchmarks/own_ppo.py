@@ -57,8 +57,8 @@ class Marks(BaseCallback):
 
 
 def make_agent(given: models.Iteration) -> TokenPPO:
-    """A PPO whose π_ref, policy and r_φ all have the shape asked for. In bf16, π_ref and r_φ are whole; the
-    policy's forward passes are, over weights in fp32."""
+    """A PPO whose π_ref, policy and r_φ all have the shape asked for. In bf16, r_φ is whole, and the policy's forward
+    passes are, over weights in fp32; an environment has π_ref in fp32."""
     shape = given.shape
     bf16 = given.kind == "bf16"
     where = {"device": given.device, "dtype": torch.bfloat16 if bf16 else torch.float32}

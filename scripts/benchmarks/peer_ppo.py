@@ -39,6 +39,7 @@ class Marks(TrainerCallback):
 
 def measure(given: models.Iteration) -> dict[str, Any]:
     """Seconds of each timed iteration, and the peak of memory."""
+    torch.set_num_threads(given.threads)
     libraries = models.peak_memory_mb(given.device)
     shape = given.shape
     positions = models.PROMPT + given.response

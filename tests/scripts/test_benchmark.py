@@ -122,7 +122,7 @@ def test_the_two_processes_are_told_the_same(script):
     assert models.iteration_from_json(json.dumps(dataclasses.asdict(given))) == given
     agent = sys.modules["benchmarks.own_ppo"].make_agent(given)
     assert agent.policy.bf16 and agent.policy.model.dtype == torch.float32
-    assert agent.engine.token_reward.reference.dtype == torch.bfloat16
+    assert next(agent.engine.token_reward.scorer.reward.model.parameters()).dtype == torch.bfloat16
 
 
 def test_a_ratio_is_the_median_of_its_rounds(script):
