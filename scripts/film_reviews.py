@@ -1,0 +1,149 @@
+"""python scripts/film_reviews.py --model FOLDER --reviews FILE: a real model learns to go on kindly about films.
+
+After Ziegler et al. 2019 (arXiv:1909.08593). A pretrained model goes on from the first four words of a film review.
+r_φ learns from pairs of reviews that people labelled good and bad. PPO with LoRA learns from r_φ: with β fixed, with β
+steered to a KL, and without penalty. A classifier of words, trained on labels that r_φ never saw, is the judge. Prints
+a table, writes it into docs/film_reviews.md and draws docs/images/film_reviews.png; an interrupted study goes on.
+
+`rlhf-gym run --model FOLDER --corpus FILE` does one such run with a report. This script leaves out SFT, people who read
+the responses, and a search for better settings. FILE has a line {"text": …, "label": 0 or 1} for each review.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from study import (
+    COLOURS,
+    DOCS,
+    IMAGES,
+    kept,
+    markdown_table,
+    minus,
+    picture,
+    put_into_page,
+    read_trajectory,
+    spread,
+)
+
+from rlhf_gym.functional import distinct_n, share_interval
+from rlhf_gym.lm import load_causal_lm
+from rlhf_gym.pipeline import draw, gold_scores, log_probs, proxy_scores, run
+from rlhf_gym.rewards import load_reward
+from rlhf_gym.runs import RunFolder
+from rlhf_gym.settings import PPOSettings, TaskConfig, default_config
+from rlhf_gym.tasks import Task, labelled_text_task
+
+LORA = PPOSettings(lora_r=16, learning_rate=3e-4, n_episodes=32, batch_size=8, num_envs=32, gold_every=1)
+ARMS = {
+    "β = .05": replace(LORA, kl_coef=0.05),
+    "KL steered to 4 nats": replace(LORA, kl_coef=0.05, kl_control="adaptive", kl_target=4.0, kl_horizon=200),
+    "no penalty": replace(LORA, kl_coef=0.0),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a causal language model, a folder or a hub name")
+    parser.add_argument("--reviews", type=Path, required=True, help="labelled reviews")
+    parser.add_argument("--tokens", type=int, default=6_000, help="PPO tokens of an arm and seed")
+    parser.add_argument("--seeds", type=int, default=2, help="agents an arm")
+    parser.add_argument("--pairs", type=int, default=640, help="preferences that r_φ learns from")
+    parser.add_argument("--prompts", type=int, default=128, help="held-out prompts that every policy answers")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/film-reviews"), help="gone on with if it is there")
+    parser.add_argument("--page", type=Path, default=DOCS / "film_reviews.md", help="the page that the table goes into")
+    parser.add_argument("--output", type=Path, default=IMAGES / "film_reviews.png", help="the picture")
+    a = parser.parse_args()
+    began = time.perf_counter()
+    task = labelled_text_task(a.reviews, model=a.model, max_new_tokens=24, heldout_fraction=0.2)
+    task = replace(task, preferences=task.preferences[: a.pairs])
+    base = default_config(TaskConfig(corpus=a.reviews, model=a.model))
+    base = replace(base, run_dir=a.run_dir / "reward", device="cpu", seeds=a.seeds)
+    for stage in ("collect", "reward"):
+        run(base, task=task, only=stage)
+    reward = RunFolder(base.run_dir)
+    found = {"untouched": [kept(a.run_dir / "untouched.json", partial(answers, a.model, a.model, task, reward, a))]}
+    for name, agent in ARMS.items():
+        arm = folder(a, name)
+        if not arm.root.is_dir():
+            shutil.copytree(reward.root, arm.root)  # every arm has the one r_φ
+        run(replace(base, run_dir=arm.root, agent=replace(agent, total_tokens=a.tokens)), task=task, only="train")
+        policies = [arm.seed("train", 1, seed) / "model" for seed in range(a.seeds)]
+        found[name] = [
+            kept(arm.root / f"seed-{seed}.json", partial(answers, policy, a.model, task, reward, a))
+            for seed, policy in enumerate(policies)
+        ]
+    text = page_text(found, reward, task)
+    print(text)
+    put_into_page(a.page, "film reviews", Path(__file__).name, text)
+    draw_picture(a, found)
+    print(f"{(time.perf_counter() - began) / 60:.0f} minutes; what was there already took none")
+
+
+def folder(a: argparse.Namespace, arm: str) -> RunFolder:
+    """The run folder of an arm."""
+    return RunFolder(a.run_dir / f"arm-{list(ARMS).index(arm)}")
+
+
+def answers(policy: str | Path, untouched: str, task: Task, reward: RunFolder, a: argparse.Namespace) -> dict[str, Any]:
+    """One response to each of the first held-out prompts, and what r_φ, the judge and the untouched model say of it."""
+    samples = draw(load_causal_lm(policy), task, task.heldout_prompts[: a.prompts], seed=1)
+    own, reference = (log_probs(load_causal_lm(model), samples) for model in (policy, untouched))
+    return {
+        "score": float(proxy_scores(load_reward(reward.stage("reward") / "model"), task.tokenizer, samples).mean()),
+        "judge": float(gold_scores(task.gold, samples).mean()),
+        "kl": float(np.mean([(x - y).sum() for x, y in zip(own, reference, strict=True)])),
+        "perplexity": float(np.exp(-np.concatenate(reference).mean())),
+        "distinct": distinct_n([response.split() for response in samples.responses], 2),
+        "texts": [[prompt, response] for prompt, response in zip(samples.prompts, samples.responses, strict=True)],
+    }
+
+
+# -- what came out -----------------------------------------------------------------------------------------------------
+
+
+def page_text(found: dict[str, list[dict[str, Any]]], reward: RunFolder, task: Task) -> str:
+    """The table, the reward model's accuracy, and the first responses of every arm."""
+    metrics = reward.metrics("reward") or {}
+    unit = float(np.std(task.gold(*zip(*found["untouched"][0]["texts"], strict=True))))
+    rows = [
+        [name, *(spread([f[key] / (unit if key == "judge" else 1) for f in runs], form) for key, form in COLUMNS)]
+        for name, runs in found.items()
+    ]
+    table = markdown_table(["policy", "r_φ:", "judge:", "KL, nats:", "perplexity:", "distinct-2:"], rows)
+    right = share_interval(metrics["accuracy"], metrics["n"])
+    accuracy = (
+        f"r_φ is right about {right.rate:.1%} of {metrics['n']} held-out pairs [{right.low:.1%}, {right.high:.1%}]."
+    )
+    shown = []
+    for i in range(3):
+        shown.append(f"\n*{found['untouched'][0]['texts'][i][0]} …*\n")
+        shown += [f"- {name}: {' '.join(runs[0]['texts'][i][1].split())}" for name, runs in found.items()]
+    return minus("\n".join([accuracy, "", table, *shown]))
+
+
+COLUMNS = (("score", "+.2f"), ("judge", "+.2f"), ("kl", ".1f"), ("perplexity", ".1f"), ("distinct", ".2f"))
+
+
+def draw_picture(a: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
+    """r_φ, the judge and the KL of each rollout over the tokens learned from; a line a seed."""
+    with picture(a.output, 1, 3, (11, 3.4)) as axes:
+        for colour, name in zip(COLOURS, ARMS, strict=False):
+            for seed in range(a.seeds):
+                path = read_trajectory(folder(a, name), "train", seed)
+                for axis, values in zip(axes[0], (path.proxy, path.gold, path.kl), strict=True):
+                    axis.plot(path.tokens, values, color=colour, alpha=0.8, label=name if seed == 0 else None)
+        for axis, title in zip(axes[0], ("r_φ", "judge: log-odds of praise", "KL, nats a response"), strict=True):
+            axis.set(title=title, xlabel="tokens")
+        axes[0, 0].legend()
+
+
+if __name__ == "__main__":
+    main()
