@@ -41,7 +41,7 @@ from rlhf_gym.runs import RunFolder
 from rlhf_gym.settings import PPOSettings, TaskConfig, default_config
 from rlhf_gym.tasks import Task, labelled_text_task
 
-LORA = PPOSettings(lora_r=16, learning_rate=3e-4, n_episodes=32, batch_size=8, num_envs=32, gold_every=1)
+LORA = PPOSettings(lora_r=16, learning_rate=5e-4, n_episodes=32, batch_size=8, num_envs=32, gold_every=1)
 ARMS = {
     "β = .05": replace(LORA, kl_coef=0.05),
     "KL steered to 4 nats": replace(LORA, kl_coef=0.05, kl_control="adaptive", kl_target=4.0, kl_horizon=200),
@@ -53,10 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a causal language model, a folder or a hub name")
     parser.add_argument("--reviews", type=Path, required=True, help="labelled reviews")
-    parser.add_argument("--tokens", type=int, default=6_000, help="PPO tokens of an arm and seed")
+    parser.add_argument("--tokens", type=int, default=6_144, help="PPO tokens of an arm and seed")
     parser.add_argument("--seeds", type=int, default=2, help="agents an arm")
     parser.add_argument("--pairs", type=int, default=640, help="preferences that r_φ learns from")
-    parser.add_argument("--prompts", type=int, default=128, help="held-out prompts that every policy answers")
+    parser.add_argument("--prompts", type=int, default=96, help="held-out prompts that every policy answers")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/film-reviews"), help="gone on with if it is there")
     parser.add_argument("--page", type=Path, default=DOCS / "film_reviews.md", help="the page that the table goes into")
     parser.add_argument("--output", type=Path, default=IMAGES / "film_reviews.png", help="the picture")
