@@ -41,7 +41,7 @@ from rlhf_gym.runs import RunFolder
 from rlhf_gym.settings import PPOSettings, TaskConfig, default_config
 from rlhf_gym.tasks import Task, labelled_text_task
 
-LORA = PPOSettings(lora_r=16, learning_rate=5e-4, n_episodes=32, batch_size=8, num_envs=32, gold_every=1)
+LORA = PPOSettings(lora_r=16, learning_rate=8e-4, n_episodes=32, batch_size=8, n_epochs=2, num_envs=32)
 ARMS = {
     "β = .05": replace(LORA, kl_coef=0.05),
     "KL steered to 4 nats": replace(LORA, kl_coef=0.05, kl_control="adaptive", kl_target=4.0, kl_horizon=200),

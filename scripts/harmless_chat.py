@@ -1,9 +1,9 @@
 """python scripts/harmless_chat.py --model FOLDER --comparisons FILE: a chat model, and what 1,500 human pairs carry.
 
 FILE holds comparisons of conversations, such as Anthropic's HH-RLHF (Bai et al. 2022, arXiv:2204.05862). One part of
-the pairs trains r_φ, another part a judge of words, the rest measures both. PPO with LoRA then learns from r_φ on the
-prompts of the first part. Its answers to prompts of the rest are compared blind with the untouched model's: by r_φ, by
-the judge, and, where people are at hand, at the labelling page. Prints a table, writes it into docs/harmless_chat.md
+the pairs trains r_φ, a second part measures it, and the pairs that are too long for both train a judge of words. PPO
+with LoRA then learns from r_φ on the prompts of the first part. Its answers to those of the second are compared blind
+with the untouched model's: by r_φ, by the judge, and, where people are at hand, at the labelling page. Prints a table, writes it into docs/harmless_chat.md
 and draws docs/images/harmless_chat.png; an interrupted study goes on.
 
 It leaves out SFT, a search for better settings, and help against over-optimisation but the KL penalty.
@@ -33,7 +33,7 @@ from rlhf_gym.runs import RunFolder, iterations
 from rlhf_gym.settings import PPOSettings, TaskConfig, default_config
 from rlhf_gym.tasks import Task
 
-LORA = PPOSettings(lora_r=16, learning_rate=3e-4, n_episodes=32, batch_size=8, num_envs=32, kl_coef=0.05)
+LORA = PPOSettings(lora_r=16, learning_rate=8e-4, n_episodes=32, batch_size=8, n_epochs=2, num_envs=32, kl_coef=0.05)
 
 
 def main() -> None:
@@ -41,10 +41,10 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a chat model, a folder or a hub name")
     parser.add_argument("--comparisons", type=Path, required=True, help="pairs of answers that people compared")
     parser.add_argument("--longest", type=int, default=160, help="tokens of a prompt and answer; longer pairs are left")
-    parser.add_argument("--answer", type=int, default=48, help="tokens of an answer of the policy's at most")
-    parser.add_argument("--tokens", type=int, default=9_000, help="PPO tokens of a seed")
+    parser.add_argument("--answer", type=int, default=32, help="tokens of an answer of the policy's at most")
+    parser.add_argument("--tokens", type=int, default=6_144, help="PPO tokens of a seed")
     parser.add_argument("--seeds", type=int, default=2, help="agents")
-    parser.add_argument("--prompts", type=int, default=128, help="held-out prompts that both answer")
+    parser.add_argument("--prompts", type=int, default=96, help="held-out prompts that both answer")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/harmless-chat"), help="gone on with if it is there")
     parser.add_argument(
         "--page", type=Path, default=DOCS / "harmless_chat.md", help="the page that the table goes into"
@@ -56,8 +56,9 @@ def main() -> None:
     pairs = read_preferences(a.comparisons)
     odd = check_preferences(pairs, tokenizer=tokenizer, max_length=a.longest)
     usable = [p for i, p in enumerate(pairs) if i not in {*odd.identical, *odd.empty, *odd.too_long}]
-    learned, rest = split_by_prompt(usable, 0.5)
-    judged, measured = split_by_prompt(rest, 0.5, seed=1)
+    learned, measured = split_by_prompt(usable, 0.4)
+    seen = {p.prompt for p in usable}
+    judged = [p for p in pairs if p.prompt not in seen]  # mostly those that are too long for the others
     judge = WordJudge(judged)
     task = chat_task(a, learned, measured)
     config = replace(
