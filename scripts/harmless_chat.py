@@ -3,8 +3,8 @@
 FILE holds comparisons of conversations, such as Anthropic's HH-RLHF (Bai et al. 2022, arXiv:2204.05862). One part of
 the pairs trains r_φ, a second part measures it, and the pairs that are too long for both train a judge of words. PPO
 with LoRA then learns from r_φ on the prompts of the first part. Its answers to those of the second are compared blind
-with the untouched model's: by r_φ, by the judge, and, where people are at hand, at the labelling page. Prints a table, writes it into docs/harmless_chat.md
-and draws docs/images/harmless_chat.png; an interrupted study goes on.
+with the untouched model's: by r_φ, by the judge, and, where people are at hand, at the labelling page. Prints a table,
+writes it into docs/harmless_chat.md and draws docs/images/harmless_chat.png; an interrupted study goes on.
 
 It leaves out SFT, a search for better settings, and help against over-optimisation but the KL penalty.
 """
