@@ -1,7 +1,7 @@
 """Micro-batches and slots of a run that begins with a user's own model, so that its peak stays below what is free.
 
 Gradients are accumulated to the same result. What was chosen becomes part of the run's settings: a run that goes on
-keeps it, however much memory is free then.
+keeps it, be it that nothing had to be changed, however much memory is free then.
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ def _kept(settings: Any, before: Any) -> Any:
     return replace(settings, micro_batch_size=size)
 
 
-def fitted(run: Run) -> Run:
+def fitted(run: Run, before: RunConfig | None) -> Run:
     """The run with micro-batches and slots that there is memory for, and sentences about those that were changed.
 
-    Runs that make their own small model, and settings that were given, are left alone.
+    Runs that make their own small model, and settings that were given, are left alone. So are those that the run's
+    folder was made with (`before`, where there is one), or else a run could not go on where less memory is free.
     """
     if run.task.model_config is not None:
         return run
+    kept = () if before is None else (before.sft, before.reward.training, before.agent)
     config, task = run.config, run.task
     size, free = sizes(model_config(run)), free_memory(run.device)
     whole = task.max_prompt_length + task.max_new_tokens
@@ -65,7 +67,7 @@ def fitted(run: Run) -> Run:
 
     def part(name: str, settings: Any, tokens: int, weights: int, unit: int = 1) -> Any:
         """The settings of a stage, with a micro-batch where its batch does not fit."""
-        if settings.micro_batch_size is not None:
+        if settings.micro_batch_size is not None or settings in kept:
             return settings
         fixed = weights * size.parameters
         found = micro_batch(settings.batch_size, row=tokens * size.trained, fixed=fixed, free=free, unit=unit)
@@ -87,7 +89,7 @@ def fitted(run: Run) -> Run:
         training = part("reward", config.reward.training, 2 * longest, TRAINED)
         config = replace(config, reward=replace(config.reward, training=training))
     learner = config.agent.learner()
-    if learner is not None:
+    if learner is not None and learner not in kept:
         weights = (ADAPTED if learner.lora_r else TRAINED) + 2 * KEPT  # π_ref and r_φ beside the policy
         kind = agent_class(learner)
         unit = kind.episodes_together if issubclass(kind, TokenAlgorithm) else 1

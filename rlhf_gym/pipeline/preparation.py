@@ -55,7 +55,8 @@ def prepare(
     """
     config = absolute(config)
     folder = RunFolder(config.run_dir)
-    config = as_before(config, folder.config())
+    before = folder.config()
+    config = as_before(config, before)
     device = resolve_device(config.device)
     for path in config.files:
         if not path.is_file():
@@ -81,7 +82,7 @@ def prepare(
     if own is not None:
         own = _usable_preferences(own, run)
         run = replace(run, preferences=tuple(own.records), notes=(*run.notes, *own.summary()))
-    return fitted(run)
+    return fitted(run, before)
 
 
 def load_task(config: TaskConfig) -> Task:

@@ -82,7 +82,7 @@ def test_what_no_prompt_can_be_is_named() -> None:
         make([HI, (*HI, Message("assistant", "hey"))])
     tokenizer = chat_tokenizer(LLAMA2, eos="</s>")
     with pytest.raises(ValueError, match=r"prompt 1: .* got the roles user, user: Conversation roles must alternate"):
-        make([HI, (*HI, *HI)], tokenizer=tokenizer)
+        make([HI, (*HI, *HI)], tokenizer=tokenizer, reference=Shared(tiny_gpt2(len(tokenizer), n_positions=256)))
     with pytest.raises(ValueError, match="prompt 0: expected a prompt as a text or a list of messages, got None"):
         make([None])
 

@@ -103,8 +103,22 @@ def test_a_batch_that_does_not_fit_is_worked_through_in_parts_which_the_folder_k
     assert again.config == replace(tight.config, agent=replace(agent, num_envs=agent.num_envs))
 
 
+def test_a_folder_made_with_room_goes_on_where_there_is_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny_task(save_model(tmp_path / "model"), model_config=None, pretraining_texts=())
+    config = tiny_config(tmp_path / "run", agent=DPOSettings(n_episodes=16, batch_size=8, total_tokens=64))
+    roomy = prepare(config, task=task, console=quiet())
+    roomy.folder.open(roomy.config)
+    monkeypatch.setattr("rlhf_gym.pipeline.fitting.free_memory", lambda device: 0)
+    again = prepare(config, task=task, console=quiet())
+    assert again.config == roomy.config
+    again.folder.open(again.config)
+    fresh = prepare(replace(config, agent=replace(config.agent, beta=0.2)), task=task, console=quiet(), redo="train")
+    assert fresh.config.agent.learner().micro_batch_size == 2, "a stage with other settings is fitted anew"
+    assert fresh.config.sft == roomy.config.sft
+
+
 def test_settings_that_were_given_are_left_alone(prepared: Run, tmp_path: Path) -> None:
-    assert fitted(prepared) is prepared, "a task that makes its own small model"
+    assert fitted(prepared, None) is prepared, "a task that makes its own small model"
     config = prepared.config
     given = replace(config, sft=replace(config.sft, micro_batch_size=4))
     before = replace(config, sft=replace(config.sft, micro_batch_size=2), reward=RewardConfig())
