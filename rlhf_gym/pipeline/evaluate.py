@@ -21,6 +21,7 @@ from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.costs import Timing, affordable, allowed
 from rlhf_gym.pipeline.samples import Samples, distinct_2, draw, gold_scores, log_probs, proxy_scores
 from rlhf_gym.rewards import LearnedReward
+from rlhf_gym.settings import StageName
 
 LEAST_PROMPTS = 8
 """Held-out prompts that are answered however long it takes."""
@@ -129,11 +130,17 @@ def affordable_share(run: Run) -> float:
 
 
 def spent(run: Run) -> float:
-    """Seconds of all complete stages before the evaluation."""
-    found = [run.folder.metrics(name) for name in ("pretrain", "sft")]
-    for round in range(1, run.config.rounds + 1):
-        found += [run.folder.metrics(name, round) for name in ("collect", "reward", "train", "without_kl")]
-    return sum(metrics.get("seconds", 0.0) for metrics in found if metrics is not None)
+    """Seconds of all complete stages before the evaluation, over all starts of the training in them."""
+
+    def stage(name: StageName, round: int = 1) -> float:
+        seconds = float((run.folder.metrics(name, round) or {}).get("seconds", 0.0))  # of the last start
+        folders = [run.folder.seed(name, round, seed) for seed in run.seeds] if name in ("train", "without_kl") else []
+        folders += [run.folder.stage(name, round)] if name == "reward" else []
+        return max(seconds, sum(Timing(folder).get("training") for folder in folders))
+
+    rounds = range(1, run.config.rounds + 1)
+    late: tuple[StageName, ...] = ("collect", "reward", "train", "without_kl")
+    return stage("pretrain") + stage("sft") + sum(stage(name, round) for round in rounds for name in late)
 
 
 def trained_policies(run: Run) -> list[tuple[Any, int, int]]:

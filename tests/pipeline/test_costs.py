@@ -67,9 +67,14 @@ def test_the_evaluation_takes_a_fifth_of_the_time_of_the_stages_before_it(prepar
     for stage, seconds in (("sft", 30.0), ("collect", 20.0), ("reward", 50.0), ("train", 400.0)):
         prepared.folder.complete(stage, 1, {"seconds": seconds})  # type: ignore[arg-type]
     assert spent(prepared) == 500
+    seed = Timing(prepared.folder.seed("train", 1, 0))
+    seed.keep("training", 400.0)
+    assert spent(prepared) == 500
     config = prepared.config.evaluate
     answers = 6 * (1 + config.best_of + 1) + config.best_of_prompts * config.best_of_samples  # six held-out prompts
     assert affordable_share(prepared) == pytest.approx(100 / answers)
+    seed.keep("training", 900.0)  # the stage was begun before, and gone on with: its own seconds are of the last start
+    assert spent(prepared) == 1000
 
 
 def test_a_slow_model_is_evaluated_on_fewer_prompts_and_says_so(
@@ -99,8 +104,7 @@ def test_a_batch_that_does_not_fit_is_worked_through_in_parts_which_the_folder_k
     assert len(tight.memory_notes) == 5 and "batches of 16 are worked through 1 at a time" in tight.memory_notes[0]
     tight.folder.open(tight.config)
     monkeypatch.undo()
-    again = prepare(config, task=task, console=quiet())
-    assert again.config == replace(tight.config, agent=replace(agent, num_envs=agent.num_envs))
+    assert prepare(config, task=task, console=quiet()).config == tight.config
 
 
 def test_a_folder_made_with_room_goes_on_where_there_is_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
