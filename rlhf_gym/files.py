@@ -48,6 +48,16 @@ def reading(what: str, source: object) -> Iterator[None]:
         raise InputError(f"could not load {what} from {source}: {reason(error)}") from error
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with its "~" as the home folder; as it stands where there is none of that name."""
+    return Path(os.path.expanduser(path))
+
+
+def absolute_path(path: str | Path) -> Path:
+    """The path from the root, links followed as far as they lead."""
+    return Path(os.path.realpath(expanded(path)))
+
+
 def reason(error: Exception) -> str:
     """What a library's exception says, in words that need no traceback beside them."""
     if isinstance(error, OSError) and error.strerror:

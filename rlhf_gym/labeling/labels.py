@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from rlhf_gym.files import write_jsonl
+from rlhf_gym.files import expanded, write_jsonl
 from rlhf_gym.labeling.agreement import agreement, opinions_of
 from rlhf_gym.labeling.store import Item, Judgement, LabelStore
 from rlhf_gym.lm.chat import to_json
@@ -177,5 +177,5 @@ def write_log(path: str | Path, store: LabelStore) -> int:
             "sources": [candidate.source for candidate in item.candidates],
         }
         records.append(asdict(judgement) | about)
-    write_jsonl(Path(path).expanduser(), records)
+    write_jsonl(expanded(path), records)
     return len(records)

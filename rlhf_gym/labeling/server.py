@@ -14,6 +14,7 @@ import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
+from rlhf_gym.files import expanded
 from rlhf_gym.labeling import PageSettings
 from rlhf_gym.labeling.app import Session, create_app
 from rlhf_gym.labeling.guard import LOOPBACK, Hosts
@@ -124,7 +125,7 @@ def read_guidelines(path: Path | None, folder: Path) -> str:
         if not path.is_file():
             return DEFAULT_GUIDELINES
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = expanded(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 text in {path}, got {error}") from error
     if len(text) > _MAX_GUIDELINES:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from rlhf_gym.files import LONE_SURROGATE, is_text
+from rlhf_gym.files import LONE_SURROGATE, expanded, is_text
 from rlhf_gym.lm.chat import Prompt, as_prompt, to_json
 from rlhf_gym.preferences.records import Candidate, CandidatePair
 from rlhf_gym.settings.stages import ItemKind
@@ -326,7 +326,7 @@ class LabelStore:
             OSError: its folder does not exist, or it cannot be written to.
             ValueError: the file is no store, or one of another version.
         """
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self._database = _open_database(self.path)
         self._lock = threading.RLock()
 

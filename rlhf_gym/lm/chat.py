@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.files import LONE_SURROGATE, is_text
+from rlhf_gym.files import LONE_SURROGATE, expanded, is_text
 
 ASSISTANT = "\n\nAssistant:"
 """What stands before each answer in a transcript."""
@@ -154,7 +153,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> None:
     if choice == "none":
         tokenizer.chat_template = None
         return
-    path = Path(choice).expanduser()
+    path = expanded(choice)
     if not path.is_file():
         raise FileNotFoundError(
             f"expected a chat template in {path}, or the word auto or none, but there is no such file"

@@ -5,7 +5,7 @@ Weights are read from safetensors only, and `trust_remote_code` stays off unless
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rlhf_gym.files import InputError, read_object, reading
+from rlhf_gym.files import InputError, expanded, read_object, reading
 from rlhf_gym.lm import thresholds
 from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
@@ -42,7 +42,7 @@ def check_model_source(source: str | Path, *, what: str = "a model") -> str:
         ImportError: an adapter, and peft is missing.
     """
     text = str(source)
-    path = Path(text).expanduser()
+    path = expanded(text)
     looks_like_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or path.exists()
     if not looks_like_path:
         return text
@@ -99,17 +99,39 @@ def load_pretrained(auto_class: Any, source: str | Path, what: str, *, hint: str
 
     Raises:
         FileNotFoundError, ValueError: there is no such model, or its files are damaged.
-        ValueError: weights are missing, which Transformers would draw at random without a word.
+        ValueError: weights are missing or of another shape; Transformers would draw missing ones at random.
     """
     name = check_model_source(source, what=what)
     with reading(what, repr(name)), quiet_transformers():
-        model, info = auto_class.from_pretrained(name, use_safetensors=True, output_loading_info=True, **kwargs)
+        model, info = auto_class.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    check_shapes(info, what, name)
     missing = sorted(info["missing_keys"])
     if missing:
         some = ", ".join(missing[:4]) + (f" and {len(missing) - 4:,} more" if len(missing) > 4 else "")
         raise InputError(f"expected {what} with all of its weights in {name!r}, got a checkpoint without {some}{hint}")
     check_weights(model, f"{what} in {name!r}")
     return model.eval()
+
+
+def check_shapes(info: Mapping[str, Any], what: str, name: str) -> None:
+    """Refuse weights of another shape than the model's; Transformers itself would name them in its log alone.
+
+    Args:
+        info: what `from_pretrained(…, output_loading_info=True, ignore_mismatched_sizes=True)` tells.
+        what, name: what was expected where, for the message.
+
+    Raises:
+        InputError: there are such weights.
+    """
+    wrong = sorted(info["mismatched_keys"])
+    if wrong:
+        weight, there, wanted = wrong[0]
+        raise InputError(
+            f"expected {what} in {name!r} whose weights have the shapes of its config.json, got {len(wrong):,} that "
+            f"have not, such as {weight}: {tuple(there)} where {tuple(wanted)} is wanted"
+        )
 
 
 def load_config(source: str | Path, *, what: str = "a model", **kwargs: Any) -> PreTrainedConfig:
@@ -166,8 +188,10 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
     name = check_model_source(source, what="a tokenizer (and its model)")
     with reading("a tokenizer", repr(name)):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Transformers makes where the files are missing
+        raise InputError(f"expected a tokenizer in {name!r}, got no words of one: is tokenizer.json missing?")
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"expected a tokenizer with an eos_token, got none in {name!r}")
+        raise InputError(f"expected a tokenizer with an eos_token, got none in {name!r}")
     tokenizer.padding_side = "right"
     return tokenizer
 

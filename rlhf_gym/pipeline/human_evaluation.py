@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlhf_gym.files import append_jsonl, read_jsonl
+from rlhf_gym.files import append_jsonl, read_jsonl, reading
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.labeling.store import Item, Judgement
 from rlhf_gym.lm.chat import Prompt, as_prompt
@@ -176,7 +176,8 @@ def _responses(folder: RunFolder, name: str) -> dict[Prompt, str]:
             f"`rlhf-gym run --run-dir {folder.root}` first"
         )
     if name == "train":
-        name = [row["name"] for row in metrics["summary"] if row["kind"] == "train"][-1]
+        with reading("the metrics of evaluate", folder.root):
+            name = [row["name"] for row in metrics["summary"] if row["kind"] == "train"][-1]
     samples = folder.stage("evaluate") / "samples"
     there = sorted(path.stem for path in samples.glob("*.jsonl"))
     if name not in there:

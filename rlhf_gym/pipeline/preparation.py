@@ -160,6 +160,8 @@ def _check_task(run: Run) -> None:
     for source in config.collect.sources:
         if not is_source_name(source):
             check_model_source(source, what="a policy that writes candidates")
+            if run.preferences is None and config.task.reward_model is None:
+                load_causal_lm(source)  # it is read after the SFT stage, which its damage should not cost
     if config.task.reward_model is not None:
         _check_reward_model(run)
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.extras import needs
-from rlhf_gym.files import InputError, json_line, reading
+from rlhf_gym.files import InputError, expanded, json_line, reading
 from rlhf_gym.lm.chat import Prompt, render_prompt
 from rlhf_gym.lm.tokens import encode_prompts
 from rlhf_gym.preferences.reader import (
@@ -176,7 +176,7 @@ def write_preferences(path: str | Path, preferences: Sequence[Preference]) -> No
 
     The file appears whole or not at all.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     defaults = {field.name: field.default for field in dataclasses.fields(Preference)}
     lines = []
     for preference in preferences:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
 from rlhf_gym.extras import needs
-from rlhf_gym.files import LONE_SURROGATE, InputError, is_text, reading
+from rlhf_gym.files import LONE_SURROGATE, InputError, expanded, is_text, reading
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -186,7 +186,7 @@ def checked_file(path: str | Path, what: str) -> Path:
         FileNotFoundError: there is no such file.
         InputError: it is a folder.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     with reading(f"a file of {what}s", path):
         if path.is_dir():
             raise InputError(f"expected a file of {what}s, got the folder {path}")
@@ -242,7 +242,7 @@ def table_rows(table: Iterable[Json], source: str) -> Source:
 def _refuse_others(path: Path, what: str) -> None:
     if kind_of(path) in _NOT_TEXT:
         raise InputError(
-            f"expected a file of {what}s as JSON lines, a JSON array, Parquet or Arrow, got {path.name}: "
+            f"expected a file of {what}s as JSON lines, a JSON array, Parquet or Arrow, got {path}: "
             f"{kind_of(path)} is not read"
         )
 

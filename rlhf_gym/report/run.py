@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.files import read_jsonl
+from rlhf_gym.files import read_jsonl, reading
 from rlhf_gym.monitoring.alarms import ALARMS
 from rlhf_gym.runs.folder import CONFIG_FILE, RunFolder
 from rlhf_gym.runs.records import iterations
@@ -151,5 +151,6 @@ def read_run(folder: RunFolder, *, name: str | None = None) -> ReportRun:
         )
     seeds = [config.seed + i for i in range(config.seeds)]
     metrics = folder.metrics("evaluate")
-    rounds = config.rounds if metrics is None else metrics["rounds"]
+    with reading("the metrics of evaluate", folder.root):
+        rounds = config.rounds if metrics is None else int(metrics["rounds"])
     return ReportRun(folder, name or folder.root.name, config, metrics, Histories.read(folder, seeds, rounds))

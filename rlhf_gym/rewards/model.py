@@ -464,7 +464,10 @@ def read_ensemble_file(folder: str | Path) -> _EnsembleFile:
     with reading("what an ensemble's members make together", path):
         record = read_object(path)
         normalizers = tuple(RewardNormalizer.from_dict(values) for values in record.get("normalizers", ()))
-        return _EnsembleFile(**(record | {"normalizers": normalizers}))
+        found = _EnsembleFile(**(record | {"normalizers": normalizers}))
+        if not isinstance(found.members, int) or found.members < 1:
+            raise ValueError(f"expected a whole number of members, got {found.members!r}")
+        return found
 
 
 def _read_record(folder: Path) -> _EnsembleFile | None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rlhf_gym.files import StoppedError, read_json, write_json
+from rlhf_gym.files import StoppedError, absolute_path, expanded, read_json, write_json
 from rlhf_gym.settings import STAGES, RunConfig, StageName, read_config
 from rlhf_gym.settings.saved import CONFIG_FILE, flatten, saved_config, to_json
 from rlhf_gym.settings.stages import is_source_name
@@ -220,7 +220,7 @@ def absolute(config: RunConfig) -> RunConfig:
     """The same, its paths absolute, so that the folder can be gone on with from anywhere."""
     task = config.task
     changes: dict[str, Any] = {
-        name: path.expanduser().resolve()
+        name: absolute_path(path)
         for name in ("corpus", "prompts", "demonstrations", "preferences")
         if (path := vars(task)[name]) is not None
     }
@@ -233,12 +233,12 @@ def absolute(config: RunConfig) -> RunConfig:
         collect = replace(collect, reward_model=_absolute_source(collect.reward_model))
     monitor = config.monitor
     if monitor.held_out is not None:
-        monitor = replace(monitor, held_out=monitor.held_out.expanduser().resolve())
+        monitor = replace(monitor, held_out=absolute_path(monitor.held_out))
     agent = config.agent.with_absolute_paths()
     return replace(config, task=replace(task, **changes), collect=collect, agent=agent, monitor=monitor)
 
 
 def _absolute_source(source: str) -> str:
     """A folder's absolute path; a name that is none as it is."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    path = expanded(source)
+    return str(absolute_path(path)) if path.exists() else source

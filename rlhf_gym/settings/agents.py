@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
+from rlhf_gym.files import absolute_path
 from rlhf_gym.settings.checks import above, at_least, one_of
 from rlhf_gym.settings.defaults import row
 
@@ -268,7 +269,7 @@ class PolicyGradientSettings(LearnerSettings):
 
     def with_absolute_paths(self) -> Self:
         """The same settings, the texts' path absolute."""
-        return self if self.ptx_texts is None else replace(self, ptx_texts=self.ptx_texts.expanduser().resolve())
+        return self if self.ptx_texts is None else replace(self, ptx_texts=absolute_path(self.ptx_texts))
 
     @property
     def kl_limit(self) -> tuple[float, int] | None:
