@@ -230,9 +230,8 @@ def _load_pairs(
     notes = dict(found.notes)
     if alone:
         notes["single responses make no pair: no other one to their prompt is judged otherwise"] = alone
-    return dataclasses.replace(
-        found, records=[pair for _, pair in made], places=[found.places[i] for i, _ in made], notes=notes
-    )
+    places = [found.places[i] for i, _ in made]
+    return Records(source, [pair for _, pair in made], places, found.rows, found.bad, found.unused, notes)
 
 
 def _readable(parse: Callable[[Any], list[T]], tokenizer: PreTrainedTokenizerBase | None) -> Callable[[Any], list[T]]:

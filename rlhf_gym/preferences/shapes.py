@@ -108,6 +108,7 @@ def pairs_of_judged(found: Sequence[Preference | Judged]) -> tuple[list[tuple[in
 
 
 def _chosen(row: Row) -> Preference:
+    prompt: Prompt
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if isinstance(chosen, list | dict) and isinstance(rejected, list | dict):
         prompt, chosen, rejected = _conversations(row)
@@ -362,7 +363,7 @@ def _field(row: Row, name: str, kind: type[T]) -> T:
         raise ValueError(f'expected the field "{name}", got {row.names}')
     value = row[name]
     if not isinstance(value, kind):
-        expected = {str: "text", list: "list", dict: "JSON object"}[kind]
+        expected = "text" if kind is str else "list" if kind is list else "JSON object"
         raise ValueError(f'expected "{name}" to be a {expected}, got {short(value)}')
     return value
 
