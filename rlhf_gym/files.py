@@ -66,7 +66,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     text = str(error).strip()
-    if not isinstance(error, ValueError | OSError | EOFError | RuntimeError) or not text:
+    if not isinstance(error, ValueError | OSError | EOFError | ImportError | RuntimeError) or not text:
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 

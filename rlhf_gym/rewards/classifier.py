@@ -223,7 +223,10 @@ def _load(
         auto = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
         source = {"pretrained_model_name_or_path": None, "state_dict": weights}
     with reading("a reward model with its scalar head", repr(name)), quiet_transformers():
-        model, info = auto.from_pretrained(**source, config=config, output_loading_info=True, **settings)
+        model, info = auto.from_pretrained(
+            **source, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    check_shapes(info, "a reward model", name)
     return model, set(info["missing_keys"])
 
 
@@ -247,7 +250,8 @@ def _load_adapter(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
     )
     if heads:
         config.num_labels = min(len(tensor) for tensor in heads.values())
-    weights = {key: tensor for path in own for key, tensor in load_file(path).items()} if own else None
+    with reading("an adapter's base", repr(name)):
+        weights = {key: tensor for path in own for key, tensor in load_file(path).items()} if own else None
     model, missing = _load(base, config, settings, weights)
     if missing and not heads:
         raise InputError(

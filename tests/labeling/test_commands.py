@@ -69,7 +69,7 @@ def test_import_agreement_export_and_back(tmp_path: Path, capsys: pytest.Capture
         ("preferences check {none}", "expected a file of preferences at {none}"),
         ("preferences check {file} --max-length 5", "expected a tokenizer to count max_length=5"),
         ("preferences export {folder} {file}", "expected labels in {folder}/labels.sqlite"),
-        ("preferences check hub:someone/something", "expected the package `datasets`"),
+        ("preferences check hub:someone/something", "needs datasets: "),
         ("label {none}", "expected a run's folder, got {none}"),
         ("label {folder}", "expected responses to judge, got {folder} without any"),
         ("label {folder} --compare train sft", "evaluate stage is complete"),
