@@ -26,7 +26,7 @@ from transformers.utils import find_adapter_config_file, is_peft_available
 
 from rlhf_gym.files import InputError, reading
 from rlhf_gym.lm.agreement import tolerated
-from rlhf_gym.lm.loading import load_config, quiet_transformers
+from rlhf_gym.lm.loading import check_shapes, load_config, quiet_transformers
 from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
 from rlhf_gym.lm.parts import Trunk
 from rlhf_gym.rewards.reading import (
