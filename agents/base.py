@@ -23,9 +23,10 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from rlhf_gym.agents.arguments import (
     LearnsFrom,
@@ -68,7 +69,8 @@ from rlhf_gym.functional.masks import masked_mean
 from rlhf_gym.functional.policy_gradient import PolicyLoss, ppo_policy_loss
 from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.loading import Shared, quiet_transformers
-from rlhf_gym.lm.lora import save_model
+from rlhf_gym.lm.lora import has_adapter, save_model
+from rlhf_gym.settings.defaults import OTHER_AGENT, SMALL_WIDTH, row
 
 MinibatchLoss = Callable[[EpisodeBatch, EpisodeEvaluation, MinibatchSize], LossTerm]
 """A micro-batch's share of an agent's loss, its means taken over the whole minibatch's size."""
@@ -86,6 +88,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LMPolicy": LMActorCriticPolicy}
     label: ClassVar[str]
     """What tables and reports call the agent."""
+    defaults: ClassVar[str] = OTHER_AGENT
+    """The agent's rows in the table of defaults, `rlhf_gym.settings.defaults`."""
     learns_from: ClassVar[LearnsFrom] = "rewards"
     """What the agent learns from."""
     plays_rollouts: ClassVar[bool] = True
@@ -109,7 +113,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         policy: str | type[LMActorCriticPolicy],
         env: TokenVectorEnv | SB3VecEnv | str | None,
         *,
-        learning_rate: float | Schedule,
+        learning_rate: float | Schedule | None,
         n_episodes: int,
         batch_size: int | None,
         n_epochs: int,
@@ -135,11 +139,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.micro_batch_size = micro_batch_size
         self.target_kl = target_kl
         self.regularisers = tuple(regularisers)
+        self._chooses_rate = learning_rate is None
         OnPolicyAlgorithm.__init__(
             self,
             policy,
             env,  # type: ignore[arg-type]
-            learning_rate=learning_rate,
+            learning_rate=0.0 if learning_rate is None else learning_rate,
             n_steps=n_episodes,
             gamma=1.0,
             gae_lambda=1.0,
@@ -230,6 +235,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             kwargs["model"] = _start_of(self.engine)
         self.policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **kwargs)  # type: ignore[assignment]
         self.policy = self.policy.to(self.device)
+        if self._chooses_rate:
+            made_up = isinstance(kwargs["model"], PretrainedConfig)
+            self.learning_rate = default_learning_rate(self.defaults, self.policy, random_weights=made_up)
+            self._setup_lr_schedule()
+            update_learning_rate(self.policy.optimizer, self.learning_rate)
         if self.env is not None:
             self.engine.follow(self.device)
 
@@ -794,6 +804,17 @@ def finish_before_interrupt() -> Iterator[None]:
 
 
 # -- small parts ---------------------------------------------------------------------------------------------------
+
+
+def default_learning_rate(agent: str, policy: LMActorCriticPolicy, *, random_weights: bool) -> float:
+    """The learning rate that docs/settings.md has for an agent, by what its policy begins with.
+
+    A model narrower than `SMALL_WIDTH` is learned as one from scratch, whoever trained it.
+    """
+    width = policy.parts.hidden_size
+    if random_weights or width < SMALL_WIDTH:
+        return row(agent, "scratch").rate(width)
+    return row(agent, "lora" if has_adapter(policy.model) else "pretrained").rate(width)
 
 
 def _record_rollout(logger: Logger, rollout: Rollout, buffer: EpisodeBuffer, *, kl_coef: float) -> None:

@@ -71,7 +71,7 @@ class DPO(TokenAlgorithm):
     Args:
         policy: `"LMPolicy"` or a policy class.
         env: a `TokenVectorEnv` with a reference, or the id of one (made with `n_envs` slots and deferred rewards).
-        learning_rate: a number, or a schedule of the remaining progress (1 → 0).
+        learning_rate: a number, a schedule of the remaining progress (1 → 0), or None for that of docs/settings.md.
         n_episodes: responses an iteration, two a pair.
         batch_size: responses a minibatch, two a pair; by default the whole iteration.
         n_epochs: passes over an iteration's pairs.
@@ -84,6 +84,7 @@ class DPO(TokenAlgorithm):
     """
 
     label: ClassVar[str] = "DPO"
+    defaults: ClassVar[str] = "dpo"
     learns_from: ClassVar[LearnsFrom] = "preferences"
     plays_rollouts: ClassVar[bool] = False
     uses_critic: ClassVar[bool] = False
@@ -94,7 +95,7 @@ class DPO(TokenAlgorithm):
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule = 1e-5,
+        learning_rate: float | Schedule | None = None,
         n_episodes: int = 64,
         batch_size: int | None = None,
         n_epochs: int = 1,

@@ -33,7 +33,7 @@ class TokenA2C(TokenAlgorithm, A2C):
     Args:
         policy: `"LMPolicy"` or a policy class.
         env: a `TokenVectorEnv`, or the id of one (made with `n_envs` slots and deferred rewards).
-        learning_rate: a number, or a schedule of the remaining progress (1 → 0).
+        learning_rate: a number, a schedule of the remaining progress (1 → 0), or None for that of docs/settings.md.
         n_episodes: episodes a rollout.
         batch_size: episodes a minibatch; by default the whole rollout.
         n_epochs: passes over a rollout.
@@ -44,13 +44,14 @@ class TokenA2C(TokenAlgorithm, A2C):
     """
 
     label: ClassVar[str] = "A2C"
+    defaults: ClassVar[str] = "a2c"
     saved_arguments: ClassVar[tuple[str, ...]] = ("gamma", "gae_lambda", "normalize_advantage", "vf_coef")
 
     def __init__(
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule = 1e-5,
+        learning_rate: float | Schedule | None = None,
         n_episodes: int = 64,
         batch_size: int | None = None,
         n_epochs: int = 1,
@@ -101,7 +102,7 @@ class TokenReinforce(TokenAlgorithm):
     Args:
         policy: `"LMPolicy"` or a policy class.
         env: a `TokenVectorEnv`, or the id of one (made with `n_envs` slots and deferred rewards).
-        learning_rate: a number, or a schedule of the remaining progress (1 → 0).
+        learning_rate: a number, a schedule of the remaining progress (1 → 0), or None for that of docs/settings.md.
         n_episodes: episodes a rollout.
         batch_size: episodes a minibatch; by default the whole rollout.
         n_epochs: passes over a rollout.
@@ -112,6 +113,7 @@ class TokenReinforce(TokenAlgorithm):
     """
 
     label: ClassVar[str] = "REINFORCE"
+    defaults: ClassVar[str] = "reinforce"
     uses_critic: ClassVar[bool] = False
     saved_arguments: ClassVar[tuple[str, ...]] = ("baseline", "normalize_advantage")
 
@@ -119,7 +121,7 @@ class TokenReinforce(TokenAlgorithm):
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule = 1e-5,
+        learning_rate: float | Schedule | None = None,
         n_episodes: int = 64,
         batch_size: int | None = None,
         n_epochs: int = 1,
@@ -180,7 +182,7 @@ class TokenRLOO(TokenAlgorithm):
         policy: `"LMPolicy"` or a policy class.
         env: a `TokenVectorEnv` with `samples_per_prompt` k ≥ 2, or the id of one (made with `n_envs` slots and deferred
             rewards).
-        learning_rate: a number, or a schedule of the remaining progress (1 → 0).
+        learning_rate: a number, a schedule of the remaining progress (1 → 0), or None for that of docs/settings.md.
         n_episodes: episodes a rollout, a multiple of k.
         batch_size: episodes a minibatch; by default the whole rollout.
         n_epochs: passes over a rollout.
@@ -189,6 +191,7 @@ class TokenRLOO(TokenAlgorithm):
     """
 
     label: ClassVar[str] = "RLOO"
+    defaults: ClassVar[str] = "rloo"
     uses_critic: ClassVar[bool] = False
     compares_groups: ClassVar[bool] = True
     default_group: ClassVar[int] = 4
@@ -198,7 +201,7 @@ class TokenRLOO(TokenAlgorithm):
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule = 1e-5,
+        learning_rate: float | Schedule | None = None,
         n_episodes: int = 64,
         batch_size: int | None = None,
         n_epochs: int = 1,
@@ -256,7 +259,7 @@ class TokenGRPO(TokenAlgorithm):
         policy: `"LMPolicy"` or a policy class.
         env: a `TokenVectorEnv` with `samples_per_prompt` k ≥ 2, or the id of one (made with `n_envs` slots and deferred
             rewards).
-        learning_rate: a number, or a schedule of the remaining progress (1 → 0).
+        learning_rate: a number, a schedule of the remaining progress (1 → 0), or None for that of docs/settings.md.
         n_episodes: episodes a rollout, a multiple of k.
         batch_size: episodes a minibatch; None for the whole rollout.
         n_epochs: passes over a rollout.
@@ -268,6 +271,7 @@ class TokenGRPO(TokenAlgorithm):
     """
 
     label: ClassVar[str] = "GRPO"
+    defaults: ClassVar[str] = "grpo"
     uses_critic: ClassVar[bool] = False
     compares_groups: ClassVar[bool] = True
     default_group: ClassVar[int] = 4
@@ -278,7 +282,7 @@ class TokenGRPO(TokenAlgorithm):
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule = 1e-5,
+        learning_rate: float | Schedule | None = None,
         n_episodes: int = 64,
         batch_size: int | None = 16,
         n_epochs: int = 4,

@@ -24,7 +24,7 @@ class TokenPPO(TokenAlgorithm, PPO):
     Args:
         policy: `"LMPolicy"` or a policy class.
         env: a `TokenVectorEnv`, or the id of one (made with `n_envs` slots and deferred rewards).
-        learning_rate: a number, or a schedule of the remaining progress (1 → 0).
+        learning_rate: a number, a schedule of the remaining progress (1 → 0), or None for that of docs/settings.md.
         n_episodes: episodes a rollout.
         batch_size: episodes a minibatch; None for the whole rollout.
         n_epochs: passes over a rollout.
@@ -36,6 +36,7 @@ class TokenPPO(TokenAlgorithm, PPO):
     """
 
     label: ClassVar[str] = "PPO"
+    defaults: ClassVar[str] = "ppo"
     saved_arguments: ClassVar[tuple[str, ...]] = ("gamma", "gae_lambda", "normalize_advantage", "vf_coef")
     saved_schedules: ClassVar[tuple[str, ...]] = ("clip_range", "clip_range_vf")
 
@@ -43,7 +44,7 @@ class TokenPPO(TokenAlgorithm, PPO):
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule = 1e-5,
+        learning_rate: float | Schedule | None = None,
         n_episodes: int = 64,
         batch_size: int | None = 16,
         n_epochs: int = 4,

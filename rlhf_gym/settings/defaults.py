@@ -18,6 +18,8 @@ adapter on a pretrained model."""
 
 WIDTH = 2048
 """The hidden size that the learning rates of pretrained models are given for, that of models of about 1B weights."""
+SMALL_WIDTH = 256
+"""Agents that are made in Python and told no learning rate learn a narrower model as one from scratch."""
 MOST_BY_WIDTH = 4.0
 """A narrower or wider model's learning rate is at most this factor away from its row's."""
 TOO_HIGH, TOO_LOW = 10.0, 1 / 30
