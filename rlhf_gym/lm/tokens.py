@@ -135,7 +135,16 @@ def without_closing(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 def decode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
     """The text of each row, special tokens left out."""
-    return tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+    return _decoded(tokenizer, rows, skip_special_tokens=True)
+
+
+def _decoded(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = False
+) -> list[str]:
+    """A text a row; no rows, of which Transformers makes one empty text, are no texts."""
+    if not len(rows):
+        return []
+    return tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=skip_special_tokens)
 
 
 def decode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
@@ -145,7 +154,7 @@ def decode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[i
     """
     bos, padding = tokenizer.bos_token_id, _padding(tokenizer)
     kept = [[token for token in row if token not in padding] for row in rows]
-    return tokenizer.batch_decode([row[1:] if row[:1] == [bos] else row for row in kept], skip_special_tokens=False)
+    return _decoded(tokenizer, [row[1:] if row[:1] == [bos] else row for row in kept])
 
 
 def decode_responses(
@@ -157,7 +166,7 @@ def decode_responses(
     """
     ends, padding = set(stop_ids) & set(tokenizer.all_special_ids), _padding(tokenizer)
     kept = [[token for token in row if token not in padding] for row in rows]
-    return tokenizer.batch_decode([row[:-1] if row and row[-1] in ends else row for row in kept])
+    return _decoded(tokenizer, [row[:-1] if row and row[-1] in ends else row for row in kept])
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:

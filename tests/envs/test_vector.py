@@ -40,6 +40,17 @@ def test_same_step_gives_the_final_observation_and_the_next_prompt_at_once():
     assert info["response_length"].tolist() == [1, 0, 1] and info["final_info"]["response_length"].tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_texts_are_empty_until_the_end(mode):
+    env = vector_env(stop_token_ids=(1,), texts=True, autoreset_mode=mode)
+    _, info = env.reset(options={"prompts": ["good film", "the plot", "we saw"]})
+    assert info["prompt"].tolist() == info["response"].tolist() == ["", "", ""]
+    *_, info = env.step(np.array([20, 1, 21]))
+    final = info["final_info"] if mode == AutoresetMode.SAME_STEP else info
+    assert (final["prompt"][1], final["response"][1]) == ("the plot", "")
+    assert info["prompt"][0] == info["response"][0] == ""
+
+
 def test_next_step_shows_the_final_observation_first_and_ignores_one_action():
     env = vector_env(stop_token_ids=(1,), shuffle=False, kl_coef=0.0, autoreset_mode="NextStep")
     env.reset()
