@@ -180,6 +180,8 @@ def load_causal_lm(
         trust_remote_code=trust_remote_code,
         **kwargs,
     )
+    if getattr(model.config.get_text_config(), "num_hidden_layers", 1) < 1:  # not every configuration has the field
+        raise InputError(f"expected a causal language model with layers in {str(source)!r}, got none")
     return model.to(device)
 
 

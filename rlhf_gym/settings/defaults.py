@@ -6,11 +6,12 @@ learning rate is far from its row says so before any work.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from rlhf_gym.files import expanded, read_object
 
 Beginning = Literal["scratch", "pretrained", "lora"]
 """What a stage begins with: a small model made from random weights, a pretrained model that is trained whole, or an
@@ -126,12 +127,11 @@ def row(stage: str, begins: Beginning) -> Row:
 
 def model_width(source: str | Path) -> int | None:
     """The hidden size that the config.json of a model's folder states; None where there is none."""
-    path = Path(source).expanduser() / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(expanded(source) / "config.json")
     except (OSError, ValueError):  # no folder, or one that loading refuses with more to say
         return None
-    text = config.get("text_config") if isinstance(config, dict) else None
+    text = config.get("text_config")
     for part in (text, config):
         for name in ("hidden_size", "n_embd", "d_model"):
             if isinstance(part, dict) and isinstance(part.get(name), int) and part[name] > 0:

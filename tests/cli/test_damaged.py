@@ -106,6 +106,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing": (_content("model.safetensors", b""), "header too small"),
     "no JSON": (_content("config.json", b"{"), "not a valid JSON file"),
     "no object": (_content("config.json", b"3"), "could not load"),
+    "nested": (_content("config.json", b"[" * 100_000), "nested too deeply"),
     "no type": (_content("config.json", b"{}"), "model_type"),
     "unknown type": (_config(model_type="nonsense"), "nonsense"),
     "shape": (_config(n_embd=48), "whose weights have the shapes of its config.json"),
