@@ -326,9 +326,9 @@ def test_what_is_scored_and_trained_on_is_exactly_what_was_sampled():
     class Spy:
         routes = original.routes
 
-        def __call__(self, input_ids, action_mask, lengths):
+        def __call__(self, input_ids, action_mask, lengths, **said):
             seen.extend(row[:n].tolist() for row, n in zip(input_ids, lengths.tolist(), strict=True))
-            return original(input_ids, action_mask, lengths)
+            return original(input_ids, action_mask, lengths, **said)
 
     env.token_reward.scorer = Spy()
     assert env.token_reward.scorer.routes == ("tokens",)
