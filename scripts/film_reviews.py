@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from study import (
 
 from rlhf_gym.functional import distinct_n, share_interval
 from rlhf_gym.lm import load_causal_lm
-from rlhf_gym.pipeline import draw, gold_scores, log_probs, proxy_scores, run
+from rlhf_gym.pipeline import draw, gold_scores, log_probs, prepare, proxy_scores, run
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.settings import PPOSettings, TaskConfig, default_config
@@ -49,7 +50,7 @@ ARMS = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a causal language model, a folder or a hub name")
     parser.add_argument("--reviews", type=Path, required=True, help="labelled reviews")
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/film-reviews"), help="gone on with if it is there")
     parser.add_argument("--page", type=Path, default=DOCS / "film_reviews.md", help="the page that the table goes into")
     parser.add_argument("--output", type=Path, default=IMAGES / "film_reviews.png", help="the picture")
-    a = parser.parse_args()
+    a = parser.parse_args(arguments)
     began = time.perf_counter()
     task = labelled_text_task(a.reviews, model=a.model, max_new_tokens=24, heldout_fraction=0.2)
     task = replace(task, preferences=task.preferences[: a.pairs])
@@ -72,9 +73,12 @@ def main() -> None:
     found = {"untouched": [kept(a.run_dir / "untouched.json", partial(answers, a.model, a.model, task, reward, a))]}
     for name, agent in ARMS.items():
         arm = folder(a, name)
-        if not arm.root.is_dir():
-            shutil.copytree(reward.root, arm.root)  # every arm has the one r_φ
-        run(replace(base, run_dir=arm.root, agent=replace(agent, total_tokens=a.tokens)), task=task, only="train")
+        config = replace(base, run_dir=arm.root, agent=replace(agent, total_tokens=a.tokens))
+        if not (arm.root / "round-1").is_dir():
+            made = prepare(config, task=task)
+            made.folder.open(made.config, notes=made.notes)
+            shutil.copytree(reward.root / "round-1", arm.root / "round-1")  # every arm has the one r_φ
+        run(config, task=task, only="train")
         policies = [arm.seed("train", 1, seed) / "model" for seed in range(a.seeds)]
         found[name] = [
             kept(arm.root / f"seed-{seed}.json", partial(answers, policy, a.model, task, reward, a))

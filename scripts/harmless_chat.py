@@ -36,7 +36,7 @@ from rlhf_gym.tasks import Task
 LORA = PPOSettings(lora_r=16, learning_rate=8e-4, n_episodes=32, batch_size=8, n_epochs=2, num_envs=32, kl_coef=0.05)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a chat model, a folder or a hub name")
     parser.add_argument("--comparisons", type=Path, required=True, help="pairs of answers that people compared")
@@ -50,7 +50,7 @@ def main() -> None:
         "--page", type=Path, default=DOCS / "harmless_chat.md", help="the page that the table goes into"
     )
     parser.add_argument("--output", type=Path, default=IMAGES / "harmless_chat.png", help="the picture")
-    a = parser.parse_args()
+    a = parser.parse_args(arguments)
     began = time.perf_counter()
     tokenizer = load_tokenizer(a.model)
     pairs = read_preferences(a.comparisons)
