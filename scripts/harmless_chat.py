@@ -3,8 +3,8 @@
 FILE holds comparisons of conversations, such as Anthropic's HH-RLHF (Bai et al. 2022, arXiv:2204.05862). One part of
 the pairs trains r_φ, a second part measures it, and the pairs that are too long for both train a judge of words. PPO
 with LoRA then learns from r_φ on the prompts of the first part. Its answers to those of the second are compared blind
-with the untouched model's: by r_φ, by the judge, and, where people are at hand, at the labelling page. Prints a table,
-writes it into docs/harmless_chat.md and draws docs/images/harmless_chat.png; an interrupted study goes on.
+with the untouched model's: by r_φ, by the judge, and, where people are at hand, at the labelling page. Prints a table
+and draws a picture beside the run; an interrupted study goes on.
 
 It leaves out SFT, a search for better settings, and help against over-optimisation but the KL penalty.
 """
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from study import COLOURS, DOCS, IMAGES, kept, markdown_table, minus, picture, put_into_page
+from study import COLOURS, kept, markdown_table, minus, picture, put_into_page
 
 from rlhf_gym.functional import share_interval
 from rlhf_gym.lm import load_causal_lm, load_tokenizer
@@ -46,10 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=2, help="agents")
     parser.add_argument("--prompts", type=int, default=96, help="held-out prompts that both answer")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/harmless-chat"), help="gone on with if it is there")
-    parser.add_argument(
-        "--page", type=Path, default=DOCS / "harmless_chat.md", help="the page that the table goes into"
-    )
-    parser.add_argument("--output", type=Path, default=IMAGES / "harmless_chat.png", help="the picture")
+    parser.add_argument("--page", type=Path, help="a page that the table goes into; by default it is printed alone")
+    parser.add_argument("--output", type=Path, default=Path("runs/harmless-chat.png"), help="the picture")
     a = parser.parse_args(arguments)
     began = time.perf_counter()
     tokenizer = load_tokenizer(a.model)
@@ -79,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     text = page_text(a, found, folder, judge, measured, counts=(len(pairs), len(usable), len(learned), len(judged)))
     print(text)
-    put_into_page(a.page, "harmless chat", Path(__file__).name, text)
+    if a.page is not None:
+        put_into_page(a.page, "harmless chat", Path(__file__).name, text)
     draw_picture(a, folder)
     print(f"{(time.perf_counter() - began) / 60:.0f} minutes; what was there already took none")
 
