@@ -3,7 +3,7 @@
 After Ziegler et al. 2019 (arXiv:1909.08593). A pretrained model goes on from the first four words of a film review.
 r_φ learns from pairs of reviews that people labelled good and bad. PPO with LoRA learns from r_φ: with β fixed, with β
 steered to a KL, and without penalty. A classifier of words, trained on labels that r_φ never saw, is the judge. Prints
-a table, writes it into docs/film_reviews.md and draws docs/images/film_reviews.png; an interrupted study goes on.
+a table and draws a picture beside the run; an interrupted study goes on.
 
 `rlhf-gym run --model FOLDER --corpus FILE` does one such run with a report. This script leaves out SFT, people who read
 the responses, and a search for better settings. FILE has a line {"text": …, "label": 0 or 1} for each review.
@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 from study import (
     COLOURS,
-    DOCS,
-    IMAGES,
     kept,
     markdown_table,
     minus,
@@ -42,7 +40,7 @@ from rlhf_gym.runs import RunFolder
 from rlhf_gym.settings import PPOSettings, TaskConfig, default_config
 from rlhf_gym.tasks import Task, labelled_text_task
 
-LORA = PPOSettings(lora_r=16, learning_rate=8e-4, n_episodes=32, batch_size=8, n_epochs=2, num_envs=32)
+LORA = PPOSettings(lora_r=16, learning_rate=3e-4, n_episodes=32, batch_size=8, num_envs=32)
 ARMS = {
     "β = .05": replace(LORA, kl_coef=0.05),
     "KL steered to 4 nats": replace(LORA, kl_coef=0.05, kl_control="adaptive", kl_target=4.0, kl_horizon=200),
@@ -54,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a causal language model, a folder or a hub name")
     parser.add_argument("--reviews", type=Path, required=True, help="labelled reviews")
-    parser.add_argument("--tokens", type=int, default=6_144, help="PPO tokens of an arm and seed")
+    parser.add_argument("--tokens", type=int, default=10_000, help="PPO tokens of an arm and seed")
     parser.add_argument("--seeds", type=int, default=2, help="agents an arm")
     parser.add_argument("--pairs", type=int, default=640, help="preferences that r_φ learns from")
-    parser.add_argument("--prompts", type=int, default=96, help="held-out prompts that every policy answers")
+    parser.add_argument("--prompts", type=int, default=128, help="held-out prompts that every policy answers")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/film-reviews"), help="gone on with if it is there")
-    parser.add_argument("--page", type=Path, default=DOCS / "film_reviews.md", help="the page that the table goes into")
-    parser.add_argument("--output", type=Path, default=IMAGES / "film_reviews.png", help="the picture")
+    parser.add_argument("--page", type=Path, help="a page that the table goes into; by default it is printed alone")
+    parser.add_argument("--output", type=Path, default=Path("runs/film-reviews.png"), help="the picture")
     a = parser.parse_args(arguments)
     began = time.perf_counter()
     task = labelled_text_task(a.reviews, model=a.model, max_new_tokens=24, heldout_fraction=0.2)
@@ -86,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
     text = page_text(found, reward, task)
     print(text)
-    put_into_page(a.page, "film reviews", Path(__file__).name, text)
+    if a.page is not None:
+        put_into_page(a.page, "film reviews", Path(__file__).name, text)
     draw_picture(a, found)
     print(f"{(time.perf_counter() - began) / 60:.0f} minutes; what was there already took none")
 
