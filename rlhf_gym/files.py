@@ -120,8 +120,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     with reading("a JSON object", path):
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError(f"got {str(found)[:60]!r}")
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, got {json.dumps(found)[:60]}")
     return found
 
 

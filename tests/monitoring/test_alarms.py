@@ -377,7 +377,7 @@ def test_thresholds_are_read_from_json(tmp_path):
         ('{"noise": null}', "expected a number as noise, got None"),
         ('{"kl_share": true}', "expected a number as kl_share, got True"),
         ('{"drift_factor": 1}', "expected drift_factor > 1, got 1"),
-        ("[1]", r"expected a JSON object of thresholds, got \[1\]"),
+        ("[1]", r"expected a JSON object, got \[1\]"),
         ("{", "Expecting property name"),
     ],
 )
