@@ -261,6 +261,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.engine.discard_episodes()
         result = super()._setup_learn(*args, **kwargs)
         self.engine.load_state_dict(state)
+        reference = self.engine.token_reward.reference
+        if reference is not None:
+            self.policy.share_frozen(reference)
         self._begin_regularisers()
         return result
 

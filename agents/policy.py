@@ -26,6 +26,7 @@ from rlhf_gym.lm.lora import (
     adapter_settings,
     add_adapter,
     has_adapter,
+    share_frozen,
     train_adapter_only,
     unwrap,
 )
@@ -161,6 +162,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         separate = self.value_trunk is not None
         self._value_decoder = Decoder(self._value_parts, use_cache=self._use_cache) if separate else None
         self._answer: tuple[tuple[int, int, int], Tensor] | None = None  # what it was asked, and the behaviour logits
+        self._shared: list[nn.Parameter] = []  # whose memory is π_ref's as well
         if self.split is not None:
             for parameter in self.split.lower_parameters:
                 parameter.requires_grad_(False)
@@ -203,8 +205,24 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             self.invalidate()
         return self
 
+    def share_frozen(self, reference: LMParts) -> None:
+        """Hold the frozen weights that are equal to π_ref's once, as under an adapter: the memory is then π_ref's.
+
+        They stay the policy's own in every other respect: before others are loaded it takes a copy, see `own_frozen`.
+        """
+        self._shared = share_frozen(self.model, reference.model)
+        self.invalidate()
+
+    def own_frozen(self) -> None:
+        """Give the policy a copy of the weights whose memory is π_ref's: writing to them then changes π_ref no more."""
+        for parameter in self._shared:
+            parameter.data = parameter.data.clone()
+        self._shared = []
+        self.invalidate()
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As in torch; the decoders forget what they hold."""
+        self.own_frozen()
         result = super().load_state_dict(*args, **kwargs)
         self.invalidate()
         return result

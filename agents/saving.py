@@ -173,7 +173,7 @@ def named_weights(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
-def load_named_weights(module: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+def load_named_weights(module: LMActorCriticPolicy, weights: dict[str, Tensor]) -> None:
     """Copy weights by name; every one must be there."""
     own = dict(module.named_parameters(remove_duplicate=True)) | dict(module.named_buffers())
     expected = named_weights(module).keys()
@@ -181,6 +181,7 @@ def load_named_weights(module: torch.nn.Module, weights: dict[str, Tensor]) -> N
         missing = sorted(set(expected) - set(weights))
         surplus = sorted(set(weights) - set(expected))
         raise ValueError(f"expected the weights of this policy; missing {missing[:3]}, unexpected {surplus[:3]}")
+    module.own_frozen()
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)

@@ -197,6 +197,33 @@ def unwrap(module: Module, *, merge: bool) -> Module:
     return module
 
 
+def share_frozen(model: PreTrainedModel, other: PreTrainedModel) -> list[nn.Parameter]:
+    """Let a model's frozen weights be those of another one where they are equal, so that they are held once.
+
+    Frozen are the weights under an adapter, and layers without gradients; the other's must be without gradients too, or
+    somebody may train them. Names of layers with and without an adapter are matched. Nothing else changes.
+
+    Returns:
+        The parameters of `model` whose memory is the other's now.
+    """
+    theirs = {_plain_name(name): parameter for name, parameter in other.named_parameters()}
+    shared = []
+    for name, own in model.named_parameters():
+        found = theirs.get(_plain_name(name))
+        if own.requires_grad or found is None or found.requires_grad:
+            continue
+        alike = own.shape == found.shape and own.dtype == found.dtype and own.device == found.device
+        if alike and (own.data_ptr() == found.data_ptr() or torch.equal(own, found)):
+            own.data = found.data
+            shared.append(own)
+    return shared
+
+
+def _plain_name(name: str) -> str:
+    """A weight's name as it is without an adapter around its layer."""
+    return name.replace(".base_layer.", ".")
+
+
 def save_model(model: PreTrainedModel, folder: Any, *, merge: bool) -> None:
     """Write a model as a folder that `load_causal_lm` reads: an adapter in peft's format, with the name of its base.
 

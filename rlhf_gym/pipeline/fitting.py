@@ -90,7 +90,8 @@ def fitted(run: Run, before: RunConfig | None) -> Run:
         config = replace(config, reward=replace(config.reward, training=training))
     learner = config.agent.learner()
     if learner is not None and learner not in kept:
-        weights = (ADAPTED if learner.lora_r else TRAINED) + 2 * KEPT  # π_ref and r_φ beside the policy
+        # beside the policy stand r_φ and π_ref, which under an adapter is the policy's base
+        weights = ADAPTED + KEPT if learner.lora_r else TRAINED + 2 * KEPT
         kind = agent_class(learner)
         unit = kind.episodes_together if issubclass(kind, TokenAlgorithm) else 1
         made = part("agent", learner, whole, weights, unit)

@@ -68,7 +68,7 @@ def make_agent(given: models.Iteration) -> TokenPPO:
         given.episodes,
         prompts=models.random_prompts(shape, 4 * given.episodes),
         tokenizer=tokenizer,
-        reference=Shared(models.causal_lm(shape, positions, **where)),
+        reference=Shared(models.causal_lm(shape, positions, **where).requires_grad_(False)),
         reward=Shared(RewardModel(models.scalar_model(shape, positions, **where), tokenizer)),
         max_new_tokens=given.response,
         stop_token_ids=(),

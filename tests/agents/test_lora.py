@@ -12,6 +12,7 @@ from stable_baselines3 import PPO
 from transformers import AutoModelForCausalLM
 
 from rlhf_gym.agents import DPO, LMActorCriticPolicy, TokenPPO
+from rlhf_gym.agents.saving import load_named_weights, named_weights
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.lm import Decoder, LMParts, LoRA, Shared, load_causal_lm, load_tokenizer, merged
 from rlhf_gym.lm import decoder as decoder_module
@@ -197,6 +198,33 @@ def test_frozen_layers_keep_their_part_of_the_adapter():
     agent.learn(40)
     moved = {name for name, value in agent.policy.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {n for n in before if (is_adapters(n) and ".h.1." in n) or n.startswith("value_head.")}
+
+
+@pytest.mark.parametrize("kwargs", [{"lora": LoRA()}, {"freeze_layers": 1}, {}], ids=["adapter", "layers", "nothing"])
+def test_what_is_frozen_is_held_once_beside_the_reference(kwargs):
+    agent = learner(environment(Shared(ARCHITECTURES["llama"](seed=1).requires_grad_(False))), **kwargs)
+    agent.learn(40)
+    theirs = {parameter.data_ptr() for parameter in agent.engine.token_reward.reference.model.parameters()}
+    once = {name for name, p in agent.policy.model.named_parameters() if p.data_ptr() in theirs}
+    assert once == {name for name, p in agent.policy.model.named_parameters() if not p.requires_grad}
+    assert bool(once) == bool(kwargs)
+
+
+@pytest.mark.parametrize("load", ["load_state_dict", "load_named_weights"])
+def test_other_weights_loaded_into_the_policy_do_not_reach_the_reference(load):
+    agent = learner(environment(Shared(ARCHITECTURES["llama"](seed=1).requires_grad_(False))), lora=LoRA())
+    agent.learn(40)
+    reference = agent.engine.token_reward.reference.model
+    before = weights(reference)
+    state = {name: value + 1 for name, value in agent.policy.state_dict().items()}
+    if load == "load_state_dict":
+        agent.policy.load_state_dict(state)
+    else:
+        load_named_weights(agent.policy, {name: state[name] for name in named_weights(agent.policy)})
+    assert all(torch.equal(value, before[name]) for name, value in reference.named_parameters())
+    assert all(torch.equal(value, state[name]) for name, value in agent.policy.named_parameters())
+    agent.learn(40)  # π_ref is another model now, and nothing of it is shared
+    assert all(torch.equal(value, before[name]) for name, value in reference.named_parameters())
 
 
 def test_stepping_is_recomputation(make, monkeypatch):
