@@ -12,7 +12,7 @@ from rlhf_gym.functional.calibration import (
     rightness,
 )
 from rlhf_gym.functional.intervals import Rate, fieller_interval, share_interval
-from rlhf_gym.functional.kl import adaptive_kl_coef, full_kl, k1, k2, k3
+from rlhf_gym.functional.kl import adaptive_kl_coef, full_kl, importance_k3, k1, k2, k3, straight_through_k3
 from rlhf_gym.functional.losses import DPOLoss, bradley_terry_loss, dpo_loss
 from rlhf_gym.functional.masks import masked_mean, masked_whiten, zero_masked
 from rlhf_gym.functional.overoptimization import (
@@ -24,11 +24,17 @@ from rlhf_gym.functional.overoptimization import (
     fit_rl,
 )
 from rlhf_gym.functional.policy_gradient import (
+    ClipRange,
     PolicyLoss,
     ValueLoss,
+    cispo_policy_loss,
     discounted_returns,
     gae,
+    globally_whitened_returns,
     group_normalised_advantages,
+    gspo_policy_loss,
+    has_spread,
+    length_adaptive_lambda,
     log_prob_and_entropy,
     policy_gradient_loss,
     ppo_policy_loss,
@@ -54,6 +60,7 @@ from rlhf_gym.functional.text_statistics import (
 __all__ = [
     "BEST_OF_N",
     "RL",
+    "ClipRange",
     "CurveForm",
     "DPOLoss",
     "LengthControlled",
@@ -69,6 +76,7 @@ __all__ = [
     "best_of_n_kl",
     "bradley_terry_loss",
     "chance_probability",
+    "cispo_policy_loss",
     "confidence",
     "cross_fitted_r2",
     "discounted_returns",
@@ -82,10 +90,15 @@ __all__ = [
     "fit_rl",
     "full_kl",
     "gae",
+    "globally_whitened_returns",
     "group_normalised_advantages",
+    "gspo_policy_loss",
+    "has_spread",
+    "importance_k3",
     "k1",
     "k2",
     "k3",
+    "length_adaptive_lambda",
     "length_controlled_accuracy",
     "log_prob_and_entropy",
     "longest_repeat",
@@ -101,6 +114,7 @@ __all__ = [
     "rloo_advantages",
     "share_interval",
     "spearman",
+    "straight_through_k3",
     "token_shares",
     "zero_masked",
 ]

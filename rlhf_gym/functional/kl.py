@@ -44,6 +44,33 @@ def k3(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
     return torch.expm1(-log_ratio) + log_ratio
 
 
+def importance_k3(log_prob: Tensor, ref_log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
+    """π(a)/π_old(a) · k3 at a ~ π_old, to be differentiated: the KL's own gradient, wherever the policy has got to.
+
+    The mean under π_old of value and gradient are KL(π‖π_ref) and ∇KL(π‖π_ref): the weight's gradient, ∇log π · k3,
+    adds what k3's own lacks. Without it, k3's gradient in a loss is that of KL(π_ref‖π). Zhang et al. 2025, "On the
+    Design of KL-Regularized Policy Gradient Algorithms", arXiv 2505.17508; DeepSeek-AI 2025, "DeepSeek-V3.2", arXiv
+    2512.02556, section 3.1. It is the KL of one token: what the action does to the states after it is not in it.
+
+    Shapes: all the same, and so is the result: one value per token.
+    """
+    check_same_shape(log_prob=log_prob, ref_log_prob=ref_log_prob, old_log_prob=old_log_prob)
+    return (log_prob - old_log_prob).exp() * k3(log_prob, ref_log_prob)
+
+
+def straight_through_k3(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
+    """k3's value with k2's gradient, log(π/π_ref)·∇log π: k2 + sg[k3 − k2], at a ~ π.
+
+    For a KL in the loss, in the place of one in the reward. The value, which is logged, is unbiased, and the gradient
+    is the KL's on the policy's own samples. After the first step on a rollout it is biased, as it has no importance
+    weight.
+
+    Shapes: both the same, and so is the result: one value per token.
+    """
+    differentiated = k2(log_prob, ref_log_prob)
+    return differentiated + (k3(log_prob, ref_log_prob) - differentiated).detach()
+
+
 def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """KL(π‖π_ref) = Σ_a π(a)·(log π(a) − log π_ref(a)), the sum over the vocabulary, from unnormalised logits.
 

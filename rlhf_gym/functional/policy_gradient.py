@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf_gym.functional.masks import check_in_range, check_rank, check_same_shape, masked_mean, zero_masked
+from rlhf_gym.functional.masks import (
+    check_in_range,
+    check_rank,
+    check_same_shape,
+    masked_mean,
+    masked_whiten,
+    zero_masked,
+)
 
 LOWEST = -1e30
 """The logarithm of 0, finite so that 0 · log 0 = 0."""
@@ -82,7 +89,9 @@ class _LogProbAndEntropy(torch.autograd.Function):
 # --- advantages -----------------------------------------------------------------------------------------------------
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation: advantages Â_t and returns (the critic's targets) Â_t + V_t.
 
     δ_t = r_t + γ·V_{t+1} − V_t,  Â_t = δ_t + γλ·Â_{t+1},  where t + 1 is the next action; after the last, V = Â = 0.
@@ -95,7 +104,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lamb
         values: V(s_t) of the state acted from, shape (B, T).
         mask: places where the agent acted, shape (B, T); they need not stand side by side.
         gamma: γ, in [0, 1]; 1 in RLHF, where it lets the KL terms and the score add up to the objective.
-        gae_lambda: λ, in [0, 1].
+        gae_lambda: λ, in [0, 1], one for all rows or one a row, shape (B,).
 
     Returns:
         advantages and returns, each (B, T), 0 in masked places.
@@ -106,7 +115,13 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lamb
     check_rank("(B, T)", rewards=rewards)
     check_same_shape(rewards=rewards, values=values, mask=mask)
     check_in_range("gamma", gamma, 0, 1)
-    check_in_range("gae_lambda", gae_lambda, 0, 1)
+    if isinstance(gae_lambda, Tensor):
+        if gae_lambda.shape != rewards.shape[:1]:
+            raise ValueError(f"expected gae_lambda of shape ({len(rewards)},), got {tuple(gae_lambda.shape)}")
+        for value in gae_lambda.tolist():
+            check_in_range("gae_lambda", value, 0, 1)
+    else:
+        check_in_range("gae_lambda", gae_lambda, 0, 1)
     rewards = zero_masked(rewards, mask)  # (B, T)
     values = zero_masked(values, mask)  # (B, T)
     acted = mask != 0  # (B, T)
@@ -123,6 +138,26 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lamb
     return advantages, advantages + values
 
 
+def length_adaptive_lambda(lengths: Tensor, *, alpha: float = 0.05) -> Tensor:
+    """λ = 1 − 1/(α·T), at least 0: the longer a response, the further its reward reaches back.
+
+    Yue et al. 2025, "VAPO", arXiv 2504.05118, section 4.2, where α = .05. The sum of the weights of GAE's terms is then
+    about α·T: T = 100 has λ = .8, T = 1000 has .98. Responses of T ≤ 1/α tokens have λ = 0, the TD error alone, which
+    trusts the critic entirely. The formula is for long responses.
+
+    Shapes: lengths T of the responses, (B,); the result (B,).
+
+    Raises:
+        ValueError: lengths are not (B,), one is not positive, or α is not positive.
+    """
+    check_rank("(B,)", lengths=lengths)
+    if not alpha > 0:
+        raise ValueError(f"expected alpha > 0, got {alpha}")
+    if not bool((lengths > 0).all()):
+        raise ValueError(f"expected lengths > 0, got {lengths.min().item()}")
+    return (1 - 1 / (alpha * lengths.to(torch.get_default_dtype()))).clamp(min=0)
+
+
 def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """G_t = r_t + γ·G_{t+1}, where t + 1 is the next action; 0 after the last.
 
@@ -132,6 +167,37 @@ def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor
         ValueError: shapes differ or are not (B, T), γ is out of [0, 1].
     """
     return gae(rewards, torch.zeros_like(rewards), mask, gamma=gamma, gae_lambda=1.0)[0]
+
+
+def globally_whitened_returns(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
+    """REINFORCE++'s advantages, (G_t − mean)/std of the returns from each token on, over all tokens of the batch.
+
+    Hu et al. 2025, "REINFORCE++", arXiv 2501.03262, with the KL penalty in the rewards and γ = 1. The mean is over
+    the batch and not over the responses to one prompt. So prompts on which all responses do well count as good ones.
+    Mean and std depend on each token itself, which biases the gradient by a share of about 1/(B·T).
+
+    Shapes: rewards and mask (B, T), the mask as in `gae`; the result (B, T), 0 in masked places.
+
+    Raises:
+        ValueError: shapes differ or are not (B, T), γ is out of [0, 1], or nothing is real.
+    """
+    return masked_whiten(discounted_returns(rewards, mask, gamma=gamma), mask)
+
+
+def has_spread(returns: Tensor) -> Tensor:
+    """Whether the k responses to a prompt have different returns: one that is False has advantages of exactly 0.
+
+    Groups without spread are what dynamic sampling replaces (Yu et al. 2025, "DAPO", arXiv 2503.14476, section 3.2).
+    Their policy-gradient term is 0 by RLOO and by GRPO alike. So leaving them out of the mean makes the gradient longer
+    and does not turn it.
+
+    Shapes: returns (B, k); the result (B,) bool.
+
+    Raises:
+        ValueError: k < 2.
+    """
+    _check_groups(returns)
+    return returns.amax(dim=1) > returns.amin(dim=1)
 
 
 def _check_groups(scores: Tensor) -> None:
@@ -182,17 +248,21 @@ def group_normalised_advantages(scores: Tensor, *, scale: bool = True, epsilon: 
 # --- losses ---------------------------------------------------------------------------------------------------------
 
 
+ClipRange = float | tuple[float, float]
+"""ε on both sides of 1, or (ε_low, ε_high): the ratio is clipped to [1 − ε_low, 1 + ε_high]."""
+
+
 class PolicyLoss(NamedTuple):
-    """The result of `ppo_policy_loss`; everything but `loss` is detached."""
+    """The result of a policy's loss; everything but `loss` is detached."""
 
     loss: Tensor
-    """−L^CLIP, a scalar."""
+    """The loss, a scalar."""
     clip_fraction: Tensor
-    """Share of real tokens with |r_t − 1| > ε, a scalar."""
+    """Share of real tokens with a ratio outside [1 − ε_low, 1 + ε_high], a scalar."""
     approx_kl: Tensor
     """KL(π_old‖π_θ) by k3, the mean of (r_t − 1) − log r_t over the real tokens, a scalar, as SB3 logs it."""
     ratio: Tensor
-    """r_t(θ), the shape of log_prob; 1 in masked places."""
+    """The ratio that was clipped, the shape of log_prob; 1 in masked places."""
 
 
 class ValueLoss(NamedTuple):
@@ -210,35 +280,147 @@ def ppo_policy_loss(
     advantages: Tensor,
     mask: Tensor,
     *,
-    clip_range: float,
+    clip_range: ClipRange,
+    dual_clip: float | None = None,
     denominator: Tensor | float | None = None,
 ) -> PolicyLoss:
-    """−L^CLIP = −Ê_t[min(r_t·Â_t, clip(r_t, 1 − ε, 1 + ε)·Â_t)], with r_t = π_θ(a_t|s_t)/π_old(a_t|s_t).
+    """−L^CLIP = −Ê_t[min(r_t·Â_t, clip(r_t, 1 − ε_low, 1 + ε_high)·Â_t)], with r_t = π_θ(a_t|s_t)/π_old(a_t|s_t).
 
     Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv 1707.06347, equation 7. It is the minimum
     whatever the sign of Â: at r=1.3, Â=−3 the objective is −3.9, not the clipped −3.6. So clipping never hides a loss.
+
+    ε_high > ε_low is "clip-higher" (Yu et al. 2025, "DAPO", arXiv 2503.14476, section 3.1): an unlikely token has more
+    room to become likely. With `dual_clip` = c the objective of tokens with Â < 0 is max(min(…), c·Â): a token whose
+    ratio is above c is punished no further, and has no gradient ("dual clip", Ye et al. 2020, arXiv 1912.09729).
+
+    Clipping leaves out gradients, always some of them on one side only. So after the first step on a rollout the
+    gradient is biased.
 
     Args:
         log_prob: log π_θ(a_t|s_t), shape (B, T).
         old_log_prob: log π_old(a_t|s_t) of the policy that acted, shape (B, T).
         advantages: Â_t, shape (B, T).
         mask: real tokens, shape (B, T).
-        clip_range: ε.
+        clip_range: ε, or (ε_low, ε_high).
+        dual_clip: c > 1, or None for no bound where Â < 0.
         denominator: real tokens in the whole batch, where this is a micro-batch of it.
 
     Raises:
-        ValueError: shapes differ, ε is negative, or nothing is real and no denominator was given.
+        ValueError: shapes differ, an ε is negative, c ≤ 1, or nothing is real and no denominator was given.
     """
-    check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantages=advantages, mask=mask)
-    check_in_range("clip_range", clip_range, 0)
-    advantages = zero_masked(advantages, mask)  # (B, T)
-    log_ratio = zero_masked(log_prob, mask) - zero_masked(old_log_prob, mask)  # (B, T)
+    advantages, log_ratio = _checked_terms(log_prob, old_log_prob, advantages, mask)  # (B, T) each
+    low, high = _checked_range(clip_range)
     ratio = log_ratio.exp()  # (B, T)
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # (B, T)
-    objective = torch.minimum(ratio * advantages, clipped * advantages)  # (B, T)
+    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)  # (B, T)
+    if dual_clip is not None:
+        if not dual_clip > 1:
+            raise ValueError(f"expected dual_clip > 1, got {dual_clip}")
+        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+    return _policy_loss(objective, ratio, log_ratio, mask, (low, high), denominator)
+
+
+def gspo_policy_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: ClipRange,
+    denominator: Tensor | float | None = None,
+) -> PolicyLoss:
+    """PPO's clipped loss with one ratio a response at all its tokens, s = (π_θ(y|x)/π_old(y|x))^{1/T}.
+
+    Zheng et al. 2025, "Group Sequence Policy Optimization", arXiv 2507.18071, equations 7, 13 and 14:
+
+        −Ê_t[min(s_t·Â_t, clip(s_t, 1 − ε_low, 1 + ε_high)·Â_t)],   s_t = sg[s]·π_θ(a_t|s_t)/sg[π_θ(a_t|s_t)]
+
+    s_t has the value of s at every token, and token t alone in its gradient, so that the advantage may differ from
+    token to token. Where it does not, the gradient is that of s·Â. A response is clipped whole or not at all. As the
+    power 1/T makes s much closer to 1 than r_t is, the paper's ε are 3e-4 and 4e-4. s is no importance weight: its
+    mean under π_old is not 1. So after the first step on a rollout the gradient is biased, clipped or not.
+
+    Args:
+        log_prob: log π_θ(a_t|s_t), shape (B, T).
+        old_log_prob: log π_old(a_t|s_t) of the policy that acted, shape (B, T).
+        advantages: Â_t, shape (B, T).
+        mask: real tokens, shape (B, T); T is their number in a row.
+        clip_range: ε, or (ε_low, ε_high).
+        denominator: real tokens in the whole batch, where this is a micro-batch of it.
+
+    Raises:
+        ValueError: shapes differ or are not (B, T), an ε is negative, or nothing is real and no denominator was given.
+    """
+    check_rank("(B, T)", log_prob=log_prob)
+    advantages, log_ratio = _checked_terms(log_prob, old_log_prob, advantages, mask)  # (B, T) each
+    low, high = _checked_range(clip_range)
+    lengths = (mask != 0).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
+    mean = log_ratio.detach().sum(dim=1, keepdim=True) / lengths  # (B, 1)
+    own = zero_masked(log_prob, mask)  # (B, T)
+    ratio = zero_masked(mean.expand_as(log_prob), mask).exp() * (own - own.detach()).exp()  # (B, T)
+    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)  # (B, T)
+    return _policy_loss(objective, ratio, log_ratio, mask, (low, high), denominator)
+
+
+def cispo_policy_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: ClipRange,
+    denominator: Tensor | float | None = None,
+) -> PolicyLoss:
+    """−Ê_t[sg[clip(r_t, 1 − ε_low, 1 + ε_high)]·Â_t·log π_θ(a_t|s_t)]: REINFORCE with clipped importance weights.
+
+    MiniMax 2025, "MiniMax-M1", arXiv 2506.13585, equations 4 and 5. The weight has no gradient (sg). So no token is
+    left out of the gradient: at r=3, Â=1, ε_high=.2 it is 1.2·∇log π, where PPO's is 0. ε_low = 1 is no bound below,
+    as in the paper. A clipped weight is too small an importance weight, so after the first step on a rollout the
+    gradient is biased. The loss's value says nothing; the gradient is what is meant.
+
+    Args:
+        log_prob: log π_θ(a_t|s_t), shape (B, T).
+        old_log_prob: log π_old(a_t|s_t) of the policy that acted, shape (B, T).
+        advantages: Â_t, shape (B, T).
+        mask: real tokens, shape (B, T).
+        clip_range: ε, or (ε_low, ε_high).
+        denominator: real tokens in the whole batch, where this is a micro-batch of it.
+
+    Raises:
+        ValueError: shapes differ, an ε is negative, or nothing is real and no denominator was given.
+    """
+    advantages, log_ratio = _checked_terms(log_prob, old_log_prob, advantages, mask)  # (B, T) each
+    low, high = _checked_range(clip_range)
+    ratio = log_ratio.detach().exp()  # (B, T)
+    objective = ratio.clamp(1 - low, 1 + high) * advantages * zero_masked(log_prob, mask)  # (B, T)
+    return _policy_loss(objective, ratio, log_ratio, mask, (low, high), denominator)
+
+
+def _checked_terms(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Advantages and log r_t, 0 in masked places, the shape of log_prob each."""
+    check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantages=advantages, mask=mask)
+    return zero_masked(advantages, mask), zero_masked(log_prob, mask) - zero_masked(old_log_prob, mask)
+
+
+def _checked_range(clip_range: ClipRange) -> tuple[float, float]:
+    """The pair (ε_low, ε_high)."""
+    low, high = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
+    check_in_range("clip_range", low, 0)
+    check_in_range("clip_range", high, 0)
+    return low, high
+
+
+def _policy_loss(
+    objective: Tensor,
+    ratio: Tensor,
+    log_ratio: Tensor,
+    mask: Tensor,
+    clip_range: tuple[float, float],
+    denominator: Tensor | float | None,
+) -> PolicyLoss:
+    """The loss of an objective at every token, and what is logged beside it; log_ratio is log r_t of each token."""
     with torch.no_grad():
-        outside = ((ratio - 1).abs() > clip_range).to(ratio.dtype)  # (B, T)
-        old_to_new = torch.expm1(log_ratio) - log_ratio  # (B, T)
+        outside = ((ratio < 1 - clip_range[0]) | (ratio > 1 + clip_range[1])).to(ratio.dtype)
+        old_to_new = torch.expm1(log_ratio) - log_ratio
         clip_fraction = masked_mean(outside, mask, denominator)
         approx_kl = masked_mean(old_to_new, mask, denominator)
     return PolicyLoss(-masked_mean(objective, mask, denominator), clip_fraction, approx_kl, ratio.detach())

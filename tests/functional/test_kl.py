@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_gym.functional import adaptive_kl_coef, full_kl, k1, k2, k3
+from rlhf_gym.functional import adaptive_kl_coef, full_kl, importance_k3, k1, k2, k3, straight_through_k3
 
 PI = torch.tensor([0.4, 0.4, 0.2], dtype=torch.float64)
 PI_REF = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -86,6 +86,40 @@ def test_gradient_of_k2_is_that_of_kl_and_k1_has_none_on_average() -> None:
     torch.testing.assert_close(of_k1, torch.zeros_like(of_k1), rtol=0, atol=1e-12)
 
 
+def test_gradients_of_the_forms_of_k3() -> None:
+    """In a loss: weighted k3 has the KL's gradient on samples of π_old ≠ π, plain k3 that of KL(π_ref‖π) on π's own."""
+    logits = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+
+    def gradient(value: Tensor) -> Tensor:
+        return torch.autograd.grad(value, logits)[0]
+
+    def log_pi() -> Tensor:
+        return torch.log_softmax(logits, dim=-1)
+
+    own = log_pi().exp().detach()
+    kl, other_kl = gradient(full_kl(logits, PI_REF.log())), gradient((PI_REF * (PI_REF.log() - log_pi())).sum())
+    weighted = importance_k3(log_pi(), PI_REF.log(), old.log())
+    value, exact = (old * weighted).sum().item(), full_kl(logits, PI_REF.log()).item()
+    assert value == pytest.approx(exact, abs=1e-12)
+    torch.testing.assert_close(gradient((old * weighted).sum()), kl, rtol=0, atol=1e-12)
+    through = straight_through_k3(log_pi(), PI_REF.log())
+    torch.testing.assert_close(through, k3(log_pi(), PI_REF.log()), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient((own * through).sum()), kl, rtol=0, atol=1e-12)
+    plain = gradient((own * k3(log_pi(), PI_REF.log())).sum())
+    torch.testing.assert_close(plain, other_kl, rtol=0, atol=1e-12)
+    assert (plain - kl).abs().max() > 0.01
+    assert (gradient((old * straight_through_k3(log_pi(), PI_REF.log())).sum()) - kl).abs().max() > 0.01  # biased
+
+
+def test_importance_k3_by_hand() -> None:
+    """π=.4, π_ref=.5, π_old=.2: 2·(.25 + log .8)."""
+    found = importance_k3(PI.log()[:1], PI_REF.log()[:1], PI.log()[2:])
+    assert float(found) == pytest.approx(2 * (0.25 + float(torch.tensor(0.8).double().log())), abs=1e-7)
+    with pytest.raises(ValueError, match="old_log_prob of shape"):
+        importance_k3(PI, PI, PI[:1])
+
+
 def test_full_kl_with_forbidden_actions() -> None:
     logits = torch.tensor([0.0, 1.0, -torch.inf], requires_grad=True)
     ref_logits = torch.tensor([0.5, 0.5, -torch.inf])
@@ -107,7 +141,7 @@ def test_full_kl_of_half_precision_is_computed_in_fp32() -> None:
     torch.testing.assert_close(kl, full_kl(logits.float(), ref_logits.float()))
 
 
-@pytest.mark.parametrize("function", [k1, k2, k3, full_kl])
+@pytest.mark.parametrize("function", [k1, k2, k3, straight_through_k3, full_kl])
 def test_shapes_must_agree(function: Estimator) -> None:
     with pytest.raises(ValueError, match=r"expected ref_.* of shape \(2, 3\).*got \(2, 1\)"):
         function(torch.zeros(2, 3), torch.zeros(2, 1))

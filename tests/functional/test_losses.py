@@ -11,7 +11,9 @@ from torch import Tensor
 
 from rlhf_gym.functional import (
     bradley_terry_loss,
+    cispo_policy_loss,
     dpo_loss,
+    gspo_policy_loss,
     policy_gradient_loss,
     ppo_policy_loss,
     ppo_value_loss,
@@ -113,6 +115,13 @@ def test_the_loss_of_73_wins_in_100_is_lowest_at_their_log_odds() -> None:
         (lambda: policy_gradient_loss(t(1.0), t(1.0), t(1.0, 1.0)), r"mask of shape \(1,\)"),
         (lambda: ppo_policy_loss(t(1.0), t(1.0), t(1.0, 1.0), t(1.0), clip_range=0.2), r"advantages of shape \(1,\)"),
         (lambda: ppo_policy_loss(t(1.0), t(1.0), t(1.0), t(1.0), clip_range=-0.2), "clip_range in"),
+        (lambda: ppo_policy_loss(t(1.0), t(1.0), t(1.0), t(1.0), clip_range=(0.2, -0.1)), "clip_range in"),
+        (
+            lambda: ppo_policy_loss(t(1.0), t(1.0), t(1.0), t(1.0), clip_range=0.2, dual_clip=1.0),
+            "dual_clip > 1, got 1",
+        ),
+        (lambda: gspo_policy_loss(t(1.0), t(1.0), t(1.0), t(1.0), clip_range=0.2), r"log_prob of shape \(B, T\)"),
+        (lambda: cispo_policy_loss(t(1.0), t(1.0), t(1.0, 1.0), t(1.0), clip_range=0.2), r"advantages of shape \(1,\)"),
         (lambda: ppo_value_loss(t(1.0), t(1.0), t(1.0, 1.0), t(1.0), clip_range_vf=None), r"returns of shape \(1,\)"),
         (lambda: ppo_value_loss(t(1.0), t(1.0), t(1.0), t(1.0), clip_range_vf=-0.2), "clip_range_vf in"),
     ],
@@ -125,10 +134,10 @@ def test_errors_state_expected_and_actual(call: Callable[[], object], message: s
 # --- PPO ---
 
 
-def ppo_at(ratio: float, advantage: float) -> tuple[float, float]:
+def ppo_at(ratio: float, advantage: float, loss=ppo_policy_loss, clip_range=0.2, **more) -> tuple[float, float]:  # type: ignore[no-untyped-def]
     """Loss and its gradient with respect to log π, of one token at this ratio."""
     log_prob = t(math.log(ratio)).requires_grad_()
-    loss = ppo_policy_loss(log_prob, t(0.0), t(advantage), t(1.0), clip_range=0.2).loss
+    loss = loss(log_prob, t(0.0), t(advantage), t(1.0), clip_range=clip_range, **more).loss
     loss.backward()
     assert log_prob.grad is not None
     return loss.item(), log_prob.grad.item()
@@ -150,11 +159,74 @@ def test_ppo_clip(ratio: float, advantage: float, loss: float, gradient: float) 
     assert ppo_at(ratio, advantage) == pytest.approx((loss, gradient), abs=1e-12)
 
 
-def test_at_ratio_1_the_gradient_is_that_of_reinforce() -> None:
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (1.25, 1.0, -1.25, -1.25),  # inside ε_high
+        (1.3, 1.0, -1.28, 0.0),
+        (0.75, -1.0, 0.8, 0.0),  # ε_low is PPO's
+        (0.85, -1.0, 0.85, 0.85),
+        (1.3, -1.0, 1.3, 1.3),
+    ],
+)
+def test_clip_higher(ratio: float, advantage: float, loss: float, gradient: float) -> None:
+    assert ppo_at(ratio, advantage, clip_range=(0.2, 0.28)) == pytest.approx((loss, gradient), abs=1e-12)
+
+
+def test_dual_clip_bounds_the_loss_of_a_bad_token_and_stops_its_gradient() -> None:
+    assert ppo_at(5.0, -1.0) == pytest.approx((5.0, 5.0), abs=1e-12)
+    assert ppo_at(5.0, -1.0, dual_clip=3.0) == pytest.approx((3.0, 0.0), abs=1e-12)
+    assert ppo_at(2.0, -1.0, dual_clip=3.0) == pytest.approx((2.0, 2.0), abs=1e-12)
+    assert ppo_at(5.0, 1.0, dual_clip=3.0) == pytest.approx((-1.2, 0.0), abs=1e-12)  # good tokens are as ever
+
+
+def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
+    """1.2·∇log π at ratio 3, where PPO's gradient is 0; with ε_low = 1 nothing is clipped below."""
+    assert ppo_at(3.0, 1.0)[1] == 0.0
+    assert ppo_at(3.0, 1.0, cispo_policy_loss) == pytest.approx((-1.2 * math.log(3), -1.2), abs=1e-12)
+    assert ppo_at(0.1, -1.0, cispo_policy_loss)[1] == pytest.approx(0.8, abs=1e-12)
+    assert ppo_at(0.1, -1.0, cispo_policy_loss, (1.0, 0.2))[1] == pytest.approx(0.1, abs=1e-12)
+
+
+def test_gspo_has_one_ratio_a_sequence() -> None:
+    """Log-ratios (.1, .3, −.1) and a masked one: e^.1 at all three; another row has its own."""
+    old = torch.zeros(2, 4, dtype=torch.float64)
+    log_prob = torch.tensor([[0.1, 0.3, -0.1, 7.0], [0.2, 9.0, 9.0, 9.0]], dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    advantages = torch.tensor([[1.0] * 4, [-1.0] * 4], dtype=torch.float64)
+    result = gspo_policy_loss(log_prob, old, advantages, mask, clip_range=0.5)
+    s = math.exp(0.1)
+    assert s == pytest.approx(1.10517, abs=1e-5)
+    assert result.ratio.tolist() == [pytest.approx([s, s, s, 1]), pytest.approx([math.exp(0.2), 1, 1, 1])]
+    assert result.loss.item() == pytest.approx(-(3 * s - math.exp(0.2)) / 4, abs=1e-12)
+    result.loss.backward()
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == [
+        pytest.approx([-s / 4, -s / 4, -s / 4, 0]),
+        pytest.approx([math.exp(0.2) / 4, 0, 0, 0]),
+    ]
+
+
+def test_gspo_clips_a_sequence_whole_and_has_the_gradient_of_its_ratio() -> None:
+    old = torch.zeros(1, 3, dtype=torch.float64)
+    log_prob = torch.tensor([[0.1, 0.3, -0.1]], dtype=torch.float64, requires_grad=True)
+    mask, advantages = torch.ones(1, 3), torch.full((1, 3), 2.0, dtype=torch.float64)
+    result = gspo_policy_loss(log_prob, old, advantages, mask, clip_range=(0.2, 0.1))
+    (clipped,) = torch.autograd.grad(result.loss, log_prob)
+    assert result.loss.item() == pytest.approx(-2.2, abs=1e-12)
+    assert result.clip_fraction.item() == 1  # though one of its tokens is at .9
+    assert clipped.abs().max() == 0
+    (inside,) = torch.autograd.grad(gspo_policy_loss(log_prob, old, advantages, mask, clip_range=0.2).loss, log_prob)
+    (plain,) = torch.autograd.grad(-2 * log_prob.mean().exp(), log_prob)
+    torch.testing.assert_close(inside, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", [ppo_policy_loss, gspo_policy_loss, cispo_policy_loss])
+def test_at_ratio_1_the_gradient_is_that_of_reinforce(loss) -> None:  # type: ignore[no-untyped-def]
     advantages, mask = torch.randn(3, 4, dtype=torch.float64), torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]])
     log_prob = -torch.rand(3, 4, dtype=torch.float64)
     ours, reinforce = log_prob.clone().requires_grad_(), log_prob.clone().requires_grad_()
-    ppo_policy_loss(ours, log_prob, advantages, mask, clip_range=0.2).loss.backward()
+    loss(ours, log_prob, advantages, mask, clip_range=0.2).loss.backward()
     policy_gradient_loss(reinforce, advantages, mask).backward()
     torch.testing.assert_close(ours.grad, reinforce.grad, rtol=0, atol=1e-12)
     torch.testing.assert_close(reinforce.grad, -advantages * mask / mask.sum(), rtol=0, atol=1e-12)
@@ -214,6 +286,11 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         ppo_policy_loss(a, b, c, m, clip_range=0.2, denominator=d).clip_fraction
     ),
     "approx_kl": lambda a, b, c, m, d=None: ppo_policy_loss(a, b, c, m, clip_range=0.2, denominator=d).approx_kl,
+    "dual clip": lambda a, b, c, m, d=None: (
+        ppo_policy_loss(a, b, c, m, clip_range=(0.2, 0.28), dual_clip=2.0, denominator=d).loss
+    ),
+    "gspo": lambda a, b, c, m, d=None: gspo_policy_loss(a, b, c, m, clip_range=(0.3, 0.4), denominator=d).loss,
+    "cispo": lambda a, b, c, m, d=None: cispo_policy_loss(a, b, c, m, clip_range=(1.0, 0.2), denominator=d).loss,
     "value": lambda a, b, c, m, d=None: ppo_value_loss(a, b, c, m, clip_range_vf=0.2, denominator=d).loss,
     "gradient": lambda a, b, c, m, d=None: policy_gradient_loss(a, c, m, denominator=d),
 }
@@ -235,7 +312,7 @@ def test_extra_padding_changes_nothing(name: str) -> None:
     assert LOSSES[name](*wide).item() == pytest.approx(LOSSES[name](a, b, c, MASK).item(), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["policy", "value", "gradient"])
+@pytest.mark.parametrize("name", ["policy", "dual clip", "gspo", "cispo", "value", "gradient"])
 @pytest.mark.parametrize("filling", [float("nan"), float("inf"), float("-inf")])
 def test_nan_in_a_masked_place_changes_no_loss_and_no_gradient(name: str, filling: float) -> None:
     tensors = torch.randn(3, 4, 4, dtype=torch.float64)

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_gym.functional import discounted_returns, gae, group_normalised_advantages, rloo_advantages
+from rlhf_gym.functional import (
+    discounted_returns,
+    gae,
+    globally_whitened_returns,
+    group_normalised_advantages,
+    has_spread,
+    length_adaptive_lambda,
+    rloo_advantages,
+)
 
 REWARDS = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
 VALUES = torch.tensor([[0.5, 0.4, 0.3]], dtype=torch.float64)
@@ -113,6 +121,52 @@ def test_gae_refuses(values: Tensor, gamma: float, gae_lambda: float, message: s
         gae(REWARDS, values, torch.ones(1, 3), gamma=gamma, gae_lambda=gae_lambda)
 
 
+def test_length_adaptive_lambda_by_hand() -> None:
+    found = length_adaptive_lambda(torch.tensor([100, 1000, 20, 3]))
+    assert found.tolist() == pytest.approx([0.8, 0.98, 0.0, 0.0], abs=1e-6)
+    assert length_adaptive_lambda(torch.tensor([10]), alpha=0.2).tolist() == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "alpha", "message"),
+    [([[3]], 0.05, r"shape \(B,\)"), ([3, 0], 0.05, "lengths > 0, got 0"), ([3], 0.0, "alpha > 0, got 0")],
+)
+def test_length_adaptive_lambda_says_what_it_expects(lengths: list[int], alpha: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        length_adaptive_lambda(torch.tensor(lengths), alpha=alpha)
+
+
+def test_gae_with_a_lambda_a_row_is_gae_of_each_row() -> None:
+    rewards, values, mask = ragged()
+    each = torch.tensor([0.0, 0.5, 0.9, 1.0])
+    advantages, returns = gae(rewards, values, mask, gamma=0.9, gae_lambda=each)
+    for row, own in enumerate(each.tolist()):
+        rows = slice(row, row + 1)
+        alone = gae(rewards[rows], values[rows], mask[rows], gamma=0.9, gae_lambda=own)
+        torch.testing.assert_close(advantages[rows], alone[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(returns[rows], alone[1], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"gae_lambda of shape \(4,\), got \(3,\)"):
+        gae(rewards, values, mask, gamma=0.9, gae_lambda=torch.ones(3))
+    with pytest.raises(ValueError, match=r"gae_lambda in \[0, 1\], got 1.5"):
+        gae(rewards, values, mask, gamma=0.9, gae_lambda=torch.full((4,), 1.5))
+
+
+def test_reinforce_plus_plus_by_hand() -> None:
+    """Returns to go (2, 1) and (4), their mean 7/3, their variance 14/9."""
+    rewards = torch.tensor([[1.0, 1.0], [4.0, 9.0]], dtype=torch.float64)
+    found = globally_whitened_returns(rewards, torch.tensor([[1, 1], [1, 0]]))
+    expected = [(x - 7 / 3) / (14 / 9) ** 0.5 for x in (2, 1, 4)]
+    assert found.reshape(-1).tolist() == pytest.approx([*expected, 0.0], abs=1e-6)
+
+
+def test_a_group_of_equal_returns_has_no_spread() -> None:
+    assert has_spread(torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1.001], [-2, -2, -2, -2]])).tolist() == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_rloo_by_hand() -> None:
     advantages = rloo_advantages(SCORES)
     assert advantages[0].tolist() == pytest.approx([-4, -8 / 3, 4 / 3, 16 / 3], abs=1e-12)
@@ -137,10 +191,11 @@ def test_group_normalised_by_hand() -> None:
 
 
 def test_a_group_of_equal_scores_teaches_nothing() -> None:
+    assert rloo_advantages(torch.ones(1, 4)).tolist() == [[0.0] * 4]
     assert group_normalised_advantages(torch.full((1, 4), 2.5)).tolist() == [[0.0] * 4]
 
 
-@pytest.mark.parametrize("function", [rloo_advantages, group_normalised_advantages])
+@pytest.mark.parametrize("function", [rloo_advantages, group_normalised_advantages, has_spread])
 @pytest.mark.parametrize(
     ("shape", "message"), [((3, 1), r"k >= 2, got \(3, 1\)"), ((4,), r"expected scores of shape \(B, k\), got \(4,\)")]
 )
