@@ -157,9 +157,11 @@ def starting_point(arguments: Sequence[str]) -> RunConfig:
 
 def run_stages(options: StageOptions) -> int:
     """Run a stage, or all of them. Returns the exit code; `app.main` makes one message of what is raised."""
-    from rlhf_gym.pipeline import Interrupted, execute, prepare  # torch and all that, which --help does without
+    from rlhf_gym.lm.memory import keep_freed_memory  # torch and all that, which --help does without
+    from rlhf_gym.pipeline import Interrupted, execute, prepare
     from rlhf_gym.pipeline.stages import check_inputs
 
+    keep_freed_memory()
     console = Console()
     command = options.command
     config = RunConfig(**{setting.name: getattr(options.config, setting.name) for setting in fields(RunConfig)})

@@ -14,6 +14,7 @@ from benchmarks import models
 from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import Shared, quiet_transformers
+from rlhf_gym.lm.memory import keep_freed_memory
 from rlhf_gym.rewards import RewardModel
 
 
@@ -95,6 +96,7 @@ def make_agent(given: models.Iteration) -> TokenPPO:
 def measure(given: models.Iteration) -> dict[str, Any]:
     """Seconds of each timed iteration, the share of it that is rollout and scoring, and the peak of memory."""
     torch.set_num_threads(given.threads)
+    keep_freed_memory()  # as `rlhf-gym` does
     libraries = models.peak_memory_mb(given.device)
     agent = make_agent(given)
     marks = Marks(given)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +91,24 @@ def test_rows_that_are_fed_in_parts_give_the_same_hidden_states_and_responses(mo
     torch.testing.assert_close(parted[0], whole[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(parted[2], whole[2], rtol=1e-5, atol=1e-5)
     assert parted[1] == whole[1]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+@pytest.mark.parametrize("kept", [False, True])
+def test_freed_memory_is_kept_for_the_next_tensors(kept):
+    """A block that is asked for again after it was freed costs page faults, unless the C library has kept it."""
+    code = f"""
+import resource, torch
+from rlhf_gym.lm.memory import keep_freed_memory
+assert not {kept} or keep_freed_memory()
+faults = []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = [torch.empty(12_000_000).fill_(1.0) for _ in range(2)]
+    del block
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert (int(ran.stdout) < 100) == kept
