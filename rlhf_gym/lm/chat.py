@@ -54,6 +54,8 @@ def as_conversation(messages: Sequence[Any]) -> Conversation:
     Raises:
         ValueError: there are none, or one is not a message.
     """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        raise ValueError(f"expected a list of messages, got {_short(messages)}")
     found = [_as_message(item) for item in messages]
     if not found:
         raise ValueError("expected at least one message, got none")
@@ -73,6 +75,8 @@ def _as_message(item: Any) -> Message:
             pass
         case _:
             raise ValueError(f'expected messages {{"role": text, "content": text}}, got {_short(item)}')
+    if not role.strip():
+        raise ValueError(f"expected the role of a message, got {_short(role)}")
     if not is_text(role + content):
         raise ValueError(f"expected text, got {LONE_SURROGATE} in {_short(item)}")
     return Message(ROLES.get(role, role), content)

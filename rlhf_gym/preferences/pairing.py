@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlhf_gym.lm.chat import Prompt, prompt_key
+from rlhf_gym.preferences.reader import is_finite_number, short
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Preference
 
 PairingStrategy = Literal["random", "all", "tournament"]
@@ -34,9 +35,9 @@ def pairs_from_ranking(
         ValueError: fewer than two responses, another number of ranks, or a rank below 1.
     """
     for rank in ranking:
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank < 2**31:
             raise ValueError(
-                f"expected ranking to give each response's rank as a whole number, 1 for the best, got {rank!r}"
+                f"expected ranking to give each response's rank as a whole number, 1 for the best, got {short(rank)}"
             )
     pairs = _pairs("ranking", prompt, responses, [-rank for rank in ranking], annotator)
     return [replace(pair, margin=None) for pair in pairs]
@@ -57,8 +58,8 @@ def pairs_from_ratings(
         ValueError: fewer than two responses, another number of ratings, or a rating that is no finite number.
     """
     for rating in ratings:
-        if isinstance(rating, bool) or not isinstance(rating, int | float) or not math.isfinite(rating):
-            raise ValueError(f"expected ratings to be finite numbers, got {rating!r}")
+        if not is_finite_number(rating):
+            raise ValueError(f"expected ratings to be finite numbers, got {short(rating)}")
     return _pairs("ratings", prompt, responses, ratings, annotator)
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeGuard, TypeVar
 
 from rlhf_gym.extras import needs
 from rlhf_gym.files import LONE_SURROGATE, InputError, expanded, is_text, reading
@@ -23,6 +23,8 @@ Json = dict[str, Any]
 JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
 TABLE_SUFFIXES = {".parquet", ".arrow", ".feather"}
 _NOT_TEXT = {".csv", ".tsv", ".xls", ".xlsx", ".zip", ".7z", ".xz", ".zst", ".bz2", ".pkl", ".pt"}
+_LARGEST = 1e38
+"""A float32 goes up to 3.4e38, and so the difference of two numbers is one as well."""
 _SHOWN = 10
 """Bad rows that one message names; it says how many more there are."""
 
@@ -171,8 +173,7 @@ def check_bad(bad: Sequence[str], source: str, count: int, *, left: int, skip_ba
     if len(bad) > 1:
         lines.append(f"{len(bad):,} of {count:,} rows of {source} are bad")
     if left:
-        lines.append("--skip-bad (skip_bad=True) goes on without them" if len(bad) > 1 else
-                     "--skip-bad (skip_bad=True) goes on without it")  # fmt: skip
+        lines.append(f"--skip-bad (skip_bad=True) goes on without {'them' if len(bad) > 1 else 'it'}")
     raise InputError("\n".join(lines))
 
 
@@ -313,6 +314,8 @@ def _array_rows(path: Path, data: bytes) -> Source:
         twice.clear()
         if text[at] == ",":
             at = _after_blanks(text, at + 1)
+            if text[at : at + 1] == "]":
+                raise InputError(f"{path}, line {line}: expected an object behind the last comma of the array, got ]")
     if rest := text[at + 1 :].strip():
         raise InputError(f"{path}: expected one JSON array and nothing after it, got {short(rest)}")
 
@@ -350,19 +353,35 @@ def _arrow_rows(path: Path, what: str) -> Source:
         raise ImportError(needs(f"reading {path}", "pyarrow", "hub")) from error
     with reading(f"a file of {what}s", path), _opened(path) as file:
         batches: Iterable[Any]
-        if kind_of(path) == ".parquet":
-            batches = parquet.ParquetFile(file).iter_batches()
-        else:
-            try:
-                batches = ipc.open_stream(file)
-            except pyarrow.ArrowInvalid:
-                file.seek(0)
-                opened = ipc.open_file(file)
-                batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
-        yield from table_rows((row for batch in batches for row in batch.to_pylist()), str(path))
+        try:
+            if kind_of(path) == ".parquet":
+                batches = parquet.ParquetFile(file).iter_batches()
+            else:
+                try:
+                    batches = ipc.open_stream(file)
+                except pyarrow.ArrowInvalid:
+                    file.seek(0)
+                    opened = ipc.open_file(file)
+                    batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+            yield from table_rows((row for batch in batches for row in _rows_of(batch, path)), str(path))
+        except pyarrow.ArrowMemoryError as error:  # of a damaged file, whose lengths can be anything
+            raise InputError(f"could not load a file of {what}s from {path}: {error}") from error
+
+
+def _rows_of(batch: Any, path: Path) -> list[Json]:
+    """The rows of a batch of records."""
+    twice = [name for name, count in Counter(batch.schema.names).items() if count > 1]
+    if twice:
+        raise InputError(f'{path}: expected each column once, got "{twice[0]}" twice')
+    return batch.to_pylist()
 
 
 def short(value: object) -> str:
     """A value for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def is_finite_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number that single precision holds; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST

@@ -7,7 +7,6 @@ spaces included.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 from rlhf_gym.lm.chat import Conversation, Message, Prompt, as_conversation, as_prompt
 from rlhf_gym.preferences.conversations import split_transcripts
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
-from rlhf_gym.preferences.reader import Row, short
+from rlhf_gym.preferences.reader import Row, is_finite_number, short
 from rlhf_gym.preferences.records import Candidate, Demonstration, Preference
 
 T = TypeVar("T")
@@ -33,6 +32,8 @@ MARGINS = (
 )
 """Fields whose difference is a pair's margin: of UltraFeedback's binarized forms, and of Argilla's."""
 _SIDES = (("answer1", "answer2"), ("response1", "response2"), ("text1", "text2"), ("left", "right"))
+_LEAST = {"round": 0, "weight": 1e-9, "temperature": 0, "top_k": 0, "top_p": 0}
+"""The least that a number of a record may be."""
 _DESIRABLE = {True: 1.0, False: 0.0, "desirable": 1.0, "undesirable": 0.0}
 
 
@@ -69,8 +70,12 @@ def preferences_of(row: Row, attribute: str | None = None) -> list[Preference | 
         return [_chosen(row)]
     if "human_ref_A" in row or "human_ref_B" in row:
         return [_shp(row)]
+    if "overall_preference" in row:
+        return list(_helpsteer3(row))
     if "annotations" in row or _selected(row):
         return list(_pairwise(row))
+    if isinstance(row.values.get("fields"), dict):
+        return list(_argilla2(row))
     if ranked := _ranking_question(row):
         return list(_argilla(row, ranked))
     if _name(row, ANSWERS) is not None and (judged := _judged(row, attribute)) is not None:
@@ -118,10 +123,7 @@ def _chosen(row: Row) -> Preference:
             prompt = prompt_of(row)
         else:
             prompt, chosen, rejected = _shared_beginning(row, chosen, rejected)
-    optional = _optional(row, Preference)
-    if "margin" not in optional:
-        optional["margin"] = _margin(row)
-    return Preference(prompt, chosen, rejected, **optional)
+    return Preference(prompt, chosen, rejected, **_optional(row, Preference) | {"margin": _margin(row)})
 
 
 def _shared_beginning(row: Row, chosen: str, rejected: str) -> tuple[Prompt, str, str]:
@@ -157,14 +159,15 @@ def _conversations(row: Row) -> tuple[Conversation, str, str]:
 
 
 def _margin(row: Row) -> float | None:
+    """The row's margin, or the difference of its ratings; None where it has neither or it is below 0."""
+    margin = _number(row, "margin") if "margin" in row else None
     for better, worse in MARGINS:
-        if better in row and worse in row:
+        if margin is None and better in row and worse in row:
             margin = _number(row, better) - _number(row, worse)
-            if margin >= 0:
-                return margin
-            row.notes.append("rows rate the rejected response higher: they have no margin")
-            return None
-    return None
+    if margin is not None and margin < 0:
+        row.notes.append("rows rate the rejected response higher: they have no margin")
+        return None
+    return margin
 
 
 def _ranked(row: Row) -> list[Preference]:
@@ -187,8 +190,22 @@ def _shp(row: Row) -> Preference:
         if label not in (0, 1):
             raise ValueError(f'expected "labels" to be 1, where human_ref_A is preferred, or 0, got {short(label)}')
     else:
-        label = int(_number(row, "score_A") > _number(row, "score_B"))
-    return Preference(prompt, both[1 - label], both[label], **_optional(row, Preference))
+        label = _number(row, "score_A") > _number(row, "score_B")
+    chosen, rejected = both if label else both[::-1]
+    return Preference(prompt, chosen, rejected, **_optional(row, Preference))
+
+
+def _helpsteer3(row: Row) -> list[Preference]:
+    """HelpSteer3 (Wang et al. 2025): two answers to a conversation, and −3 (the first is far better) to 3."""
+    context = row.get("context")
+    prompt = as_prompt(_messages(row, "context")) if isinstance(context, list) else _field(row, "context", str)
+    first, second = _field(row, "response1", str), _field(row, "response2", str)
+    preferred = _number(row, "overall_preference")
+    if preferred == 0:
+        row.notes.append("rows prefer neither response: no preference is made of them")
+        return []
+    chosen, rejected = (first, second) if preferred < 0 else (second, first)
+    return [Preference(prompt, chosen, rejected, **_optional(row, Preference) | {"margin": abs(preferred)})]
 
 
 def _judged(row: Row, attribute: str | None) -> Judged | None:
@@ -242,7 +259,8 @@ def _pairwise(row: Row) -> list[Preference]:
                     match result:
                         case {"value": {"selected": "left" | "right" as side}}:
                             names = result.get("to_name", "")
-                            left, right = _sides(data, ",".join(names) if isinstance(names, list) else str(names))
+                            names = ",".join(map(str, names)) if isinstance(names, list) else str(names)
+                            left, right = _sides(data, names)
                             found.append(_side(prompt_of(data), left, right, side, annotation.get("completed_by")))
             case _:
                 raise ValueError(f'expected "annotations" to hold results, got {short(annotation)}')
@@ -253,8 +271,17 @@ def _pairwise(row: Row) -> list[Preference]:
 
 def _side(prompt: Prompt, left: str, right: str, side: str, annotator: Any) -> Preference:
     chosen, rejected = (left, right) if side == "left" else (right, left)
+    return Preference(prompt, chosen, rejected, annotator=_person(annotator))
+
+
+def _person(annotator: Any) -> str:
+    """Who judged: a name, a number, or an object with an address or a number; empty where nobody is named."""
     person = annotator.get("email", annotator.get("id")) if isinstance(annotator, dict) else annotator
-    return Preference(prompt, chosen, rejected, annotator="" if person is None else str(person))
+    if person is None:
+        return ""
+    if not isinstance(person, str | int) or isinstance(person, bool):
+        raise ValueError(f"expected an annotator as a text or a whole number, got {short(annotator)}")
+    return str(person)
 
 
 def _ranking_question(row: Row) -> str | None:
@@ -273,12 +300,44 @@ def _argilla(row: Row, name: str) -> list[Preference]:
         match answer:
             case {"status": "discarded" | "draft"}:
                 continue
-            case {"value": {"rank": list(ranks), "value": list(names)}}:
-                texts = [_field(row, str(field), str) for field in names]
+            case {"value": {"rank": list(ranks), "value": list(names)}} if all(isinstance(each, str) for each in names):
+                texts = [_field(row, field, str) for field in names]
                 ranked = pairs_from_ranking(prompt, texts, ranks)
-                pairs += [dataclasses.replace(p, annotator=str(answer.get("user_id") or "")) for p in ranked]
+                pairs += [dataclasses.replace(p, annotator=_person(answer.get("user_id"))) for p in ranked]
             case _:
                 raise ValueError(f'expected "{name}" to hold ranks and what they are of, got {short(answer)}')
+    return pairs
+
+
+def _argilla2(row: Row) -> list[Preference]:
+    """A record of Argilla 2: texts in "fields", what people said of them in "responses", a list a question.
+
+    The value of a ranking is the names of the fields, the best first; the value of a label is the name of the best.
+    """
+    texts = Row(_field(row, "fields", dict))
+    prompt = prompt_of(texts)
+    pairs = []
+    for question, answers in _field(row, "responses", dict).items():
+        for answer in answers if isinstance(answers, list) else [answers]:
+            match answer:
+                case {"status": "discarded" | "draft"}:
+                    continue
+                case {"value": [str(), str(), *_] as names} if all(str(name) in texts for name in names):
+                    ranks = list(range(1, len(names) + 1))
+                case {"value": [{"rank": _, "value": _}, *_] as ranked} if all(isinstance(one, dict) for one in ranked):
+                    names = [str(one.get("value")) for one in ranked]
+                    ranks = [one.get("rank") for one in ranked]
+                case {"value": str(best)} if best in texts:
+                    others = [name for name in texts.values if name not in (best, *PROMPTS)]
+                    names = [best, *others]
+                    ranks = [1] + [2] * len(others)
+                case _:
+                    row.unused.append(f"responses.{question}")
+                    continue
+            made = pairs_from_ranking(prompt, [_field(texts, name, str) for name in names], ranks)
+            pairs += [dataclasses.replace(pair, annotator=_person(answer.get("user_id"))) for pair in made]
+    if not pairs:
+        row.notes.append("rows of the labelling tool have no judgement")
     return pairs
 
 
@@ -315,7 +374,7 @@ def prompt_of(row: Row) -> Prompt:
     if isinstance(row.values[name], list):
         return as_prompt(_with_system(row, _messages(row, name)))
     text = _field(row, name, str)
-    if name == "instruction" and row.get("input"):
+    if name == "instruction" and row.get("input") not in (None, ""):
         text += "\n\n" + _field(row, "input", str)
     asked = _with_system(row, (Message("user", text),))
     return text if len(asked) == 1 else asked
@@ -370,7 +429,7 @@ def _field(row: Row, name: str, kind: type[T]) -> T:
 
 def _number(row: Row, name: str) -> float:
     value = row.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite_number(value):
         raise ValueError(f'expected "{name}" to be a finite number, got {short(value)}')
     return float(value)
 
@@ -406,10 +465,9 @@ def _conversation(row: Row, name: str) -> tuple[Conversation, str]:
 
 def _with_system(row: Row, messages: Conversation) -> Conversation:
     """The messages behind what a field "system" says, where there is one and they begin with no such turn."""
-    system = row.values.get("system")
-    if not isinstance(system, str) or not system or messages[0].role == "system":
+    if row.values.get("system", "") == "" or messages[0].role == "system":
         return messages
-    return (Message("system", row["system"]), *messages)
+    return (Message("system", _field(row, "system", str)), *messages)
 
 
 def _messages(row: Row, name: str) -> Conversation:
@@ -439,5 +497,8 @@ def _optional(row: Row, kind: type[Preference] | type[Candidate]) -> dict[str, A
         elif type(value) is not type(field.default):
             expected = type(field.default).__name__
             raise ValueError(f'expected "{field.name}" to be of type {expected}, got {short(value)}')
+        least = _LEAST.get(field.name)
+        if least is not None and not least <= value < 2**31:
+            raise ValueError(f'expected "{field.name}" to be at least {least} and below 2³¹, got {short(value)}')
         found[field.name] = value
     return found

@@ -20,7 +20,7 @@ from rlhf_gym.lm.chat import Prompt, prompt_key
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.preferences import Demonstration, Preference, Records
-from rlhf_gym.preferences.reader import Row, checked_file, file_rows, read_records
+from rlhf_gym.preferences.reader import Row, checked_file, file_rows, read_records, short
 from rlhf_gym.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def _record(row: Row) -> LabelledText:
     text = row["text"]
     label = row["label"]
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"expected a text that is not blank, got {text!r}")
+        raise ValueError(f"expected a text that is not blank, got {short(text)}")
     if isinstance(label, bool) or label not in (0, 1):
-        raise ValueError(f"expected the label 0 or 1, got {label!r}")
+        raise ValueError(f"expected the label 0 or 1, got {short(label)}")
     return LabelledText(" ".join(text.split()), int(label))

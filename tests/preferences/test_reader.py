@@ -64,6 +64,29 @@ def test_parquet_and_arrow(tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "data.parquet").read_bytes()[:60])
     with pytest.raises(InputError, match=r"could not load a file of preferences from .*cut.parquet"):
         read_preferences(tmp_path / "cut.parquet")
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["x"])] * 4, names=["prompt", "chosen", "rejected", "chosen"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(InputError, match=r'twice.parquet: expected each column once, got "chosen" twice'):
+        read_preferences(tmp_path / "twice.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist([PLAIN, PLAIN | {"prompt": None}]), tmp_path / "null.parquet")
+    with pytest.raises(InputError, match=r'null.parquet, row 1: expected a "prompt"'):
+        read_preferences(tmp_path / "null.parquet")
+    for words in ([*b"ARROW1\0\0"], [0xFF] * 4, [0xFF] * 4 + [0xF0, 0xFF, 0xFF, 0x7F]):
+        (tmp_path / "odd.arrow").write_bytes(bytes(words) * 40)
+        with pytest.raises(InputError, match=r"could not load a file of preferences from .*odd.arrow"):
+            read_preferences(tmp_path / "odd.arrow")
+
+
+def test_memory_that_a_damaged_table_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    def greedy(file: Any) -> None:
+        raise pyarrow.ArrowMemoryError("malloc of size 562958543355968 failed")
+
+    monkeypatch.setattr(parquet, "ParquetFile", greedy)
+    with pytest.raises(InputError, match=r"data.parquet: malloc of size 562958543355968 failed"):
+        read_preferences(written(tmp_path, b"PAR1", "data.parquet"))
 
 
 def test_a_table_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +106,7 @@ def test_a_table_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (f"[{LINE}, ", "data.json", "line 1: expected a JSON array"),
         (f"[{LINE} {LINE}]", "data.json", r"Expecting ',' or '\]'"),
         (f"[{LINE}] x", "data.json", "nothing after it, got 'x'"),
+        (f"[{LINE},\n ]", "data.json", r"line 1: expected an object behind the last comma of the array, got \]"),
         ("prompt,chosen", "data.csv", ".csv is not read"),
         (LINE.encode("utf-16"), "data.jsonl", "line 1: expected UTF-8 text, got .*looks like UTF-16"),
         ("[" * 100_000, "data.jsonl", "nested too deeply"),

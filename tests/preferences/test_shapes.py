@@ -80,8 +80,21 @@ def studio(side: str, annotator: Any, **more: Any) -> dict[str, Any]:
             [{"prompt": "p", "answer1": "a", "answer2": "b", "comparison": "left", "annotator": 1}],
             [Preference("p", "a", "b", "1")],
         ),
+        ([{"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1.5}], [Preference("p", "a", "b")]),
+        (
+            [{"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 0.0}],
+            [Preference("p", "b", "a")],
+        ),
+        (
+            [
+                {"context": [USER], "response1": "a", "response2": "b", "overall_preference": -3},
+                {"context": [USER], "response1": "a", "response2": "b", "overall_preference": 0},
+                {"context": [USER], "response1": "a", "response2": "b", "overall_preference": 1, "domain": "general"},
+            ],
+            [Preference(HI, "a", "b", margin=3.0), Preference(HI, "b", "a", margin=1.0)],
+        ),
     ],
-)  # fmt: skip
+)
 def test_preferences(tmp_path: Path, rows: list[Any], expected: list[Preference]) -> None:
     assert load_preferences(file(tmp_path, *rows)).records == expected
 
@@ -95,6 +108,83 @@ def test_ranks_of_argilla(tmp_path: Path) -> None:
     row = {"prompt": "p", "response1": "a", "response2": "b", "preference": said}
     (pair,) = load_preferences(file(tmp_path, row)).records
     assert (pair.chosen, pair.rejected, pair.annotator, pair.margin) == ("b", "a", "u", None)
+
+
+@pytest.mark.parametrize(
+    ("value", "chosen", "pairs"),
+    [
+        (["y2", "y1", "y3"], "b", 3),
+        ([{"rank": 2, "value": "y1"}, {"rank": 1, "value": "y2"}], "b", 1),
+        ("y3", "c", 2),
+    ],
+)
+def test_nested_records_of_argilla_2(tmp_path: Path, value: Any, chosen: str, pairs: int) -> None:
+    answers = [
+        {"value": value, "user_id": "u"},
+        {"value": value, "user_id": "v", "status": "draft"},
+        {"value": ["y9", "y8"], "user_id": "w"},
+    ]
+    row = {
+        "id": "1",
+        "fields": {"prompt": "p", "y1": "a", "y2": "b", "y3": "c"},
+        "responses": {"preference": answers, "quality": [{"value": 3, "user_id": "u"}]},
+    }
+    found = load_preferences(file(tmp_path, row))
+    assert len(found.records) == pairs
+    assert found.records[0].chosen == chosen
+    assert {(p.prompt, p.annotator, p.margin) for p in found.records} == {("p", "u", None)}
+    assert found.unused == {"id": 1, "responses.preference": 1, "responses.quality": 1}
+    unjudged = {"fields": {"prompt": "p", "y1": "a", "y2": "b"}, "responses": {}}
+    assert load_preferences(file(tmp_path, row, unjudged)).notes == {"rows of the labelling tool have no judgement": 1}
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"prompt": "p", "responses": ["a", "b"], "ratings": [1, HUGE]},
+            "expected ratings to be finite numbers, got 1000",
+        ),
+        ({"prompt": "p", "responses": ["a", "b"], "ranking": [1, HUGE]}, "as a whole number, 1 for the best, got 1000"),
+        (
+            {"history": "p", "human_ref_A": "a", "human_ref_B": "b", "score_A": HUGE, "score_B": 1},
+            '"score_A" to be a fi',
+        ),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": HUGE}, 'expected "margin" to be a finite number'),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1e39}, 'expected "margin" to be a finite number'),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "weight": 0}, 'expected "weight" to be at least 1e-09'),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "weight": -1}, 'expected "weight" to be at least 1e-09'),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "round": -1}, 'expected "round" to be at least 0 and below'),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b", "round": 2**70},
+            'expected "round" to be at least 0 and below',
+        ),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "system": ["x"]}, 'expected "system" to be a text'),
+        (
+            {"prompt": [{"role": " ", "content": "Hi"}], "chosen": "a", "rejected": "b"},
+            "expected the role of a message",
+        ),
+        ({**STUDIO, "annotations": [studio("left", ["x"])]}, "expected an annotator as a text or a whole number"),
+        (
+            {"context": [USER], "response1": "a", "response2": "b", "overall_preference": "A"},
+            '"overall_preference" to be',
+        ),
+    ],
+)
+def test_values_that_no_loss_and_no_store_takes(tmp_path: Path, row: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"line 1: .*{message}"):
+        load_preferences(file(tmp_path, row))
+
+
+@pytest.mark.parametrize("names", [[None], [{"a": 1}], [["answer1"]]])
+def test_names_of_sides_that_are_none_fall_back_to_the_usual_ones(tmp_path: Path, names: Any) -> None:
+    annotation = studio("right", 1)
+    annotation["result"][0]["to_name"] = names
+    (pair,) = load_preferences(file(tmp_path, {**STUDIO, "annotations": [annotation]})).records
+    assert (pair.chosen, pair.rejected) == ("b", "a")
 
 
 def test_attributes_of_helpsteer_make_pairs_of_one_prompts_rows(tmp_path: Path) -> None:
