@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,13 +15,21 @@ from rlhf_gym.cli.options import DiagnoseOptions
 from rlhf_gym.files import write_json
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.lm import quiet_transformers
-from rlhf_gym.lm.chat import prompt_key
+from rlhf_gym.lm.chat import Prompt, prompt_key
 from rlhf_gym.pipeline.context import resolve_device
+from rlhf_gym.pipeline.costs import affordable, steps_of
 from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
 from rlhf_gym.preferences.files import read_candidates
 from rlhf_gym.progress import Progress
-from rlhf_gym.rewards import load_reward
+from rlhf_gym.rewards import LearnedReward, load_reward
 from rlhf_gym.training import RewardProbes, probe_reward_model
+from rlhf_gym.training.reward_edits import EDITS, score_texts
+from rlhf_gym.training.reward_probes import MOST_HELDOUT
+
+TIMED = 16
+"""Texts that are scored to see what one takes."""
+LEAST = 20
+"""So many responses and held-out comparisons are looked at however long it takes."""
 
 
 def diagnose(options: DiagnoseOptions) -> int:
@@ -30,7 +40,7 @@ def diagnose(options: DiagnoseOptions) -> int:
     """
     console = Console()
     with quiet_transformers():
-        found = _probe(options)
+        found = _probe(options, console)
     say_probes(console, found)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -39,9 +49,11 @@ def diagnose(options: DiagnoseOptions) -> int:
     return 0
 
 
-def _probe(options: DiagnoseOptions) -> RewardProbes:
+def _probe(options: DiagnoseOptions, console: Console) -> RewardProbes:
     if options.count < 2:
         raise ValueError(f"expected count >= 2, got {options.count}")
+    if not options.minutes > 0:
+        raise ValueError(f"expected minutes > 0, got {options.minutes}")
     if not all(word.strip() for word in options.words):
         raise ValueError(f"expected words to insert, got an empty one among {options.words}")
     if options.json is not None and options.json.is_dir():
@@ -53,6 +65,19 @@ def _probe(options: DiagnoseOptions) -> RewardProbes:
         given = [(c.prompt, c.response) for c in read_candidates(options.responses, skip_bad=options.skip_bad)]
     texts = [text for text in dict.fromkeys(given) if text[1].strip()][: options.count]
     reward = load_reward(options.reward_model, device=resolve_device(options.device))
+    seconds = seconds_a_text(reward, texts)
+    cost = seconds * ((1 + len(EDITS) + bool(options.words)) * len(texts) + 2 * min(len(heldout), MOST_HELDOUT))
+    share = 60 * options.minutes / max(cost, 1e-9)
+    most = affordable(min(len(heldout), MOST_HELDOUT), share, LEAST)
+    if share < 1:
+        count = affordable(len(texts), share, LEAST)
+        console.print(
+            f"{count} of {len(texts)} responses and {most:,} of {len(heldout):,} held-out comparisons are looked at, "
+            f"for some {options.minutes:g} minutes of scoring (--minutes)",
+            style="dim",
+            highlight=False,
+        )
+        texts = texts[:count]
     return probe_reward_model(
         reward,
         train,
@@ -61,9 +86,21 @@ def _probe(options: DiagnoseOptions) -> RewardProbes:
         responses=[response for _, response in texts],
         words={"your words": options.words} if options.words else None,
         seed=options.seed,
-        progress=Progress("texts scored"),
-        at_once=256,
+        most_heldout=most,
+        progress=Progress("texts scored", console),
+        at_once=steps_of(seconds),
     )
+
+
+def seconds_a_text(reward: LearnedReward, texts: Sequence[tuple[Prompt, str]]) -> float:
+    """Seconds that the reward model takes for a text, measured on the first few after one that warms it up."""
+    some = list(texts[:TIMED])
+    if not some:
+        return 0.0
+    score_texts(reward, some[:1])
+    started = time.perf_counter()
+    score_texts(reward, some)
+    return (time.perf_counter() - started) / len(some)
 
 
 def _sides(options: DiagnoseOptions) -> tuple[list[Preference], list[Preference]]:

@@ -82,6 +82,9 @@ class DiagnoseOptions:
     """Leave out rows of these files that cannot be used, and say how many; otherwise they stop the command."""
     count: int = 250
     """At most this many responses are edited."""
+    minutes: float = 10.0
+    """About this long scoring may take. A slow reward model is asked about fewer responses and held-out comparisons,
+    which is said."""
     words: tuple[str, ...] = ()
     """Words of your own that are inserted, to measure how they change the score."""
     json: Path | None = None

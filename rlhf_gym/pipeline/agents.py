@@ -84,7 +84,7 @@ class Parts:
         if settings.kl_in == "loss":
             found.append(KLInLoss(settings.kl_loss))
         if settings.ptx_coef:
-            texts = ptx_texts(settings, self.run.task)
+            texts = ptx_texts(settings, self.run.task, skip_bad=self.run.config.task.skip_bad)
             found.append(PretrainingMix(texts, settings.ptx_coef, batch_size=settings.ptx_batch_size, seed=self.seed))
         if settings.ema_reference:
             found.append(MovingReference(settings.ema_reference))
@@ -198,14 +198,21 @@ def check_verifier(name: str, task: Task) -> None:
         raise ValueError(f"the verifier {name!r} failed on empty responses: {error!r}") from error
 
 
-def ptx_texts(settings: PolicyGradientSettings, task: Task) -> Sequence[str] | list[list[int]]:
+def ptx_texts(
+    settings: PolicyGradientSettings, task: Task, *, skip_bad: bool = False
+) -> Sequence[str] | list[list[int]]:
     """What ptx learns from: the file of the settings, else the task's texts, else its demonstrations (as token ids).
+
+    Args:
+        settings: the agent's.
+        task: the run's.
+        skip_bad: whether rows of the file that cannot be used are left out.
 
     Raises:
         ValueError: there are none.
     """
     if settings.ptx_texts is not None:
-        return read_texts(settings.ptx_texts)
+        return read_texts(settings.ptx_texts, skip_bad=skip_bad)
     if task.pretraining_texts:
         return task.pretraining_texts
     if task.demonstrations:

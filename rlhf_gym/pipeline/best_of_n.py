@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from rlhf_gym.files import write_json
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.pipeline.context import Run
+from rlhf_gym.pipeline.costs import Timing, steps_of
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.runs.records import BEST_OF_N
@@ -23,8 +24,10 @@ def measure_best_of_n(run: Run, sft: PreTrainedModel, reward: LearnedReward, pro
     repeated = [prompt for prompt in asked for _ in range(samples)]
     label = run.progress(f"best of n of the SFT policy, n up to {samples}")
     drawn = draw(sft, run.task, repeated, seed=run.config.seed + 64, progress=label)
+    at_once = steps_of(Timing(run.folder.stage("reward", 1)).get("text"))
+    shown = run.progress("scores for the best of n")
     scores = {
-        "proxy": proxy_scores(reward, run.task.tokenizer, drawn),
+        "proxy": proxy_scores(reward, run.task.tokenizer, drawn, progress=shown, at_once=at_once),
         "gold": gold_scores(run.task.gold, drawn),
     }
     folder = run.folder.stage("evaluate")

@@ -18,7 +18,7 @@ from rlhf_gym.pipeline.agents import settings_label
 from rlhf_gym.pipeline.best_of_n import measure_best_of_n
 from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
 from rlhf_gym.pipeline.context import Run
-from rlhf_gym.pipeline.costs import Timing, affordable, allowed
+from rlhf_gym.pipeline.costs import Timing, affordable, allowed, steps_of
 from rlhf_gym.pipeline.samples import Samples, distinct_2, draw, gold_scores, log_probs, proxy_scores
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.settings import StageName
@@ -164,20 +164,30 @@ def _measure(
     samples = draw(
         model, run.task, prompts, seed=run.config.seed + 7, progress=run.progress(f"held-out responses of {name}")
     )
-    return _scored(run, model, sft, reward, samples)
+    return _scored(run, model, sft, reward, samples, name)
 
 
 def _scored(
-    run: Run, model: PreTrainedModel, sft: PreTrainedModel, reward: LearnedReward, samples: Samples
+    run: Run, model: PreTrainedModel, sft: PreTrainedModel, reward: LearnedReward, samples: Samples, name: str
 ) -> Measured:
-    own = log_probs(model, samples)
+    at_once = scored_at_once(run)
+    own = log_probs(model, samples, progress=run.progress(f"log π of {name}"), at_once=at_once)
+    before = own
+    if model is not sft:
+        before = log_probs(sft, samples, progress=run.progress(f"log π_SFT of {name}"), at_once=at_once)
+    shown = run.progress(f"scores of {name}")
     return Measured(
         samples,
-        proxy_scores(reward, run.task.tokenizer, samples),
+        proxy_scores(reward, run.task.tokenizer, samples, progress=shown, at_once=at_once),
         None if run.task.gold is None else gold_scores(run.task.gold, samples),
         own,
-        own if model is sft else log_probs(sft, samples),
+        before,
     )
+
+
+def scored_at_once(run: Run) -> int:
+    """Responses that are scored between two steps of the progress, by the time that one took in the reward stage."""
+    return steps_of(Timing(run.folder.stage("reward", 1)).get("text"))
 
 
 def _best_of(
@@ -186,9 +196,11 @@ def _best_of(
     """Of n fresh SFT responses to each prompt the one r_φ likes best: what one has without training."""
     repeated = [prompt for prompt in prompts for _ in range(n)]
     samples = draw(sft, run.task, repeated, seed=seed, progress=run.progress(f"best of {n} of the SFT policy"))
-    scores = proxy_scores(reward, run.task.tokenizer, samples).reshape(len(prompts), n)
-    chosen = [i * n + int(j) for i, j in enumerate(scores.argmax(axis=1))]
-    return _scored(run, sft, sft, reward, samples.take(chosen))
+    shown = run.progress(f"scores to choose the best of {n} by")
+    scores = proxy_scores(reward, run.task.tokenizer, samples, progress=shown, at_once=scored_at_once(run))
+    best = scores.reshape(len(prompts), n).argmax(axis=1)
+    chosen = [i * n + int(j) for i, j in enumerate(best)]
+    return _scored(run, sft, sft, reward, samples.take(chosen), f"the best of {n}")
 
 
 def _bound(n: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from rlhf_gym.preferences import (
     Records,
     check_preferences,
     load_preferences,
+    load_texts,
     read_texts,
     split_by_prompt,
 )
@@ -77,7 +78,9 @@ def prepare(
         )
     given = tuple(task.preferences) if own is None else tuple(own.records)
     out = Console() if console is None else console
-    run = Run(config, folder, task, given or None, floor, device, out, tuple(task.notes))
+    texts = [*config.agent.files, *([] if config.monitor.held_out is None else [config.monitor.held_out])]
+    odd = [note for path in texts for note in load_texts(path, skip_bad=config.task.skip_bad).summary()]
+    run = Run(config, folder, task, given or None, floor, device, out, (*task.notes, *odd))
     _check_task(run)
     if own is not None:
         own = _usable_preferences(own, run)
@@ -125,7 +128,7 @@ def _check_task(run: Run) -> None:
         )
     check_agent(run)
     if config.monitor.held_out is not None and config.monitor.held_out_texts:
-        texts = read_texts(config.monitor.held_out)[: config.monitor.held_out_texts]
+        texts = read_texts(config.monitor.held_out, skip_bad=config.task.skip_bad)[: config.monitor.held_out_texts]
         HeldOutTexts(texts, task.tokenizer, context_length(run))
     people = config.collect.labeler == "web"
     if people:
@@ -219,6 +222,13 @@ def _check_reward_model(run: Run) -> None:
     assert source is not None
     reward = run.load_reward(1)
     EpisodeScorer(reward, task.tokenizer)
+    reward.lend_tokenizer(task.tokenizer)
+    conversations = [prompt for prompt in (*task.prompts, *task.heldout_prompts) if not isinstance(prompt, str)]
+    try:
+        if conversations:
+            reward.room_for(conversations, ["An answer."] * len(conversations))
+    except ValueError as error:
+        raise ValueError(f"the reward model in {source} cannot read the task's prompts: {error}") from error
     longest = task.max_prompt_length + task.max_new_tokens
     if reward.max_length is not None and reward.max_length < longest:
         raise ValueError(

@@ -82,9 +82,17 @@ def draw(
     return Samples(list(prompts), decode(task.tokenizer, [g.response_ids for g in generations]), generations)
 
 
-def proxy_scores(reward: LearnedReward, tokenizer: PreTrainedTokenizerBase, samples: Samples) -> np.ndarray:
-    """The normalised score of each response by r_φ, (B,)."""
-    return score_samples(reward, tokenizer, samples).scores.cpu().numpy().astype(np.float64)
+def proxy_scores(
+    reward: LearnedReward,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Samples,
+    *,
+    progress: Progress | None = None,
+    at_once: int | None = None,
+) -> np.ndarray:
+    """The normalised score of each response by r_φ, (B,). Arguments as `score_samples`."""
+    found = score_samples(reward, tokenizer, samples, progress=progress, at_once=at_once)
+    return found.scores.cpu().numpy().astype(np.float64)
 
 
 def score_samples(
@@ -122,11 +130,27 @@ def gold_scores(gold: RewardFunction, samples: Samples) -> np.ndarray:
     return function_scores(gold, samples.prompts, samples.responses, source="the gold reward").astype(np.float64)
 
 
-def log_probs(model: PreTrainedModel, samples: Samples) -> list[np.ndarray]:
-    """log π of each response's tokens under the model's own distribution, (T_b,) each."""
-    rows = samples.rows()
-    table = token_log_probs(model, rows.input_ids, rows.lengths, mask=rows.action_mask)  # (B, L)
-    return [row[acted].numpy() for row, acted in zip(table, rows.action_mask, strict=True)]
+def log_probs(
+    model: PreTrainedModel, samples: Samples, *, progress: Progress | None = None, at_once: int | None = None
+) -> list[np.ndarray]:
+    """log π of each response's tokens under the model's own distribution, (T_b,) each.
+
+    Args:
+        model: the policy π.
+        samples: B responses.
+        progress: shows how many have been read.
+        at_once: responses that are read between two steps of the progress; all by default.
+    """
+    step = at_once or max(1, len(samples))
+    found: list[np.ndarray] = []
+    with (progress or Progress(None)).over(len(samples)) as shown:
+        for i in range(0, len(samples), step):
+            part = samples.take(range(i, min(i + step, len(samples))))
+            rows = part.rows()
+            table = token_log_probs(model, rows.input_ids, rows.lengths, mask=rows.action_mask)  # (b, L)
+            found += [row[acted].numpy() for row, acted in zip(table, rows.action_mask, strict=True)]
+            shown.advance(len(part))
+    return found
 
 
 def distinct_2(responses: Sequence[str]) -> float:

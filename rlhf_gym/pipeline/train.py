@@ -161,7 +161,7 @@ def make_monitor(run: Run, stage: StageName, folder: Path) -> RLHFMonitor:
     config = run.config.monitor
     texts: list[str] | list[Demonstration]
     if config.held_out is not None:
-        texts = list(read_texts(config.held_out))[: config.held_out_texts]
+        texts = read_texts(config.held_out, skip_bad=run.config.task.skip_bad)[: config.held_out_texts]
     else:
         texts = list(run.task.heldout_demonstrations[: config.held_out_texts])
     return RLHFMonitor(

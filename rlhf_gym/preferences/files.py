@@ -96,7 +96,7 @@ def read_prompts(
 
 def read_texts(path: str | Path, *, skip_bad: bool = False) -> list[str]:
     """The field "text" of each row, or the lines of a text file. Arguments and errors as `read_preferences`."""
-    return _load_or_lines(path, "text", text_of, None, skip_bad).records
+    return load_texts(path, skip_bad=skip_bad).records
 
 
 def load_preferences(
@@ -123,6 +123,11 @@ def load_prompts(
 ) -> Records[Prompt]:
     """As `read_prompts`, with what was left out, not used or odd."""
     return _load_or_lines(path, "prompt", prompt_of, tokenizer, skip_bad)
+
+
+def load_texts(path: str | Path, *, skip_bad: bool = False) -> Records[str]:
+    """As `read_texts`, with what was left out, not used or odd."""
+    return _load_or_lines(path, "text", text_of, None, skip_bad)
 
 
 def load_hub_preferences(

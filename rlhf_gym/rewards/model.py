@@ -349,9 +349,7 @@ class RewardModel(LearnedReward):
 
     def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         longest = self.max_length
-        if longest is None:
-            return np.ones(len(prompts), dtype=bool)
-        return np.array([len(row) <= longest for row in self.encode(prompts, responses)], dtype=bool)
+        return np.array([longest is None or len(row) <= longest for row in self.encode(prompts, responses)], dtype=bool)
 
     def encode(
         self, prompts: Sequence[Prompt], responses: Sequence[str], *, closed: Sequence[bool] | None = None

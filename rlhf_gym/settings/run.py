@@ -44,7 +44,8 @@ class TaskConfig:
     reward_model: str | None = None
     """A reward model that is there already, a folder or a hub name: nothing is collected, none is trained."""
     skip_bad: bool = False
-    """Leave out rows of these files that cannot be used, and say how many; otherwise they stop the run."""
+    """Leave out rows of the run's files that cannot be used, and say how many; otherwise they stop the run. That goes
+    for these files, and for --monitor.held-out and --agent.ptx-texts."""
     drop_longer_than: int | None = None
     """Leave out what has more tokens than this, and say how many: preferences and demonstrations with their end, and
     prompts with max_new_tokens. Prompts longer than max_prompt_length are then left out, too."""

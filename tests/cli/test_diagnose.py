@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_gym.cli import main
+from rlhf_gym.cli import diagnose_command, main
 from rlhf_gym.preferences import Preference, write_preferences
 from rlhf_gym.rewards import RewardEnsemble
 from tests.tiny import tiny_reward_model
@@ -61,12 +61,25 @@ def test_preferences_alone_are_enough(files: Path, capsys: pytest.CaptureFixture
     assert "edits of responses" in capsys.readouterr().out
 
 
+def test_a_slow_model_is_asked_about_less_and_it_is_said(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnose_command, "seconds_a_text", lambda reward, texts: 1.0)
+    heldout = ["--heldout", str(files / "heldout.jsonl")]
+    # (1 score + 6 edits) × 40 responses and 2 × 24 held-out texts: 328 s, of which half may be taken, and 20 pairs anyway
+    assert run(files, *heldout, "--count", "40", "--minutes", str(164 / 60)) == 0
+    assert "20 of 40 responses and 20 of 24 held-out comparisons are looked at" in capsys.readouterr().out
+    assert run(files, *heldout, "--count", "40", "--minutes", "60") == 0
+    assert "are looked at" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--heldout", "train.jsonl"], "about other prompts than those of"),
         (["--heldout", "nothing.jsonl"], "nothing.jsonl"),
         (["--count", "1"], "expected count >= 2, got 1"),
+        (["--minutes", "0"], "expected minutes > 0, got 0"),
         (["--reward-model", "nowhere/at/all"], "nowhere/at/all"),
         (["--json", "."], "expected a file for what is found out, got the folder ."),
         (["--words", " "], "expected words to insert, got an empty one"),

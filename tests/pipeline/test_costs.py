@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlhf_gym.pipeline import Run, prepare, run
@@ -13,9 +14,11 @@ from rlhf_gym.pipeline.costs import ALWAYS, Timing, affordable, allowed
 from rlhf_gym.pipeline.evaluate import affordable_share, spent
 from rlhf_gym.pipeline.fitting import as_before, fitted
 from rlhf_gym.pipeline.probes import how_many
+from rlhf_gym.pipeline.samples import draw, log_probs
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.settings import DPOSettings, RewardConfig, RunConfig
 from rlhf_gym.settings.saved import read_config
+from tests.tiny import tiny_gpt2
 from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
 
 
@@ -138,3 +141,12 @@ def test_a_run_keeps_its_times_with_its_stages(tmp_path: Path) -> None:
     assert timing["probed_responses"] == 24, "small models are probed with all that is set"
     config = read_config(tmp_path / "run")
     assert isinstance(config, RunConfig) and config.sft.micro_batch_size is None
+
+
+def test_log_probs_in_steps_are_those_of_all_at_once(prepared: Run) -> None:
+    model = tiny_gpt2()
+    samples = draw(model, prepared.task, prepared.task.prompts[:5], seed=1)
+    whole, parts = log_probs(model, samples), log_probs(model, samples, at_once=2)
+    assert [len(row) for row in parts] == samples.lengths.tolist()
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)

@@ -10,9 +10,12 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from rlhf_gym.lm import Message
 from rlhf_gym.pipeline import prepare
+from rlhf_gym.preferences import Demonstration
+from rlhf_gym.settings import TaskConfig
 from tests import tiny
-from tests.tiny_runs import quiet, tiny_config, tiny_task
+from tests.tiny_runs import PROMPTS, quiet, tiny_config, tiny_task
 
 
 def saved(model: PreTrainedModel, folder: Path) -> Path:
@@ -67,3 +70,39 @@ def test_a_model_that_will_run_uncached_says_so_before_any_work(tmp_path: Path) 
 
 def test_a_padded_vocabulary_passes(tmp_path: Path) -> None:
     prepared(tmp_path, tiny.tiny_llama(40))
+
+
+def test_a_reward_models_broken_template_is_found_before_any_work(tmp_path: Path) -> None:
+    asked = [(Message("user", text),) for text in PROMPTS]
+    task = tiny_task(
+        saved(tiny.tiny_gpt2(), tmp_path / "model"),
+        prompts=asked[6:],
+        heldout_prompts=asked[:6],
+        demonstrations=[Demonstration(prompt, "good film") for prompt in asked[6:]],
+        heldout_demonstrations=[],
+        max_prompt_length=8,
+    )
+    reward = tiny.tiny_reward_model()
+    reward.tokenizer = tiny.tiny_tokenizer()
+    reward.tokenizer.chat_template = "{{ messages[0].content }}{% if messages | length > 1 %}{{ 1 / 0 }}{% endif %}"
+    reward.save_pretrained(tmp_path / "reward")
+    config = tiny_config(tmp_path / "run")
+    config = replace(config, task=TaskConfig(reward_model=str(tmp_path / "reward")))
+    with pytest.raises(ValueError, match=r"the reward model in .* cannot read the task's prompts: .*division by zero"):
+        prepare(config, task=task, console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_rows_of_texts_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
+    for name in ("ptx", "held"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "the film was good"}\n{"text": 3}\n')
+    model = saved(tiny.tiny_gpt2(), tmp_path / "model")
+    config = tiny_config(tmp_path / "run")
+    mixed = replace(config, agent=replace(config.agent, ptx_coef=0.5, ptx_texts=tmp_path / "ptx.jsonl"))
+    watched = replace(config, monitor=replace(config.monitor, held_out=tmp_path / "held.jsonl"))
+    for given, name in ((mixed, "ptx"), (watched, "held")):
+        with pytest.raises(ValueError, match=f'{name}.jsonl, line 2: expected "text" to be a text, got 3'):
+            prepare(given, task=tiny_task(model), console=quiet())
+        skipping = replace(given, task=replace(given.task, skip_bad=True))
+        notes = prepare(skipping, task=tiny_task(model), console=quiet()).notes
+        assert notes[-1].startswith(f"{name}.jsonl: 1 of 2 rows are left out, such as ")
