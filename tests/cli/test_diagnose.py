@@ -66,7 +66,7 @@ def test_a_slow_model_is_asked_about_less_and_it_is_said(
 ) -> None:
     monkeypatch.setattr(diagnose_command, "seconds_a_text", lambda reward, texts: 1.0)
     heldout = ["--heldout", str(files / "heldout.jsonl")]
-    # (1 score + 6 edits) × 40 responses and 2 × 24 held-out texts: 328 s, of which half may be taken, and 20 pairs anyway
+    # (1 score + 6 edits) × 40 responses and 2 × 24 held-out texts are 328 s; half of that is allowed
     assert run(files, *heldout, "--count", "40", "--minutes", str(164 / 60)) == 0
     assert "20 of 40 responses and 20 of 24 held-out comparisons are looked at" in capsys.readouterr().out
     assert run(files, *heldout, "--count", "40", "--minutes", "60") == 0
