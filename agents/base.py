@@ -53,8 +53,10 @@ from rlhf_gym.agents.rollout import (
 from rlhf_gym.agents.saving import (
     AgentState,
     Kept,
+    check_names,
     device_rng_state,
     load_named_weights,
+    load_optimizer,
     named_weights,
     policy_from_json,
     policy_to_json,
@@ -65,6 +67,7 @@ from rlhf_gym.agents.saving import (
     write_state,
 )
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
+from rlhf_gym.files import reading
 from rlhf_gym.functional.masks import masked_mean
 from rlhf_gym.functional.policy_gradient import PolicyLoss, ppo_policy_loss
 from rlhf_gym.lm.finite import REMEDY, check_weights
@@ -510,17 +513,24 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.engine.discard_episodes()
             self._restore_host_state(self._snapshot)
 
+    @classmethod
+    def _saved_names(cls) -> tuple[str, ...]:
+        """The arguments that a file holds as they are. Where logs are written to is not for a file to say."""
+        names = ("n_episodes", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm", "seed", "verbose")
+        return (*names, *cls.saved_arguments, *(("target_kl",) if cls.learns_from == "rewards" else ()))
+
+    @classmethod
+    def _schedule_names(cls) -> tuple[str, ...]:
+        """The arguments that may be functions of the remaining progress."""
+        return ("learning_rate", *cls.saved_schedules)
+
     def get_state(self) -> AgentState:
         """What `save` writes. In the middle of a rollout it is the start of the iteration."""
         optimizer = self.policy.optimizer.state_dict()
-        names = ("n_episodes", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm", "seed", "verbose")
-        names += ("tensorboard_log", *self.saved_arguments, *(("target_kl",) if self.learns_from == "rewards" else ()))
         data = {
             "class": type(self).__name__,
-            "arguments": {name: vars(self)[name] for name in names},
-            "schedules": {
-                name: schedule_to_json(vars(self)[name]) for name in ("learning_rate", *self.saved_schedules)
-            },
+            "arguments": {name: vars(self)[name] for name in self._saved_names()},
+            "schedules": {name: schedule_to_json(vars(self)[name]) for name in self._schedule_names()},
             "kl_controller": self.kl_controller.state_dict(),
             "regularisers": {type(own).__name__: own.settings() for own in self.regularisers}
             | dict.fromkeys(self._not_given),
@@ -568,6 +578,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if "policy" not in kwargs and data["policy_class"] != LMActorCriticPolicy.__name__:
             raise ValueError(f"expected the class of the saved policy: pass policy={data['policy_class']} when loading")
         seed = kwargs.get("seed")
+        check_names(f"the arguments of a {cls.__name__} in {path}", data["arguments"], cls._saved_names())
+        check_names(f"the schedules of a {cls.__name__} in {path}", data["schedules"], cls._schedule_names())
         arguments = dict(data["arguments"])
         lost: list[str] = []
         if cls.learns_from == "rewards":
@@ -582,7 +594,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         for name, value in data["schedules"].items():
             arguments[name] = kwargs.pop(name) if name in kwargs else schedule_from_json(name, value)
         policy = kwargs.pop("policy", "LMPolicy")
-        arguments["policy_kwargs"] = policy_from_json(data["policy"], kwargs.pop("policy_kwargs", {}))
+        kind = LMActorCriticPolicy if isinstance(policy, str) else policy
+        arguments["policy_kwargs"] = policy_from_json(data["policy"], kwargs.pop("policy_kwargs", {}), kind)
         arguments |= {"device": device, "_init_setup_model": False, **kwargs}
         agent = cls(policy, env, **arguments)  # type: ignore[call-arg]
         agent._not_given = lost
@@ -591,8 +604,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             agent.n_envs = 1
         # Random weights are drawn and then replaced; the random state they come from is restored below.
         agent._setup_model()
-        load_named_weights(agent.policy, state.policy)
-        agent.policy.optimizer.load_state_dict({"state": state.optimizer, "param_groups": data["optimizer_groups"]})
+        with reading(f"a saved {cls.__name__}", path):
+            load_named_weights(agent.policy, state.policy)
+            taken = data["state"]["n_updates"]
+            load_optimizer(agent.policy.optimizer, state.optimizer, data["optimizer_groups"], steps=taken)
         agent.policy.invalidate()
         dropped = data["regularisers"].keys() - agent._kept.keys() - set(lost)
         for name, weights in state.kept.items():

@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
@@ -376,3 +377,115 @@ def test_the_actor_is_saved_as_a_transformers_folder(tmp_path):
     for one, other in zip(model.parameters(), agent.policy.model.parameters(), strict=True):
         assert torch.equal(one, other)
     assert load_tokenizer(tmp_path / "model").get_vocab() == agent.engine.tokenizer.get_vocab()
+
+
+# -- files that were changed by other hands ----------------------------------------------------------------------------
+
+
+def rewritten(source, target, change):
+    """A copy of an agent's file, after `change(name, content)` of its data and of each of its tables of tensors."""
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as copy:
+        for name in archive.namelist():
+            is_data = name == "data.json"
+            content = json.loads(archive.read(name)) if is_data else safetensors.torch.load(archive.read(name))
+            change(name, content)
+            copy.writestr(name, json.dumps(content) if is_data else safetensors.torch.save(content))
+    return target
+
+
+def replaced(file, key, make):
+    def change(name, table):
+        if name == file + ".safetensors":
+            table[key] = make(table[key])
+
+    return change
+
+
+def without_optimizer(name, table):
+    if name == "optimizer.safetensors":
+        table.clear()
+
+
+def with_data(**changes):
+    def change(name, data):
+        if name == "data.json":
+            for path, value in changes.items():
+                *outer, last = path.split("__")
+                place = data
+                for key in outer:
+                    place = place[int(key) if key.isdigit() else key]
+                place[last] = value
+
+    return change
+
+
+WEIGHT = "model.transformer.h.0.ln_1.weight"
+DAMAGE = {
+    "a moment of another shape": (
+        replaced("optimizer", "0.exp_avg", lambda t: t[:1, :1].clone()),
+        r"expected exp_avg of parameter 0 in the optimizer as \(29, 32\) of torch.float32, got \(1, 1\)",
+    ),
+    "a moment that is no number": (
+        replaced("optimizer", "0.exp_avg_sq", lambda t: t * float("nan")),
+        "expected finite numbers in exp_avg_sq of parameter 0 in the optimizer, got NaN",
+    ),
+    "a moment less": (
+        lambda name, table: table.pop("1.exp_avg", None),
+        r"expected the optimizer's state of parameter 1; missing \['exp_avg'\]",
+    ),
+    "an optimizer that forgot": (without_optimizer, r"has taken \d+ steps, got one without a state"),
+    "a parameter too many": (
+        lambda name, table: table.update({"999.step": torch.zeros(())}) if name == "optimizer.safetensors" else None,
+        "got one of number 999",
+    ),
+    "a weight that would be broadcast": (
+        replaced("policy", WEIGHT, lambda t: t[:1].clone()),
+        r"expected the weight model.transformer.h.0.ln_1.weight as \(\d+,\) of torch.float32, got \(1,\)",
+    ),
+    "weights of whole numbers": (
+        replaced("policy", WEIGHT, lambda t: t.to(torch.int8)),
+        r"of torch.float32, got \(\d+,\) of torch.int8",
+    ),
+    "a weight that is no number": (
+        replaced("policy", WEIGHT, lambda t: t * float("inf")),
+        "expected finite numbers in the weight model.transformer.h.0.ln_1.weight, got NaN or infinite",
+    ),
+    "a place for logs": (
+        with_data(arguments__tensorboard_log="elsewhere"),
+        r"the arguments of a TokenPPO in .*unexpected \['tensorboard_log'\]",
+    ),
+    "an argument of the policy": (
+        with_data(policy__use_sde=True),
+        r"expected the arguments of a policy; missing \[\], unexpected \['use_sde'\]",
+    ),
+    "a schedule of something": (with_data(schedules__device="cpu"), r"the schedules of a TokenPPO .*'device'"),
+    "a setting of the optimizer": (
+        with_data(optimizer_groups__0__lr=float("inf")), "expected a finite lr of the optimizer, got inf",
+    ),
+    "other groups": (
+        with_data(optimizer_groups__0__params=[0]), "groups of the policy's parameters, got other groups",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def a_saved_agent(tmp_path_factory):
+    path = tmp_path_factory.mktemp("agent") / "agent.zip"
+    make_agent().learn(60).save(path)
+    return path
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_tensors_and_arguments_that_do_not_fit_are_refused_before_anything_is_taken_over(
+    damage, a_saved_agent, tmp_path
+):
+    change, message = DAMAGE[damage]
+    path = rewritten(a_saved_agent, tmp_path / "changed.zip", change)
+    with pytest.raises(ValueError, match=message):
+        TokenPPO.load(path, word_env(), device="cpu")
+
+
+def test_a_file_that_was_only_written_again_is_loaded(a_saved_agent, tmp_path):
+    path = rewritten(a_saved_agent, tmp_path / "same.zip", lambda name, content: None)
+    loaded, known = (TokenPPO.load(p, word_env(), device="cpu") for p in (path, a_saved_agent))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.policy.parameters(), known.policy.parameters(), strict=True))
