@@ -50,7 +50,9 @@ class Progress:
     def over(self, total: int, *, done: int = 0, unit: int = 1) -> Self:
         """The same progress, of so much work, of which some is done; it is counted in units of so much."""
         self._unit = unit
-        self._total, self._done, self._begun_with = total, done, done
+        self._total = total
+        self._done = done
+        self._begun_with = done
         self._bar.update(self._task, total=total, completed=done)
         return self
 
@@ -73,7 +75,8 @@ class Progress:
             self._console.print(f"  {self._line(now)}", markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, now: float) -> str:
-        spent, more = now - self._started, self._done - self._begun_with
+        spent = now - self._started
+        more = self._done - self._begun_with
         left = "" if more <= 0 else f", {duration(spent / more * (self._total - self._done))} left"
         figures = f"; {self._figures}" if self._figures else ""
         share = self._done / max(1, self._total)

@@ -337,7 +337,8 @@ def panel(axis: Any, factor: Factor, outcomes: list[Outcome], way: Way) -> None:
         grid = np.linspace(0, reach, 160)
         axis.plot(grid, fitted.curve(grid**2), color=colour, lw=2, label=outcome.level(factor), zorder=3)
         axis.fill_between(grid, *fitted.band(grid**2), color=colour, alpha=0.14, lw=0)
-        n, window = min(len(p.kl) for p in each), 5 if way == "ppo" else 1  # the points that all seeds have
+        n = min(len(p.kl) for p in each)
+        window = 5 if way == "ppo" else 1  # the points that all seeds have
         distance = smooth(np.mean([np.sqrt(p.kl[:n]) for p in each], axis=0), window)  # (n,)
         proxy = smooth(np.mean([p.proxy[:n] for p in each], axis=0), window)  # (n,)
         axis.plot(distance, proxy, color=colour, lw=1.2, ls=(0, (4, 2.5)), alpha=0.9)

@@ -139,7 +139,8 @@ def train(args: Args, envs: gym.vector.VectorEnv, model: PreTrainedModel) -> Age
     ended = torch.zeros(shape)  # (S, N); the action was an episode's last
     acted = torch.zeros(shape, dtype=torch.bool)  # (S, N); the action was read
 
-    started, global_step = time.time(), 0
+    started = time.time()
+    global_step = 0
     next_obs, _ = envs.reset(seed=args.seed)
     waiting = np.zeros(args.num_envs, dtype=bool)  # (N,) the episode is over, the next step only resets (NEXT_STEP)
     num_updates = max(1, args.total_timesteps // (args.num_steps * args.num_envs))
@@ -153,7 +154,9 @@ def train(args: Args, envs: gym.vector.VectorEnv, model: PreTrainedModel) -> Age
                 obs[key][step] = value
             with torch.no_grad():
                 action, log_prob, _, value = agent.get_action_and_value(tensors(next_obs))
-            actions[step], log_probs[step], values[step] = action, log_prob, value
+            actions[step] = action
+            log_probs[step] = log_prob
+            values[step] = value
             acted[step] = torch.from_numpy(~waiting)
             global_step += int(acted[step].sum())
 

@@ -24,7 +24,8 @@ HUB = "hub:"
 
 
 def _read(options: Check | Import, *, skip_bad: bool) -> Records[Preference]:
-    source, attribute = options.source, options.attribute
+    source = options.source
+    attribute = options.attribute
     if source.startswith(HUB):
         name = source.removeprefix(HUB)
         return load_hub_preferences(name, options.split, skip_bad=skip_bad, attribute=attribute)

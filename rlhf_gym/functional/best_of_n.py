@@ -49,7 +49,8 @@ def best_of_n_estimate(proxy: ArrayLike, values: ArrayLike, n: Sequence[int]) ->
     Raises:
         ValueError: shapes differ, something is not finite, or an n is not from 1 to N.
     """
-    proxy, values = np.asarray(proxy, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    proxy = np.asarray(proxy, dtype=np.float64)
+    values = np.asarray(values, dtype=np.float64)
     if proxy.ndim != 2 or values.shape != proxy.shape or not proxy.size:
         raise ValueError(f"expected proxy and values of one shape (prompts, N), got {proxy.shape} and {values.shape}")
     if not (np.isfinite(proxy).all() and np.isfinite(values).all()):

@@ -181,7 +181,9 @@ def _fit(form: CurveForm, kl: ArrayLike, gold: ArrayLike, runs: ArrayLike | None
         covariance, dof = _covariance(x, gold - x @ estimate, ordered)
     else:
         each = _run_by_run(x, d, gold, np.asarray(runs))  # (runs, 2)
-        estimate, covariance, dof = each.mean(axis=0), np.cov(each, rowvar=False) / len(each), len(each) - 1
+        estimate = each.mean(axis=0)
+        covariance = np.cov(each, rowvar=False) / len(each)
+        dof = len(each) - 1
     alpha, decline = estimate.tolist()
     residual = float(np.sqrt(np.mean((gold - x @ estimate) ** 2)))
     peak, height = _peak(form, alpha, decline)
@@ -224,7 +226,8 @@ def _distance(kl: ArrayLike) -> Array:
 
 
 def _points(kl: ArrayLike, gold: ArrayLike) -> tuple[Array, Array]:
-    d, gold = _distance(kl), np.asarray(gold, dtype=np.float64)
+    d = _distance(kl)
+    gold = np.asarray(gold, dtype=np.float64)
     if d.ndim != 1 or gold.shape != d.shape:
         raise ValueError(f"expected kl and gold of one shape (points,), got {d.shape} and {gold.shape}")
     if not (np.isfinite(d).all() and np.isfinite(gold).all()):

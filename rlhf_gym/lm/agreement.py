@@ -32,7 +32,8 @@ def tolerated(dtype: torch.dtype) -> float:
 
 def difference(found: Tensor, expected: Tensor) -> float:
     """Relative difference of two tensors: in fp32 the largest, in less the mean: rounding may choose experts."""
-    gap, size = (found.float() - expected.float()).abs(), expected.float().abs()
+    gap = (found.float() - expected.float()).abs()
+    size = expected.float().abs()
     if not torch.isfinite(gap).all():
         return float("inf")
     if expected.dtype == torch.float32:

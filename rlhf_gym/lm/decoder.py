@@ -98,7 +98,8 @@ class Decoder:
         Returns:
             (B, H), in the model's dtype and on its device. Valid until the next call.
         """
-        ids, lengths = to_host(input_ids), to_host(lengths)
+        ids = to_host(input_ids)
+        lengths = to_host(lengths)
         batch, width = ids.shape
         self._ensure(batch, width)
         version = sum(parameter._version for parameter in self._parameters)
@@ -265,7 +266,8 @@ class Decoder:
         here = self._hidden.device == self.parts.device
         if self._cache is not None and batch <= slots and width <= length and here:
             return
-        slots, length = max(batch, slots), max(width, length)
+        slots = max(batch, slots)
+        length = max(width, length)
         self._cache = SlotCache(self.parts.module.config.get_text_config(), slots, length)
         self._tokens = np.zeros((slots, length), dtype=np.int64)
         self._held = np.zeros(slots, dtype=np.int64)
@@ -277,7 +279,8 @@ class Decoder:
 
         Calls do so by themselves, the first time that rows are so wide. See `use_cache`.
         """
-        first, self._checked_length = self._checked_length, width
+        first = self._checked_length
+        self._checked_length = width
         crossed = [n for n in inner_thresholds(self.parts.module.config) if first < n < width]
         if first and not crossed:
             return

@@ -76,7 +76,8 @@ def context_length(model: PreTrainedModel) -> int | None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Transformers says nothing below an error, and draws no bars of its own."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

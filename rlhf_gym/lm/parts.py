@@ -173,7 +173,8 @@ class LMParts(Trunk):
     def _use_head(self, head: nn.Module, states: Tensor, alone: list[Tensor]) -> float:
         """Let this be the head, if none before was right; how far it is from what the model says of each row alone."""
         before = self.lm_head, self._scale
-        self.lm_head, self._scale = head, 1.0
+        self.lm_head = head
+        self._scale = 1.0
         try:
             together = self.logits(states)  # (2, 7, V)
             self._scale = _factor(together[1], alone[1], self.model.config.get_text_config().to_dict())
@@ -209,7 +210,8 @@ def _factor(found: Tensor, expected: Tensor, named: dict[str, object]) -> float:
     it is a ratio of two (MiniCPM's).
     """
     precise = expected.dtype == torch.float32
-    found, expected = found.double(), expected.double()
+    found = found.double()
+    expected = expected.double()
     measured = float((found * expected).sum() / found.square().sum().clamp_min(1e-30))
     values = [value for value in named.values() if isinstance(value, float | int) and value > 0]
     candidates = [1.0, *(float(value) for value in values), *(1.0 / value for value in values)]

@@ -46,7 +46,9 @@ class _PrefixTrunk(PreTrainedModel):
         if input_ids is None:
             assert inputs_embeds is not None
             input_ids = inputs_embeds.argmax(-1)  # (B, L)
-        code, first, states = torch.zeros_like(input_ids[:, 0]), 0, []
+        code = torch.zeros_like(input_ids[:, 0])
+        first = 0
+        states = []
         for t in range(input_ids.shape[1]):
             code = code * self.config.vocab_size + input_ids[:, t] if t else code  # (B,)
             states.append(first + code if t < self.config.horizon else torch.zeros_like(code))

@@ -152,7 +152,8 @@ def decode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[i
 
     Left out are the BOS at the beginning, which every tokenizer puts there itself, and padding.
     """
-    bos, padding = tokenizer.bos_token_id, _padding(tokenizer)
+    bos = tokenizer.bos_token_id
+    padding = _padding(tokenizer)
     kept = [[token for token in row if token not in padding] for row in rows]
     return _decoded(tokenizer, [row[1:] if row[:1] == [bos] else row for row in kept])
 
@@ -164,7 +165,8 @@ def decode_responses(
 
     Left out are the special token that ends it, if it is one of `stop_ids`, and padding.
     """
-    ends, padding = set(stop_ids) & set(tokenizer.all_special_ids), _padding(tokenizer)
+    ends = set(stop_ids) & set(tokenizer.all_special_ids)
+    padding = _padding(tokenizer)
     kept = [[token for token in row if token not in padding] for row in rows]
     return _decoded(tokenizer, [row[:-1] if row and row[-1] in ends else row for row in kept])
 

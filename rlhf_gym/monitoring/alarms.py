@@ -165,7 +165,8 @@ class History(NamedTuple):
     def beyond_noise(self, name: str) -> bool:
         """Whether a quantity's change is more than its rollouts' standard errors explain."""
         found = [record.errors.get(name, 0.0) for record in self.having(name)]
-        first, last = found[: self.thresholds.baseline], found[-self.thresholds.window :]
+        first = found[: self.thresholds.baseline]
+        last = found[-self.thresholds.window :]
         variances = [sum(e * e for e in errors) / len(errors) ** 2 for errors in (first, last)]
         return abs(self.rise(name)) > self.thresholds.noise * math.sqrt(sum(variances))
 
@@ -213,7 +214,8 @@ def _disagreement(h: History, _: str) -> Judgement | None:
 def _repetition(h: History, _: str) -> Judgement | None:
     if not h.known("repetition", "score", "score_std"):
         return None
-    now, start = h.now("repetition"), h.start("repetition")
+    now = h.now("repetition")
+    start = h.start("repetition")
     seen = f"{now:.0%} of a response's pairs of tokens are repeats instead of {start:.0%}"
     return _while_reward_rises(h, "repetition", h.rise("repetition") / h.thresholds.repetition_rise, seen)
 
@@ -243,7 +245,8 @@ def _entropy(h: History, _: str) -> Judgement | None:
 def _kl_high(h: History, _: str) -> Judgement | None:
     if not h.known("kl", "kl_per_token"):
         return None
-    target, kl = h.records[-1].kl_target, h.now("kl")
+    target = h.records[-1].kl_target
+    kl = h.now("kl")
     limit = h.thresholds.kl_high if target is None or h.thresholds.kl_high is not None else 2 * target
     if limit is not None:
         return Judgement(kl / limit, f"{kl:.1f} nats a response, the limit is {limit:.1f}")
@@ -284,7 +287,8 @@ def _missing_eos(h: History, _: str) -> Judgement | None:
 def _drift(h: History, _: str) -> Judgement | None:
     if not h.known("ref_perplexity"):
         return None
-    first, now = h.start("ref_perplexity"), h.now("ref_perplexity")
+    first = h.start("ref_perplexity")
+    now = h.now("ref_perplexity")
     severity = math.log(now / first) / math.log(h.thresholds.drift_factor)
     seen = f"π_ref's perplexity of the responses is {now:.1f} instead of {first:.1f}"
     return Judgement(severity, seen, h.beyond_noise("ref_perplexity"))

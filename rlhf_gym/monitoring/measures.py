@@ -200,7 +200,8 @@ def measure(
         found["ref_perplexity"] = Figure(value, value * surprise.error)
     if seen.log_probs is not None and seen.ref_log_probs is not None:
         kl = _sums(seen.log_probs) - _sums(seen.ref_log_probs)  # (E,)
-        found["kl"], found["kl_per_token"] = mean(kl), ratio(kl, lengths)
+        found["kl"] = mean(kl)
+        found["kl_per_token"] = ratio(kl, lengths)
     if seen.member_scores is not None and len(seen.member_scores) > 1:
         found["disagreement"] = mean(seen.member_scores.std(axis=0))
     if seen.explained_variance is not None:

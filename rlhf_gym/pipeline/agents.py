@@ -172,7 +172,8 @@ def check_agent(run: Run) -> None:
     Raises:
         ValueError: something is missing.
     """
-    agent, settings = agent_class(run.config.agent), run.config.agent
+    agent = agent_class(run.config.agent)
+    settings = run.config.agent
     for alarm in run.config.monitor.stop_on:
         if not agent.plays_rollouts and (agent.learns_from == "nothing" or alarm != "held_out"):
             which = "no alarm" if agent.learns_from == "nothing" else "held_out alone"

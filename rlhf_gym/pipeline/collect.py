@@ -26,7 +26,9 @@ from rlhf_gym.preferences import (
 
 Record = TypeVar("Record", Candidate, Preference)
 
-PREFERENCES, HELDOUT, CANDIDATES = "preferences.jsonl", "heldout_preferences.jsonl", "candidates.jsonl"
+PREFERENCES = "preferences.jsonl"
+HELDOUT = "heldout_preferences.jsonl"
+CANDIDATES = "candidates.jsonl"
 
 
 def collect_stage(run: Run, round: int) -> dict[str, Any]:
@@ -80,7 +82,8 @@ def _label(run: Run, round: int, candidates: Sequence[Candidate]) -> tuple[list[
     Where they are chosen actively, those of held-out prompts are drawn at random all the same: what measures the reward
     model is not to be what it finds hard.
     """
-    config, seed = run.config.collect, run.config.seed + 1000 * round
+    config = run.config.collect
+    seed = run.config.seed + 1000 * round
     if config.pairing != "active":
         pairs = some(choose_pairs(candidates, config.pairing, seed=seed), config.num_labels, seed)
         _check_pairs(pairs)

@@ -25,7 +25,8 @@ def win_rate(ours: ArrayLike, theirs: ArrayLike) -> Rate:
 
     Shapes: both (prompts,).
     """
-    ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    ours = np.asarray(ours, dtype=np.float64)
+    theirs = np.asarray(theirs, dtype=np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or not len(ours):
         raise ValueError(f"expected scores of one shape (prompts,), got {ours.shape} and {theirs.shape}")
     return share_interval(float((0.5 * (1 + np.sign(ours - theirs))).mean()), len(ours))
@@ -68,12 +69,14 @@ def difference_at_equal(x: ArrayLike, y: ArrayLike, other_x: ArrayLike, other_y:
     ys = [np.asarray(values, dtype=np.float64) for values in (y, other_y)]
     if any(a.shape != b.shape or a.ndim != 1 or not len(a) for a, b in zip(xs, ys, strict=True)):
         raise ValueError(f"expected x and y of one shape (n,), got {[a.shape for a in xs]} and {[b.shape for b in ys]}")
-    from_x, from_y = [a - a.mean() for a in xs], [b - b.mean() for b in ys]
+    from_x = [a - a.mean() for a in xs]
+    from_y = [b - b.mean() for b in ys]
     s_xx = float(sum((a * a).sum() for a in from_x))
     s_xy = float(sum((a * b).sum() for a, b in zip(from_x, from_y, strict=True)))
     slope = s_xy / s_xx if s_xx > 0 else 0.0
     residual = float(sum(((b - slope * a) ** 2).sum() for a, b in zip(from_x, from_y, strict=True)))
-    apart, free = float(xs[1].mean() - xs[0].mean()), len(xs[0]) + len(xs[1]) - 3
+    apart = float(xs[1].mean() - xs[0].mean())
+    free = len(xs[0]) + len(xs[1]) - 3
     difference = float(ys[1].mean() - ys[0].mean()) - slope * apart
     if free < 1 or s_xx == 0:
         return EqualDifference(difference, math.nan, slope)

@@ -18,7 +18,8 @@ SHARE = 0.2
 ALWAYS = 20.0
 """Seconds that looking may take at any rate."""
 TIMING_FILE = "timing.json"
-STEP_SECONDS, LEAST_STEP = 10.0, 64
+STEP_SECONDS = 10.0
+LEAST_STEP = 64
 """Seconds between two steps of the progress of scoring, and texts that are scored between them at least."""
 
 

@@ -115,8 +115,10 @@ def affordable_share(run: Run) -> float:
 
     It follows from what is in the folder, so that an evaluation that is done again takes the same samples.
     """
-    config, timing = run.config, Timing(run.folder.stage("reward", 1))
-    response, text = timing.get("response"), timing.get("text")
+    config = run.config
+    timing = Timing(run.folder.stage("reward", 1))
+    response = timing.get("response")
+    text = timing.get("text")
     if not response:
         return 1.0
     policies = len(trained_policies(run))

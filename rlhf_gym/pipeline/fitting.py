@@ -18,7 +18,9 @@ from rlhf_gym.pipeline.context import Run, model_config
 from rlhf_gym.pipeline.samples import SLOTS
 from rlhf_gym.settings import RunConfig
 
-TRAINED, ADAPTED, KEPT = 16, 5, 4
+TRAINED = 16
+ADAPTED = 5
+KEPT = 4
 """Bytes a weight: fp32 with gradient and Adam's moments; the same under an adapter; without gradients."""
 LONGEST = 32
 """Texts, of the most characters, whose tokens are counted to find the longest."""
@@ -32,7 +34,8 @@ def as_before(config: RunConfig, before: RunConfig | None) -> RunConfig:
     agent = config.agent
     if type(agent) is type(before.agent):
         agent = _kept(agent, before.agent)
-        mine, theirs = agent.learner(), before.agent.learner()
+        mine = agent.learner()
+        theirs = before.agent.learner()
         if mine is not None and theirs is not None and theirs.num_envs < mine.num_envs == type(mine)().num_envs:
             agent = replace(mine, num_envs=theirs.num_envs)
     return replace(
@@ -60,8 +63,10 @@ def fitted(run: Run, before: RunConfig | None) -> Run:
     if run.task.model_config is not None:
         return run
     kept = () if before is None else (before.sft, before.reward.training, before.agent)
-    config, task = run.config, run.task
-    size, free = sizes(model_config(run)), free_memory(run.device)
+    config = run.config
+    task = run.task
+    size = sizes(model_config(run))
+    free = free_memory(run.device)
     whole = task.max_prompt_length + task.max_new_tokens
     notes = []
 

@@ -119,7 +119,8 @@ def _check_task(run: Run) -> None:
     Raises:
         ValueError: something is missing or too long.
     """
-    task, config = run.task, run.config
+    task = run.task
+    config = run.config
     if task.pretrained is None and not (task.pretraining_texts and task.model_config is not None):
         raise ValueError(f"expected task {task.name!r} to have a pretrained model, or texts and a shape to make one of")
     if len(task.heldout_prompts) < 2:
@@ -178,7 +179,8 @@ def _check_model(run: Run) -> int:
     Raises:
         ValueError: it cannot be one of these.
     """
-    task, learner = run.task, run.config.agent.learner()
+    task = run.task
+    learner = run.config.agent.learner()
     model = load_causal_lm(run.pretrained)
     if has_adapter(model):
         raise ValueError(
@@ -218,7 +220,8 @@ def _check_reward_model(run: Run) -> None:
     Raises:
         ValueError: it cannot.
     """
-    source, task = run.config.task.reward_model, run.task
+    source = run.config.task.reward_model
+    task = run.task
     assert source is not None
     reward = run.load_reward(1)
     EpisodeScorer(reward, task.tokenizer)
@@ -245,7 +248,8 @@ def _usable_preferences(own: Records[Preference], run: Run) -> Records[Preferenc
     Raises:
         ValueError: saying what is wrong with which.
     """
-    context, asked = context_length(run), run.config.task.drop_longer_than
+    context = context_length(run)
+    asked = run.config.task.drop_longer_than
     limit = min((length for length in (context, asked) if length is not None), default=None)
     tokenizer = run.task.tokenizer if limit is not None else None
     found = check_preferences(own.records, tokenizer=tokenizer, max_length=limit)

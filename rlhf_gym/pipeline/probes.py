@@ -20,7 +20,8 @@ DRAW = 98
 """Keeps the seed of these responses apart from that of the reference samples."""
 SLOWER = 1.5
 """A response takes so much longer in a small batch than in that of the reference responses."""
-LEAST_RESPONSES, LEAST_PAIRS = 8, 20
+LEAST_RESPONSES = 8
+LEAST_PAIRS = 20
 """So many are looked at however long it takes."""
 
 
@@ -80,7 +81,8 @@ def how_many(run: Run, heldout: int, timing: Timing) -> tuple[int, int]:
         share = (allowed(timing.get("training")) - timing.get("examination")) / max(SLOWER * cost, 1e-9)
         timing.keep("probed_responses", affordable(wanted, share, LEAST_RESPONSES))
         timing.keep("probed_pairs", affordable(min(heldout, MOST_HELDOUT), share, LEAST_PAIRS))
-    count, pairs = int(timing.get("probed_responses")), int(timing.get("probed_pairs"))
+    count = int(timing.get("probed_responses"))
+    pairs = int(timing.get("probed_pairs"))
     if count < wanted:
         run.console.print(
             f"  probes of r_φ: {count} of {wanted} responses and {pairs:,} of {heldout:,} held-out pairs, for a "

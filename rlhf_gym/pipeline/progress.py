@@ -95,8 +95,11 @@ class Watch(BaseCallback):
         super().__init__()
         self.progress = progress
         self._shown = time.monotonic()
-        self.checkpoint, self.gold = checkpoint, gold
-        self.gold_every, self.checkpoint_every, self.iteration = gold_every, checkpoint_every, iteration
+        self.checkpoint = checkpoint
+        self.gold = gold
+        self.gold_every = gold_every
+        self.checkpoint_every = checkpoint_every
+        self.iteration = iteration
 
     def _on_rollout_start(self) -> None:
         # Between iterations: what is saved here is the start of this one.

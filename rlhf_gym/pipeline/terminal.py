@@ -19,7 +19,8 @@ WIDTH = 11
 
 def say_header(run: Run, threads: int) -> None:
     """What is run, on what, and where it goes."""
-    config, task = run.config, run.task
+    config = run.config
+    task = run.task
     where = f"{run.device}, {threads} thread{'s' * (threads != 1)}" if run.device == "cpu" else run.device
     judge = "a gold reward judges" if task.gold is not None else "no gold reward: r_φ itself judges"
     kind = (
@@ -105,7 +106,8 @@ def say_table(console: Console, metrics: dict[str, Any]) -> None:
 
 
 def _cells(row: dict[str, Any], *, gold: bool) -> list[str]:
-    wins, best = row.get("wins_sft"), row.get("wins_best_of")
+    wins = row.get("wins_sft")
+    best = row.get("wins_best_of")
     at_most = "≤ " if is_bound(row) else ""
     return [
         "" if wins is None else f"{wins[0]:.1%}",

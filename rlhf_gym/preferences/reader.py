@@ -296,7 +296,9 @@ def _array_rows(path: Path, data: bytes) -> Source:
         raise InputError(f"{path}: {text}")
     twice: list[str] = []
     decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: _once(pairs, twice))
-    at, seen, line = _after_blanks(text, text.index("[") + 1), 0, 1
+    at = _after_blanks(text, text.index("[") + 1)
+    seen = 0
+    line = 1
     while text[at : at + 1] != "]":
         line += text.count("\n", seen, at)
         seen = at

@@ -114,11 +114,13 @@ def pairs_of_judged(found: Sequence[Preference | Judged]) -> tuple[list[tuple[in
 
 def _chosen(row: Row) -> Preference:
     prompt: Prompt
-    chosen, rejected = row.get("chosen"), row.get("rejected")
+    chosen = row.get("chosen")
+    rejected = row.get("rejected")
     if isinstance(chosen, list | dict) and isinstance(rejected, list | dict):
         prompt, chosen, rejected = _conversations(row)
     else:
-        chosen, rejected = _field(row, "chosen", str), _field(row, "rejected", str)
+        chosen = _field(row, "chosen", str)
+        rejected = _field(row, "rejected", str)
         if _name(row, PROMPTS) is not None or _dialogue(row) is not None:
             prompt = prompt_of(row)
         else:
@@ -171,7 +173,8 @@ def _margin(row: Row) -> float | None:
 
 
 def _ranked(row: Row) -> list[Preference]:
-    prompt, responses = prompt_of(row), _responses(row)
+    prompt = prompt_of(row)
+    responses = _responses(row)
     if "ranking" in row:
         pairs = pairs_from_ranking(prompt, responses, _field(row, "ranking", list))
     else:
@@ -199,7 +202,8 @@ def _helpsteer3(row: Row) -> list[Preference]:
     """HelpSteer3 (Wang et al. 2025): two answers to a conversation, and −3 (the first is far better) to 3."""
     context = row.get("context")
     prompt = as_prompt(_messages(row, "context")) if isinstance(context, list) else _field(row, "context", str)
-    first, second = _field(row, "response1", str), _field(row, "response2", str)
+    first = _field(row, "response1", str)
+    second = _field(row, "response2", str)
     preferred = _number(row, "overall_preference")
     if preferred == 0:
         row.notes.append("rows prefer neither response: no preference is made of them")

@@ -173,7 +173,8 @@ def _examples(edits: Sequence[dict[str, Any]], gold: bool) -> str:
     edit = max(worst, key=lambda e: e["example"]["change"] - (e["example"]["gold_change"] or 0))
     example = edit["example"]
     theirs = f", gold by {signed(example['gold_change'])}" if gold else ""
-    before, after = escape(example["before"].strip()), escape(example["after"].strip())
+    before = escape(example["before"].strip())
+    after = escape(example["after"].strip())
     return (
         f'<p class="caption">The largest gain of all: {escape(edit["name"])} turns “{before}” into “{after}” and '
         f"moves {PROXY} by {signed(example['change'])}{theirs}.</p>"

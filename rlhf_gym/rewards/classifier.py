@@ -212,7 +212,8 @@ def _load(
         trunk_class = _trunk_class(type(config), architecture.removesuffix(WITH_SCORES))
         if trunk_class is None:
             raise ValueError(f"expected a trunk of this Transformers in {name!r}, got {architecture}")
-        auto, settings = class_with_scores(trunk_class, type(config)), {"dtype": settings["dtype"]}
+        auto = class_with_scores(trunk_class, type(config))
+        settings = {"dtype": settings["dtype"]}
     elif not known:
         raise ValueError(
             f"expected a reward model in {name!r}, got a model of type {config.model_type!r}, for which Transformers "

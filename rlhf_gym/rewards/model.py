@@ -379,7 +379,8 @@ class RewardModel(LearnedReward):
         whole = [i for i, p in enumerate(prompts) if not isinstance(p, str) and has_template(self.tokenizer)]
         pairs = [i for i in range(len(prompts)) if i not in set(whole)]
         rendered = [_rendered(self.tokenizer, prompts[i], responses[i], closed[i]) for i in whole]  # type: ignore[arg-type]
-        asked, said = [prompts[i] for i in pairs], [responses[i] for i in pairs]
+        asked = [prompts[i] for i in pairs]
+        said = [responses[i] for i in pairs]
         found = self.tokenizer(rendered, add_special_tokens=False).input_ids if rendered else []
         if self.reads == "classifier":
             questions = [p if isinstance(p, str) else p[0].content if len(p) == 1 else prompt_text(p) for p in asked]

@@ -46,7 +46,8 @@ def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
 
 def head_layer(model: PreTrainedModel) -> nn.Linear | None:
     """The one linear layer with k outputs outside the trunk; None where there is not exactly one."""
-    trunk, k = set(trunk_of(model).modules()), model.config.num_labels
+    trunk = set(trunk_of(model).modules())
+    k = model.config.num_labels
     found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == k and m not in trunk]
     return found[0] if len(found) == 1 else None
 
@@ -134,7 +135,8 @@ class Reader:
     @torch.no_grad()
     def _choose(self, reading: Reading | None) -> None:
         """Find what gives, on a ragged batch, the scores that the class gives for each row alone and unpadded."""
-        model, trunk = self.model, trunk_of(self.model)
+        model = self.model
+        trunk = trunk_of(self.model)
         rows = _probe_rows(model)
         causal = self._causal = is_causal(model)
         alone = torch.cat([self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits for row in rows])
@@ -153,7 +155,8 @@ class Reader:
                 alone = torch.cat([self._at_last_token(heads, row, torch.ones_like(row)) for row in rows])  # (B, k)
             if torch.allclose(tried["its head at the last token"], alone, rtol=tolerance, atol=tolerance):
                 check_rows(trunk, _states_without_mask)
-                self._trunk, self.reads = heads, "last_token"
+                self._trunk = heads
+                self.reads = "last_token"
                 return
         tried["its class in a batch"] = self._by_class(ids, mask)
         if torch.allclose(tried["its class in a batch"], alone, rtol=tolerance, atol=tolerance):

@@ -31,7 +31,9 @@ from rlhf_gym.settings.saved import CONFIG_FILE, flatten, saved_config, to_json
 from rlhf_gym.settings.stages import is_source_name
 
 IN_ROUNDS = ("collect", "reward", "train", "without_kl")
-METRICS_FILE, REPORT_FILE, LOCK_FILE = "metrics.json", "report.html", ".lock"
+METRICS_FILE = "metrics.json"
+REPORT_FILE = "report.html"
+LOCK_FILE = ".lock"
 
 FREE = ("run_dir", "device", "threads", "reward.force")
 """Settings that change nothing about the outcome: another value is no other run."""
@@ -194,7 +196,8 @@ def differences(
     before: RunConfig, now: RunConfig, *, redo: StageName | None = None
 ) -> Iterator[tuple[str, object, object]]:
     """Settings of another value, as (name, before, now), those aside that may change."""
-    old, new = flatten(to_json(before)), flatten(to_json(now))
+    old = flatten(to_json(before))
+    new = flatten(to_json(now))
     for name in sorted(old.keys() | new.keys()):
         top = name.split(".")[0]
         if top in FREE or name in FREE or old.get(name) == new.get(name):

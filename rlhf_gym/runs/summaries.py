@@ -42,7 +42,8 @@ def count(number: int) -> str:
 
 def pretrain_line(metrics: dict[str, Any]) -> str:
     """The stage in one line."""
-    size, n = count(metrics["parameters"]), metrics["texts"]
+    size = count(metrics["parameters"])
+    n = metrics["texts"]
     return f"{size} parameters on {n:,} texts; held-out perplexity {metrics['perplexity']:.2f}"
 
 
@@ -95,14 +96,16 @@ def _staleness_line(metrics: dict[str, Any]) -> str:
     found = metrics.get("staleness")
     if not found:
         return ""
-    before, now = found["accuracy"][-2][-1], found["accuracy"][-1][-1]
+    before = found["accuracy"][-2][-1]
+    now = found["accuracy"][-1][-1]
     at_best = "" if found["gold"] is None else f" (gold: {found['gold'][-1]:.1%})"
     return f"; about the latest policy's {found['pairs'][-1]:,}: {before:.1%} before, {now:.1%} now{at_best}"
 
 
 def train_line(metrics: dict[str, Any]) -> str:
     """The stage in one line: medians over the seeds, of the first iterations and of the last ones."""
-    first, last = metrics["first"], metrics["last"]
+    first = metrics["first"]
+    last = metrics["last"]
     seeds = "1 seed" if len(metrics["seeds"]) == 1 else f"{len(metrics['seeds'])} seeds"
     agent = metrics.get("agent", "PPO")
     if agent != "PPO":

@@ -23,7 +23,8 @@ SMALL_WIDTH = 256
 """Agents that are made in Python and told no learning rate learn a narrower model as one from scratch."""
 MOST_BY_WIDTH = 4.0
 """A narrower or wider model's learning rate is at most this factor away from its row's."""
-TOO_HIGH, TOO_LOW = 10.0, 1 / 30
+TOO_HIGH = 10.0
+TOO_LOW = 1 / 30
 """A learning rate outside these multiples of its row's is said to be far."""
 
 

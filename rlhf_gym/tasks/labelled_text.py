@@ -155,7 +155,8 @@ def labelled_text_task(
             if len(prompt) <= max_prompt_length and len(response) <= max_new_tokens
         ]
 
-    shown, kept = demonstrations(train), demonstrations(heldout)
+    shown = demonstrations(train)
+    kept = demonstrations(heldout)
     if not shown or not kept:
         raise ValueError(
             f"{path}: expected texts of more than {prompt_words} words and at most {max_prompt_length} + "

@@ -46,7 +46,8 @@ def reviews_task(
 
     The held-out prompts pair dishes with aspects that no training prompt pairs; every single word is in both.
     """
-    train, heldout = training_topics(), heldout_topics()
+    train = training_topics()
+    heldout = heldout_topics()
 
     def demonstration(topics: Sequence[Topic], stream: int, index: int) -> Demonstration:
         rng = np.random.default_rng((seed, stream, index))

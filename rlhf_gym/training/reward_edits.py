@@ -215,7 +215,8 @@ def _insertions(responses: Sequence[str], preferences: Sequence[Preference]) -> 
 
 
 def _probe(name: str, change: np.ndarray, gold: np.ndarray | None, example: EditedExample) -> EditProbe:
-    ours, theirs = _direction(change), None if gold is None else _direction(gold)
+    ours = _direction(change)
+    theirs = None if gold is None else _direction(gold)
     raised = float((change > 0).mean())
     noun = EDITS[name].noun if name in EDITS else name
     verdict = _verdict(noun, ours, theirs)

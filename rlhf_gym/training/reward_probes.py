@@ -222,9 +222,11 @@ def _compared(
     table = baseline.features.describe(
         [*texts, *(p.chosen for p in heldout), *(p.rejected for p in heldout)]
     )  # (n + 2P, F)
-    n, pairs = len(texts), len(heldout)
+    n = len(texts)
+    pairs = len(heldout)
     theirs = (table[n : n + pairs] - table[n + pairs :]) @ baseline.weights  # (P,)
-    right, their_right = rightness(delta), rightness(theirs)  # (P,)
+    right = rightness(delta)  # (P,)
+    their_right = rightness(theirs)  # (P,)
     gap = right - their_right  # (P,)
     error = float(gap.std(ddof=1)) / math.sqrt(pairs) if pairs > 1 else math.inf
     wrong = their_right == 0  # (P,)
