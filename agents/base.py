@@ -53,10 +53,8 @@ from rlhf_gym.agents.rollout import (
 from rlhf_gym.agents.saving import (
     AgentState,
     Kept,
-    check_names,
     device_rng_state,
     load_named_weights,
-    load_optimizer,
     named_weights,
     policy_from_json,
     policy_to_json,
@@ -73,6 +71,7 @@ from rlhf_gym.functional.policy_gradient import PolicyLoss, ppo_policy_loss
 from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.loading import Shared, quiet_transformers
 from rlhf_gym.lm.lora import has_adapter, save_model
+from rlhf_gym.lm.tensors import check_names, load_optimizer
 from rlhf_gym.settings.defaults import OTHER_AGENT, SMALL_WIDTH, row
 
 MinibatchLoss = Callable[[EpisodeBatch, EpisodeEvaluation, MinibatchSize], LossTerm]

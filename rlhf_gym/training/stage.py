@@ -29,9 +29,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlhf_gym.files import write_json
+from rlhf_gym.files import reading, write_json
 from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.loading import quiet_transformers
+from rlhf_gym.lm.tensors import check_names, check_tensor, load_optimizer
 from rlhf_gym.progress import Progress
 from rlhf_gym.settings import SupervisedConfig
 
@@ -307,19 +308,31 @@ def _save_checkpoint(
 
 
 def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, device: torch.device) -> StageState:
-    """Restore what `_save_checkpoint` wrote."""
+    """Restore what `_save_checkpoint` wrote.
+
+    Raises:
+        InputError: the file is damaged, or is that of another model. Nothing of it is taken over.
+    """
     moments: dict[int, dict[str, Tensor]] = {}
+    weights: dict[str, Tensor] = {}
     parameters = dict(model.named_parameters())
-    with safe_open(path, framework="pt") as file:
+    what = "a checkpoint (without it the stage begins anew)"
+    with reading(what, path), safe_open(path, framework="pt") as file:
+        state = StageState(**json.loads(file.metadata()["state"]))
         for key in file.keys():  # noqa: SIM118 (the file is no dict)
             kind, _, name = key.partition(".")
             if kind == "model":
-                parameters[name].data.copy_(file.get_tensor(key))
+                weights[name] = file.get_tensor(key)
             elif kind == "optimizer":
                 index, _, moment = name.partition(".")
                 moments.setdefault(int(index), {})[moment] = file.get_tensor(key)
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        check_names("the weights of the model", weights, parameters)
+        for name, value in weights.items():
+            check_tensor(f"the weight {name}", value, parameters[name])
+        load_optimizer(optimizer, moments, optimizer.state_dict()["param_groups"], steps=state.step)
+        for name, value in weights.items():
+            parameters[name].data.copy_(value)
         torch.set_rng_state(file.get_tensor("random.cpu"))
         if device.type != "cpu":
             torch.get_device_module(device).set_rng_state(file.get_tensor("random.device"))
-        return StageState(**json.loads(file.metadata()["state"]))
+        return state

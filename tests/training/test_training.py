@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from rlhf_gym.lm.loading import load_causal_lm, load_tokenizer
@@ -233,6 +234,43 @@ def test_resumed_training_equals_uninterrupted_training(
         assert torch.equal(resumed[1][name], tensor), name
     whole, cut = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "cut"))
     assert whole == cut
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("optimizer.0.exp_avg", lambda t: t[:1, :1], r"expected exp_avg of parameter 0 .*, got \(1, 1\)"),
+        ("model.transformer.ln_f.weight", lambda t: t[:1], r"expected the weight transformer.ln_f.weight .*got \(1,\)"),
+        ("model.transformer.ln_f.weight", lambda t: t * float("nan"), "expected finite numbers in the weight"),
+        ("model.transformer.ln_f.weight", None, r"missing \['transformer.ln_f.weight'\]"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_before_any_of_it_is_taken_over(key, change, message, monkeypatch, tmp_path):
+    config = replace(CONFIG, save_steps=1)
+
+    def run() -> None:
+        train_sft(tiny_gpt2(), tiny_tokenizer(), DEMONSTRATIONS, heldout=HELDOUT, config=config, output_dir=tmp_path)
+
+    calls = iter(range(4))
+
+    def interrupted(*args, **kwargs):
+        next(calls)
+        return summed_loss(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlhf_gym.training.language_modeling.summed_loss", interrupted)
+        with pytest.raises(StopIteration):
+            run()
+    path = tmp_path / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+        metadata = file.metadata()
+    whole = tensors.pop(key)
+    if change is not None:
+        tensors[key] = change(whole).contiguous()
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match=message):
+        run()
 
 
 def test_a_finished_run_is_loaded_and_another_run_is_refused(tmp_path: Path) -> None:

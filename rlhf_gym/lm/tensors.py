@@ -1,0 +1,94 @@
+"""Tensors in a file are compared with what they are for, before any is taken over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_gym.files import InputError
+
+OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad)
+"""Found again by name; another must be given again at loading."""
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]], groups: list[dict[str, Any]], *, steps: int
+) -> None:
+    """Let an optimizer go on from the state in a file.
+
+    Moments of another shape than their parameter's would be handed to fused kernels that do not look, so that the
+    process ends without a message.
+
+    Args:
+        optimizer: of the policy that the state belongs to.
+        state: of each parameter, by its number.
+        groups: the groups of parameters, by number, and their settings.
+        steps: how many steps it has taken; after the first there is a state.
+
+    Raises:
+        InputError: groups or state are not those of the optimizer. Nothing is taken over.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    if [group.get("params") for group in groups] != [group["params"] for group in own]:
+        raise InputError(f"expected an optimizer of {len(own)} groups of the policy's parameters, got other groups")
+    for group, known in zip(groups, own, strict=True):
+        check_names("the optimizer's settings", group, known)
+        for name, value in group.items():
+            if isinstance(value, int | float) and not math.isfinite(value):
+                raise InputError(f"expected a finite {name} of the optimizer, got {value}")
+    if steps and not state:
+        raise InputError(f"expected an optimizer that has taken {steps} steps, got one without a state")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if isinstance(optimizer, OPTIMIZERS):  # the moments of another optimizer may have any shape
+        _check_moments(state, parameters, _moments_of(optimizer))
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _moments_of(optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names under which such an optimizer keeps the state of a parameter: those after a step of another one."""
+    parameter = torch.zeros(1, requires_grad=True)
+    settings = {name: value for name, value in optimizer.param_groups[0].items() if name in optimizer.defaults}
+    another = type(optimizer)([{"params": [parameter], **settings}])  # type: ignore[call-arg]
+    parameter.grad = torch.zeros(1)
+    another.step()
+    return sorted(another.state[parameter])
+
+
+def _check_moments(state: dict[int, dict[str, Tensor]], parameters: Sequence[Tensor], names: Sequence[str]) -> None:
+    if odd := sorted(state.keys() - set(range(len(parameters)))):
+        raise InputError(f"expected optimizer states of {len(parameters)} parameters, got one of number {odd[0]}")
+    for index, own in state.items():
+        check_names(f"the optimizer's state of parameter {index}", own, names)
+        for name, value in own.items():
+            wanted = torch.zeros(()) if name == "step" else parameters[index]
+            check_tensor(f"{name} of parameter {index} in the optimizer", value, wanted)
+
+
+def check_names(what: str, given: Iterable[str], expected: Iterable[str]) -> None:
+    """Names in a file are those expected, all of them and no other.
+
+    Raises:
+        InputError: they are not.
+    """
+    missing = sorted(set(expected) - set(given))
+    surplus = sorted(set(given) - set(expected))
+    if missing or surplus:
+        raise InputError(f"expected {what}; missing {missing[:3]}, unexpected {surplus[:3]}")
+
+
+def check_tensor(what: str, given: Tensor, expected: Tensor, *, finite: bool = True) -> None:
+    """A tensor in a file has the shape and the kind of number of the one that it is for.
+
+    Raises:
+        InputError: it has not, or a number in it is NaN or infinite where all are to be `finite`.
+    """
+    if given.shape != expected.shape or given.is_floating_point() != expected.is_floating_point():
+        raise InputError(
+            f"expected {what} as {tuple(expected.shape)} of {expected.dtype}, got {tuple(given.shape)} of {given.dtype}"
+        )
+    if finite and given.is_floating_point() and not bool(given.isfinite().all()):
+        raise InputError(f"expected finite numbers in {what}, got NaN or infinite ones")
