@@ -90,19 +90,41 @@ def _best_of_n(folder: RunFolder, rng: np.random.Generator) -> None:
 def _rewarded(round: int) -> dict[str, Any]:
     """A sound reward model's figures; from the second round on, with how the rounds agree."""
     shares = [{"name": "simulated", "n": 400, "accuracy": 0.81}]
-    lengths = {"below -10": 0.7, "-10 to -6": 0.74, "-5 to -3": 0.78, "-2 to -1": 0.77, "equal": 0.8, "+1 to +2": 0.82,
-               "+3 to +5": 0.86, "+6 to +10": 0.9, "above +10": 0.93}  # fmt: skip
+    lengths = {
+        "below -10": 0.7,
+        "-10 to -6": 0.74,
+        "-5 to -3": 0.78,
+        "-2 to -1": 0.77,
+        "equal": 0.8,
+        "+1 to +2": 0.82,
+        "+3 to +5": 0.86,
+        "+6 to +10": 0.9,
+        "above +10": 0.93,
+    }
     bins = [(0.53, 0.55, 60), (0.64, 0.61, 70), (0.75, 0.77, 90), (0.86, 0.84, 110), (0.95, 0.93, 70)]
     metrics = {
-        "pairs": 3600, "accuracy": 0.81, "clean_accuracy": 0.83, "n": 400, "members": 1, "nll": 0.43, "ece": 0.021,
-        "margin": 1.3, "length_correlation": 0.2, "chance": 1e-30, "score_std": 1.4, "length_controlled": 0.792,
-        "length_controlled_pairs": 380, "longer_chosen": 0.55, "complaints": [],
+        "pairs": 3600,
+        "accuracy": 0.81,
+        "clean_accuracy": 0.83,
+        "n": 400,
+        "members": 1,
+        "nll": 0.43,
+        "ece": 0.021,
+        "margin": 1.3,
+        "length_correlation": 0.2,
+        "chance": 1e-30,
+        "score_std": 1.4,
+        "length_controlled": 0.792,
+        "length_controlled_pairs": 380,
+        "longer_chosen": 0.55,
+        "complaints": [],
         "reliability": [
             {"low": p - 0.03, "high": p + 0.03, "n": n, "confidence": p, "accuracy": a} for p, a, n in bins
         ],
-        "by_annotator": shares, "by_source": [shares[0] | {"name": "the SFT policy"}],
+        "by_annotator": shares,
+        "by_source": [shares[0] | {"name": "the SFT policy"}],
         "by_length": [{"name": name, "n": 40, "accuracy": value} for name, value in lengths.items()],
-    }  # fmt: skip
+    }
     if round > 1:
         table = [[0.81 - 0.1 * max(0, j - i) for j in range(round)] for i in range(round)]
         metrics["staleness"] = {"pairs": [400] * round, "accuracy": table, "gold": [0.87] * round}
@@ -178,8 +200,14 @@ def _evaluation(folder: RunFolder, rounds: int, seeds: int, gold: bool, evil: st
         )
     for row in rows[2:]:
         _tokens(folder, row["name"], gold, evil)
-    return {"judge": "gold" if gold else "proxy", "prompts": 400, "best_of": 4, "rounds": rounds, "policies": [],
-            "summary": rows}  # fmt: skip
+    return {
+        "judge": "gold" if gold else "proxy",
+        "prompts": 400,
+        "best_of": 4,
+        "rounds": rounds,
+        "policies": [],
+        "summary": rows,
+    }
 
 
 def _tokens(folder: RunFolder, name: str, gold: bool, evil: str) -> None:

@@ -94,8 +94,15 @@ class Comparison(NamedTuple):
         medians = [statistics.median(self.rates[name]) for name in (ours, theirs)]
         spread = f"rounds {min(each):.2f}–{max(each):.2f}" if len(each) > 1 else "one round"
         note = f"{note}; {spread}" if note else spread
-        return Row(what, size, f"`{theirs}`" if theirs == "generate" else theirs, *medians, statistics.median(each),
-                   target, note=note)  # fmt: skip
+        return Row(
+            what,
+            size,
+            f"`{theirs}`" if theirs == "generate" else theirs,
+            *medians,
+            statistics.median(each),
+            target,
+            note=note,
+        )
 
 
 class Variant(NamedTuple):

@@ -52,8 +52,9 @@ def test_what_was_placed_by_hand_stays_and_a_warning_says_so(folders):
     with pytest.warns(UserWarning, match="the policy is on meta") as said:
         env.follow(META)
     assert [str(w.message).partition(":")[0] for w in said] == [
-        "the policy is on meta and π_ref on cpu", "the policy is on meta and r_φ on cpu"
-    ]  # fmt: skip
+        "the policy is on meta and π_ref on cpu",
+        "the policy is on meta and r_φ on cpu",
+    ]
     assert devices(env) == ["cpu", "cpu"]
 
 

@@ -101,9 +101,16 @@ def test_constraint_holds_the_mean_kl_and_finds_the_multiplier(seed):
     """Against the exact answer: on an environment that can be enumerated, the β whose optimum has a KL of 1."""
     limit, task, seen = 1.0, tabular_task(seed), Rollouts()
     agent = TokenPPO(
-        env=task.env(256), n_episodes=256, batch_size=64, n_epochs=2, learning_rate=0.08, seed=seed, device="cpu",
-        kl_controller=ConstraintKL(1.0, limit), policy_kwargs={"use_cache": False},
-    )  # fmt: skip
+        env=task.env(256),
+        n_episodes=256,
+        batch_size=64,
+        n_epochs=2,
+        learning_rate=0.08,
+        seed=seed,
+        device="cpu",
+        kl_controller=ConstraintKL(1.0, limit),
+        policy_kwargs={"use_cache": False},
+    )
     agent.learn(24_000, callback=seen)
     last = np.array(seen.kls)[len(seen.kls) // 2 :]
     beta = float(np.exp(np.log(seen.betas[len(seen.betas) // 2 :]).mean()))

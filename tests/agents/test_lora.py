@@ -73,8 +73,17 @@ def environment(reference, **overrides):
 
 
 def learner(env, **policy_kwargs):
-    return TokenPPO("LMPolicy", env, n_episodes=8, batch_size=4, n_epochs=2, learning_rate=1e-2, seed=0, device="cpu",
-                    policy_kwargs=policy_kwargs)  # fmt: skip
+    return TokenPPO(
+        "LMPolicy",
+        env,
+        n_episodes=8,
+        batch_size=4,
+        n_epochs=2,
+        learning_rate=1e-2,
+        seed=0,
+        device="cpu",
+        policy_kwargs=policy_kwargs,
+    )
 
 
 def weights(module):
@@ -333,16 +342,32 @@ def test_a_reward_model_begins_from_the_merged_weights():
 
 def test_other_agents_take_an_adapter():
     env = TokenVectorEnv(4, **word_settings(kl_coef=0.1))
-    agent = PPO(LMActorCriticPolicy, SB3VecEnv(env), n_steps=8, batch_size=16, n_epochs=1, device="cpu", seed=0,
-                learning_rate=1e-2, policy_kwargs={"model": Shared(tiny_gpt2(seed=1)), "lora": LoRA()})  # fmt: skip
+    agent = PPO(
+        LMActorCriticPolicy,
+        SB3VecEnv(env),
+        n_steps=8,
+        batch_size=16,
+        n_epochs=1,
+        device="cpu",
+        seed=0,
+        learning_rate=1e-2,
+        policy_kwargs={"model": Shared(tiny_gpt2(seed=1)), "lora": LoRA()},
+    )
     env.attach(agent.policy)
     before = weights(agent.policy)
     agent.learn(32)
     moved = {name for name, value in agent.policy.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {n for n in before if is_adapters(n) or n.startswith("value_head.")}
 
-    dpo = DPO("LMPolicy", environment(Shared(tiny_gpt2(seed=1))), n_episodes=8, seed=0, device="cpu",
-              learning_rate=1e-2, policy_kwargs={"lora": LoRA()})  # fmt: skip
+    dpo = DPO(
+        "LMPolicy",
+        environment(Shared(tiny_gpt2(seed=1))),
+        n_episodes=8,
+        seed=0,
+        device="cpu",
+        learning_rate=1e-2,
+        policy_kwargs={"lora": LoRA()},
+    )
     before = weights(dpo.policy)
     dpo.learn(40)
     moved = {name for name, value in dpo.policy.named_parameters() if not torch.equal(value, before[name])}

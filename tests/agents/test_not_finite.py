@@ -122,8 +122,16 @@ def test_a_checkpoint_in_half_precision_begins_at_kl_0(dtype, policy, source, tm
     model.save_pretrained(tmp_path)
     reference = Shared(model) if source == "shared" else tmp_path
     env = TokenVectorEnv(4, **word_settings(reward_timing="deferred", reference=reference))
-    agent = TokenPPO("LMPolicy", env, n_episodes=8, batch_size=8, learning_rate=1e-4, seed=0, device="cpu",
-                     policy_kwargs=policy | {"model": reference})  # fmt: skip
+    agent = TokenPPO(
+        "LMPolicy",
+        env,
+        n_episodes=8,
+        batch_size=8,
+        learning_rate=1e-4,
+        seed=0,
+        device="cpu",
+        policy_kwargs=policy | {"model": reference},
+    )
     _, callback = agent._setup_learn(1, None)
     agent.collect_rollouts(agent.env, callback)
     assert np.abs(agent.rollout.rewards.log_ratios).max() < 5e-6  # rounding in fp32

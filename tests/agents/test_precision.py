@@ -21,8 +21,17 @@ def environment(**overrides):
 
 def agent(env, device="cpu", **policy_kwargs):
     settings = {"model": Shared(tiny_llama(seed=1))} | policy_kwargs
-    return TokenPPO("LMPolicy", env, n_episodes=8, batch_size=4, n_epochs=2, learning_rate=1e-2, seed=0, device=device,
-                    policy_kwargs=settings)  # fmt: skip
+    return TokenPPO(
+        "LMPolicy",
+        env,
+        n_episodes=8,
+        batch_size=4,
+        n_epochs=2,
+        learning_rate=1e-2,
+        seed=0,
+        device=device,
+        policy_kwargs=settings,
+    )
 
 
 def test_chunks_give_the_values_and_gradients_of_the_whole(monkeypatch):

@@ -460,12 +460,14 @@ DAMAGE = {
     ),
     "a schedule of something": (with_data(schedules__device="cpu"), r"the schedules of a TokenPPO .*'device'"),
     "a setting of the optimizer": (
-        with_data(optimizer_groups__0__lr=float("inf")), "expected a finite lr of the optimizer, got inf",
+        with_data(optimizer_groups__0__lr=float("inf")),
+        "expected a finite lr of the optimizer, got inf",
     ),
     "other groups": (
-        with_data(optimizer_groups__0__params=[0]), "groups of the policy's parameters, got other groups",
+        with_data(optimizer_groups__0__params=[0]),
+        "groups of the policy's parameters, got other groups",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

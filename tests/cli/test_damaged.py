@@ -49,14 +49,23 @@ FILES: dict[str, tuple[str | bytes, str]] = {
 COMMANDS: dict[str, list[str]] = {
     "prompts": ["run", "--run-dir", "{out}", "--model", "{root}/lm", "--prompts", "{file}", "--max-new-tokens", "4"],
     "preferences": [
-        "run", "--run-dir", "{out}", "--model", "{root}/lm", "--prompts", "{root}/pairs.jsonl", "--preferences",
-        "{file}", "--max-new-tokens", "4",
+        "run",
+        "--run-dir",
+        "{out}",
+        "--model",
+        "{root}/lm",
+        "--prompts",
+        "{root}/pairs.jsonl",
+        "--preferences",
+        "{file}",
+        "--max-new-tokens",
+        "4",
     ],
     "corpus": ["run", "--run-dir", "{out}", "--corpus", "{file}"],
     "check": ["preferences", "check", "{file}"],
     "import": ["preferences", "import", "{file}", "{out}"],
     "diagnose": ["diagnose", "--reward-model", "{root}/rm", "--preferences", "{file}"],
-}  # fmt: skip
+}
 
 
 def message(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -189,9 +198,20 @@ def test_bad_rows_are_skipped_and_long_ones_dropped(
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("\n".join([good.strip(), "{", long, empty, same]))
     arguments = [
-        "run", "--run-dir", str(tmp_path / "out"), "--model", str(root / "lm"), "--prompts", str(root / "pairs.jsonl"),
-        "--preferences", str(pairs), "--max-new-tokens", "4", "--device", "cpu",
-    ]  # fmt: skip
+        "run",
+        "--run-dir",
+        str(tmp_path / "out"),
+        "--model",
+        str(root / "lm"),
+        "--prompts",
+        str(root / "pairs.jsonl"),
+        "--preferences",
+        str(pairs),
+        "--max-new-tokens",
+        "4",
+        "--device",
+        "cpu",
+    ]
 
     def stop(_: object, __: int) -> None:
         raise KeyboardInterrupt

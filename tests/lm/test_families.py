@@ -20,15 +20,49 @@ from tests import tiny
 from tests.toy import word_settings
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 29, "hidden_size": 32, "n_embd": 32, "d_model": 32, "intermediate_size": 48, "n_inner": 48,
-    "ffn_dim": 48, "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "num_attention_heads": 4,
-    "attention_heads": 4, "n_head": 4, "n_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rotary_dim": 4,
-    "max_position_embeddings": 64, "n_positions": 64, "n_ctx": 64, "max_seq_len": 64, "word_embed_proj_dim": 32,
-    "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "lru_width": 32, "state_size": 8,
-    "attention_hidden_size": 32, "context_length": 64, "mamba_d_state": 8, "sliding_window": 6, "window_size": 6,
-    "attention_window_size": 6, "attention_chunk_size": 6, "local_attention": 6, "pad_token_id": 0, "eos_token_id": 1,
-    "bos_token_id": 2, "initializer_range": 0.2, "init_std": 0.2, "intermediate_size_mlp": 48,
-}  # fmt: skip
+    "vocab_size": 29,
+    "hidden_size": 32,
+    "n_embd": 32,
+    "d_model": 32,
+    "intermediate_size": 48,
+    "n_inner": 48,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "n_layers": 2,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "attention_heads": 4,
+    "n_head": 4,
+    "n_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rotary_dim": 4,
+    "max_position_embeddings": 64,
+    "n_positions": 64,
+    "n_ctx": 64,
+    "max_seq_len": 64,
+    "word_embed_proj_dim": 32,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "lru_width": 32,
+    "state_size": 8,
+    "attention_hidden_size": 32,
+    "context_length": 64,
+    "mamba_d_state": 8,
+    "sliding_window": 6,
+    "window_size": 6,
+    "attention_window_size": 6,
+    "attention_chunk_size": 6,
+    "local_attention": 6,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+    "initializer_range": 0.2,
+    "init_std": 0.2,
+    "intermediate_size_mlp": 48,
+}
 
 
 def build(kind: str, **own: Any) -> PreTrainedModel:
@@ -41,8 +75,13 @@ def build(kind: str, **own: Any) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config).float().eval()
 
 
-LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
-            "short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 1.5]}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 16,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0, 3.0, 2.0, 1.5],
+}
 HALF_SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
 CACHED: dict[str, tuple[str, dict[str, Any]]] = {
     "learned positions, projected states": ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
@@ -121,8 +160,13 @@ def test_families_that_are_recomputed_say_so(name):
 
 
 def test_what_reads_later_tokens_is_refused():
-    config = AutoConfig.for_model("bert-generation", **{k: SIZES[k] for k in ("vocab_size", "hidden_size")},
-                                  num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)  # fmt: skip
+    config = AutoConfig.for_model(
+        "bert-generation",
+        **{k: SIZES[k] for k in ("vocab_size", "hidden_size")},
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+    )
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ValueError, match=r"of a right-padded batch = model\(x\) of each row alone"):
         LMParts(model)
@@ -153,13 +197,16 @@ def test_a_window_far_beyond_a_short_check_is_seen_where_rows_get_so_long():
         Decoder(model, use_cache=True).check(300)
 
 
-@pytest.mark.parametrize(("kind", "own", "named"), [
-    ("mistral", {"sliding_window": 4096, "max_position_embeddings": 32768}, [4096]),
-    ("gemma2", HALF_SLIDING | {"sliding_window": 4096, "max_position_embeddings": 8192}, [4096]),
-    ("gpt_oss", HALF_SLIDING | {"sliding_window": 128, "max_position_embeddings": 131072}, [128]),
-    ("llama4_text", {"attention_chunk_size": 8192, "max_position_embeddings": 16384}, [8192]),
-    ("recurrent_gemma", {"attention_window_size": 2048, "num_hidden_layers": 3}, [2048]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "own", "named"),
+    [
+        ("mistral", {"sliding_window": 4096, "max_position_embeddings": 32768}, [4096]),
+        ("gemma2", HALF_SLIDING | {"sliding_window": 4096, "max_position_embeddings": 8192}, [4096]),
+        ("gpt_oss", HALF_SLIDING | {"sliding_window": 128, "max_position_embeddings": 131072}, [128]),
+        ("llama4_text", {"attention_chunk_size": 8192, "max_position_embeddings": 16384}, [8192]),
+        ("recurrent_gemma", {"attention_window_size": 2048, "num_hidden_layers": 3}, [2048]),
+    ],
+)
 def test_small_copies_have_low_thresholds_and_the_same_class(kind, own, named):
     trunk = LMParts(build(kind, **own)).module
     small = small_copy(trunk)

@@ -17,9 +17,14 @@ from rlhf_gym.lm.memory import free_memory, micro_batch, rows_at_once, sizes, sl
 from tests.tiny import tiny_gpt2
 
 SMOLLM2 = LlamaConfig(
-    hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-    vocab_size=49_152, tie_word_embeddings=True,
-)  # fmt: skip
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49_152,
+    tie_word_embeddings=True,
+)
 
 
 def test_sizes_of_a_model_of_135m_weights() -> None:

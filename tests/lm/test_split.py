@@ -57,8 +57,17 @@ def test_what_cannot_be_cut_is_refused():
 
 def agent(freeze_layers, env, **kwargs):
     settings = {"model": Shared(tiny.tiny_gpt2(n_layer=3, seed=1)), "freeze_layers": freeze_layers}
-    return TokenPPO("LMPolicy", env, n_episodes=8, batch_size=4, learning_rate=1e-2, seed=0, device="cpu",
-                    policy_kwargs=settings, **kwargs)  # fmt: skip
+    return TokenPPO(
+        "LMPolicy",
+        env,
+        n_episodes=8,
+        batch_size=4,
+        learning_rate=1e-2,
+        seed=0,
+        device="cpu",
+        policy_kwargs=settings,
+        **kwargs,
+    )
 
 
 def environment(**overrides):

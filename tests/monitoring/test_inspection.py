@@ -37,8 +37,18 @@ def vector_env(**overrides) -> TokenVectorEnv:
 
 
 def test_a_rollout_is_seen_as_the_agent_trains_on_it() -> None:
-    agent = TokenPPO("LMPolicy", vector_env(), n_episodes=6, batch_size=3, n_epochs=1, gae_lambda=0.9,
-                     normalize_advantage=False, policy_kwargs=KWARGS, seed=0, device="cpu")  # fmt: skip
+    agent = TokenPPO(
+        "LMPolicy",
+        vector_env(),
+        n_episodes=6,
+        batch_size=3,
+        n_epochs=1,
+        gae_lambda=0.9,
+        normalize_advantage=False,
+        policy_kwargs=KWARGS,
+        seed=0,
+        device="cpu",
+    )
     agent.learn(1, callback=(look := Look()))
     for row, view in enumerate(look.views):
         length = len(view.tokens)
@@ -47,8 +57,12 @@ def test_a_rollout_is_seen_as_the_agent_trains_on_it() -> None:
             expected = getattr(look.buffer, name)[row, :length].numpy()
             assert vars(view)[name] == pytest.approx(expected, abs=1e-4), name
         assert view.rewards.sum() == pytest.approx(view.score - 0.1 * view.log_ratios.sum(), abs=1e-5)
-        a, r = gae(*torch.tensor(np.stack([view.rewards, view.values]))[:, None], torch.ones(1, length), gamma=1.0,
-                   gae_lambda=0.9)  # fmt: skip
+        a, r = gae(
+            *torch.tensor(np.stack([view.rewards, view.values]))[:, None],
+            torch.ones(1, length),
+            gamma=1.0,
+            gae_lambda=0.9,
+        )
         assert (view.advantages == a[0].numpy()).all() and (view.returns == r[0].numpy()).all()
         assert (view.gamma, view.gae_lambda) == (1.0, 0.9) and view.entropy.min() >= 0
 

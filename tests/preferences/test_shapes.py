@@ -207,8 +207,9 @@ def test_labels_of_kto_make_pairs_of_one_prompts_rows(tmp_path: Path) -> None:
     said = [("p", "a", True), ("p", "b", False), ("p", "c", False), ("q", "alone", True)]
     found = load_preferences(file(tmp_path, *({"prompt": x, "completion": y, "label": z} for x, y, z in said)))
     assert [(p.chosen, p.rejected, p.margin, p.weight) for p in found.records] == [
-        ("a", "b", None, 0.5), ("a", "c", None, 0.5),
-    ]  # fmt: skip
+        ("a", "b", None, 0.5),
+        ("a", "c", None, 0.5),
+    ]
     assert found.summary() == [
         "data.jsonl: 1 single responses make no pair: no other one to their prompt is judged otherwise"
     ]

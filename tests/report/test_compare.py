@@ -40,8 +40,12 @@ def test_two_runs_and_what_differs(tmp_path: Path) -> None:
     rows = re.findall(r"<td><code>(.*?)</code></td>(.*?)</tr>", source)
     assert rows == [("agent.kl_coef", "<td>0.1</td><td>0.02</td>")], "all else is the same"
     assert page.text.count("without KL penalty") >= 2 and "SFT" in page.text
-    names = [line[0] for tag, a in page.tags if tag == "svg" and "data-lines" in a
-             for line in json.loads(a["data-lines"] or "[]")]  # fmt: skip
+    names = [
+        line[0]
+        for tag, a in page.tags
+        if tag == "svg" and "data-lines" in a
+        for line in json.loads(a["data-lines"] or "[]")
+    ]
     assert names.count("tight") == names.count("loose") >= 8 and "tight, without KL" in names
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(|<link|<img|<iframe| src=", source)
     links = [a["href"] for tag, a in page.tags if tag == "a"]
@@ -70,9 +74,20 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     fresh = made_up_run(tmp_path / "fresh")
     shutil.rmtree(fresh.stage("evaluate"))
     ungolden = made_up_run(tmp_path / "ungolden", gold=False)
-    write_jsonl(done.seed("train", 1, 1) / "alarms.jsonl", [
-        {"name": "length", "rollout": 3, "tokens": 4000, "seen": "responses of 31 tokens <b>", "why": "", "cure": "",
-         "until": None}])  # fmt: skip
+    write_jsonl(
+        done.seed("train", 1, 1) / "alarms.jsonl",
+        [
+            {
+                "name": "length",
+                "rollout": 3,
+                "tokens": 4000,
+                "seen": "responses of 31 tokens <b>",
+                "why": "",
+                "cure": "",
+                "until": None,
+            }
+        ],
+    )
     page = page_of(write_report([done, fresh, ungolden], tmp_path / "page.html"))
     assert "not evaluated yet" in page.text and "trained, not evaluated: rlhf-gym run --run-dir" in page.text
     assert "no gold reward: rφ itself is the judge, and overrates" in page.text
