@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from tyro.conf import Suppress
 
 from benchmarks.models import SMALL, TINY, Shape, now
 
@@ -20,9 +19,12 @@ Say = Callable[[str], None]
 class Settings:
     """The settings that all measurements of a run share."""
 
-    shapes: tuple[Shape, ...] = (TINY, SMALL)
-    device: str = "cpu"
+    shapes: Annotated[tuple[Shape, ...], Suppress] = (TINY, SMALL)
+    """The models."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where both sides run."""
     threads: int = 2
+    """The number of torch's threads, for both sides."""
     rounds: int = 5
     """Timed repeats of each variant, in turn with the others."""
     min_seconds: float = 0.3
@@ -30,14 +32,17 @@ class Settings:
     warm_ups: int = 5
     """Untimed calls of each variant: after so many the decoder has recorded its one-token steps."""
     batches: tuple[int, ...] = (1, 16, 64)
+    """Batches of the loops."""
     response: int = 48
     """Tokens of each response."""
     long_response: int = 512
+    """Tokens of a long response."""
     episodes: int = 256
     """How many episodes of unequal lengths there are."""
     ppo_episodes: int = 64
+    """Episodes of a PPO iteration."""
     ppo_response: int = 48
-    """Episodes of a PPO iteration, and tokens of each of its responses."""
+    """Tokens of each of its responses."""
 
 
 @dataclass(frozen=True)
@@ -133,25 +138,6 @@ def round_robin(variants: Mapping[str, Variant], *, rounds: int, min_seconds: fl
                 seconds = now(device) - started
             rates[name].append(count / seconds)
     return Comparison(rates)
-
-
-class ForeignLoad:
-    """The share of all cores that others have used since the object was made: Linux's /proc/stat less this process and
-    its children."""
-
-    def __init__(self) -> None:
-        self._start = self._read()
-
-    def __call__(self) -> float:
-        """The share, 0 … 1."""
-        wall, others = (b - a for a, b in zip(self._start, self._read(), strict=True))
-        return max(0.0, others) / max(wall * (os.cpu_count() or 1), 1e-9)
-
-    @staticmethod
-    def _read() -> tuple[float, float]:
-        user, nice, system, _, _, irq, soft_irq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
-        busy = (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), busy - sum(os.times()[:4])
 
 
 def markdown(rows: Sequence[Row], heading: str) -> str:

@@ -10,23 +10,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from benchmarks.compare import Row, Say, Settings
 from benchmarks.models import Iteration, Shape
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 MISSING = "TRL was not run: give --peer-python, a Python that has trl 1.12"
-
-
-class Runner(Protocol):
-    """Who runs an iteration and says what it took."""
-
-    def ours(self, given: Iteration) -> dict[str, Any]:
-        """What `own_ppo.measure` gives."""
-
-    def peer(self, given: Iteration) -> dict[str, Any] | None:
-        """What `peer_ppo.measure` gives; None where there is no peer."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +26,11 @@ class Processes:
     peer_python: Path | None
 
     def ours(self, given: Iteration) -> dict[str, Any]:
-        """Run our agent in this Python."""
+        """Run our agent in this Python: what `own_ppo.measure` gives."""
         return self._run(sys.executable, "benchmarks.own_ppo", given)
 
     def peer(self, given: Iteration) -> dict[str, Any] | None:
-        """Run the peer in its own Python, if there is one."""
+        """Run the peer in its own Python, if there is one: what `peer_ppo.measure` gives."""
         return None if self.peer_python is None else self._run(str(self.peer_python), "benchmarks.peer_ppo", given)
 
     @staticmethod
@@ -83,13 +73,7 @@ KINDS = {
 }
 
 
-def measure(
-    settings: Settings,
-    say: Say,
-    runner: Runner,
-    kinds: tuple[str, ...] = tuple(KINDS),
-    peers: tuple[str, ...] = ("full", "lora"),
-) -> list[Row]:
+def measure(settings: Settings, say: Say, runner: Processes) -> list[Row]:
     """Tokens a second and memory, against the peer's and against our own iteration of all layers."""
     rows = []
     for shape in settings.shapes:
@@ -102,26 +86,23 @@ def measure(
             response=settings.ppo_response,
             episodes=settings.ppo_episodes,
         )
-        asked = [kind for kind in KINDS if kind in kinds]
-        wanted = [peer for peer in peers if any(KINDS[kind].peer == peer for kind in asked)]
         half = dataclasses.replace(given, warm_ups=min(1, settings.warm_ups), iterations=-(-settings.rounds // 2))
-        turns = (wanted, asked, wanted) if settings.rounds > 1 else (wanted, asked)
         theirs: dict[str, list[dict[str, Any]]] = {"full": [], "lora": []}
-        ours: dict[str, dict[str, Any]] = {}
-        for turn in turns:
-            for kind in turn:
-                who = "ours" if turn is asked else "the peer's"
-                run, plan = (runner.ours, given) if turn is asked else (runner.peer, half)
-                found = run(dataclasses.replace(plan, kind=kind))
-                if found is None:
-                    continue
-                rate = given.episodes * given.response / statistics.median(found["seconds"])
-                say(f"{shape.name}: PPO iterations, {kind}, {who}: {rate:.1f} tokens/s, {found['peak_mb']:,.0f} MB")
-                if turn is asked:
-                    ours[kind] = found
-                else:
-                    theirs[kind].append(found)
-        rows += [row for kind in asked for row in _rows(given, kind, ours, theirs[KINDS[kind].peer])]
+
+        def ask_peer(half: Iteration = half, theirs: dict[str, list[dict[str, Any]]] = theirs) -> None:
+            for kind, found in theirs.items():
+                say(f"{half.shape.name}: PPO iterations, {kind}, the peer's")
+                measured = runner.peer(dataclasses.replace(half, kind=kind))
+                found += [] if measured is None else [measured]
+
+        ask_peer()
+        ours = {}
+        for kind in KINDS:
+            say(f"{shape.name}: PPO iterations, {kind}, ours")
+            ours[kind] = runner.ours(dataclasses.replace(given, kind=kind))
+        if settings.rounds > 1:
+            ask_peer()
+        rows += [row for kind in KINDS for row in _rows(given, kind, ours, theirs[KINDS[kind].peer])]
     return rows
 
 
@@ -143,7 +124,7 @@ def _rows(given: Iteration, kind: str, ours: dict[str, dict[str, Any]], peers: l
     rows.append(
         Row(f"{what}: peak MB", size, name, peak, most, peak / most if most else None, goals.memory, True, note=note)
     )
-    if goals.than_full is not None and "full" in ours:
+    if goals.than_full is not None:
         full = tokens / statistics.median(ours["full"]["seconds"])
         rows.append(Row(what, size, "ours, all layers, fp32", rate, full, rate / full, goals.than_full))
     return rows
@@ -152,7 +133,7 @@ def _rows(given: Iteration, kind: str, ours: dict[str, dict[str, Any]], peers: l
 LARGE_VOCABULARY = Shape("1 layer, V=49,152", 1, 576, 49_152, 9)
 
 
-def measure_vocabulary(settings: Settings, say: Say, runner: Runner) -> list[Row]:
+def measure_vocabulary(settings: Settings, say: Say, runner: Processes) -> list[Row]:
     """What evaluating 16 responses of 256 tokens in one minibatch takes above what is there before, against an fp32
     tensor (B, T, V) of them."""
     rows = []

@@ -1,5 +1,7 @@
 """Stable-Baselines3's own agents learn on token environments, with the language model as their policy."""
 
+import time
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from rlhf_gym.agents import AttachPolicy, LMActorCriticPolicy
+from rlhf_gym.agents.observations import pack_prefixes, read
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.lm import Shared
 from rlhf_gym.tasks import reviews_task
@@ -351,3 +354,30 @@ def test_the_reviews_from_end_to_end(name):
     before_any_update = [info["kl"] for info in ends.infos][:2]
     assert all(abs(kl) < 1e-3 for kl in before_any_update)
     assert model.policy.optimizer.state
+
+
+def test_a_large_minibatch_shares_prefixes():
+    """Stock PPO shuffles single steps; the policy runs each episode of a minibatch once, however many steps it gives.
+
+    With `-s` this prints the table of docs/bring_your_own_agent.md: one epoch over one rollout, by minibatch size.
+    """
+    slots, n_steps = 32, 48
+    env = SB3VecEnv(gym.make_vec("rlhf_gym/Reviews-v0", num_envs=slots))
+    settings = {"n_steps": n_steps, "batch_size": slots * n_steps, "n_epochs": 1, "gamma": 1.0, "learning_rate": 1e-5}
+    model = {"model": str(reviews_task().sft)}
+    agent = PPO(LMActorCriticPolicy, env, policy_kwargs=model, seed=0, device="cpu", **settings)
+    _, callback = agent._setup_learn(slots * n_steps, AttachPolicy())
+    callback.on_training_start({}, {})
+    agent.collect_rollouts(env, callback, agent.rollout_buffer, n_steps)
+    saved = []
+    for agent.batch_size in (32, 96, 384, 768, slots * n_steps):
+        np.random.seed(0)  # noqa: NPY002 (SB3's buffer shuffles by it)
+        rows = [read(data.observations) for data in agent.rollout_buffer.get(agent.batch_size)]
+        unpacked = sum(len(ids) * int(lengths.max()) for ids, lengths in rows)
+        packed = sum(len(pack_prefixes(ids, lengths).leaders) * int(lengths.max()) for ids, lengths in rows)
+        started = time.perf_counter()
+        agent.train()
+        seconds = time.perf_counter() - started
+        saved.append(unpacked / packed)
+        print(f"| {agent.batch_size} | {len(rows)} | {unpacked:,} | {packed:,} | {saved[-1]:.1f}× | {seconds:.1f} |")
+    assert saved == sorted(saved) and saved[0] > 1 and saved[-1] > 8
