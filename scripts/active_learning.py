@@ -221,7 +221,6 @@ def print_curves(curves: dict[Way, np.ndarray]) -> None:
 
 
 def main() -> None:
-    study.command(__doc__)
     task = reviews_task()
     half = TOTAL // 2
     with quiet_transformers():
@@ -251,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    study.run_script(main)

@@ -96,20 +96,18 @@ def gold_of_the_last(folder: RunFolder) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    a = study.command(
-        __doc__,
-        seeds=(3, "of everything"),
-        labels=(2_000, "ordinary preferences to begin with"),
-        pairs=(400, "adversarial ones, and as many ordinary ones instead"),
-        tokens=(24_000, "of each PPO run"),
-        run_dir=(Path("runs/adversarial"), "gone on with if it is there"),
-    )
+def main(
+    seeds: int = 3,
+    labels: int = 2_000,
+    pairs: int = 400,
+    tokens: int = 24_000,
+    run_dir: Path = Path("runs/adversarial"),
+) -> None:
     found = []
-    for seed in range(a.seeds):
-        root = a.run_dir / f"seed-{seed}"
-        found.append(study.kept(root / "figures.json", lambda: arms(root, seed, a.labels, a.pairs, a.tokens)))  # noqa: B023
-    print(f"{a.labels} labels, then {a.pairs} more; {a.seeds} seeds, mean ± standard error")
+    for seed in range(seeds):
+        root = run_dir / f"seed-{seed}"
+        found.append(study.kept(root / "figures.json", lambda: arms(root, seed, labels, pairs, tokens)))  # noqa: B023
+    print(f"{labels} labels, then {pairs} more; {seeds} seeds, mean ± standard error")
     rows = []
     for name in found[0]["before"]:
         form = ".1%" if name.startswith("r_φ") else ".2f"
@@ -118,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    study.run_script(main)

@@ -38,9 +38,6 @@ TOKENS = 20_000
 WITHOUT_KL: StageName = "without_kl"
 
 
-# -- runs that are made to go wrong ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Provocation:
     """A run that goes wrong in one way."""
@@ -140,9 +137,6 @@ def gold_of_the_policy(agent: Any) -> float:
     return float(gold_scores(task.gold, samples).mean())
 
 
-# -- the runs ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Row:
     """A run, and what its alarms said."""
@@ -190,9 +184,6 @@ def provoked_runs(root: Path, seed: int) -> list[Row]:
     return rows
 
 
-# -- what came out -----------------------------------------------------------------------------------------------------
-
-
 def table(rows: list[Row]) -> str:
     """Run × alarm: thousands of tokens at which each fired; in bold those a run was to set off."""
     lines = []
@@ -234,22 +225,18 @@ def print_counts(healthy: list[Row], provoked: list[Row]) -> None:
     print("\n".join([*false, total, *missed]))
 
 
-def main() -> None:
-    a = study.command(
-        __doc__,
-        seeds=(tuple(range(200, 208)), "consecutive"),
-        run_dir=(Path("runs/alarms"), "gone on with if it is there"),
-    )
-    folder = default_runs(a.run_dir, list(a.seeds))
+def main(seeds: tuple[int, ...] = tuple(range(200, 208)), run_dir: Path = Path("runs/alarms")) -> None:
+    """Make the runs of these consecutive seeds, and print what their alarms said."""
+    folder = default_runs(run_dir, list(seeds))
     exploited = ("kl_high", "drift", "held_out")
-    healthy = [row_of(f"healthy, seed {s}", (), folder.seed("train", 1, s)) for s in a.seeds]
-    free = [row_of(f"no KL penalty, seed {s}", exploited, folder.seed(WITHOUT_KL, 1, s)) for s in a.seeds]
-    provoked = provoked_runs(a.run_dir, a.seeds[0])
+    healthy = [row_of(f"healthy, seed {s}", (), folder.seed("train", 1, s)) for s in seeds]
+    free = [row_of(f"no KL penalty, seed {s}", exploited, folder.seed(WITHOUT_KL, 1, s)) for s in seeds]
+    provoked = provoked_runs(run_dir, seeds[0])
     print(table([*healthy, *free, *provoked]))
     print("\nwithout the KL penalty (gold: the mean of five rollouts)")
-    print(timing(folder, a.seeds, free))
+    print(timing(folder, list(seeds), free))
     print_counts(healthy, [*free, *provoked])
 
 
 if __name__ == "__main__":
-    main()
+    study.run_script(main)

@@ -35,9 +35,6 @@ FAULTY = ("length", "confidence")  # annotators with a fault have a run without 
 Changes = Mapping[str, Any]  # of fields of settings
 
 
-# -- the runs ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Settings:
     """How large the runs are."""
@@ -138,9 +135,6 @@ def against(folder: RunFolder) -> TaskConfig:
     return TaskConfig(reward_model=str((folder.stage("reward") / "model").resolve()))
 
 
-# -- what is measured --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Measured:
     """An arm's figures."""
@@ -196,9 +190,6 @@ def read_alarms(path: Path, tokens: np.ndarray) -> list[dict[str, Any]]:
     return [alarm | {"tokens": int(tokens[alarm["rollout"] - 1])} for alarm in alarms]
 
 
-# -- the pictures ------------------------------------------------------------------------------------------------------
-
-
 TITLES = {
     "score": r"score of $r_\varphi$: what PPO sees",
     "gold": "gold: what is good",
@@ -224,9 +215,6 @@ def draw_figure(name: str, arms: Sequence[Measured], path: Path) -> None:
         axes[0, 0].legend()
         if arms[0].alarms:
             axes[0, 0].axvline(arms[0].alarms[0]["tokens"] / 1000, color=COLOURS[0], linewidth=1, linestyle=":")
-
-
-# -- the page ----------------------------------------------------------------------------------------------------------
 
 
 def section(name: str, arms: Sequence[Measured], sound: Measured) -> str:
@@ -272,9 +260,6 @@ def alarm_texts(arm: Measured) -> str:
     return f"{', '.join(told)}. The first said: “{arm.alarms[0]['seen']}”" if told else "none"
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
 def make_gallery(settings: Settings, docs: Path) -> None:
     """The runs, the pictures and the page's figures."""
     failures, without_fault = run_all(settings)
@@ -287,14 +272,10 @@ def make_gallery(settings: Settings, docs: Path) -> None:
         print(f"{name}\n{text}")
 
 
-def main() -> None:
-    a = study.command(
-        __doc__,
-        run_dir=(Path("runs/gallery"), "gone on with if it is there"),
-        docs=(study.DOCS, "receives gallery.md and images/"),
-    )
-    make_gallery(Settings(a.run_dir), a.docs)
+def main(run_dir: Path = Path("runs/gallery"), docs: Path = study.DOCS) -> None:
+    """Make the gallery; `docs` is the folder of gallery.md and images/."""
+    make_gallery(Settings(run_dir), docs)
 
 
 if __name__ == "__main__":
-    main()
+    study.run_script(main)

@@ -70,24 +70,22 @@ def draw_figure(runs: Runs, path: Path) -> None:
         axes[0, 0].set_ylabel("KL per response, nats")
 
 
-def main() -> None:
-    names = get_args(KLControl)
-    a = study.command(
-        __doc__,
-        controllers=(names, ", ".join(names), names),
-        seeds=(5, "of each controller and target"),
-        run_dir=(Path("runs/kl_control"), "gone on with if it is there"),
-        output=(study.IMAGES / "kl_control.png", "the picture"),
-    )
-    runs: Runs = {(name, target): [] for name in a.controllers for target in TARGETS}
+def main(
+    controllers: tuple[KLControl, ...] = get_args(KLControl),
+    seeds: int = 5,
+    run_dir: Path = Path("runs/kl_control"),
+    output: Path = study.IMAGES / "kl_control.png",
+) -> None:
+    """Measure these controllers, with so many seeds of each and each target."""
+    runs: Runs = {(name, target): [] for name in controllers for target in TARGETS}
     for (name, target), logs in runs.items():
-        for seed in range(a.seeds):
-            root = a.run_dir / f"{name}-{'any' if name == 'fixed' else f'{target:g}'}-{seed}"  # no target moves "fixed"
+        for seed in range(seeds):
+            root = run_dir / f"{name}-{'any' if name == 'fixed' else f'{target:g}'}-{seed}"  # no target moves "fixed"
             figures = study.kept(root.with_suffix(".json"), lambda: learn(root, name, target, seed))  # noqa: B023
             logs.append({column: np.array(values) for column, values in figures.items()})
     print(table(runs))
-    draw_figure(runs, a.output)
+    draw_figure(runs, output)
 
 
 if __name__ == "__main__":
-    main()
+    study.run_script(main)

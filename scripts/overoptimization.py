@@ -27,6 +27,7 @@ import numpy as np
 import study
 import torch
 from transformers import AutoModelForCausalLM
+from tyro.conf import Suppress
 
 from rlhf_gym.functional import OveroptimizationFit, best_of_n_estimate, best_of_n_kl, fit_best_of_n, fit_rl
 from rlhf_gym.lm import load_causal_lm, quiet_transformers
@@ -43,9 +44,6 @@ TITLES = {"size": "size of r_φ, weights", "labels": "preferences", "noise": "sh
 Way = Literal["ppo", "best_of_n"]
 ANNOTATOR_TEMPERATURE = 0.25  # in gold's unit
 COLOURS = ("#d8a13a", "#c65d3b", "#8a3a72", "#2c3f8f", "#0f766e")  # from the first level to the last, light to dark
-
-
-# -- what is swept -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,6 @@ SWEEP = one_factor_at_a_time(
     labels=(125, 500, 2_000, 8_000),
     noise=(0.0, 0.1, 0.25, 0.4),
 )
-
-
-# -- the work of one arm and seed --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -208,9 +203,6 @@ class Workshop:
         return study.run_config(folder, seed, task=task, reward=reward, agent=ppo, without_kl=False)
 
 
-# -- what came out -----------------------------------------------------------------------------------------------------
-
-
 class Points(NamedTuple):
     """What was measured along one run, (n,) each, in standard deviations of the SFT policy; KL in nats."""
 
@@ -256,9 +248,6 @@ class Outcome:
         return f"{self.arm.labels:,}" if factor == "labels" else f"{self.arm.noise:g}"
 
 
-# -- tables ------------------------------------------------------------------------------------------------------------
-
-
 def markdown(found: dict[Factor, list[Outcome]]) -> str:
     """A table for each factor, and one of the best of n."""
     parts = []
@@ -302,9 +291,6 @@ def number(value: float, interval: Sequence[float] = (), always: bool = False) -
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     return study.minus(f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}")
-
-
-# -- the figure --------------------------------------------------------------------------------------------------------
 
 
 def draw_figure(found: dict[Factor, list[Outcome]], path: Path) -> None:
@@ -353,9 +339,6 @@ def panel(axis: Any, factor: Factor, outcomes: list[Outcome], way: Way) -> None:
     axis.legend(loc="lower left" if way == "ppo" else "upper left")
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
 def collect(sweep: Sweep, workshop: Workshop, seeds: int) -> dict[Factor, list[Outcome]]:
     """The figures of every arm and seed, made where they are not there; all arms of one seed before the next."""
     runs: dict[Arm, list[dict[str, Any]]] = {arm: [] for arms in sweep.values() for arm in arms}
@@ -367,24 +350,20 @@ def collect(sweep: Sweep, workshop: Workshop, seeds: int) -> dict[Factor, list[O
 
 
 def main(
-    arguments: Sequence[str] | None = None, *, sweep: Sweep | None = None, budget: Budget | None = None
+    seeds: int = 5,
+    run_dir: Path = Path("runs/overoptimization"),
+    output: Path = study.IMAGES / "overoptimization.png",
+    sweep: Suppress[Sweep] = SWEEP,
+    budget: Suppress[Budget] = Budget(),
 ) -> dict[Factor, list[Outcome]]:
-    """The command; `sweep` and `budget` are for other levels than those of the figure."""
-    a = study.command(
-        __doc__,
-        arguments,
-        seeds=(5, "of everything, for each arm"),
-        run_dir=(Path("runs/overoptimization"), "gone on with if it is there"),
-        output=(study.IMAGES / "overoptimization.png", "the picture"),
-    )
-    sweep = sweep or SWEEP
+    """Sweep with so many seeds of each arm; `sweep` and `budget` are for other levels than those of the figure."""
     most = max(arm.labels for arms in sweep.values() for arm in arms)
-    found = collect(sweep, Workshop(a.run_dir, budget or Budget(), most), a.seeds)
-    print(f"\n{a.seeds} seed{'s' * (a.seeds > 1)}; in brackets 95 % intervals, ± standard errors\n")
+    found = collect(sweep, Workshop(run_dir, budget, most), seeds)
+    print(f"\n{seeds} seed{'s' * (seeds > 1)}; in brackets 95 % intervals, ± standard errors\n")
     print(markdown(found))
-    draw_figure(found, a.output)
+    draw_figure(found, output)
     return found
 
 
 if __name__ == "__main__":
-    main()
+    study.run_script(main)

@@ -35,8 +35,6 @@ LEVELS = (5.0, 15.0, 30.0)  # nats from the SFT policy at which arms are compare
 FAR = LEVELS[1:]  # those at which the difference to no remedy is taken, seed by seed: beyond the peak
 
 
-# -- the remedies ------------------------------------------------------------------------------------------------------
-
 TARGET = 6.0
 """Nats that every remedy with a KL of its own is given: about where gold is highest without any remedy."""
 SEPARATE_WEIGHT = 20.0
@@ -113,9 +111,7 @@ ARMS = (
     Arm("fresh", "half of the labels fresh, β = 0", AGENT, fresh=True),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
-
-
-# -- the runs ----------------------------------------------------------------------------------------------------------
+Name = Literal[tuple(BY_NAME)]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
@@ -205,8 +201,6 @@ def trajectory(figures: dict[str, Any]) -> study.Trajectory:
     return study.Trajectory(*np.array(figures["trajectory"], dtype=np.float64))
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------
-
 HEADER = (
     "remedy",
     *(f"gold at {level:g} nats" for level in LEVELS),
@@ -279,9 +273,6 @@ def difference(values: dict[int, float], base: dict[int, float]) -> str:
     return f"{study.spread(differences, '+.2f')}{star}, {sum(d > 0 for d in differences)}/{n}"
 
 
-# -- the picture -------------------------------------------------------------------------------------------------------
-
-
 def draw_figure(found: dict[Arm, Figures], path: Path) -> None:
     """Gold over √KL, a panel a family, no remedy in grey in each: means over the seeds that came so far."""
     families = list(dict.fromkeys(arm.family for arm, figures in found.items() if arm.family and figures))
@@ -320,19 +311,14 @@ def draw_line(axis: Any, label: str, figures: Figures, colour: str, farthest: fl
     axis.plot(*place, "o", color=colour, ms=5, mec="white")
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    names = tuple(BY_NAME)
-    a = study.command(
-        __doc__,
-        run_dir=(Path("runs/remedies"), "gone on with if it is there"),
-        seeds=(5, "of everything, for each arm"),
-        arms=(names, ", ".join(names), names),
-        docs=(study.DOCS, "folder of remedies.md and images/remedies.png"),
-    )
-    write(Study(a.run_dir), [arm for arm in ARMS if arm is NONE or arm.name in a.arms], a.seeds, a.docs)
+def main(
+    run_dir: Path = Path("runs/remedies"),
+    seeds: int = 5,
+    arms: tuple[Name, ...] = tuple(BY_NAME),
+    docs: Path = study.DOCS,
+) -> None:
+    """Compare the arms of these names; `docs` is the folder of remedies.md and images/remedies.png."""
+    write(Study(run_dir), [NONE, *(BY_NAME[name] for name in arms if name != NONE.name)], seeds, docs)
 
 
 def write(runs: Study, arms: Sequence[Arm], seeds: int, docs: Path) -> None:
@@ -349,4 +335,4 @@ def write(runs: Study, arms: Sequence[Arm], seeds: int, docs: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    study.run_script(main)

@@ -34,20 +34,14 @@ ARMS = {1: "one round", 2: "two rounds"}
 KL = 10.0  # nats towards which β is moved
 
 
-def main() -> None:
-    a = study.command(
-        __doc__,
-        labels=(800, "preferences, all rounds together"),
-        seeds=(3, "of both arms"),
-        tokens=(32_000, "PPO tokens, all rounds together"),
-        run_dir=(Path("runs/rounds"), "gone on with if it is there"),
-    )
+def main(labels: int = 800, seeds: int = 3, tokens: int = 32_000, run_dir: Path = Path("runs/rounds")) -> None:
+    """Make both arms, each with so many labels and tokens in all its rounds together, and print the tables."""
     arms: Runs = {1: [], 2: []}
-    for seed in range(a.seeds):
+    for seed in range(seeds):
         for rounds, runs in arms.items():
-            root = a.run_dir / f"labels-{a.labels}-seed-{seed}-rounds-{rounds}"
-            runs.append(study.kept(root / "figures.json", lambda: figures(root, a.labels, seed, rounds, a.tokens)))  # noqa: B023
-    print(f"{a.labels} labels, {a.seeds} seeds, mean ± standard error")
+            root = run_dir / f"labels-{labels}-seed-{seed}-rounds-{rounds}"
+            runs.append(study.kept(root / "figures.json", lambda: figures(root, labels, seed, rounds, tokens)))  # noqa: B023
+    print(f"{labels} labels, {seeds} seeds, mean ± standard error")
     print_tables(arms)
 
 
@@ -114,4 +108,4 @@ def print_tables(arms: Runs) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    study.run_script(main)

@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
-from study import command, markdown_table, spread, train_r_phi
+from study import markdown_table, run_script, spread, train_r_phi
 
 from rlhf_gym.functional import distinct_n
 from rlhf_gym.lm import load_causal_lm, quiet_transformers
@@ -81,18 +81,14 @@ def gaps(task: Task, pairs: list[CandidatePair]) -> np.ndarray:
     return first - second
 
 
-def main() -> None:
-    a = command(
-        __doc__,
-        seeds=(2, "of everything"),
-        prompts=(400, "that get responses to learn from; half as many are held out"),
-    )
+def main(seeds: int = 2, prompts: int = 400) -> None:
+    """Measure with so many seeds, and so many prompts to learn from; half as many are held out."""
     task = reviews_task()
     with quiet_transformers():
-        rows = np.array([study(task, seed, a.prompts) for seed in range(a.seeds)])  # (seeds, T, columns)
+        rows = np.array([study(task, seed, prompts) for seed in range(seeds)])  # (seeds, T, columns)
     cells = [[spread(values, ".3f") for values in rows[:, i].T] for i in range(len(TEMPERATURES))]
     print(markdown_table(["T", *COLUMNS], [[str(t), *row] for t, row in zip(TEMPERATURES, cells, strict=True)]))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

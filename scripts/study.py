@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import torch
+import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -66,9 +68,6 @@ REWARD_TRAINING = RewardModelingConfig(
 )
 
 
-# -- the command line --------------------------------------------------------------------------------------------------
-
-
 def command(doc: str | None, arguments: Sequence[str] | None = None, **options: Any) -> argparse.Namespace:
     """A script's options, after which torch runs on one thread.
 
@@ -92,13 +91,17 @@ def command(doc: str | None, arguments: Sequence[str] | None = None, **options: 
     return parser.parse_args(arguments)
 
 
+def run_script(main: Callable[..., Any]) -> None:
+    """Run a script's `main` on one thread. Its arguments are options of the command line, and the script's text is the
+    help."""
+    torch.set_num_threads(1)
+    tyro.cli(main, description=sys.modules[main.__module__].__doc__)
+
+
 def _count(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
     return int(text)
-
-
-# -- runs --------------------------------------------------------------------------------------------------------------
 
 
 def task_from_sft() -> Task:
@@ -185,9 +188,6 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-# -- a run's path through KL -------------------------------------------------------------------------------------------
-
-
 class Point(NamedTuple):
     """A smoothed point of a trajectory: tokens learned from, KL in nats a response, mean gold, mean score of r_φ."""
 
@@ -267,9 +267,6 @@ def read_trajectory(folder: RunFolder, stage: Any, seed: int) -> Trajectory:
     return trajectory_of(iterations(folder.seed(stage, 1, seed)))
 
 
-# -- tables ------------------------------------------------------------------------------------------------------------
-
-
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard error; the error of a single value is NaN."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
@@ -307,9 +304,6 @@ def put_into_page(path: Path, name: str, script: str, text: str) -> None:
         raise ValueError(f"expected {begin} and {end} in {path}, got a page without")
     head, rest = page.split(begin, 1)
     path.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
-
-
-# -- pictures ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

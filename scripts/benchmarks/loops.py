@@ -131,8 +131,6 @@ def generate(model: PreTrainedModel, shape: Shape, *, batch: int, new_tokens: Se
     return run
 
 
-# -- the rows ----------------------------------------------------------------------------------------------------------
-
 WHAT = {
     "loop": "plain loop, policy → env.step, reward deferred",
     "reward": "the same with the complete reward at every step",
@@ -249,8 +247,6 @@ def steps_of(decoder: Decoder, batch: int, settings: Settings) -> Callable[[], f
 
     return run
 
-
-# -- Stable-Baselines3's PPO -------------------------------------------------------------------------------------------
 
 MINIBATCHES = 4
 EPOCHS = 4

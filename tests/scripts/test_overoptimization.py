@@ -61,8 +61,7 @@ def test_a_sweep_from_end_to_end_and_again(tmp_path: Path, capsys, monkeypatch: 
         reward=RewardModelingConfig(epochs=1, learning_rate=1e-3, batch_size=16, save_steps=0, use_cpu=True),
     )
     picture = tmp_path / "picture.png"
-    arguments = ["--seeds", "2", "--run-dir", str(tmp_path / "sweep"), "--output", str(picture)]
-    found = overoptimization.main(arguments, sweep=sweep, budget=budget)
+    found = overoptimization.main(2, tmp_path / "sweep", picture, sweep, budget)
     said = capsys.readouterr().out
     outcomes = {outcome.arm: outcome for of_factor in found.values() for outcome in of_factor}
     assert set(outcomes) == {BASE, Arm((8, 1), 48, 0.1)} and all(len(o.runs) == 2 for o in outcomes.values())
@@ -80,7 +79,7 @@ def test_a_sweep_from_end_to_end_and_again(tmp_path: Path, capsys, monkeypatch: 
         raise AssertionError("made again")
 
     monkeypatch.setattr(Workshop, "figures", refuse)
-    overoptimization.main(arguments, sweep=sweep, budget=budget)
+    overoptimization.main(2, tmp_path / "sweep", picture, sweep, budget)
     again = capsys.readouterr().out
     assert again.split("\n| preferences")[1] == said.split("\n| preferences")[1]
 

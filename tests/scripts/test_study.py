@@ -81,7 +81,7 @@ def test_scripts_are_there(script: str, monkeypatch: pytest.MonkeyPatch, capsys:
     module = __import__(script)
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit):
-        module.main()
+        study.run_script(module.main)
     assert "--help" in capsys.readouterr().out
 
 
