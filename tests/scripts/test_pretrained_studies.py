@@ -52,18 +52,18 @@ def test_film_reviews_from_labels_to_a_page(model: Path, tmp_path: Path, monkeyp
     config = default_config(TaskConfig(corpus=reviews, model=str(model)))
     forced = replace(config, reward=replace(config.reward, force=True, reference_samples=16))
     monkeypatch.setattr(film_reviews, "default_config", lambda task: replace(forced, task=task))
-    arguments = ["--model", str(model), "--reviews", str(reviews), "--pairs", "24", *SMALL]
+    arguments = ["--model", str(model), "--reviews", str(reviews), "--pairs", "24", "--demonstrations", "24", *SMALL]
     arguments += ["--run-dir", str(tmp_path / "run"), "--page", str(written), "--output", str(tmp_path / "a.png")]
     film_reviews.main(arguments)
     text = written.read_text()
     assert (tmp_path / "a.png").stat().st_size > 1000
-    for name in ("untouched", *film_reviews.ARMS):
+    for name in ("pretrained model", film_reviews.START, *film_reviews.ARMS):
         assert f"| {name} |" in text
-    untouched = next(line for line in text.splitlines() if line.startswith("| untouched |"))
-    assert untouched.split("|")[4].strip() == "0.0", "the untouched model is its own reference"
-    before = json.loads((tmp_path / "run" / "untouched.json").read_text())
+    start = next(line for line in text.splitlines() if line.startswith(f"| {film_reviews.START} |"))
+    assert start.split("|")[5].strip() == "0.0", "the SFT policy is its own reference"
+    before = json.loads((tmp_path / "run" / "sft.json").read_text())
     film_reviews.main(arguments)
-    assert json.loads((tmp_path / "run" / "untouched.json").read_text()) == before
+    assert json.loads((tmp_path / "run" / "sft.json").read_text()) == before
 
 
 def test_harmless_chat_from_comparisons_to_a_page(model: Path, tmp_path: Path) -> None:
