@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -36,8 +36,7 @@ from benchmarks.models import SMALL, TINY, of_folder
 
 from rlhf_gym.lm import quiet_transformers
 
-Name = Literal["loop", "reward", "lengths", "long", "replay", "iteration", "vocabulary", "stock"]
-NAMES: tuple[Name, ...] = ("loop", "reward", "lengths", "long", "replay", "iteration", "vocabulary", "stock")
+Name = Literal["loop", "reward", "lengths", "long", "replay", "iteration", "vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Arguments(Settings):
     tokens."""
     sizes: tuple[Literal["tiny", "small"], ...] = ("tiny", "small")
     """Random weights of these sizes: 1M and 13M."""
-    only: tuple[Name, ...] = NAMES
+    only: tuple[Name, ...] = get_args(Name)
     """Measure only these."""
     peer_python: Path | None = None
     """The path of a Python that has TRL 1.12."""
@@ -94,7 +93,6 @@ def run(settings: Settings, only: tuple[Name, ...], say: Say, runner: iteration.
         ("replay" in only, lambda: loops.measure_replay(settings, say)),
         ("iteration" in only, lambda: iteration.measure(settings, say, runner)),
         ("vocabulary" in only, lambda: iteration.measure_vocabulary(settings, say, runner)),
-        ("stock" in only, lambda: loops.measure_stock(settings, say)),
     ]
     with quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)

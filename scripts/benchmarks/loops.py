@@ -1,25 +1,19 @@
-"""Loops beside `model.generate`, responses of unequal and of great length, and Stable-Baselines3's own PPO."""
+"""Loops beside `model.generate`, and responses of unequal and of great length."""
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3 import PPO
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from torch import Tensor
 from transformers import PreTrainedModel
 
 import rlhf_gym  # noqa: F401  (registers the environments)
 from benchmarks.compare import Comparison, Row, Say, Settings, Variant, round_robin
 from benchmarks.models import FIRST_WORD, PROMPT, STOP, Shape, causal_lm, random_prompts, tokenizer_of
-from rlhf_gym.agents import AttachPolicy, LMActorCriticPolicy
-from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
+from rlhf_gym.agents import LMActorCriticPolicy
+from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import Decoder, Shared
 
 
@@ -246,61 +240,3 @@ def steps_of(decoder: Decoder, batch: int, settings: Settings) -> Callable[[], f
         return float(batch * settings.response)
 
     return run
-
-
-MINIBATCHES = 4
-EPOCHS = 4
-ROUNDS = 3
-"""At most: the naive agent needs minutes an iteration."""
-
-
-class NaiveExtractor(BaseFeaturesExtractor):
-    """What one writes without thinking of caches: the model over the whole padded observation, for each transition."""
-
-    def __init__(self, observation_space: spaces.Space, shape: Shape, positions: int) -> None:
-        super().__init__(observation_space, features_dim=shape.width)
-        self.model = causal_lm(shape, positions).get_decoder()
-
-    def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """The last real token's hidden state, (B, H)."""
-        ids = observations["input_ids"].long()  # (B, L)
-        mask = observations["attention_mask"].long()  # (B, L)
-        hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, L, H)
-        return hidden[torch.arange(len(ids), device=ids.device), mask.sum(dim=1) - 1]
-
-
-def measure_stock(settings: Settings, say: Say) -> list[Row]:
-    """Whole iterations of stock PPO with our policy and with a naive one, in turn, at the first size alone."""
-    shape = settings.shapes[0]
-    slots = 64 if shape.n_layer * shape.width <= 512 else 8  # the naive policy's activations are large
-    steps = slots * settings.response
-    say(f"{shape.name}: stock PPO, {slots} slots × {settings.response} steps")
-    naive_kwargs = {
-        "features_extractor_class": NaiveExtractor,
-        "features_extractor_kwargs": {"shape": shape, "positions": PROMPT + settings.response},
-        "net_arch": [],
-    }
-
-    def agent(policy: Any, policy_kwargs: dict[str, Any]) -> PPO:
-        model = causal_lm(shape, PROMPT + settings.response, device=settings.device)
-        env = SB3VecEnv(make_env(model, shape, num_envs=slots, response=settings.response, timing="step"))
-        plan = {"n_steps": settings.response, "batch_size": steps // MINIBATCHES, "n_epochs": EPOCHS}
-        plan |= {"gamma": 1.0, "learning_rate": 1e-5, "seed": 0, "device": settings.device}
-        return PPO(policy, env, policy_kwargs=policy_kwargs, **plan)
-
-    own = Shared(causal_lm(shape, PROMPT + settings.response, device=settings.device))
-    ours = agent(LMActorCriticPolicy, {"model": own})
-    naive = agent("MultiInputPolicy", naive_kwargs)
-
-    def run(agent: PPO, callback: AttachPolicy | None) -> float:
-        agent.learn(steps, callback=callback)
-        return float(steps)
-
-    variants = {
-        "naive": Variant(lambda: run(naive, None), 0),
-        "ours": Variant(lambda: run(ours, AttachPolicy()), settings.warm_ups),
-    }
-    found = compare(variants, dataclasses.replace(settings, rounds=min(settings.rounds, ROUNDS), min_seconds=0.0))
-    note = f"{slots} slots × {settings.response} steps, {EPOCHS} epochs × {MINIBATCHES} minibatches"
-    row = found.row("ours", "naive", "stock SB3 PPO with our policy", shape.name, 8, note)
-    return [dataclasses.replace(row, against="stock SB3 PPO, naive policy")]

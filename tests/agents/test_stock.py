@@ -11,12 +11,13 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from rlhf_gym.agents import AttachPolicy, LMActorCriticPolicy
 from rlhf_gym.agents.observations import pack_prefixes, read
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
-from rlhf_gym.lm import Shared
+from rlhf_gym.lm import Shared, load_causal_lm
 from rlhf_gym.tasks import reviews_task
 from tests import tiny
 from tests.toy import make_tabular_toy, word_settings
@@ -381,3 +382,41 @@ def test_a_large_minibatch_shares_prefixes():
         saved.append(unpacked / packed)
         print(f"| {agent.batch_size} | {len(rows)} | {unpacked:,} | {packed:,} | {saved[-1]:.1f}× | {seconds:.1f} |")
     assert saved == sorted(saved) and saved[0] > 1 and saved[-1] > 8
+
+
+class EveryPrefix(BaseFeaturesExtractor):
+    """What one writes without thinking of caches: the model over the whole padded observation, for each transition."""
+
+    def __init__(self, observation_space, model):
+        super().__init__(observation_space, features_dim=model.config.hidden_size)
+        self.model = model.get_decoder()
+
+    def forward(self, observations):
+        mask = observations["attention_mask"].long()  # (B, L)
+        ids = observations["input_ids"].long()  # (B, L)
+        hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, L, H)
+        return hidden[torch.arange(len(ids)), mask.sum(dim=1) - 1]  # (B, H)
+
+
+def test_our_policy_makes_stock_ppo_several_times_faster():
+    """One iteration, after one of ours by which the decoder records its steps; with `-s` the tokens a second."""
+    slots, n_steps = 16, 48
+    settings = {"n_steps": n_steps, "batch_size": slots * n_steps // 4, "n_epochs": 4, "gamma": 1.0, "device": "cpu"}
+    naive = {
+        "features_extractor_class": EveryPrefix,
+        "features_extractor_kwargs": {"model": load_causal_lm(reviews_task().sft)},
+        "net_arch": [],
+    }
+    rates = []
+    for policy, kwargs, turns in (
+        (LMActorCriticPolicy, {"model": str(reviews_task().sft)}, 2),
+        ("MultiInputPolicy", naive, 1),
+    ):
+        env = SB3VecEnv(gym.make_vec("rlhf_gym/Reviews-v0", num_envs=slots))
+        agent = PPO(policy, env, policy_kwargs=kwargs, seed=0, **settings)
+        for _ in range(turns):
+            started = time.process_time()
+            agent.learn(slots * n_steps, callback=AttachPolicy() if turns == 2 else None)
+        rates.append(slots * n_steps / (time.process_time() - started))
+    print(f"tokens a second of CPU time: {rates[0]:.0f} with our policy, {rates[1]:.0f} with a naive one")
+    assert rates[0] > 2 * rates[1]

@@ -11,6 +11,7 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ class InThisProcess:
 
 def test_every_row_is_measured(script):
     runner = InThisProcess({"version": "0", "seconds": [1e6], "peak_mb": 1.0, "libraries_mb": 0.5})
-    found = script.run(small_settings(script), script.NAMES, lambda text: None, runner)
+    found = script.run(small_settings(script), get_args(script.Name), lambda text: None, runner)
     assert all(math.isfinite(row.ratio) and row.ratio > 0 for row in found if "memory of a" not in row.what)
     rows = {(row.what, row.against): row for row in found}
     # a peer of a million seconds and one megabyte: far slower, and far smaller
