@@ -1,4 +1,4 @@
-"""Whether a row among others is computed as it is alone: the check that everything else here rests on.
+"""Whether a row among others is computed as it is alone; batches and caches are right only where it is.
 
 Whoever evaluates rows in batches right-pads them and, under causal attention, needs no mask. That is right for most
 models and for some of them only up to a length, so it is looked at past every length that a configuration names.

@@ -1,4 +1,4 @@
-"""The circle: pretrain → SFT → collect preferences → reward model → train an agent → evaluate → report."""
+"""The stages of a run: pretrain → SFT → collect preferences → reward model → train an agent → evaluate → report."""
 
 from rlhf_gym.pipeline.adversarial import add_adversarial_pairs
 from rlhf_gym.pipeline.candidates import draw_candidates

@@ -161,21 +161,6 @@ def load_hub_preferences(
     return _load_pairs(table_rows(map(dict, table), source), source, tokenizer, skip_bad, attribute)
 
 
-def read_hub_preferences(
-    name: str,
-    split: str = "train",
-    *,
-    config: str | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    skip_bad: bool = False,
-    attribute: str | None = None,
-) -> list[Preference]:
-    """The preferences of `load_hub_preferences` alone."""
-    return load_hub_preferences(
-        name, split, config=config, tokenizer=tokenizer, skip_bad=skip_bad, attribute=attribute
-    ).records
-
-
 def write_preferences(path: str | Path, preferences: Sequence[Preference]) -> None:
     """Write JSONL that `read_preferences` reads back equal; fields at their default are left out.
 

@@ -6,7 +6,6 @@ from rlhf_gym.rewards.programmatic import (
     import_reward_function,
     keyword_reward,
     length_reward,
-    regex_reward,
     sum_rewards,
 )
 from rlhf_gym.rewards.reward import (
@@ -47,6 +46,5 @@ __all__ = [
     "keyword_reward",
     "length_reward",
     "load_reward",
-    "regex_reward",
     "sum_rewards",
 ]

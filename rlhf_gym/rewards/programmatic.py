@@ -35,11 +35,6 @@ def keyword_reward(keywords: Sequence[str], *, each: float = 1.0, at_most: int |
     return partial(_count, pattern=re.compile(pattern, re.IGNORECASE), each=each, at_most=at_most)
 
 
-def regex_reward(pattern: str, *, each: float = 1.0, at_most: int | None = 1, flags: int = 0) -> RewardFunction:
-    """`each` for every match of the pattern in the response, counting `at_most` (by default: does it match at all)."""
-    return partial(_count, pattern=re.compile(pattern, flags), each=each, at_most=at_most)
-
-
 def _count(
     prompts: list[str], responses: list[str], *, pattern: re.Pattern[str], each: float, at_most: int | None
 ) -> np.ndarray:

@@ -23,7 +23,7 @@ def as_reward(reward: Reward | RewardFunction | PromptFunction) -> Reward:
 
 
 class EpisodeScorer:
-    """How `reward` scores the episodes of a policy that speaks `tokenizer`; decided here, once, for each of its parts.
+    """How `reward` scores the episodes of a policy with this `tokenizer`; decided here, once, for each of its parts.
 
     - A reward model that has the policy's tokens among its own reads the sampled tokens, the stop token among them;
       nothing is decoded or encoded again.

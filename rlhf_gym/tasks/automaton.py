@@ -18,7 +18,7 @@ END = ""
 
 
 class Arc(NamedTuple):
-    """One way on from a state."""
+    """A transition out of a state."""
 
     word: str
     """The word it writes; `END` ends the text."""

@@ -1,4 +1,4 @@
-"""Any JSONL of `{"text", "label"}` as a task: go on from a text's first words, in the spirit of the label 1."""
+"""Any JSONL of `{"text", "label"}` as a task: go on from a text's first words, as texts of the label 1 do."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from rlhf_gym.tasks.reviews_words import (
 
 @dataclass(frozen=True)
 class Style:
-    """How often what happens in a text. Weights of one choice are relative to one another."""
+    """How often each turn is taken in a text. Weights of one choice are relative to one another."""
 
     tones: tuple[float, float, float]
     """Probabilities of complaint, plain statement and praise, where nothing has set a tone yet."""

@@ -17,7 +17,7 @@ from rlhf_gym.labeling import PageSettings
 from rlhf_gym.labeling.store import STORE_FILE, Judgement, LabelStore
 from rlhf_gym.lm import Message
 from rlhf_gym.preferences import Preference, read_preferences
-from rlhf_gym.preferences.files import read_candidates, read_hub_preferences
+from rlhf_gym.preferences.files import load_hub_preferences, read_candidates
 from rlhf_gym.settings import RunConfig
 from tests.pipeline.test_human_evaluation import fake_run
 from tests.tiny import tiny_reward_model
@@ -188,12 +188,12 @@ def test_preferences_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("datasets")
     module.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
-    found = read_hub_preferences("Anthropic/hh-rlhf", "test")
+    found = load_hub_preferences("Anthropic/hh-rlhf", "test").records
     assert found == [Preference("p", "a", "b"), Preference((Message("user", "hi"),), "yes", "no")]
     assert asked == [("Anthropic/hh-rlhf", None, "test")]
     rows.append({"prompt": "p", "chosen": 3, "rejected": "b"})
     with pytest.raises(ValueError, match=r"Anthropic/hh-rlhf, train, row 2: expected .chosen. to be a text"):
-        read_hub_preferences("Anthropic/hh-rlhf")
+        load_hub_preferences("Anthropic/hh-rlhf")
     rows.clear()
     with pytest.raises(ValueError, match="at least one preference"):
-        read_hub_preferences("Anthropic/hh-rlhf")
+        load_hub_preferences("Anthropic/hh-rlhf")

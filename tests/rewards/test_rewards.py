@@ -28,7 +28,6 @@ from rlhf_gym.rewards import (
     aggregate_scores,
     keyword_reward,
     length_reward,
-    regex_reward,
     sum_rewards,
 )
 from tests.tiny import (
@@ -420,9 +419,8 @@ def test_programmatic_rewards() -> None:
     np.testing.assert_array_equal(length_reward(3, scale=0.5)(prompts, responses), [-0.5, 0, -2.5])
     np.testing.assert_array_equal(keyword_reward(["good", "it"])(prompts, responses), [1, 2, 3])
     np.testing.assert_array_equal(keyword_reward(["good", "it"], each=2, at_most=1)(prompts, responses), [2, 2, 2])
-    np.testing.assert_array_equal(regex_reward("^[a-z]")(prompts, responses), [1, 0, 1])
-    total = sum_rewards(regex_reward("^[a-z]"), (-0.1, length_reward()))
-    np.testing.assert_allclose(pickle.loads(pickle.dumps(total))(prompts, responses), [0.8, -0.3, 0.2])
+    total = sum_rewards(keyword_reward(["good", "it"]), (-0.1, length_reward()))
+    np.testing.assert_allclose(pickle.loads(pickle.dumps(total))(prompts, responses), [0.8, 1.7, 2.2])
     with pytest.raises(ValueError, match="at least one keyword, got 'good'"):
         keyword_reward("good")
     with pytest.raises(ValueError, match="at least one reward"):
