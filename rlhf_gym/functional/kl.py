@@ -45,7 +45,7 @@ def k3(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
 
 
 def importance_k3(log_prob: Tensor, ref_log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
-    """π(a)/π_old(a) · k3 at a ~ π_old, to be differentiated: the KL's own gradient, however far the policy has moved since.
+    """π(a)/π_old(a) · k3 at a ~ π_old, to be differentiated: the KL's own gradient, however far π has moved.
 
     The mean under π_old of value and gradient are KL(π‖π_ref) and ∇KL(π‖π_ref): the weight's gradient, ∇log π · k3,
     adds what k3's own lacks. Without it, k3's gradient in a loss is that of KL(π_ref‖π). Zhang et al. 2025, "On the

@@ -83,7 +83,7 @@ def examine(run: Run, pairs: ScoredPairs) -> dict[str, Any]:
 
 
 def reference_samples(run: Run, timing: Timing | None = None) -> Samples:
-    """Responses of the SFT policy to training prompts, on which r_φ gets mean 0 and deviation 1; `timing` keeps what one takes."""
+    """Responses of the SFT policy, on which r_φ gets mean 0 and deviation 1; `timing` keeps what one takes."""
     prompts = run.task.prompts
     rng = np.random.default_rng((run.config.seed, 99))
     chosen = rng.integers(len(prompts), size=run.config.reward.reference_samples)

@@ -1,4 +1,4 @@
-"""Active selection of a round's pairs: label a batch, train an ensemble on it, choose the next batch by how unsure it is."""
+"""Active selection of a round's pairs: label a batch, train an ensemble on it, choose the next by its uncertainty."""
 
 from __future__ import annotations
 
