@@ -12,13 +12,16 @@ from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.policy_gradients import TokenA2C, TokenGRPO, TokenReinforce, TokenRLOO
 from rlhf_gym.agents.ppo import TokenPPO
 from rlhf_gym.agents.regularisers import EntropyBonus, KLInLoss, MovingReference, PretrainingMix, Regulariser
-from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, Rollout, collect_rollout
+from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LengthAdaptive, Rollout, collect_rollout
+from rlhf_gym.agents.surrogates import CISPO, Clip, SequenceClip, Surrogate
 
 __all__ = [
+    "CISPO",
     "DPO",
     "AdaptiveKL",
     "AttachPolicy",
     "BestOfN",
+    "Clip",
     "ConstraintKL",
     "EntropyBonus",
     "EpisodeBatch",
@@ -28,11 +31,14 @@ __all__ = [
     "KLInLoss",
     "LMActorCriticPolicy",
     "LMFeaturesExtractor",
+    "LengthAdaptive",
     "MovingReference",
     "PretrainingMix",
     "Regulariser",
     "Rollout",
+    "SequenceClip",
     "StopOnKL",
+    "Surrogate",
     "TokenA2C",
     "TokenAlgorithm",
     "TokenGRPO",

@@ -49,6 +49,9 @@ class TokenArguments(LearnerArguments, total=False):
 
     target_kl: float | None
     """The update ends when KL(π_old‖π) exceeds 1.5 times this (never)."""
+    mask_truncated: bool
+    """Learn nothing from responses that were cut off at the horizon (DAPO's "overlong filtering"); what the others are
+    compared with still has them. Where long responses are the bad ones this favours length: it is biased (False)."""
     kl_controller: KLController | None
     """The owner of β; by default β stays the environment's `kl_coef`."""
     regularisers: Sequence[Regulariser]

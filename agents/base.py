@@ -47,7 +47,9 @@ from rlhf_gym.agents.rollout import (
     EpisodeBuffer,
     LossTerm,
     MinibatchSize,
+    OnStep,
     Rollout,
+    collect_groups,
     collect_rollout,
 )
 from rlhf_gym.agents.saving import (
@@ -67,7 +69,6 @@ from rlhf_gym.agents.saving import (
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.files import reading
 from rlhf_gym.functional.masks import masked_mean
-from rlhf_gym.functional.policy_gradient import PolicyLoss, ppo_policy_loss
 from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.loading import Shared, quiet_transformers
 from rlhf_gym.lm.lora import has_adapter, save_model
@@ -105,10 +106,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     saved_arguments: ClassVar[tuple[str, ...]] = ()
     """A subclass's own arguments that its file holds as they are."""
     saved_schedules: ClassVar[tuple[str, ...]] = ()
-    """A subclass's own arguments that may be functions of the remaining progress."""
+    """A subclass's own arguments that may be functions of the remaining progress, or records."""
     episodes_together: ClassVar[int] = 1
     """Consecutive episodes that one minibatch holds all of."""
     aggregation: Aggregation = "token"
+    max_refills: int = 0
+    """How often groups without spread are replaced in a rollout, at most."""
 
     def __init__(
         self,
@@ -122,6 +125,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         micro_batch_size: int | None = None,
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
+        mask_truncated: bool = False,
         kl_controller: KLController | None = None,
         regularisers: Sequence[Regulariser] = (),
         **plumbing: Unpack[Plumbing],
@@ -140,6 +144,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.n_epochs = n_epochs
         self.micro_batch_size = micro_batch_size
         self.target_kl = target_kl
+        self.mask_truncated = mask_truncated
         self.regularisers = tuple(regularisers)
         self._chooses_rate = learning_rate is None
         OnPolicyAlgorithm.__init__(
@@ -367,7 +372,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             callback.update_locals(seen)
             return callback.on_step()
 
-        rollout = collect_rollout(self.policy, engine, n_episodes, critic=self.uses_critic, on_step=on_step)
+        rollout = self.play(n_episodes, on_step)
         if rollout is None:
             return False
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
@@ -375,7 +380,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         for regulariser in self._active:
             rollout = regulariser.after_rollout(rollout)
         buffer = rollout.buffer()
+        if self.mask_truncated:
+            buffer.learned &= torch.tensor([episode.finish_reason != "length" for episode in buffer.episodes])
         self.compute_advantages(buffer)
+        if not buffer.learned.all():
+            self.logger.record("rlhf/learned", float(buffer.learned.float().mean()))
         self.buffer = buffer
         self.rollout = rollout
         _record_rollout(self.logger, rollout, buffer, kl_coef=self.kl_controller.kl_coef)
@@ -386,6 +395,17 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def play(self, n_episodes: int, on_step: OnStep) -> Rollout | None:
+        """Play the episodes of a rollout, with `max_refills` more of them; None if `on_step` said stop."""
+
+        def collect(count: int) -> Rollout | None:
+            return collect_rollout(self.policy, self.engine, count, critic=self.uses_critic, on_step=on_step)
+
+        if not self.max_refills:
+            return collect(n_episodes)
+        k = self.engine.samples_per_prompt
+        return collect_groups(collect, n_episodes, samples_per_prompt=k, max_refills=self.max_refills)
 
     def _begin_iteration(self) -> None:
         """Keep what the iteration must be begun again from if it is cut short; the policy is to act."""
@@ -407,8 +427,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         started = time.perf_counter()
+        settings = self.update_settings
         try:
-            done = update(self.policy, self.buffer, self.minibatch_loss, self._active, self.update_settings, self._rng)
+            done = update(self.policy, self.buffer, self.minibatch_loss, self._active, settings, self._rng)
         except FloatingPointError as error:
             self._broken = str(error)
             raise
@@ -421,7 +442,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.logger.record("train/stopped_early", float(done.stopped))
         self.logger.record("time/update_seconds", time.perf_counter() - started)
         self.policy.set_training_mode(False)
-        if self.rollout is not None:
+        if self.rollout is not None and not settings.critic_alone:
             self.kl_controller.update(self.mean_kl, len(self.buffer))
         for regulariser in self._active:
             regulariser.after_iteration()
@@ -516,11 +537,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _saved_names(cls) -> tuple[str, ...]:
         """The arguments that a file holds as they are. Where logs are written to is not for a file to say."""
         names = ("n_episodes", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm", "seed", "verbose")
-        return (*names, *cls.saved_arguments, *(("target_kl",) if cls.learns_from == "rewards" else ()))
+        return (
+            *names,
+            *cls.saved_arguments,
+            *(("target_kl", "mask_truncated") if cls.learns_from == "rewards" else ()),
+        )
 
     @classmethod
     def _schedule_names(cls) -> tuple[str, ...]:
-        """The arguments that may be functions of the remaining progress."""
+        """The arguments that may be functions of the remaining progress, or records."""
         return ("learning_rate", *cls.saved_schedules)
 
     def get_state(self) -> AgentState:
@@ -682,6 +707,8 @@ class UpdateSettings(NamedTuple):
     """Whether all tokens of a minibatch count alike, or all its episodes."""
     together: int = 1
     """Consecutive episodes that one micro-batch holds all of."""
+    critic_alone: bool = False
+    """Whether the policy's weights stay as they are, and what is added to its objective is left out."""
 
 
 class UpdateResult(NamedTuple):
@@ -708,6 +735,9 @@ def update(
     Raises:
         FloatingPointError: a loss, a gradient or a weight is not finite. It names which, and the optimizer step.
     """
+    if settings.critic_alone:
+        with without_gradient(policy.model):
+            return update(policy, buffer, loss, (), settings._replace(critic_alone=False), rng)
     totals: dict[str, list[float]] = {}
     steps = 0
     stopped = False
@@ -737,6 +767,19 @@ def update(
     # those of the steps before would have shown in the next minibatch's loss
     check_weights(policy, f"the policy after {steps} optimizer steps of this update", advice=REMEDY)
     return UpdateResult({name: float(np.mean(values)) for name, values in totals.items()}, steps, stopped)
+
+
+@contextmanager
+def without_gradient(module: torch.nn.Module) -> Iterator[None]:
+    """Hold every parameter of the module still: none has a gradient, and no optimizer touches it."""
+    held = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
 
 
 def minibatch_gradient(
@@ -779,24 +822,6 @@ def _add(totals: dict[str, Tensor], more: dict[str, Tensor]) -> None:
     """Add the metrics of a micro-batch to their sums."""
     for name, value in more.items():
         totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value
-
-
-def weighted_policy_loss(
-    batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize, *, clip_range: float = math.inf
-) -> PolicyLoss:
-    """−Ê[min(r·Â, clip(r, 1 − ε, 1 + ε)·Â)], and without ε −Ê[r·Â].
-
-    The latter is REINFORCE's gradient where r = 1, on the rollout's own policy, and importance-weighted after a step
-    away from it.
-    """
-    return ppo_policy_loss(
-        evaluation.log_probs,
-        batch.log_probs,
-        batch.advantages * size.weights(batch),
-        batch.mask,
-        clip_range=clip_range,
-        denominator=size.tokens,
-    )
 
 
 @contextmanager

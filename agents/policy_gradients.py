@@ -11,12 +11,25 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor
 
 from rlhf_gym.agents.arguments import TokenArguments
-from rlhf_gym.agents.base import TokenAlgorithm, weighted_policy_loss
+from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
-from rlhf_gym.agents.rollout import Aggregation, EpisodeBatch, EpisodeBuffer, LossTerm, MinibatchSize
+from rlhf_gym.agents.rollout import (
+    Aggregation,
+    EpisodeBatch,
+    EpisodeBuffer,
+    LengthAdaptive,
+    LossTerm,
+    MinibatchSize,
+)
+from rlhf_gym.agents.surrogates import Clip, Surrogate, chosen_surrogate, policy_term
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
-from rlhf_gym.functional.masks import masked_whiten
-from rlhf_gym.functional.policy_gradient import group_normalised_advantages, ppo_value_loss, rloo_advantages
+from rlhf_gym.functional.policy_gradient import (
+    discounted_returns,
+    group_normalised_advantages,
+    has_spread,
+    ppo_value_loss,
+    rloo_advantages,
+)
 
 Baseline = Literal["none", "running", "batch"]
 MEMORY = 0.9
@@ -37,7 +50,8 @@ class TokenA2C(TokenAlgorithm, A2C):
         n_episodes: episodes a rollout.
         batch_size: episodes a minibatch; by default the whole rollout.
         n_epochs: passes over a rollout.
-        gamma, gae_lambda: γ and λ. λ = 1, as in SB3's A2C: the return less the value.
+        gamma, gae_lambda: γ and λ. λ = 1, as in SB3's A2C: the return less the value. `LengthAdaptive()` in its place
+            gives each response a λ by its length.
         normalize_advantage: whiten advantages over the rollout's real tokens.
         vf_coef: weight of the value loss.
         arguments: what every agent takes: see `TokenArguments`.
@@ -45,7 +59,8 @@ class TokenA2C(TokenAlgorithm, A2C):
 
     label: ClassVar[str] = "A2C"
     defaults: ClassVar[str] = "a2c"
-    saved_arguments: ClassVar[tuple[str, ...]] = ("gamma", "gae_lambda", "normalize_advantage", "vf_coef")
+    saved_arguments: ClassVar[tuple[str, ...]] = ("gamma", "normalize_advantage", "vf_coef")
+    saved_schedules: ClassVar[tuple[str, ...]] = ("gae_lambda",)
 
     def __init__(
         self,
@@ -56,7 +71,7 @@ class TokenA2C(TokenAlgorithm, A2C):
         batch_size: int | None = None,
         n_epochs: int = 1,
         gamma: float = 1.0,
-        gae_lambda: float = 1.0,
+        gae_lambda: float | LengthAdaptive = 1.0,
         normalize_advantage: bool = False,
         vf_coef: float = 0.1,
         **arguments: Unpack[TokenArguments],
@@ -71,7 +86,7 @@ class TokenA2C(TokenAlgorithm, A2C):
             **arguments,
         )
         self.gamma = gamma
-        self.gae_lambda = gae_lambda
+        self.gae_lambda = gae_lambda  # type: ignore[assignment]  # SB3 has numbers alone
         self.normalize_advantage = normalize_advantage
         self.vf_coef = vf_coef
 
@@ -81,7 +96,7 @@ class TokenA2C(TokenAlgorithm, A2C):
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
         """The loss −Ê[r·Â] + c₁·Ê[(V − V^targ)²]."""
-        policy = plain_loss(batch, evaluation, size)
+        policy = policy_term(batch, evaluation, size, None)
         value = ppo_value_loss(
             evaluation.values, batch.values, batch.returns, batch.mask, clip_range_vf=None, denominator=size.tokens
         )
@@ -99,6 +114,9 @@ class TokenReinforce(TokenAlgorithm):
 
     In more than one minibatch or epoch the steps after the first are importance-weighted, by token.
 
+    REINFORCE++ (Hu et al. 2025, arXiv:2501.03262) is `reward_to_go=True, normalize_advantage=True, surrogate=Clip()`
+    with several minibatches: the return from each token on, whitened over the whole rollout, whatever b.
+
     Args:
         policy: `"LMPolicy"` or a policy class.
         env: a `TokenVectorEnv`, or the id of one (made with `n_envs` slots and deferred rewards).
@@ -109,13 +127,17 @@ class TokenReinforce(TokenAlgorithm):
         baseline: b. `"batch"`: the mean R of the rollout (of which R is a part: the gradient is (n − 1)/n of the
             unbiased one); `"running"`: a moving mean over the rollouts before, in the first one its own; `"none"`: 0.
         normalize_advantage: whiten advantages over the rollout's real tokens.
+        reward_to_go: a token's advantage is G_t − b, G_t = r_t + r_{t+1} + … without the rewards before it. The
+            gradient has the same mean, and at the optimum its noise does not vanish.
+        surrogate: what is done with the ratio after the first step, such as `Clip()`; None for nothing.
         arguments: what every agent takes: see `TokenArguments`.
     """
 
     label: ClassVar[str] = "REINFORCE"
     defaults: ClassVar[str] = "reinforce"
     uses_critic: ClassVar[bool] = False
-    saved_arguments: ClassVar[tuple[str, ...]] = ("baseline", "normalize_advantage")
+    saved_arguments: ClassVar[tuple[str, ...]] = ("baseline", "normalize_advantage", "reward_to_go")
+    saved_schedules: ClassVar[tuple[str, ...]] = ("surrogate",)
 
     def __init__(
         self,
@@ -127,10 +149,13 @@ class TokenReinforce(TokenAlgorithm):
         n_epochs: int = 1,
         baseline: Baseline = "batch",
         normalize_advantage: bool = False,
+        reward_to_go: bool = False,
+        surrogate: Surrogate | None = None,
         **arguments: Unpack[TokenArguments],
     ) -> None:
         if baseline not in get_args(Baseline):
             raise ValueError(f"expected baseline to be one of {get_args(Baseline)}, got {baseline!r}")
+        self.surrogate = chosen_surrogate(type(self).__name__, surrogate, None)
         super().__init__(
             policy,
             env,
@@ -142,10 +167,11 @@ class TokenReinforce(TokenAlgorithm):
         )
         self.baseline = baseline
         self.normalize_advantage = normalize_advantage
+        self.reward_to_go = reward_to_go
         self._running: float | None = None
 
     def compute_advantages(self, buffer: EpisodeBuffer) -> None:
-        """Give every token the advantage R − b."""
+        """Give every token the advantage R − b, or its own G_t − b."""
         returns = buffer.rewards.sum(dim=1)  # (E,)
         mean = float(returns.mean())
         if self.baseline == "running":
@@ -153,13 +179,16 @@ class TokenReinforce(TokenAlgorithm):
             self._running = mean if self._running is None else MEMORY * self._running + (1 - MEMORY) * mean
         else:
             b = mean if self.baseline == "batch" else 0.0
-        buffer.advantages = (returns - b)[:, None] * buffer.mask  # (E, T)
+        earned = returns[:, None]  # (E, 1)
+        if self.reward_to_go:
+            earned = discounted_returns(buffer.rewards, buffer.mask, gamma=1.0)  # (E, T)
+        buffer.advantages = (earned - b) * buffer.mask  # (E, T)
         if self.normalize_advantage:
-            buffer.advantages = masked_whiten(buffer.advantages, buffer.mask)
+            buffer.whiten_advantages()
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-        """The loss −Ê[r·Â]."""
-        return plain_loss(batch, evaluation, size)
+        """The loss −Ê[r·Â], or the surrogate's."""
+        return policy_term(batch, evaluation, size, self.surrogate)
 
     def own_state(self) -> dict[str, Any]:
         """The running mean of the scores."""
@@ -187,6 +216,8 @@ class TokenRLOO(TokenAlgorithm):
         batch_size: episodes a minibatch; by default the whole rollout.
         n_epochs: passes over a rollout.
         samples_per_prompt: k, where `env` is an id (4 by default); else what the environment's is expected to be.
+        surrogate: what is done with the ratio after the first step, such as `Clip()`; None for nothing.
+        max_refills: see `TokenGRPO`.
         arguments: what every agent takes: see `TokenArguments`.
     """
 
@@ -195,7 +226,8 @@ class TokenRLOO(TokenAlgorithm):
     uses_critic: ClassVar[bool] = False
     compares_groups: ClassVar[bool] = True
     default_group: ClassVar[int] = 4
-    saved_arguments: ClassVar[tuple[str, ...]] = ("samples_per_prompt",)
+    saved_arguments: ClassVar[tuple[str, ...]] = ("samples_per_prompt", "max_refills")
+    saved_schedules: ClassVar[tuple[str, ...]] = ("surrogate",)
 
     def __init__(
         self,
@@ -206,9 +238,13 @@ class TokenRLOO(TokenAlgorithm):
         batch_size: int | None = None,
         n_epochs: int = 1,
         samples_per_prompt: int | None = None,
+        surrogate: Surrogate | None = None,
+        max_refills: int = 0,
         **arguments: Unpack[TokenArguments],
     ) -> None:
         self.samples_per_prompt = samples_per_prompt
+        self.surrogate = chosen_surrogate(type(self).__name__, surrogate, None)
+        self.max_refills = _checked_refills(max_refills)
         super().__init__(
             policy,
             env,
@@ -230,10 +266,12 @@ class TokenRLOO(TokenAlgorithm):
         """R_i − the mean of the others' on every token."""
         returns = group_returns(buffer, self.engine.samples_per_prompt)  # (E/k, k)
         buffer.advantages = rloo_advantages(returns).reshape(-1, 1) * buffer.mask  # (E, T)
+        if self.max_refills:
+            leave_out_flat(buffer, returns)
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-        """The loss −Ê[r·Â]."""
-        return plain_loss(batch, evaluation, size)
+        """The loss −Ê[r·Â], or the surrogate's."""
+        return policy_term(batch, evaluation, size, self.surrogate)
 
 
 class TokenGRPO(TokenAlgorithm):
@@ -263,10 +301,16 @@ class TokenGRPO(TokenAlgorithm):
         n_episodes: episodes a rollout, a multiple of k.
         batch_size: episodes a minibatch; None for the whole rollout.
         n_epochs: passes over a rollout.
-        clip_range: ε of the ratio.
+        clip_range: ε of the ratio, by default .2.
         scale_by_std: divide by the standard deviation of the prompt's returns.
         aggregation: `"token"`: all tokens of a minibatch count alike; `"sequence"`, as in the paper: all responses do.
         samples_per_prompt: k, where `env` is an id (4 by default); else what the environment's is expected to be.
+        surrogate: what is done with the ratio in place of clipping it to `clip_range`: `Clip`, `SequenceClip` (GSPO,
+            with `aggregation="sequence"`), `CISPO`, see `rlhf_gym.agents.surrogates`.
+        max_refills: DAPO's dynamic sampling: prompts whose k responses all earn the same return, so that their
+            advantages are 0, are left out of the update. Others are played in their place, at most so many times a
+            rollout; 0 for none of it. All tokens count as timesteps. The policy gradient gets longer and does not turn.
+            But a KL in the loss is then taken on the other prompts alone: against the score it weighs less than β.
         arguments: what every agent takes: see `TokenArguments`.
     """
 
@@ -275,8 +319,8 @@ class TokenGRPO(TokenAlgorithm):
     uses_critic: ClassVar[bool] = False
     compares_groups: ClassVar[bool] = True
     default_group: ClassVar[int] = 4
-    saved_arguments: ClassVar[tuple[str, ...]] = ("scale_by_std", "aggregation", "samples_per_prompt")
-    saved_schedules: ClassVar[tuple[str, ...]] = ("clip_range",)
+    saved_arguments: ClassVar[tuple[str, ...]] = ("scale_by_std", "aggregation", "samples_per_prompt", "max_refills")
+    saved_schedules: ClassVar[tuple[str, ...]] = ("clip_range", "surrogate")
 
     def __init__(
         self,
@@ -286,15 +330,19 @@ class TokenGRPO(TokenAlgorithm):
         n_episodes: int = 64,
         batch_size: int | None = 16,
         n_epochs: int = 4,
-        clip_range: float | Schedule = 0.2,
+        clip_range: float | Schedule | None = None,
         scale_by_std: bool = True,
         aggregation: Aggregation = "token",
         samples_per_prompt: int | None = None,
+        surrogate: Surrogate | None = None,
+        max_refills: int = 0,
         **arguments: Unpack[TokenArguments],
     ) -> None:
         if aggregation not in get_args(Aggregation):
             raise ValueError(f"expected aggregation to be one of {get_args(Aggregation)}, got {aggregation!r}")
         self.samples_per_prompt = samples_per_prompt
+        self.surrogate = chosen_surrogate(type(self).__name__, surrogate, clip_range)
+        self.max_refills = _checked_refills(max_refills)
         super().__init__(
             policy,
             env,
@@ -304,7 +352,7 @@ class TokenGRPO(TokenAlgorithm):
             n_epochs=n_epochs,
             **arguments,
         )
-        self.clip_range = FloatSchedule(clip_range)
+        self.clip_range = FloatSchedule(0.2 if clip_range is None else clip_range) if surrogate is None else None
         self.scale_by_std = scale_by_std
         self.aggregation = aggregation
 
@@ -320,24 +368,26 @@ class TokenGRPO(TokenAlgorithm):
         returns = group_returns(buffer, self.engine.samples_per_prompt)  # (E/k, k)
         advantages = group_normalised_advantages(returns, scale=self.scale_by_std)  # (E/k, k)
         buffer.advantages = advantages.reshape(-1, 1) * buffer.mask  # (E, T)
+        if self.max_refills:
+            leave_out_flat(buffer, returns)
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-        """The loss −L^CLIP."""
-        clip_range = self.clip_range(self._current_progress_remaining)
-        policy = weighted_policy_loss(batch, evaluation, size, clip_range=clip_range)
-        metrics = {
-            "train/policy_gradient_loss": policy.loss.detach(),
-            "train/approx_kl": policy.approx_kl,
-            "train/clip_fraction": policy.clip_fraction,
-        }
-        return LossTerm(policy.loss, metrics)
+        """The loss −L^CLIP, or the surrogate's."""
+        surrogate = self.surrogate
+        if self.clip_range is not None:
+            surrogate = Clip(self.clip_range(self._current_progress_remaining))
+        return policy_term(batch, evaluation, size, surrogate)
 
 
-def plain_loss(batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
-    """The loss −Ê[r·Â], without clipping."""
-    policy = weighted_policy_loss(batch, evaluation, size)
-    metrics = {"train/policy_gradient_loss": policy.loss.detach(), "train/approx_kl": policy.approx_kl}
-    return LossTerm(policy.loss, metrics)
+def leave_out_flat(buffer: EpisodeBuffer, returns: Tensor) -> None:
+    """Learn nothing from groups whose responses all earned the same; returns (E/k, k)."""
+    buffer.learned &= has_spread(returns).repeat_interleave(returns.shape[1])  # (E,)
+
+
+def _checked_refills(max_refills: int) -> int:
+    if max_refills < 0:
+        raise ValueError(f"expected max_refills >= 0, got {max_refills}")
+    return max_refills
 
 
 def check_groups(agent: TokenAlgorithm, env: TokenVectorEnv, *, samples_per_prompt: int | None) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
 from rlhf_gym.agents.arguments import TokenArguments
-from rlhf_gym.agents.base import TokenAlgorithm, weighted_policy_loss
+from rlhf_gym.agents.base import TokenAlgorithm, UpdateSettings
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
-from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LossTerm, MinibatchSize
+from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LengthAdaptive, LossTerm, MinibatchSize
+from rlhf_gym.agents.surrogates import Clip, Surrogate, chosen_surrogate, policy_term
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.policy_gradient import ppo_value_loss
 
@@ -28,17 +29,31 @@ class TokenPPO(TokenAlgorithm, PPO):
         n_episodes: episodes a rollout.
         batch_size: episodes a minibatch; None for the whole rollout.
         n_epochs: passes over a rollout.
-        gamma, gae_lambda: γ and λ. γ < 1 would break the sum of KL and score.
-        clip_range, clip_range_vf: ε of the policy and of the value (None: no value clipping).
+        gamma, gae_lambda: γ and λ. γ < 1 would break the sum of KL and score. `LengthAdaptive()` in λ's place gives
+            each response a λ by its length.
+        clip_range, clip_range_vf: ε of the policy (by default .2) and of the value (None: no value clipping).
         normalize_advantage: whiten advantages over the rollout's real tokens.
         vf_coef: weight of the value loss.
+        surrogate: what is done with the policy's ratio in place of clipping it to `clip_range`: `Clip`, `SequenceClip`,
+            `CISPO`, see `rlhf_gym.agents.surrogates`.
+        critic_lambda: λ of the critic's targets (Yuan et al. 2025, "VC-PPO", arXiv:2503.01491); None for that of the
+            advantages. With 1 a target is what the response earned from there on, which has no bias and more variance.
+        critic_warmup: the first so many iterations train the critic alone, on rollouts of the policy as it began
+            ("value pretraining" in VC-PPO). Every weight of the policy stays as it is, and so does β. With
+            `critic="shared"` only the value head learns then, otherwise the critic's own trunk too. Their tokens count.
         arguments: what every agent takes: see `TokenArguments`.
     """
 
     label: ClassVar[str] = "PPO"
     defaults: ClassVar[str] = "ppo"
-    saved_arguments: ClassVar[tuple[str, ...]] = ("gamma", "gae_lambda", "normalize_advantage", "vf_coef")
-    saved_schedules: ClassVar[tuple[str, ...]] = ("clip_range", "clip_range_vf")
+    saved_arguments: ClassVar[tuple[str, ...]] = (
+        "gamma",
+        "normalize_advantage",
+        "vf_coef",
+        "critic_lambda",
+        "critic_warmup",
+    )
+    saved_schedules: ClassVar[tuple[str, ...]] = ("clip_range", "clip_range_vf", "gae_lambda", "surrogate")
 
     def __init__(
         self,
@@ -49,13 +64,19 @@ class TokenPPO(TokenAlgorithm, PPO):
         batch_size: int | None = 16,
         n_epochs: int = 4,
         gamma: float = 1.0,
-        gae_lambda: float = 0.95,
-        clip_range: float | Schedule = 0.2,
+        gae_lambda: float | LengthAdaptive = 0.95,
+        clip_range: float | Schedule | None = None,
         clip_range_vf: float | Schedule | None = 0.2,
         normalize_advantage: bool = True,
         vf_coef: float = 0.1,
+        surrogate: Surrogate | None = None,
+        critic_lambda: float | None = None,
+        critic_warmup: int = 0,
         **arguments: Unpack[TokenArguments],
     ) -> None:
+        if critic_warmup < 0:
+            raise ValueError(f"expected critic_warmup >= 0, got {critic_warmup}")
+        self.surrogate = chosen_surrogate(type(self).__name__, surrogate, clip_range)
         super().__init__(
             policy,
             env,
@@ -66,20 +87,29 @@ class TokenPPO(TokenAlgorithm, PPO):
             **arguments,
         )
         self.gamma = gamma
-        self.gae_lambda = gae_lambda
-        self.clip_range = FloatSchedule(clip_range)
+        self.gae_lambda = gae_lambda  # type: ignore[assignment]  # SB3 has numbers alone
+        self.clip_range = FloatSchedule(0.2 if clip_range is None else clip_range) if surrogate is None else None  # type: ignore[assignment]
         self.clip_range_vf = None if clip_range_vf is None else FloatSchedule(clip_range_vf)
         self.normalize_advantage = normalize_advantage
         self.vf_coef = vf_coef
+        self.critic_lambda = critic_lambda
+        self.critic_warmup = critic_warmup
+        self._warmed_up = 0  # iterations that trained the critic alone
 
     def compute_advantages(self, buffer: EpisodeBuffer) -> None:
         """Compute GAE, whitened if `normalize_advantage`."""
-        buffer.compute_advantages(gamma=self.gamma, gae_lambda=self.gae_lambda, normalize=self.normalize_advantage)
+        buffer.compute_advantages(
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            critic_lambda=self.critic_lambda,
+            normalize=self.normalize_advantage,
+        )
 
     def minibatch_loss(self, batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize) -> LossTerm:
         """The loss −L^CLIP + c₁·L^VF."""
         progress = self._current_progress_remaining
-        policy = weighted_policy_loss(batch, evaluation, size, clip_range=self.clip_range(progress))  # type: ignore[operator]
+        surrogate = self.surrogate or Clip(self.clip_range(progress))  # type: ignore[operator]
+        policy = policy_term(batch, evaluation, size, surrogate)
         value = ppo_value_loss(
             evaluation.values,
             batch.values,
@@ -88,11 +118,27 @@ class TokenPPO(TokenAlgorithm, PPO):
             clip_range_vf=None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
             denominator=size.tokens,
         )
-        metrics = {
-            "train/policy_gradient_loss": policy.loss.detach(),
+        metrics = policy.metrics | {
             "train/value_loss": value.loss.detach(),
-            "train/approx_kl": policy.approx_kl,
-            "train/clip_fraction": policy.clip_fraction,
             "train/value_clip_fraction": value.clip_fraction,
         }
         return LossTerm(policy.loss + self.vf_coef * value.loss, metrics)
+
+    @property
+    def update_settings(self) -> UpdateSettings:
+        """How the agent goes through a rollout; while `critic_warmup` lasts, for its critic alone."""
+        return super().update_settings._replace(critic_alone=self._warmed_up < self.critic_warmup)
+
+    def train(self) -> None:
+        """Epochs over the rollout's minibatches, and a step on in `critic_warmup`."""
+        alone = self.update_settings.critic_alone
+        super().train()
+        self._warmed_up += alone
+
+    def own_state(self) -> dict[str, Any]:
+        """How many iterations have trained the critic alone."""
+        return {"warmed_up": self._warmed_up}
+
+    def restore_own_state(self, state: dict[str, Any]) -> None:
+        """Restore what `own_state()` gave."""
+        self._warmed_up = state.get("warmed_up", 0)

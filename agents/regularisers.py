@@ -16,7 +16,7 @@ from rlhf_gym.agents.rollout import EpisodeBatch, LossTerm, MinibatchSize, Rollo
 from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.envs.token_reward import TokenReward
 from rlhf_gym.envs.vector_env import TokenVectorEnv
-from rlhf_gym.functional.kl import k2, k3
+from rlhf_gym.functional.kl import importance_k3, k2, k3, straight_through_k3
 from rlhf_gym.functional.masks import masked_mean
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.lora import merged
@@ -129,9 +129,30 @@ def taken_k3(
     return k3(evaluation.log_probs[batch.mask], batch.ref_log_probs[batch.mask])
 
 
+def taken_importance_k3(
+    batch: EpisodeBatch, evaluation: EpisodeEvaluation, policy: LMActorCriticPolicy, reference: LMParts
+) -> Tensor:
+    """k3 of each action taken times π/π_old, (n,), differentiable: its gradient is the KL's after every step."""
+    mask = batch.mask
+    return importance_k3(evaluation.log_probs[mask], batch.ref_log_probs[mask], batch.log_probs[mask])
+
+
+def taken_straight_through_k3(
+    batch: EpisodeBatch, evaluation: EpisodeEvaluation, policy: LMActorCriticPolicy, reference: LMParts
+) -> Tensor:
+    """k3's value and k2's gradient of each action taken, (n,): the KL's gradient on the policy's own samples."""
+    return straight_through_k3(evaluation.log_probs[batch.mask], batch.ref_log_probs[batch.mask])
+
+
 KLEstimator = Callable[[EpisodeBatch, EpisodeEvaluation, LMActorCriticPolicy, LMParts], Tensor]
 """A KL to π_ref at each real action of a micro-batch, row by row, (n,), differentiable."""
-KL_ESTIMATORS: dict[str, KLEstimator] = {"full": vocabulary_kl, "k2": taken_k2, "k3": taken_k3}
+KL_ESTIMATORS: dict[str, KLEstimator] = {
+    "full": vocabulary_kl,
+    "k2": taken_k2,
+    "k3": taken_k3,
+    "k3_importance": taken_importance_k3,
+    "k3_straight_through": taken_straight_through_k3,
+}
 """The estimators by the names that `KLInLoss` knows them by."""
 
 
@@ -141,8 +162,14 @@ class KLInLoss(Regulariser):
     Without one in its `regularisers` an agent takes `KLInLoss("full")` in such an environment.
 
     Args:
-        kind: `"full"` over the vocabulary, `"k2"` of the actions taken, or `"k3"`, which GRPO's paper takes and whose
-            gradient is that of KL(π_ref‖π).
+        kind: `"full"` over the vocabulary, `"k2"` of the actions taken, `"k3"`, which GRPO's paper takes and whose
+            gradient is that of KL(π_ref‖π), `"k3_importance"`, k3 times π/π_old, or `"k3_straight_through"`, k3's
+            value with k2's gradient.
+
+    A KL in the loss is biased, whatever its kind. It is differentiated token by token, at the states that the rollout
+    met, and so knows nothing of what an action does to the KL of later tokens. In the reward it is the whole KL's
+    gradient. docs/losses.md has the policy that each goes to. On samples of another policy than π, after the first step
+    on a rollout, `"k2"`, `"k3"` and `"k3_straight_through"` have a further bias; the other two have none.
     """
 
     is_kl: ClassVar[bool] = True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +17,7 @@ from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import Episode, EpisodeRewards, pad_actions, stack_rows
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.functional.masks import masked_whiten
-from rlhf_gym.functional.policy_gradient import gae
+from rlhf_gym.functional.policy_gradient import gae, has_spread, length_adaptive_lambda
 from rlhf_gym.lm.finite import REMEDY
 from rlhf_gym.lm.split import LowerStates
 
@@ -70,6 +73,18 @@ class LossTerm(NamedTuple):
     """Detached scalars under their names in the log; the shares add up too."""
 
 
+@dataclass(frozen=True)
+class LengthAdaptive:
+    """A λ for each response by its length T, 1 − 1/(α·T), at least 0: see `length_adaptive_lambda`."""
+
+    alpha: float = 0.05
+    """α > 0. λ is 0 up to 1/α tokens."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"expected alpha > 0 and finite, got {self.alpha}")
+
+
 class EpisodeBuffer:
     """The whole episodes of one rollout.
 
@@ -103,6 +118,8 @@ class EpisodeBuffer:
         self.ref_log_probs = torch.zeros_like(self.log_probs)
         self.advantages = torch.zeros_like(self.log_probs)
         self.returns = torch.zeros_like(self.log_probs)
+        self.learned = torch.ones(len(self.episodes), dtype=torch.bool)
+        """Episodes that an update learns from, (E,); the others are there to be compared with and looked at."""
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -120,20 +137,40 @@ class EpisodeBuffer:
         self.rewards = torch.from_numpy(rewards).float()
         self.ref_log_probs = torch.from_numpy(ref_log_probs).float()
 
-    def compute_advantages(self, *, gamma: float, gae_lambda: float, normalize: bool) -> None:
-        """GAE per episode; whitened over all real tokens of the rollout if `normalize`."""
+    def compute_advantages(
+        self,
+        *,
+        gamma: float,
+        gae_lambda: float | LengthAdaptive,
+        normalize: bool,
+        critic_lambda: float | None = None,
+    ) -> None:
+        """GAE per episode; the critic's targets have a λ of their own, if one is given; whitened if `normalize`."""
+        lambdas: float | Tensor
+        if isinstance(gae_lambda, LengthAdaptive):
+            lambdas = length_adaptive_lambda(self.response_lengths, alpha=gae_lambda.alpha)  # (E,)
+        else:
+            lambdas = gae_lambda
         self.advantages, self.returns = gae(
-            self.rewards, self.values, self.mask, gamma=gamma, gae_lambda=gae_lambda
+            self.rewards, self.values, self.mask, gamma=gamma, gae_lambda=lambdas
         )  # (E, T) each
+        if critic_lambda is not None:
+            _, self.returns = gae(self.rewards, self.values, self.mask, gamma=gamma, gae_lambda=critic_lambda)
         if normalize:
-            self.advantages = masked_whiten(self.advantages, self.mask)
+            self.whiten_advantages()
+
+    def whiten_advantages(self) -> None:
+        """Bring the advantages to mean 0 and variance 1 over all actions that are learned from."""
+        mask = self.mask & self.learned[:, None]  # (E, T)
+        if mask.any():
+            self.advantages = masked_whiten(self.advantages, mask)
 
     def explained_variance(self) -> float:
         """1 − Var[return − value] / Var[return] over the actions; NaN where all returns are the same."""
         return float(explained_variance(self.values[self.mask].numpy(), self.returns[self.mask].numpy()))
 
     def minibatches(self, batch_size: int, rng: np.random.Generator, *, together: int = 1) -> Iterator[np.ndarray]:
-        """Rows of each minibatch: a random split of the episodes into parts of at most `batch_size`.
+        """Rows of each minibatch: a random split of the episodes learned from into parts of at most `batch_size`.
 
         The parts are as equal as can be, and each is sorted by length for little padding.
 
@@ -142,7 +179,10 @@ class EpisodeBuffer:
             rng: draws the split.
             together: consecutive episodes that stay side by side, such as the two of a pair.
         """
-        units = np.arange(len(self)).reshape(-1, together)  # (E / together, together)
+        rows = np.flatnonzero(self.learned.numpy())
+        if not len(rows):
+            return
+        units = rows.reshape(-1, together)  # (E / together, together)
         longest = self.lengths.numpy()[units].max(axis=1)  # (E / together,)
         parts = -(-len(units) // max(1, batch_size // together))
         for part in np.array_split(rng.permutation(len(units)), parts):
@@ -189,6 +229,37 @@ class Rollout(NamedTuple):
     first_ref_log_probs: list[np.ndarray] | None = None
     """log π_ref of each one's actions, (T_e,) each, by the π_ref that learning began with; None where that is still
     the environment's."""
+
+    def joined(self, other: Rollout) -> Rollout:
+        """The episodes of both, those of this one first."""
+        columns = [
+            None
+            if one is None or two is None
+            else np.concatenate([one, two], axis=1)
+            if name == "member_scores"
+            else _stacked(one, two)
+            for name, one, two in zip(EpisodeRewards._fields, self.rewards, other.rewards, strict=True)
+        ]
+        lower = None
+        if self.lower is not None and other.lower is not None:
+            states = (self.lower.states, other.lower.states)
+            length = max(part.shape[1] for part in states)
+            lower = LowerStates(
+                self.lower.split,
+                torch.cat([torch.nn.functional.pad(part, (0, 0, 0, length - part.shape[1])) for part in states]),
+            )
+        return Rollout(
+            self.episodes + other.episodes,
+            self.log_probs + other.log_probs,
+            None if self.values is None or other.values is None else self.values + other.values,
+            EpisodeRewards(*columns),  # type: ignore[arg-type]
+            lower,
+        )
+
+    def has_spread(self, samples_per_prompt: int) -> np.ndarray:
+        """Whether the k responses in a row to a prompt earned different returns, (E/k,) bool."""
+        returns = torch.from_numpy(self.rewards.rewards).sum(dim=1).reshape(-1, samples_per_prompt)  # (E/k, k)
+        return has_spread(returns).numpy()
 
     def check_finite(self) -> None:
         """Every number that is learned from is finite.
@@ -321,6 +392,55 @@ def collect_rollout(
     else:
         episode_values = values_of(policy, episodes)
     return Rollout(episodes, episode_log_probs, episode_values, earned, lower)
+
+
+def collect_groups(
+    collect: Callable[[int], Rollout | None], n_episodes: int, *, samples_per_prompt: int, max_refills: int
+) -> Rollout | None:
+    """Play until `n_episodes` belong to groups whose responses earn different returns; None if a callback said stop.
+
+    "Dynamic sampling" (Yu et al. 2025, "DAPO", arXiv:2503.14476, section 3.2). Groups without spread stay in the
+    rollout, so that its means are those of the policy. What is learned from is the caller's business.
+
+    Args:
+        collect: plays so many episodes, in whole groups.
+        n_episodes: those that are wanted, a multiple of `samples_per_prompt`.
+        samples_per_prompt: k.
+        max_refills: at most so many times other prompts are played in place of those whose groups had no spread.
+
+    Raises:
+        RuntimeError: not one group has a spread.
+    """
+    wanted = n_episodes // samples_per_prompt
+    rollout = collect(n_episodes)
+    for _ in range(max_refills):
+        if rollout is None or (missing := wanted - int(rollout.has_spread(samples_per_prompt).sum())) == 0:
+            return rollout
+        more = collect(missing * samples_per_prompt)
+        rollout = None if more is None else rollout.joined(more)
+    if rollout is None:
+        return None
+    found = int(rollout.has_spread(samples_per_prompt).sum())
+    if found == 0:
+        raise RuntimeError(
+            f"expected a prompt whose {samples_per_prompt} responses earn different returns, got none among "
+            f"{len(rollout.episodes) // samples_per_prompt} prompts in {max_refills} refills: all prompts are too easy "
+            "or too hard for the policy, or the reward cannot tell its responses apart"
+        )
+    if found < wanted:
+        warnings.warn(
+            f"expected {wanted} prompts whose responses earn different returns, got {found} after {max_refills} "
+            "refills: the update learns from these",
+            stacklevel=2,
+        )
+    return rollout
+
+
+def _stacked(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Two tables with a row an episode, (E,) or (E, T), one below the other, right-padded with 0."""
+    if one.ndim == 1:
+        return np.concatenate([one, two])
+    return pad_actions([*one, *two])
 
 
 class Evaluated(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import zipfile
@@ -18,11 +19,15 @@ from transformers import AutoConfig, PretrainedConfig
 
 from rlhf_gym import __version__
 from rlhf_gym.agents.policy import LMActorCriticPolicy
+from rlhf_gym.agents.rollout import LengthAdaptive
+from rlhf_gym.agents.surrogates import CISPO, Clip, SequenceClip
 from rlhf_gym.files import InputError, reading
 from rlhf_gym.lm.tensors import OPTIMIZERS, check_names, check_tensor
 
 FORMAT = 2
 """Of the file. Files of the first format had other arguments, and no number."""
+RECORDS = {kind.__name__: kind for kind in (Clip, SequenceClip, CISPO, LengthAdaptive)}
+"""Records that may stand for an argument, by their class's name."""
 DATA = "data.json"
 TENSORS = ".safetensors"
 
@@ -116,7 +121,9 @@ def read_state(path: Path) -> AgentState:
 
 
 def schedule_to_json(schedule: Any) -> Any:
-    """A number, or SB3's linear schedule; None for any other callable, which must be given again at loading."""
+    """A number, a record or SB3's linear schedule; any other callable must be given again at loading."""
+    if type(schedule) in RECORDS.values():
+        return {"record": type(schedule).__name__, "fields": dataclasses.asdict(schedule)}
     if isinstance(schedule, FloatSchedule):
         schedule = schedule.value_schedule
     if isinstance(schedule, ConstantSchedule):
@@ -127,7 +134,15 @@ def schedule_to_json(schedule: Any) -> Any:
 
 
 def schedule_from_json(name: str, value: Any) -> Any:
-    """The schedule `schedule_to_json` described."""
+    """What `schedule_to_json` described.
+
+    Raises:
+        InputError: it is a record of an unknown kind. ValueError: it was a function.
+    """
+    if isinstance(value, dict) and "record" in value:
+        if value["record"] not in RECORDS:
+            raise InputError(f"expected {name} to be one of {', '.join(RECORDS)}, got {value['record']}")
+        return RECORDS[value["record"]](**value["fields"])
     if isinstance(value, dict) and "linear" in value:
         return LinearSchedule(*value["linear"])
     if isinstance(value, dict):

@@ -96,7 +96,7 @@ def returns_buffer(returns, lengths=None, prompts=None):
 
 def test_the_words_are_the_same():
     """Every argument of an agent is PPO's, or its own business."""
-    own = {"baseline", "samples_per_prompt", "scale_by_std", "aggregation"}
+    own = {"baseline", "reward_to_go", "samples_per_prompt", "scale_by_std", "aggregation", "max_refills"}
     ppo = inspect.signature(TokenPPO).parameters
     for kind in (TokenA2C, TokenReinforce, TokenRLOO, TokenGRPO):
         parameters = inspect.signature(kind).parameters

@@ -257,7 +257,7 @@ def test_ptx_cuts_long_texts_to_the_context():
 
 
 def test_an_estimator_of_the_kl_is_one_function(monkeypatch):
-    with pytest.raises(ValueError, match=r"expected kind to be one of \('full', 'k2', 'k3'\), got 'k1'"):
+    with pytest.raises(ValueError, match=r"expected kind to be one of \('full', 'k2', 'k3', .*\), got 'k1'"):
         KLInLoss("k1")
 
     def absolute(batch, evaluation, policy, reference):
