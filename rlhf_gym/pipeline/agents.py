@@ -11,16 +11,21 @@ import torch
 from stable_baselines3.common.utils import LinearSchedule
 
 from rlhf_gym.agents import (
+    CISPO,
     AdaptiveKL,
     BestOfN,
+    Clip,
     ConstraintKL,
     EntropyBonus,
     FixedKL,
     KLController,
     KLInLoss,
+    LengthAdaptive,
     MovingReference,
     PretrainingMix,
     Regulariser,
+    SequenceClip,
+    Surrogate,
     TokenAlgorithm,
 )
 from rlhf_gym.envs import (
@@ -38,7 +43,14 @@ from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Preference, read_texts
 from rlhf_gym.rewards import ScoreError, function_scores, import_reward_function
-from rlhf_gym.settings import AgentSettings, LearnerSettings, PolicyGradientSettings, StageName
+from rlhf_gym.settings import (
+    AgentSettings,
+    LearnerSettings,
+    PolicyGradientSettings,
+    PPOSettings,
+    StageName,
+    SurrogateSettings,
+)
 from rlhf_gym.tasks import Task
 from rlhf_gym.training.data import demonstration_rows
 
@@ -75,6 +87,23 @@ class Parts:
         if settings.kl_control == "constraint":
             return ConstraintKL(settings.kl_coef, settings.kl_target)
         return FixedKL(settings.kl_coef)
+
+    def surrogate(self, settings: SurrogateSettings) -> Surrogate | None:
+        """What is done with the policy's ratio; None for nothing."""
+        low, high = settings.clip_range, settings.clip_range_high
+        if settings.surrogate == "clip":
+            return Clip(0.2 if low is None else low, high, settings.dual_clip)
+        if settings.surrogate == "sequence":
+            return SequenceClip(3e-4 if low is None else low, high)
+        if settings.surrogate == "cispo":
+            assert high is not None, "its settings check that"
+            return CISPO(high, 1.0 if low is None else low)
+        return None
+
+    def gae_lambda(self, settings: PPOSettings) -> float | LengthAdaptive:
+        """λ of the advantages."""
+        alpha = settings.gae_lambda_alpha
+        return settings.gae_lambda if alpha is None else LengthAdaptive(alpha)
 
     def regularisers(self, settings: PolicyGradientSettings) -> list[Regulariser]:
         """What is added to the objective: an entropy bonus, the KL in the loss, other texts, a moving reference."""

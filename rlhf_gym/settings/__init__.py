@@ -13,6 +13,7 @@ from rlhf_gym.settings.agents import (
     PPOSettings,
     ReinforceSettings,
     RLOOSettings,
+    SurrogateSettings,
 )
 from rlhf_gym.settings.monitor import REFUSAL, AlarmThresholds, MonitorConfig
 from rlhf_gym.settings.run import STAGES, RunConfig, StageName, TaskConfig, default_config, with_adapter
@@ -47,6 +48,7 @@ __all__ = [
     "SFTConfig",
     "StageName",
     "SupervisedConfig",
+    "SurrogateSettings",
     "TaskConfig",
     "check_format",
     "default_config",

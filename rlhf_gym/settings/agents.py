@@ -17,6 +17,7 @@ from rlhf_gym.settings.defaults import row
 
 KLControl = Literal["fixed", "adaptive", "constraint"]
 KLPlace = Literal["reward", "loss"]
+SurrogateKind = Literal["none", "clip", "sequence", "cispo"]
 
 
 class AgentParts(Protocol):
@@ -27,6 +28,12 @@ class AgentParts(Protocol):
 
     def kl_controller(self, settings: PolicyGradientSettings) -> Any:
         """The controller of β that these settings ask for."""
+
+    def surrogate(self, settings: SurrogateSettings) -> Any:
+        """What is done with the policy's ratio; None for nothing."""
+
+    def gae_lambda(self, settings: PPOSettings) -> Any:
+        """λ of the advantages."""
 
     def regularisers(self, settings: PolicyGradientSettings) -> Any:
         """What is added to the objective, in order."""
@@ -180,13 +187,14 @@ class PolicyGradientSettings(LearnerSettings):
     kl_in: KLPlace = "reward"
     """Where the KL penalty is: in the reward of each token, or a term of the loss."""
     kl_loss: str = "full"
-    """The estimator of the KL in the loss: "full" over the vocabulary, "k2" (the same gradient on the policy's own
-    samples), "k3" (GRPO's; its gradient is that of KL(π_ref‖π)), or one that was added to
-    `rlhf_gym.agents.regularisers.KL_ESTIMATORS`."""
+    """The estimator of the KL in the loss: "full" over the vocabulary, "k2", "k3" (GRPO's), "k3_importance",
+    "k3_straight_through" (docs/losses.md), or one added to `rlhf_gym.agents.regularisers.KL_ESTIMATORS`."""
     samples_per_prompt: int = 1
     """Responses in a row to the same prompt."""
     ent_coef: float = 0.0
     """Weight of an entropy bonus; the KL penalty has one already."""
+    mask_truncated: bool = False
+    """Learn nothing from responses cut off at the horizon (DAPO)."""
     target_kl: float | None = None
     """A rollout's epochs stop once KL(π_old‖π) exceeds 1.5 times this."""
     stop_kl: float | None = None
@@ -293,6 +301,7 @@ class PolicyGradientSettings(LearnerSettings):
     def arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
         return super().arguments(parts) | {
+            "mask_truncated": self.mask_truncated,
             "target_kl": self.target_kl,
             "kl_controller": parts.kl_controller(self),
             "regularisers": parts.regularisers(self),
@@ -322,19 +331,60 @@ class CriticSettings(PolicyGradientSettings):
 
 
 @dataclass(frozen=True)
-class GroupSettings(PolicyGradientSettings):
+class SurrogateSettings(PolicyGradientSettings):
+    """What agents are asked that can clip the policy's ratio (docs/losses.md)."""
+
+    surrogate: SurrogateKind = "none"
+    """What is done with the ratio: nothing, "none", "clip" (PPO), "sequence" (GSPO) or "cispo" (docs/losses.md)."""
+    clip_range: float | None = None
+    """ε of the ratio, below 1 alone with clip_range_high. By default .2; of "sequence" 3e-4; of "cispo" no bound."""
+    clip_range_high: float | None = None
+    """ε above 1, if it is another; "cispo" needs it."""
+    dual_clip: float | None = None
+    """c > 1 of "clip": no gradient beyond a ratio of c where the advantage is negative."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self, surrogate=SurrogateKind)
+        at_least(self, 0, "clip_range", "clip_range_high")
+        above(self, 1, "dual_clip")
+        if self.dual_clip is not None and self.surrogate != "clip":
+            raise ValueError(f'expected surrogate="clip" with a dual_clip, got {self.surrogate!r}')
+        if self.surrogate == "cispo" and self.clip_range_high is None:
+            raise ValueError("expected a clip_range_high with surrogate='cispo', got None")
+        if self.surrogate == "none" and (self.clip_range is not None or self.clip_range_high is not None):
+            raise ValueError(
+                f"expected a surrogate for clip_range={self.clip_range} and clip_range_high={self.clip_range_high}, "
+                "got 'none'"
+            )
+
+    def arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
+        return super().arguments(parts) | {"surrogate": parts.surrogate(self)}
+
+
+@dataclass(frozen=True)
+class GroupSettings(SurrogateSettings):
     """What agents are asked that compare responses to one prompt."""
 
     samples_per_prompt: int = 4
     """Responses to the same prompt, which are compared with each other."""
+    max_refills: int = 0
+    """Prompts whose responses all earn the same are left out, and others played in their place, at most so many times a
+    rollout (DAPO's dynamic sampling); 0: never."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "samples_per_prompt")
+        at_least(self, 0, "max_refills")
         super().__post_init__()
+
+    def arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
+        return super().arguments(parts) | {"max_refills": self.max_refills}
 
 
 @dataclass(frozen=True)
-class PPOSettings(CriticSettings):
+class PPOSettings(SurrogateSettings, CriticSettings):
     """PPO: clipped ratios, a critic, several epochs a rollout."""
 
     name: ClassVar[str] = "ppo"
@@ -342,18 +392,30 @@ class PPOSettings(CriticSettings):
 
     n_epochs: int = 4
     """Passes over a rollout."""
+    surrogate: SurrogateKind = "clip"
+    """What is done with the ratio: "clip" (PPO), "sequence" (GSPO), "cispo", or nothing, "none" (docs/losses.md)."""
     gae_lambda: float = 0.95
     """λ of the advantages (γ is 1)."""
-    clip_range: float = 0.2
-    """ε of the policy's ratio."""
+    gae_lambda_alpha: float | None = None
+    """α of a λ by length in gae_lambda's place, 1 − 1/(α·T) (VAPO: .05)."""
+    critic_lambda: float | None = None
+    """λ of the critic's targets, if it is another (VC-PPO: 1)."""
+    critic_warmup: int = 0
+    """First iterations that train the critic alone (VC-PPO)."""
     clip_range_vf: float | None = 0.2
     """ε of the value; None not to clip."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above(self, 0, "gae_lambda_alpha")
+        at_least(self, 0, "critic_lambda", "critic_warmup")
 
     def arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
         return super().arguments(parts) | {
-            "gae_lambda": self.gae_lambda,
-            "clip_range": self.clip_range,
+            "gae_lambda": parts.gae_lambda(self),
+            "critic_lambda": self.critic_lambda,
+            "critic_warmup": self.critic_warmup,
             "clip_range_vf": self.clip_range_vf,
         }
 
@@ -367,11 +429,23 @@ class A2CSettings(CriticSettings):
 
 
 @dataclass(frozen=True)
-class ReinforceSettings(PolicyGradientSettings):
-    """REINFORCE with a baseline, without a critic."""
+class ReinforceSettings(SurrogateSettings):
+    """REINFORCE with a baseline, without a critic. With reward_to_go, normalize_advantage and "clip", REINFORCE++."""
 
     name: ClassVar[str] = "reinforce"
     agent: ClassVar[str] = "rlhf_gym.agents:TokenReinforce"
+
+    reward_to_go: bool = False
+    """A token's advantage is what was earned from it on, not the whole response's return."""
+    normalize_advantage: bool = False
+    """Advantages are whitened over all tokens of a rollout."""
+
+    def arguments(self, parts: AgentParts) -> dict[str, Any]:
+        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
+        return super().arguments(parts) | {
+            "reward_to_go": self.reward_to_go,
+            "normalize_advantage": self.normalize_advantage,
+        }
 
 
 @dataclass(frozen=True)
@@ -391,12 +465,20 @@ class GRPOSettings(GroupSettings):
 
     n_epochs: int = 4
     """Passes over a rollout."""
-    clip_range: float = 0.2
-    """ε of the policy's ratio."""
+    surrogate: SurrogateKind = "clip"
+    """What is done with the ratio: "clip" (PPO), "sequence" (GSPO), "cispo", or nothing, "none" (docs/losses.md)."""
+    scale_by_std: bool = True
+    """Divide by the standard deviation of the prompt's returns; without it, "Dr. GRPO"."""
+    aggregation: Literal["token", "sequence"] = "token"
+    """Whether all tokens of a minibatch count alike, or all responses (GRPO's and GSPO's papers)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self, aggregation=Literal["token", "sequence"])
 
     def arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
-        return super().arguments(parts) | {"clip_range": self.clip_range}
+        return super().arguments(parts) | {"scale_by_std": self.scale_by_std, "aggregation": self.aggregation}
 
 
 @dataclass(frozen=True)

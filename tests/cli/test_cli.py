@@ -311,7 +311,7 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules"""
         ("sft", ("--sft.epochs", "--corpus"), ("--collect", "--agent", "--seeds")),
         ("collect", ("--collect.num-prompts", "--labeler", "--num-labels"), ("--sft", "--agent", "--corpus")),
         ("train", ("--agent.kl-in", "--agent.kl-loss", "--agent.clip-range", "--monitor.thresholds"), ("--collect",)),
-        ("train agent:rloo", ("--agent.samples-per-prompt",), ("--agent.clip-range", "--agent.vf-coef")),
+        ("train agent:rloo", ("--agent.samples-per-prompt",), ("--agent.clip-range-vf", "--agent.vf-coef")),
         ("train agent:dpo", ("--agent.beta",), ("--agent.kl-coef", "--agent.verifier")),
         ("evaluate", ("--human", "--num-labels", "--port", "--evaluate.best-of"), ("--agent", "--labeler")),
         ("label", ("--compare", "--num-labels", "--port"), ("--collect",)),

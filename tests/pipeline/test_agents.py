@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from rlhf_gym.agents import DPO, BestOfN, TokenPPO, TokenReinforce
+from rlhf_gym.agents import CISPO, DPO, BestOfN, Clip, LengthAdaptive, SequenceClip, TokenPPO, TokenReinforce
 from rlhf_gym.envs import ClipScore, LengthPenalty, NormalizeScore
 from rlhf_gym.files import read_jsonl
 from rlhf_gym.functional import best_of_n_kl
@@ -26,6 +26,7 @@ from rlhf_gym.settings import (
     GRPOSettings,
     PolicyGradientSettings,
     PPOSettings,
+    ReinforceSettings,
     RLOOSettings,
     RunConfig,
 )
@@ -125,12 +126,45 @@ def test_settings_that_go_with_an_agent() -> None:
         (GRPOSettings, {"n_episodes": 30}, "n_episodes to be a multiple of samples_per_prompt=4, got 30"),
         (DPOSettings, {"batch_size": 5}, r"expected an even batch_size \(two responses a pair\), got 5"),
         (DPOSettings, {"beta": 0.0}, "expected beta > 0, got 0.0"),
+        (PPOSettings, {"surrogate": "gspo"}, "expected surrogate to be one of .*, got 'gspo'"),
+        (PPOSettings, {"surrogate": "cispo"}, "expected a clip_range_high with surrogate='cispo', got None"),
+        (
+            GRPOSettings,
+            {"surrogate": "sequence", "dual_clip": 3.0},
+            'surrogate="clip" with a dual_clip, got \'sequence',
+        ),
+        (RLOOSettings, {"clip_range": 0.2}, "expected a surrogate for clip_range=0.2 .*, got 'none'"),
+        (RLOOSettings, {"max_refills": -1}, "expected max_refills >= 0, got -1"),
+        (PPOSettings, {"critic_warmup": -1}, "expected critic_warmup >= 0, got -1"),
         (PPOSettings, {"kl_in": "score"}, "expected kl_in to be one of .*, got 'score'"),
     ],
 )
 def test_wrong_settings_say_what_was_expected(kind: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (PPOSettings(), {"surrogate": Clip(0.2), "gae_lambda": 0.95, "critic_lambda": None, "critic_warmup": 0}),
+        (PPOSettings(clip_range=0.1, clip_range_high=0.3, dual_clip=3.0), {"surrogate": Clip(0.1, 0.3, 3.0)}),
+        (PPOSettings(gae_lambda_alpha=0.05, critic_lambda=1.0), {"gae_lambda": LengthAdaptive(), "critic_lambda": 1.0}),
+        (GRPOSettings(surrogate="sequence", aggregation="sequence"), {"surrogate": SequenceClip()}),
+        (GRPOSettings(surrogate="sequence", clip_range=0.01), {"surrogate": SequenceClip(0.01)}),
+        (RLOOSettings(surrogate="cispo", clip_range_high=4.0), {"surrogate": CISPO(4.0), "max_refills": 0}),
+        (ReinforceSettings(reward_to_go=True, mask_truncated=True), {"surrogate": None, "reward_to_go": True}),
+    ],
+)
+def test_settings_of_the_losses_reach_the_agent(
+    settings: Any, expected: dict[str, Any], before: Path, tmp_path: Path
+) -> None:
+    config = with_agent(before, tmp_path / "run", settings.name)
+    prepared = prepare(config, task=tiny_task(before / "pretrained"), redo="train", console=quiet())
+    arguments = settings.arguments(Parts(prepared, 1, 0))
+    assert {key: arguments[key] for key in expected} == expected
+    assert arguments["mask_truncated"] == settings.mask_truncated
+    agent_class(settings)("LMPolicy", "rlhf_gym/Reviews-v0", n_envs=8, device="cpu", **arguments)  # it takes them all
 
 
 def test_best_of_n_draws_from_the_sft_policy(tmp_path: Path) -> None:
