@@ -148,8 +148,10 @@ class _Slots:
         return result
 
 
-def check_room(prompt_ids: Sequence[Sequence[int]], max_new_tokens: int, context_length: int | None) -> None:
-    """Every prompt has tokens, and room for its response in the model's context.
+def check_room(
+    prompt_ids: Sequence[Sequence[int]], max_new_tokens: int, context_length: int | None, *, others: int = 0
+) -> None:
+    """Every prompt has tokens, and room for its response and for `others` tokens more in the model's context.
 
     Raises:
         ValueError: naming the first prompt that does not.
@@ -157,10 +159,11 @@ def check_room(prompt_ids: Sequence[Sequence[int]], max_new_tokens: int, context
     for index, ids in enumerate(prompt_ids):
         if not len(ids):
             raise ValueError(f"prompt {index} is empty: expected at least one token")
-        if context_length is not None and len(ids) + max_new_tokens > context_length:
+        if context_length is not None and len(ids) + max_new_tokens + others > context_length:
+            room = f" and room for {others} tokens of others" if others else ""
             raise ValueError(
-                f"prompt {index} has {len(ids)} tokens: with max_new_tokens={max_new_tokens}, expected at most "
-                f"{context_length - max_new_tokens} (the model's context is {context_length})"
+                f"prompt {index} has {len(ids)} tokens: with max_new_tokens={max_new_tokens}{room}, expected at most "
+                f"{context_length - max_new_tokens - others} (the model's context is {context_length})"
             )
 
 

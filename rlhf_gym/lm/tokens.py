@@ -29,6 +29,20 @@ class ActionRows(NamedTuple):
     """The number of tokens of each row, (B,) int64."""
 
 
+def answer_starts(action_mask: np.ndarray, prompts: Sequence[Prompt | None]) -> list[int]:
+    """Where the answer begins in each right-padded row (B, L): the last stretch of actions in a conversation.
+
+    Nothing of a text or of token ids is a message, so the answer is there all that stands from the first action on.
+    """
+    starts = []
+    for row, prompt in zip(action_mask, prompts, strict=True):
+        acted = np.flatnonzero(row)  # (T,)
+        gaps = np.flatnonzero(np.diff(acted) > 1)  # between turns
+        last = 0 if isinstance(prompt, str | None) or not len(gaps) else gaps[-1] + 1
+        starts.append(int(acted[last]))
+    return starts
+
+
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids of each prompt, without a closing EOS.
 
@@ -165,7 +179,8 @@ def decode_responses(
 
     Left out are the special token that ends it, if it is one of `stop_ids`, and padding.
     """
-    ends = set(stop_ids) & set(tokenizer.all_special_ids)
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}  # more than the named ones
+    ends = set(stop_ids) & (set(tokenizer.all_special_ids) | added)
     padding = _padding(tokenizer)
     kept = [[token for token in row if token not in padding] for row in rows]
     return _decoded(tokenizer, [row[:-1] if row and row[-1] in ends else row for row in kept])
