@@ -113,7 +113,7 @@ class BestOfN:
         tokenizer = self.engine.tokenizer
         return BestResponses(
             prompts_of(episodes, tokenizer),
-            decode(tokenizer, [e.response_ids.tolist() for e in episodes]),
+            decode(tokenizer, [e.answer_ids.tolist() for e in episodes]),
             scores[np.arange(len(scores)), chosen],
             scores,
             episodes,

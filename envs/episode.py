@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.lm.chat import Prompt
-from rlhf_gym.lm.tokens import ActionRows, decode_prompts
+from rlhf_gym.lm.chat import Conversation, Prompt
+from rlhf_gym.lm.tokens import ActionRows, answer_starts, decode_prompts
 
 Observation = dict[str, np.ndarray]
 """`input_ids` (N, L) int64 and `attention_mask` (N, L) int8, left-aligned and right-padded."""
@@ -34,6 +34,11 @@ class Episode:
     """`"stop"` at a stop token, `"length"` at `max_new_tokens`."""
     prompt: Prompt | None = None
     """What the prompt was made of, a text or a conversation; None where it was given as token ids."""
+    messages: Conversation | None = None
+    """The whole conversation, its last message the last answer, where the prompt is a conversation and others speak
+    between the actions (`Turns`); None otherwise."""
+    turn_rewards: np.ndarray | None = None
+    """What each turn earned, at its last action, (T,) float32; None where there are no turns."""
 
     def __post_init__(self) -> None:
         if self.action_mask.shape != self.input_ids.shape or self.action_mask.dtype != np.bool_:
@@ -70,6 +75,21 @@ class Episode:
     def response_ids(self) -> np.ndarray:
         """The actions, shape (T,)."""
         return self.input_ids[self.action_mask]
+
+    @property
+    def asked(self) -> Prompt | None:
+        """What the last answer answers: the conversation before it, or the prompt where nobody else spoke."""
+        return self.prompt if self.messages is None else self.messages[:-1]
+
+    @property
+    def answer_ids(self) -> np.ndarray:
+        """The tokens that answer `asked`: all from the first action on, or those of the last answer, (n,)."""
+        return self.input_ids[answer_starts(self.action_mask[None], [self.asked])[0] :]
+
+    @property
+    def earned_at_turns(self) -> np.ndarray:
+        """`turn_rewards`, or zeros, (T,) float32."""
+        return np.zeros(self.response_length, np.float32) if self.turn_rewards is None else self.turn_rewards
 
     @property
     def prompt_ids(self) -> np.ndarray:
@@ -139,9 +159,9 @@ class StateValues(Protocol):
 
 
 def prompts_of(episodes: Sequence[Episode], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """What each episode's prompt was made of; its text, special tokens included, where it was given as token ids."""
+    """What each episode's last answer answers; as a text, special tokens included, where it was given as token ids."""
     decoded = decode_prompts(tokenizer, [e.prompt_ids.tolist() for e in episodes])
-    return [text if e.prompt is None else e.prompt for e, text in zip(episodes, decoded, strict=True)]
+    return [text if e.asked is None else e.asked for e, text in zip(episodes, decoded, strict=True)]
 
 
 def stack_rows(episodes: Sequence[Episode]) -> ActionRows:

@@ -53,6 +53,8 @@ class PromptFeed:
         """Start over with a first pass at the next draw."""
         self._order: Sequence[int] = []
         self._drawn = 0
+        self.since = self.started
+        """The number of the first episode since the order began anew."""
 
     def begin(self, left: int | None, given: Sequence[PromptIds]) -> None:
         """At a reset: this many episodes may begin (None: no end), with the prompts given first."""
@@ -83,7 +85,7 @@ class PromptFeed:
     def state_dict(self) -> dict[str, Any]:
         """What JSON can hold, to go on from here later; episodes in progress are not in it."""
         passed = {"num_prompts": len(self.prompts), "order": list(self._order), "drawn": self._drawn}
-        return {"prompts": passed, "started": self.started}
+        return {"prompts": passed, "started": self.started, "since": self.since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict()` gave."""
@@ -93,3 +95,4 @@ class PromptFeed:
         self._order = list(passed["order"])
         self._drawn = int(passed["drawn"])
         self.started = int(state["started"])
+        self.since = int(state.get("since", 0))

@@ -129,7 +129,7 @@ class AddVerifier(EnvironmentTerm):
         if self.tokenizer is None:
             raise TypeError("expected AddVerifier in an environment's shaping=(…), or with a tokenizer of its own")
         asked = self.function if isinstance(self.function, FunctionReward) else FunctionReward(self.function)
-        answers = [e.response_ids.tolist() for e in episodes]
+        answers = [e.answer_ids.tolist() for e in episodes]
         if asked.special_tokens:
             responses = decode_responses(self.tokenizer, answers, stop_token_ids(self.tokenizer))
         else:

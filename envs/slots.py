@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rlhf_gym.envs.episode import Episode, Observation
 from rlhf_gym.envs.prompts import PromptIds
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Conversation, Prompt
 
 
 class Slots:
@@ -14,12 +16,15 @@ class Slots:
 
     Args:
         num_slots: N.
-        max_prompt_length, max_new_tokens: their sum is L, the tokens that a row has room for.
+        max_prompt_length, max_new_tokens, room: their sum is L, the tokens that a row has room for; `room` is that for
+            tokens of others between the actions.
         pad_token_id: the token in padded places.
     """
 
-    def __init__(self, num_slots: int, *, max_prompt_length: int, max_new_tokens: int, pad_token_id: int) -> None:
-        width = max_prompt_length + max_new_tokens
+    def __init__(
+        self, num_slots: int, *, max_prompt_length: int, max_new_tokens: int, pad_token_id: int, room: int = 0
+    ) -> None:
+        width = max_prompt_length + max_new_tokens + room
         self.pad_token_id = pad_token_id
         self.ids = np.full((num_slots, width), pad_token_id, dtype=np.int64)  # (N, L)
         self.lengths = np.zeros(num_slots, dtype=np.int64)  # (N,); 0 where parked
@@ -30,6 +35,8 @@ class Slots:
         self.log_ratios = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
         self.log_probs = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
         self.rewards = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
+        self.turn_rewards = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
+        self.messages: list[Conversation | None] = [None] * num_slots  # of ended conversations with others
         self._columns = np.arange(width)
 
     def park(self, slot: int) -> None:
@@ -38,7 +45,7 @@ class Slots:
         self.action_mask[slot] = False
         self.lengths[slot] = 0
         self.response_lengths[slot] = 0
-        for table in (self.log_ratios, self.log_probs, self.rewards):
+        for table in (self.log_ratios, self.log_probs, self.rewards, self.turn_rewards):
             table[slot] = 0
 
     def begin(self, slot: int, prompt: PromptIds, number: int) -> None:
@@ -47,6 +54,7 @@ class Slots:
         self.ids[slot, : len(prompt)] = prompt
         self.lengths[slot] = len(prompt)
         self.prompts[slot] = prompt.prompt
+        self.messages[slot] = None
         self.numbers[slot] = number
 
     def append(self, acting: np.ndarray, actions: np.ndarray, log_ratios: np.ndarray, log_probs: np.ndarray) -> None:
@@ -64,6 +72,16 @@ class Slots:
         rows = np.flatnonzero(acting)
         self.rewards[rows, self.response_lengths[rows] - 1] = rewards[rows]
 
+    def insert(self, slot: int, ids: Sequence[int]) -> None:
+        """Write tokens of others, which are no actions, behind what is in a slot."""
+        length = int(self.lengths[slot])
+        self.ids[slot, length : length + len(ids)] = ids
+        self.lengths[slot] += len(ids)
+
+    def earn_turn(self, slot: int, reward: float) -> None:
+        """Note the reward of the turn that ended with the action just appended."""
+        self.turn_rewards[slot, self.response_lengths[slot] - 1] = reward
+
     def episode(self, slot: int, finish_reason: str) -> Episode:
         """The finished episode of a slot."""
         return Episode(
@@ -73,6 +91,8 @@ class Slots:
             action_mask=self.action_mask[slot, : self.lengths[slot]].copy(),
             finish_reason=finish_reason,
             prompt=self.prompts[slot],
+            messages=self.messages[slot],
+            turn_rewards=self.turn_rewards[slot, : self.response_lengths[slot]].copy(),
         )
 
     def observation(self, lengths: np.ndarray | None = None) -> Observation:

@@ -1,6 +1,6 @@
 """The reward of the token MDP, in one place for all the ways an agent can ask for it.
 
-    r_t = −β · (log π(a_t|s_t) − log π_ref(a_t|s_t)) + [t = T] · score(x, y)
+    r_t = −β · (log π(a_t|s_t) − log π_ref(a_t|s_t)) + [t ends a turn] · turn reward + [t = T] · score(x, y)
 
 The score is that of r_φ, shaped by the environment's terms (`rlhf_gym.envs.shaping`), less the missing-EOS penalty.
 Ziegler et al. 2019 (arXiv:1909.08593), eq. 2, a token at a time. The log-ratio is the estimator k1, the only one whose
@@ -124,7 +124,7 @@ class TokenReward:
         """Score of each episode, shaped and as r_φ gave it."""
         if not episodes:
             return EpisodeScores(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float32))
-        scored = self.scorer(*stack_rows(episodes), prompts=[episode.prompt for episode in episodes])
+        scored = self.scorer(*stack_rows(episodes), prompts=[episode.asked for episode in episodes])
         raw = scored.scores.cpu().numpy()  # (E,)
         shaped = self.shaping(episodes, raw) if self.shaping else raw  # (E,)
         unfinished = np.array([e.finish_reason == "length" for e in episodes])
@@ -172,6 +172,7 @@ class TokenReward:
             log_ratios[:] = 0
         scores = self.scores(episodes)
         rewards = self.penalty(log_ratios)
+        rewards += pad_actions([e.earned_at_turns for e in episodes], width)
         rewards[np.arange(len(episodes)), lengths - 1] += scores.scores
         return EpisodeRewards(
             rewards, scores.scores, log_ratios, ref_log_probs, scores.raw_scores, scores.member_scores

@@ -41,9 +41,11 @@ from rlhf_gym.envs.episode import (
 )
 from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.prompts import PromptFeed, PromptIds, Prompts
+from rlhf_gym.envs.respondents import as_respondent
 from rlhf_gym.envs.shaping import ScoreTerm, Shaping
 from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.token_reward import KLCoefOwner, TokenReward
+from rlhf_gym.envs.turns import Dialogues, Turns
 from rlhf_gym.envs.view import EpisodeView
 from rlhf_gym.lm.chat import prompt_text
 from rlhf_gym.lm.generation import check_room
@@ -62,11 +64,14 @@ class TokenVectorEnv(VectorEnv):
     - State s_t = (x, y_<t); observation `Dict(input_ids (L,) int64, attention_mask (L,) int8)`: the prompt, then the
       response so far, left-aligned and right-padded, L = max_prompt_length + max_new_tokens.
     - Action: the next token, `Discrete(V)`.
+    - With `turns`, the other side's answer is appended within the step that ends the policy's turn. Its tokens are
+      state and no actions, and L is larger by the room for them.
     - Reward: see `TokenReward`. The score falls on the last action, once.
     - End: `terminated` at a stop token and at `max_new_tokens` alike; the horizon is part of this MDP.
     - Information, the same keys at every step: `response_length` so far, `ref_log_prob` (Σ log π_ref of it), where a
       policy is attached `kl` (Σ log-ratio of it, in nats), `score` (0 until the end) and `stopped` (whether a stop
-      token has ended it). With `texts=True` also `prompt` and `response`, empty until the end.
+      token, or with `turns` the other side, has ended it). With `texts=True` also `prompt` and `response`, empty until
+      the end. With `turns` also `turns` (those ended so far) and `turn_reward` (what they earned).
 
     `reset(options={"episodes": n})` starts n episodes, refilling slots. A slot with nothing left to do is parked: its
     mask is empty, its action is not read and its reward is 0. `reset(options={"prompts": […]})` plays these prompts,
@@ -81,6 +86,7 @@ class TokenVectorEnv(VectorEnv):
             `(prompts, responses) -> (B,)`.
         max_new_tokens: the horizon T, the stop token included.
         max_prompt_length: room for the prompt in tokens; by default that of the longest one.
+        turns: who answers the policy's turns, where an episode has several: see `Turns`.
         kl_coef: β.
         kl_in: `"reward"`, or `"loss"` where the agent adds the KL to its loss.
         reward_timing: `"step"`: each reward is complete as it is returned. `"deferred"`: steps return 0 and the agent
@@ -109,9 +115,10 @@ class TokenVectorEnv(VectorEnv):
         self,
         num_envs: int = 1,
         *,
-        prompts: Prompts | str | Path,
+        prompts: Prompts | str | Path | None = None,
         reward: RewardFunction | Shared[LearnedReward] | str | Path,
         reference: Shared[PreTrainedModel] | str | Path | None,
+        turns: Turns | None = None,
         tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
         max_new_tokens: int = 48,
         max_prompt_length: int | None = None,
@@ -147,6 +154,7 @@ class TokenVectorEnv(VectorEnv):
         self.render_mode = render_mode
         self.max_new_tokens = max_new_tokens
         self.reward_timing = reward_timing
+        self.turns = turns
         self.texts = texts
 
         self.tokenizer = resolve_tokenizer(tokenizer, reference)
@@ -156,11 +164,16 @@ class TokenVectorEnv(VectorEnv):
         self.stop_token_ids = resolve_stops(stop_token_ids, self.tokenizer, parts, vocab_size=self.vocab_size)
         self._stops = np.zeros(self.vocab_size, dtype=bool)  # (V,)
         self._stops[list(self.stop_token_ids)] = True
-        own_prompts = resolve_prompts(prompts, self.tokenizer)
+        self._room = 0 if turns is None else turns.room  # for the replies of others
+        self._context_length = parts.context_length if parts is not None else None
+        opens = turns is not None and as_respondent(turns.respondent).opens
+        own_prompts = [PromptIds([], ())] if opens and prompts is None else resolve_prompts(prompts, self.tokenizer)
+        if opens and max_prompt_length is None:
+            raise ValueError("expected max_prompt_length where a respondent speaks first, got None")
         longest = max(len(ids) for ids in own_prompts)
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
-        self._context_length = parts.context_length if parts is not None else None
-        self._check_prompts(own_prompts)
+        if not opens:
+            self._check_prompts(own_prompts)
         judge = resolve_reward(reward, device=device or "cpu")
         placed_here = device is None
         self._follows = {
@@ -188,7 +201,7 @@ class TokenVectorEnv(VectorEnv):
             )
         self._policy: ActionLogProb | None = None
         self._feed = PromptFeed(own_prompts, shuffle=shuffle, samples_per_prompt=samples_per_prompt)
-        width = self.max_prompt_length + max_new_tokens  # L
+        width = self.max_prompt_length + max_new_tokens + self._room  # L
         self.single_observation_space = spaces.Dict(
             input_ids=spaces.Box(0, self.vocab_size - 1, (width,), np.int64),
             attention_mask=spaces.Box(0, 1, (width,), np.int8),
@@ -201,7 +214,22 @@ class TokenVectorEnv(VectorEnv):
             max_prompt_length=self.max_prompt_length,
             max_new_tokens=max_new_tokens,
             pad_token_id=min(pad_token_id(self.tokenizer), self.vocab_size - 1),
+            room=self._room,
         )
+        self._dialogues: Dialogues | None = None
+        if turns is not None:
+            self._dialogues = Dialogues(
+                turns,
+                self.tokenizer,
+                self._slots,
+                max_new_tokens=max_new_tokens,
+                max_prompt_length=self.max_prompt_length,
+                stop_token_ids=self.stop_token_ids,
+                vocab_size=self.vocab_size,
+                generator=self._generator,
+            )
+            if any(not isinstance(prompt.prompt, str | None) for prompt in own_prompts):
+                self._dialogues.check_template()
         self._ended = np.zeros(num_envs, dtype=bool)  # waiting for the next step's reset (NEXT_STEP)
         self._needs_reset = True
         self._pending: dict[int, Episode] = {}  # ended and not yet scored (deferred), by number
@@ -270,7 +298,7 @@ class TokenVectorEnv(VectorEnv):
         if mask is None:
             return np.ones((self.num_envs, self.vocab_size), dtype=bool)
         logits = self.reference_logits() if mask.reads_reference else torch.zeros(self.num_envs, self.vocab_size)
-        lengths = self._slots.response_lengths
+        lengths = self._slots.response_lengths if self._dialogues is None else self._dialogues.turn_lengths
         allowed = mask.allowed(logits, response_lengths=lengths, stop_token_ids=self.stop_token_ids)  # (N, V)
         idle = self.parked | self._ended  # (N,)
         return allowed.cpu().numpy() | idle[:, None]
@@ -383,6 +411,8 @@ class TokenVectorEnv(VectorEnv):
         self.seed(seed)
         self.token_reward.begin(endless=left is None)  # an episode does not depend, by rounding, on those before
         self._feed.begin(left, given)
+        if self._dialogues is not None:
+            self._dialogues.forget()
         self._ended[:] = False
         for slot in range(self.num_envs):
             self._refill(slot)
@@ -404,6 +434,9 @@ class TokenVectorEnv(VectorEnv):
         slots.append(acting, actions, log_ratios, log_probs)
         stopped = acting & self._stops[np.where(acting, actions, 0)]
         terminated = stopped | (acting & (slots.response_lengths >= self.max_new_tokens))
+        if self._dialogues is not None:
+            terminated, stopped, turn_rewards = self._dialogues.end_turns(acting, stopped)
+            step_rewards = step_rewards + turn_rewards * (self.reward_timing == "step")
         episodes = [slots.episode(i, "stop" if stopped[i] else "length") for i in np.flatnonzero(terminated).tolist()]
         scores = self._end(episodes, step_rewards)
         slots.earn(acting, step_rewards)
@@ -472,6 +505,7 @@ class TokenVectorEnv(VectorEnv):
         """The state between two rollouts, for JSON; episodes in progress are not in it."""
         return {
             "rng": self.np_random.bit_generator.state,
+            "seed": self.np_random_seed,
             **self._feed.state_dict(),
             "kl_coef": self.token_reward.own_kl_coef,
             "shaping": self.token_reward.shaping.state_dict(),
@@ -480,6 +514,7 @@ class TokenVectorEnv(VectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`; reset the environment next."""
         self.np_random.bit_generator.state = state["rng"]
+        self._np_random_seed = state.get("seed", self._np_random_seed)
         self._feed.load_state_dict(state)
         self.token_reward.own_kl_coef = float(state["kl_coef"])
         self.token_reward.shaping.load_state_dict(state.get("shaping", []))
@@ -488,7 +523,7 @@ class TokenVectorEnv(VectorEnv):
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
-        check_room(prompts, self.max_new_tokens, self._context_length)
+        check_room(prompts, self.max_new_tokens, self._context_length, others=self._room)
         check_prompts(prompts, max_prompt_length=self.max_prompt_length, vocab_size=self.vocab_size)
 
     def _step_rewards(self, actions: np.ndarray, acting: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -573,12 +608,15 @@ class TokenVectorEnv(VectorEnv):
                     info["kl"] = log_ratios
                 info["ref_log_prob"] = slots.log_probs.sum(axis=1, dtype=np.float64) - log_ratios
         info["response_length"] = slots.response_lengths.copy()
+        if self._dialogues is not None:
+            info["turns"] = self._dialogues.counts.copy()
+            info["turn_reward"] = slots.turn_rewards.sum(axis=1, dtype=np.float64)
         info["stopped"] = np.zeros(self.num_envs, dtype=bool)
         info["stopped"][ended] = [episode.finish_reason == "stop" for episode in episodes]
         info = {key: np.where(shown, value, np.zeros_like(value)) for key, value in info.items()}
         if self.texts:
             prompts = [prompt_text(prompt) for prompt in prompts_of(episodes, self.tokenizer)]
-            responses = decode(self.tokenizer, [episode.response_ids.tolist() for episode in episodes])
+            responses = decode(self.tokenizer, [episode.answer_ids.tolist() for episode in episodes])
             for key, texts in {"prompt": prompts, "response": responses}.items():
                 info[key] = np.where(shown, "", np.full(self.num_envs, None, dtype=object))
                 info[key][ended] = texts
@@ -589,5 +627,14 @@ class TokenVectorEnv(VectorEnv):
         episode = self._feed.next(self.np_random)
         if episode is None:
             self._slots.park(slot)
-        else:
-            self._slots.begin(slot, *episode)
+            return
+        prompt, number = episode
+        if self._dialogues is not None:
+            prompt = self._dialogues.begin(slot, prompt, number)
+        self._slots.begin(slot, prompt, number)
+
+    def _generator(self, episode: int, turn: int) -> np.random.Generator:
+        """The randomness of the other side at a turn; of what it says first (turn 0), the same for a whole group."""
+        number = episode - self._feed.since
+        place = number // self.samples_per_prompt if turn == 0 else number
+        return np.random.default_rng([self.np_random_seed % 2**128, place, turn])

@@ -120,7 +120,7 @@ class Watch(BaseCallback):
             episodes = agent.buffer.episodes
             tokenizer = agent.engine.tokenizer
             prompts = prompts_of(episodes, tokenizer)
-            responses = decode(tokenizer, [e.response_ids.tolist() for e in episodes])
+            responses = decode(tokenizer, [e.answer_ids.tolist() for e in episodes])
             scores = function_scores(self.gold, prompts, responses, source="the gold reward")
             self.logger.record("rlhf/gold", float(scores.mean()))
             self.logger.record("rlhf/gold_std", float(scores.std()))

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.chat import Prompt
-from rlhf_gym.lm.tokens import ActionRows, decode, decode_prompts, decode_responses, stop_token_ids
+from rlhf_gym.lm.tokens import ActionRows, answer_starts, decode, decode_prompts, decode_responses, stop_token_ids
 from rlhf_gym.rewards.reward import FunctionReward, PromptFunction, Reward, RewardFunction, Scores, check_scores
 
 Route = Literal["tokens", "text"]
@@ -84,7 +84,7 @@ class EpisodeScorer:
             input_ids: (B, L): prompt, then response.
             action_mask: (B, L), True where the token is an action.
             lengths: (B,), tokens of the whole row.
-            prompts: what each prompt was made of; None where it was given as tokens, as all are by default.
+            prompts: what the last answer of each answers; None where it was given as tokens, as all are by default.
 
         Raises:
             ScoreError: the reward gives no finite score for each episode.
@@ -127,9 +127,9 @@ class EpisodeScorer:
         return part.scores_of_tokens(rows.input_ids, mask, batch_size=self._batch_size)
 
     def _score_texts(self, part: Reward, rows: ActionRows, prompts: Sequence[Prompt | None]) -> Scores:
-        """By what stands before the first action of each row, the rest, and whether that ends by a stop token."""
+        """By what stands before each row's answer, the answer, and whether it ends by a stop token."""
         ids = rows.input_ids.tolist()
-        starts = rows.action_mask.int().argmax(dim=1).tolist()  # (B,)
+        starts = answer_starts(rows.action_mask.cpu().numpy(), prompts)  # (B,)
         asked = decode_prompts(self._tokenizer, [row[:start] for row, start in zip(ids, starts, strict=True)])
         answers = [row[start:end] for row, start, end in zip(ids, starts, rows.lengths.tolist(), strict=True)]
         closed = [bool(answer) and answer[-1] in self._stop_ids for answer in answers]
