@@ -2,14 +2,16 @@
 
 assert __name__ == "rlhf_gym.envs", f"import this package as rlhf_gym.envs, not as {__name__}"
 
-from rlhf_gym.envs.enumerable import EnumerableTask, gpt2_task, tabular_task
+from rlhf_gym.envs.enumerable import EnumerableTask, gpt2_task, tabular_task, with_replies
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation
 from rlhf_gym.envs.masks import ActionMask
+from rlhf_gym.envs.respondents import FunctionRespondent, Reply, Respondent, Turn
 from rlhf_gym.envs.sb3 import SB3VecEnv
 from rlhf_gym.envs.shaping import AddVerifier, ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
 from rlhf_gym.envs.shortlist import ShortlistActions, ShortlistVectorActions
 from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.token_reward import TokenReward
+from rlhf_gym.envs.turns import Turns
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.envs.view import EpisodeView
 
@@ -23,10 +25,13 @@ __all__ = [
     "EpisodeRewards",
     "EpisodeScores",
     "EpisodeView",
+    "FunctionRespondent",
     "LengthPenalty",
     "NormalizeScore",
     "Observation",
     "RepetitionPenalty",
+    "Reply",
+    "Respondent",
     "SB3VecEnv",
     "ScoreTerm",
     "ShortlistActions",
@@ -34,6 +39,9 @@ __all__ = [
     "TokenEnv",
     "TokenReward",
     "TokenVectorEnv",
+    "Turn",
+    "Turns",
     "gpt2_task",
     "tabular_task",
+    "with_replies",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
-from rlhf_gym.envs import EnumerableTask, gpt2_task, tabular_task
+from rlhf_gym.envs import EnumerableTask, gpt2_task, tabular_task, with_replies
 from rlhf_gym.envs.enumerable import all_responses
 from rlhf_gym.lm import tabular_lm
 
@@ -128,3 +129,74 @@ def test_wrong_arguments_say_what_was_expected():
         tabular_task(0, vocab_size=27, horizon=1).env(1)
     with pytest.raises(ValueError, match=r"expected the probabilities of V\^T = 64 responses, got \(63,\)"):
         tabular_lm(np.ones(63) / 63, 4, 3)
+
+
+def two_turns() -> EnumerableTask:
+    """π_ref uniform on {0, 1} at both turns, β = 1; the other side says 0 with .8 after 0 and with .3 after 1."""
+    paid = {0: (1.0, 0.0), 1: (0.0, 2.0)}  # of the second action, by what the other side said
+    strings = all_responses(2, 3)
+    rewards = np.array([paid[o][last] for _, o, last in strings.tolist()])
+    said = np.array([[0.8, 0.2], [0.3, 0.7]])
+    return EnumerableTask(tabular_lm(np.full(8, 1 / 8), 2, 3), strings, rewards, 1.0, {1: said})
+
+
+def test_two_turns_by_hand():
+    task = two_turns()
+    assert task.best == pytest.approx(1.00681, abs=5e-6)
+    values = np.split(task.state_values, [1, 3])
+    np.testing.assert_allclose(values[1], [0.78285, 1.18968], atol=5e-6)  # Q of the first action
+    np.testing.assert_allclose(values[2], [0.62011, 1.43378] * 2, atol=5e-6)  # V behind what the other side said
+    table = task.optimum.reshape(2, 2, 2)  # (a, o, a₂)
+    assert table[1].sum() == pytest.approx(0.60033, abs=5e-6)
+    np.testing.assert_allclose(table[:, 0, 0] / table[:, 0].sum(1), 0.73106, atol=5e-6)
+    np.testing.assert_allclose(table[:, 1, 1] / table[:, 1].sum(1), 0.88080, atol=5e-6)
+    np.testing.assert_allclose(table[:, :, :].sum(2) / table.sum((1, 2))[:, None], task.others[1], atol=1e-9)
+    assert task.objective(task.optimum) == pytest.approx(task.best, abs=1e-9)
+
+
+@BOTH
+def test_no_policy_of_two_turns_is_better(make):
+    task = with_replies(make(3), 3)
+    assert task.optimum.sum() == pytest.approx(1.0, abs=1e-6)
+    assert task.objective(task.optimum) == pytest.approx(task.best, abs=1e-6)
+    assert task.kl(task.reference) == pytest.approx(0.0, abs=1e-9)
+    others = np.repeat(task.others[1].reshape(-1), 4)  # (64,)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        first = rng.dirichlet(np.ones(4))  # (4,)
+        last = rng.dirichlet(np.ones(4), size=16)  # (16, 4)
+        policy = 0.05 * np.repeat(first, 16) * others * last.reshape(-1)
+        near = 0.95 * task.optimum + policy  # a mixture of policies is one, and keeps what the other side says
+        assert task.objective(near) < task.best
+
+
+@BOTH
+def test_without_others_the_recursion_is_the_closed_form(make):
+    task = make(5)
+    weights = np.exp(task.log_probs(task.reference) + task.rewards / task.beta)  # (64,)
+    np.testing.assert_allclose(task.optimum, weights / weights.sum(), atol=1e-6)
+    assert task.best == pytest.approx(task.beta * np.log(weights.sum()), abs=1e-6)
+
+
+def test_the_environment_draws_what_the_other_side_says():
+    """Every action as often as π_ref takes it: rows come as often as the task says, with their rewards."""
+    task = two_turns()
+    env = task.env(64)
+    env.reset(seed=0, options={"episodes": 4000})
+    rng = np.random.default_rng(0)
+    while not env.parked.all():
+        env.step(rng.integers(2, size=64))
+    episodes = env.pending_episodes
+    scores = env.score_episodes(episodes).scores
+    assert all(e.action_mask.tolist() == [False, True, False, True] for e in episodes)
+    places = np.stack([e.input_ids[1:] for e in episodes]) @ [4, 2, 1]  # (E,)
+    np.testing.assert_array_equal(scores, task.rewards[places])
+    counts = np.bincount(places, minlength=8)
+    expected = task.probabilities(task.reference)  # (8,)
+    assert np.abs(counts / 4000 - expected).max() < 4 * np.sqrt(0.25 / 4000)
+
+
+@pytest.mark.parametrize("others", [{0: np.full((1, 4), 0.25)}, {2: np.full((16, 4), 0.25)}, {1: np.ones((4, 4))}])
+def test_others_that_make_no_turns_are_named(others):
+    with pytest.raises(ValueError, match=r"expected (turns of the policy of one length|the probabilities \(4, 4\))"):
+        dataclasses.replace(tabular_task(0), others=others)
