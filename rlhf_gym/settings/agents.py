@@ -6,13 +6,23 @@ of your own does: `run(RunConfig(agent=MySettings()))`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+
+from annotated_types import Gt
 
 from rlhf_gym.files import absolute_path
-from rlhf_gym.settings.checks import above, at_least, one_of
+from rlhf_gym.settings.checks import (
+    Count,
+    NonNegative,
+    Positive,
+    Several,
+    Share,
+    Whole,
+    check_ranges,
+    one_of,
+)
 from rlhf_gym.settings.defaults import row
 
 KLControl = Literal["fixed", "adaptive", "constraint"]
@@ -94,41 +104,38 @@ class AgentSettings:
 class LearnerSettings(AgentSettings):
     """The settings of every agent that learns."""
 
-    total_tokens: int = 48_000
+    total_tokens: Count = 48_000
     """Response tokens generated in training (DPO: read), for each seed and round."""
-    learning_rate: float = row("ppo", "scratch").learning_rate
+    learning_rate: Positive = row("ppo", "scratch").learning_rate
     """Adam's learning rate, at the start."""
     schedule: Literal["constant", "linear"] = "linear"
     """Whether the learning rate stays or falls to 0."""
-    n_episodes: int = 128
+    n_episodes: Count = 128
     """How many responses a rollout has."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Responses a minibatch; each minibatch is one optimizer step."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """Responses in one forward; fewer take less memory and give the same update."""
-    n_epochs: int = 1
+    n_epochs: Count = 1
     """Passes over a rollout."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
-    num_envs: int = 64
+    num_envs: Count = 64
     """Responses written at once."""
     missing_eos_penalty: float = 0.0
     """Subtracted from the score of a response that never ends."""
-    freeze_layers: int = 0
+    freeze_layers: Whole = 0
     """Lower layers of the policy that stay as they are, and the embeddings: quicker and smaller updates."""
-    lora_r: int = 0
+    lora_r: Whole = 0
     """Rank of a LoRA adapter that is trained in place of the policy's weights (it needs the extra `lora`); 0: none. The
     folder holds the policy whole, the adapter merged. Learning rates are ten times higher: docs/settings.md."""
     bf16: bool = False
     """Forward passes in bfloat16, weights in float32: for a GPU, or a CPU that has it."""
-    checkpoint_every: int = 10
+    checkpoint_every: Count = 10
     """Iterations between the checkpoints an interrupted run goes on from."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "total_tokens", "n_episodes", "batch_size", "micro_batch_size", "n_epochs", "num_envs")
-        at_least(self, 1, "checkpoint_every")
-        at_least(self, 0, "freeze_layers", "lora_r")
-        above(self, 0, "learning_rate")
+        check_ranges(self)
 
     def learner(self) -> LearnerSettings:
         """These settings, as those of an agent that learns."""
@@ -176,47 +183,47 @@ class LearnerSettings(AgentSettings):
 class PolicyGradientSettings(LearnerSettings):
     """What every policy-gradient agent is asked."""
 
-    kl_coef: float = 0.1
+    kl_coef: NonNegative = 0.1
     """β of the KL penalty (with a controller, the first one)."""
     kl_control: KLControl = "fixed"
     """Who sets β: "fixed", "adaptive" towards kl_target (Ziegler et al.), or "constraint" KL ≤ kl_target."""
-    kl_target: float = 6.0
+    kl_target: Positive = 6.0
     """KL per response, in nats, that a controller steers to."""
-    kl_horizon: int = 10_000
+    kl_horizon: Count = 10_000
     """Responses over which "adaptive" moves β by a fifth, at most; Ziegler et al.'s is long for a short run."""
     kl_in: KLPlace = "reward"
     """Where the KL penalty is: in the reward of each token, or a term of the loss."""
     kl_loss: str = "full"
     """The estimator of the KL in the loss: "full" over the vocabulary, "k2", "k3" (GRPO's), "k3_importance",
     "k3_straight_through" (docs/losses.md), or one added to `rlhf_gym.agents.regularisers.KL_ESTIMATORS`."""
-    samples_per_prompt: int = 1
+    samples_per_prompt: Count = 1
     """Responses in a row to the same prompt."""
-    ent_coef: float = 0.0
+    ent_coef: NonNegative = 0.0
     """Weight of an entropy bonus; the KL penalty has one already."""
     mask_truncated: bool = False
     """Learn nothing from responses cut off at the horizon (DAPO)."""
-    target_kl: float | None = None
+    target_kl: Positive | None = None
     """A rollout's epochs stop once KL(π_old‖π) exceeds 1.5 times this."""
-    stop_kl: float | None = None
+    stop_kl: Positive | None = None
     """Training ends once a rollout's KL to its first π_ref, per response in nats, is over this; what is kept is the
     last policy that was not. From the second round on a policy begins where the last round left it, near the limit."""
-    stop_kl_patience: int = 1
+    stop_kl_patience: Count = 1
     """Rollouts in a row beyond stop_kl that end training; more let single noisy ones pass."""
-    ptx_coef: float = 0.0
+    ptx_coef: NonNegative = 0.0
     """γ of a pretraining loss mixed into every minibatch's (InstructGPT's ptx), to keep the language; 0: none."""
-    ptx_batch_size: int = 32
+    ptx_batch_size: Count = 32
     """How many texts a minibatch of ptx has."""
     ptx_texts: Path | None = None
     """The texts, JSONL of {"text"} or one a line; by default the task's for pretraining, else its demonstrations."""
-    ema_reference: float = 0.0
+    ema_reference: Share = 0.0
     """Rate of a π_ref that follows the policy, θ_ref ← (1 − rate)·θ_ref + rate·θ after each iteration; 0: it stays."""
     length_penalty: float = 0.0
     """Subtracted from the score for each token past length_penalty_after; negative rewards length."""
-    length_penalty_after: int = 0
+    length_penalty_after: Whole = 0
     """How many of a response's first tokens cost nothing."""
     repetition_penalty: float = 0.0
     """Subtracted from the score of a response that repeats one n-gram alone; of others, by their share of repeats."""
-    repetition_ngram: int = 3
+    repetition_ngram: Count = 3
     """The number of tokens in an n-gram that counts as a repeat."""
     clip_score: tuple[float, float] | None = None
     """Scores are clipped to the range LOW HIGH."""
@@ -226,32 +233,23 @@ class PolicyGradientSettings(LearnerSettings):
     """A function's score beside r_φ's, "module:function": what (prompts, responses) -> scores returns is added."""
     verifier_coef: float = 1.0
     """What it is multiplied by, r_φ having standard deviation 1 over the SFT policy's responses."""
-    gold_every: int = 1
+    gold_every: Count = 1
     """Iterations between two looks at gold; nothing learns from it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "kl_horizon", "gold_every", "samples_per_prompt", "ptx_batch_size", "stop_kl_patience")
-        at_least(self, 0, "kl_coef")
         one_of(self, kl_control=KLControl, kl_in=KLPlace)
         if self.kl_control != "fixed" and not (self.kl_coef > 0 and self.kl_target > 0):
             raise ValueError(
                 f"expected kl_coef and kl_target > 0 with kl_control={self.kl_control!r}, "
                 f"got {self.kl_coef} and {self.kl_target}"
             )
-        if not 0 <= self.ptx_coef < math.inf:
-            raise ValueError(f"expected ptx_coef >= 0 and finite, got {self.ptx_coef}")
         if self.ptx_texts is not None and not self.ptx_coef:
             raise ValueError(f"expected ptx_coef > 0 to mix {self.ptx_texts} in, got {self.ptx_coef}")
-        if not 0 <= self.ema_reference <= 1:
-            raise ValueError(f"expected ema_reference in [0, 1], got {self.ema_reference}")
-        above(self, 0, "stop_kl")
         if self.stop_kl is None and self.stop_kl_patience != 1:
             raise ValueError(f"expected a stop_kl for stop_kl_patience={self.stop_kl_patience}, got None")
         if self.verifier is not None and not all(self.verifier.partition(":")):
             raise ValueError(f'expected verifier to be "module:function", got {self.verifier!r}')
-        if not math.isfinite(self.verifier_coef):
-            raise ValueError(f"expected a finite verifier_coef, got {self.verifier_coef}")
         if self.n_episodes % self.samples_per_prompt:
             raise ValueError(
                 f"expected n_episodes to be a multiple of samples_per_prompt={self.samples_per_prompt}, "
@@ -316,7 +314,7 @@ class PolicyGradientSettings(LearnerSettings):
 class CriticSettings(PolicyGradientSettings):
     """What agents with a critic are asked besides."""
 
-    vf_coef: float = 0.1
+    vf_coef: NonNegative = 0.1
     """Weight of the value loss."""
     critic: Literal["shared", "separate"] = "shared"
     """Where the value head sits: on the policy's trunk, or on a copy of it."""
@@ -336,18 +334,16 @@ class SurrogateSettings(PolicyGradientSettings):
 
     surrogate: SurrogateKind = "none"
     """What is done with the ratio: nothing, "none", "clip" (PPO), "sequence" (GSPO) or "cispo" (docs/losses.md)."""
-    clip_range: float | None = None
+    clip_range: Positive | None = None
     """ε of the ratio, below 1 alone with clip_range_high. By default .2; of "sequence" 3e-4; of "cispo" no bound."""
-    clip_range_high: float | None = None
+    clip_range_high: Positive | None = None
     """ε above 1, if it is another; "cispo" needs it."""
-    dual_clip: float | None = None
+    dual_clip: Annotated[float, Gt(1)] | None = None
     """c > 1 of "clip": no gradient beyond a ratio of c where the advantage is negative."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self, surrogate=SurrogateKind)
-        at_least(self, 0, "clip_range", "clip_range_high")
-        above(self, 1, "dual_clip")
         if self.dual_clip is not None and self.surrogate != "clip":
             raise ValueError(f'expected surrogate="clip" with a dual_clip, got {self.surrogate!r}')
         if self.surrogate == "cispo" and self.clip_range_high is None:
@@ -367,16 +363,11 @@ class SurrogateSettings(PolicyGradientSettings):
 class GroupSettings(SurrogateSettings):
     """What agents are asked that compare responses to one prompt."""
 
-    samples_per_prompt: int = 4
+    samples_per_prompt: Several = 4
     """Responses to the same prompt, which are compared with each other."""
-    max_refills: int = 0
+    max_refills: Whole = 0
     """Prompts whose responses all earn the same are left out, and others played in their place, at most so many times a
     rollout (DAPO's dynamic sampling); 0: never."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 2, "samples_per_prompt")
-        at_least(self, 0, "max_refills")
-        super().__post_init__()
 
     def arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
@@ -390,25 +381,20 @@ class PPOSettings(SurrogateSettings, CriticSettings):
     name: ClassVar[str] = "ppo"
     agent: ClassVar[str] = "rlhf_gym.agents:TokenPPO"
 
-    n_epochs: int = 4
+    n_epochs: Count = 4
     """Passes over a rollout."""
     surrogate: SurrogateKind = "clip"
     """What is done with the ratio: "clip" (PPO), "sequence" (GSPO), "cispo", or nothing, "none" (docs/losses.md)."""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """λ of the advantages (γ is 1)."""
-    gae_lambda_alpha: float | None = None
+    gae_lambda_alpha: Positive | None = None
     """α of a λ by length in gae_lambda's place, 1 − 1/(α·T) (VAPO: .05)."""
-    critic_lambda: float | None = None
+    critic_lambda: Share | None = None
     """λ of the critic's targets, if it is another (VC-PPO: 1)."""
-    critic_warmup: int = 0
+    critic_warmup: Whole = 0
     """First iterations that train the critic alone (VC-PPO)."""
-    clip_range_vf: float | None = 0.2
+    clip_range_vf: Positive | None = 0.2
     """ε of the value; None not to clip."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above(self, 0, "gae_lambda_alpha")
-        at_least(self, 0, "critic_lambda", "critic_warmup")
 
     def arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
@@ -463,7 +449,7 @@ class GRPOSettings(GroupSettings):
     name: ClassVar[str] = "grpo"
     agent: ClassVar[str] = "rlhf_gym.agents:TokenGRPO"
 
-    n_epochs: int = 4
+    n_epochs: Count = 4
     """Passes over a rollout."""
     surrogate: SurrogateKind = "clip"
     """What is done with the ratio: "clip" (PPO), "sequence" (GSPO), "cispo", or nothing, "none" (docs/losses.md)."""
@@ -488,9 +474,9 @@ class DPOSettings(LearnerSettings):
     name: ClassVar[str] = "dpo"
     agent: ClassVar[str] = "rlhf_gym.agents:DPO"
 
-    learning_rate: float = row("dpo", "scratch").learning_rate
+    learning_rate: Positive = row("dpo", "scratch").learning_rate
     """Adam's learning rate, at the start."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """β of the KL-regularised objective that the preferences stand for."""
 
     def __post_init__(self) -> None:
@@ -498,7 +484,6 @@ class DPOSettings(LearnerSettings):
         for name in ("n_episodes", "batch_size", "micro_batch_size"):
             if (vars(self)[name] or 0) % 2:
                 raise ValueError(f"expected an even {name} (two responses a pair), got {vars(self)[name]}")
-        above(self, 0, "beta")
 
     def env_arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the environment that these settings choose."""
@@ -520,11 +505,11 @@ class BestOfNSettings(AgentSettings):
     name: ClassVar[str] = "best_of_n"
     agent: ClassVar[str] = "rlhf_gym.agents:BestOfN"
 
-    n: int = 16
+    n: Count = 16
     """Responses of which the best is taken."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "n")
+        check_ranges(self)
 
     def label(self, label: str) -> str:
         """What tables and reports call the agent."""

@@ -1,32 +1,134 @@
-"""Checks that settings make of themselves."""
+"""The ranges of settings, declared with their types and checked wherever a record of settings is made.
+
+    @dataclass(frozen=True)
+    class Settings:
+        epochs: Count = 1
+        learning_rate: Positive = 1e-5
+
+        def __post_init__(self) -> None:
+            check_ranges(self)
+
+A number is finite unless its type is `Threshold`. The constraints are those of the package annotated-types, and so are
+those of a setting that needs a range of its own: `Annotated[float, Interval(gt=0, lt=1)]`.
+"""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import math
+import numbers
+from dataclasses import fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
+
+Count = Annotated[int, Ge(1)]
+"""A whole number from 1 on."""
+Several = Annotated[int, Ge(2)]
+"""A whole number from 2 on."""
+Whole = Annotated[int, Ge(0)]
+"""A whole number from 0 on."""
+Seed = Annotated[int, Interval(ge=0, lt=2**32)]
+"""A seed, as NumPy takes it."""
+Positive = Annotated[float, Gt(0)]
+"""A number above 0."""
+NonNegative = Annotated[float, Ge(0)]
+"""A number from 0 on."""
+Share = Annotated[float, Interval(ge=0, le=1)]
+"""A number from 0 to 1."""
+INFINITE = "may be infinite"
+"""Marks a type of numbers that may be infinite."""
+Threshold = Annotated[float, INFINITE]
+"""A number that others are compared with; an infinite one is never reached."""
 
 
-def at_least(settings: object, least: int, *names: str) -> None:
-    """Each of these settings is at least so much, or None.
+class Range(NamedTuple):
+    """What a numeric setting may be."""
 
-    Raises:
-        ValueError: one is less; the message names it.
-    """
-    for name in names:
-        value = vars(settings)[name]
-        if value is not None and not value >= least:
-            raise ValueError(f"expected {name} >= {least}, got {value}")
+    kind: type
+    """Either `int` or `float`."""
+    low: Ge | Gt | None = None
+    """The lower bound."""
+    high: Le | Lt | None = None
+    """The upper bound."""
+    infinite: bool = False
+    """Whether it may be infinite."""
+    optional: bool = False
+    """Whether it may be None."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Check that a value is such a number, or that each of a tuple is.
+
+        Raises:
+            ValueError: it is not; the message names the setting.
+        """
+        if value is None and self.optional:
+            return
+        for number in value if isinstance(value, tuple) else (value,):
+            self._check_number(name, number)
+
+    def _check_number(self, name: str, value: Any) -> None:
+        whole = self.kind is int
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+            raise ValueError(f"expected {'a whole number' if whole else 'a number'} as {name}, got {value!r}")
+        if not self.holds(value):
+            raise ValueError(f"expected {name} {self.words()}, got {value}")
+        if math.isnan(value) or (math.isinf(value) and not self.infinite):
+            raise ValueError(f"expected a finite number as {name}, got {value}")
+
+    def holds(self, value: Any) -> bool:
+        """Whether a number is within the bounds; NaN is not, where there is one."""
+        above = self.low is None or (value >= self.low.ge if isinstance(self.low, Ge) else value > self.low.gt)
+        below = self.high is None or (value <= self.high.le if isinstance(self.high, Le) else value < self.high.lt)
+        return bool(above and below)
+
+    def words(self) -> str:
+        """The bounds as in ">= 1" or "in (0, 1]"."""
+        limits = []
+        if self.low is not None:
+            limits.append((">=", "[", self.low.ge) if isinstance(self.low, Ge) else (">", "(", self.low.gt))
+        if self.high is not None:
+            limits.append(("<=", "]", self.high.le) if isinstance(self.high, Le) else ("<", ")", self.high.lt))
+        if len(limits) < 2:
+            return " ".join(f"{sign} {_short(limit)}" for sign, _, limit in limits)
+        (_, opening, low), (_, closing, high) = limits
+        return f"in {opening}{_short(low)}, {_short(high)}{closing}"
 
 
-def above(settings: object, limit: float, *names: str) -> None:
-    """Each of these settings is above a limit, or None.
+def check_ranges(settings: object) -> None:
+    """Each number among the fields of a record is in the range that its type declares.
 
     Raises:
         ValueError: one is not; the message names it.
     """
-    for name in names:
-        value = vars(settings)[name]
-        if value is not None and not value > limit:
-            raise ValueError(f"expected {name} > {limit:g}, got {value}")
+    for name, declared in ranges_of(type(settings)).items():
+        declared.check(name, getattr(settings, name))
+
+
+@cache
+def ranges_of(kind: type) -> dict[str, Range]:
+    """The ranges that the fields of a record declare, by name; fields without numbers are left out."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = {field.name: _range(hints[field.name]) for field in fields(kind)}  # type: ignore[arg-type]
+    return {name: declared for name, declared in found.items() if declared is not None}
+
+
+def _range(hint: Any, constraints: tuple[Any, ...] = ()) -> Range | None:
+    """The range of a type: of a number, or of what an optional number or a tuple holds."""
+    if get_origin(hint) is Annotated:
+        inner, *given = get_args(hint)
+        return _range(inner, (*given, *constraints))
+    if get_origin(hint) in (Union, UnionType, tuple):
+        inside = [part for part in get_args(hint) if part not in (NoneType, Ellipsis)]
+        ranges = [found for part in inside if (found := _range(part, constraints)) is not None]
+        return ranges[0]._replace(optional=NoneType in get_args(hint)) if ranges else None
+    if hint not in (int, float):
+        return None
+    flat = [part for given in constraints for part in (given if isinstance(given, GroupedMetadata) else (given,))]
+    low = next((part for part in flat if isinstance(part, Ge | Gt)), None)
+    high = next((part for part in flat if isinstance(part, Le | Lt)), None)
+    return Range(hint, low, high, infinite=INFINITE in flat)
 
 
 def one_of(settings: object, **allowed: Any) -> None:
@@ -39,3 +141,7 @@ def one_of(settings: object, **allowed: Any) -> None:
         value = vars(settings)[name]
         if value not in get_args(literal):
             raise ValueError(f"expected {name} to be one of {get_args(literal)}, got {value!r}")
+
+
+def _short(limit: Any) -> str:
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)

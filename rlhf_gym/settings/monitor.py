@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import Gt, Interval
 from tyro.constructors import PrimitiveConstructorSpec
 
 from rlhf_gym.files import InputError, read_object
-from rlhf_gym.settings.checks import above, at_least
+from rlhf_gym.settings.checks import INFINITE, Count, Threshold, Whole, check_ranges
 
 ALARM_NAMES = (
     "disagreement",
@@ -35,6 +35,12 @@ REFUSAL = (
 """A pattern for English refusals, for `RLHFMonitor(patterns={"refusal": REFUSAL})`. Look at what it finds in yours."""
 
 
+Factor = Annotated[float, Gt(1), INFINITE]
+"""A threshold that says by how much something may grow."""
+Rise = Annotated[float, Gt(0), INFINITE]
+"""A threshold that says how far something may rise."""
+
+
 @dataclass(frozen=True)
 class AlarmThresholds:
     """When alarms fire. A factor or a rise is measured from the value of the first rollouts.
@@ -43,69 +49,52 @@ class AlarmThresholds:
         ValueError: a value is not a number, or is out of its range.
     """
 
-    baseline: int = 2
+    baseline: Count = 2
     """Rollouts whose mean is the start that later ones are measured by."""
-    window: int = 3
+    window: Count = 3
     """Rollouts whose median is the present value."""
-    noise: float = 4.0
+    noise: Threshold = 4.0
     """Standard errors that a change must exceed, however large it is."""
-    clear: float = 0.5
+    clear: Annotated[float, Interval(ge=0, lt=1)] = 0.5
     """An alarm ends when the change is below this share of its threshold."""
-    reward_rise: float = 0.5
+    reward_rise: Threshold = 0.5
     """A reward has risen when its mean has, by this many standard deviations of the first rollouts' scores."""
-    disagreement_factor: float = 1.5
+    disagreement_factor: Factor = 1.5
     """Ensemble disagreement, relative to the start, while the reward rises."""
-    repetition_rise: float = 0.15
+    repetition_rise: Rise = 0.15
     """Share of repeated pairs of tokens within a response, above the start, while the reward rises."""
-    length_factor: float = 1.5
+    length_factor: Factor = 1.5
     """Response length, relative to the start, while the reward rises."""
-    length_correlation: float = 0.5
+    length_correlation: Threshold = 0.5
     """Rank correlation of score and length from which half of that growth is enough."""
-    entropy_share: float = 0.3
+    entropy_share: Annotated[float, Interval(gt=0, lt=1)] = 0.3
     """Share of the start's entropy below which the alarm fires."""
-    kl_high: float | None = None
+    kl_high: Rise | None = None
     """KL a response, nats. By default twice a controller's target; without a controller `kl_share` decides."""
-    kl_share: float = 0.75
+    kl_share: Rise = 0.75
     """KL a token, as a share of the entropy a token at the start. At 1 the policy writes one typical text of π_ref and
     nothing else; beyond 1 it writes what π_ref would not."""
-    kl_low: float = 0.01
+    kl_low: Threshold = 0.01
     """KL a response, nats, below which nothing has been learned after `patience` rollouts."""
-    patience: int = 20
+    patience: Count = 20
     """Rollouts after which learning should show."""
-    explained_variance: float = 0.01
+    explained_variance: Threshold = 0.01
     """Share of the variance of returns that the critic should explain."""
-    critic_patience: int = 20
+    critic_patience: Count = 20
     """Rollouts, after the first ones, whose median is the share that the critic explains."""
-    missing_eos_rise: float = 0.2
+    missing_eos_rise: Rise = 0.2
     """Share of responses that are cut off, above the start."""
-    drift_factor: float = 3.0
+    drift_factor: Factor = 3.0
     """Perplexity of the responses under π_ref, relative to the start."""
-    held_out_factor: float = 2.5
+    held_out_factor: Factor = 2.5
     """Perplexity on held-out texts, relative to the first measurement."""
-    evaluation_drop: float = 0.2
+    evaluation_drop: Rise = 0.2
     """Fall of a user's evaluation, as a share of the size of its first value."""
-    pattern_rise: float = 0.15
+    pattern_rise: Rise = 0.15
     """Share of responses with a pattern, above the start."""
 
     def __post_init__(self) -> None:
-        for threshold in fields(self):
-            optional = "None" in str(threshold.type)
-            self._check_number(threshold.name, whole=threshold.type == "int", optional=optional)
-        at_least(self, 1, "baseline", "window", "patience", "critic_patience")
-        above(self, 1, "disagreement_factor", "length_factor", "drift_factor", "held_out_factor")
-        above(self, 0, "repetition_rise", "kl_high", "kl_share", "missing_eos_rise", "evaluation_drop", "pattern_rise")
-        if not (0 < self.entropy_share < 1 and 0 <= self.clear < 1):
-            raise ValueError(
-                f"expected entropy_share in (0, 1) and clear in [0, 1), got {self.entropy_share}, {self.clear}"
-            )
-
-    def _check_number(self, name: str, *, whole: bool, optional: bool) -> None:
-        value = vars(self)[name]
-        if value is None and optional:
-            return
-        number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-        if not number or (whole and not isinstance(value, int)):
-            raise ValueError(f"expected {'a whole number' if whole else 'a number'} as {name}, got {value!r}")
+        check_ranges(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AlarmThresholds:
@@ -176,9 +165,9 @@ class MonitorConfig:
     held_out: Path | None = None
     """Texts that the policy should not forget, JSONL of {"text"} or one a line; by default the task's held-out
     demonstrations."""
-    held_out_texts: int = 64
+    held_out_texts: Whole = 64
     """How many of them are read; 0 for none."""
-    every: int = 5
+    every: Count = 5
     """Iterations between two readings."""
     stop_on: tuple[str, ...] = ()
     """Alarms that end the training, with the policy as it is; not of the run without KL penalty."""
@@ -186,8 +175,7 @@ class MonitorConfig:
     """When alarms fire: a JSON file with those of `AlarmThresholds` that are to be others than by default."""
 
     def __post_init__(self) -> None:
-        if self.held_out_texts < 0 or self.every < 1:
-            raise ValueError(f"expected held_out_texts >= 0 and every >= 1, got {self.held_out_texts}, {self.every}")
+        check_ranges(self)
         for pattern in self.patterns:
             name, equals, expression = pattern.partition("=")
             if not (name and equals and expression) or "/" in name:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from tyro.conf import arg
 
 from rlhf_gym.settings.agents import AgentSettings, PPOSettings
-from rlhf_gym.settings.checks import at_least, one_of
+from rlhf_gym.settings.checks import Count, Seed, Whole, check_ranges, one_of
 from rlhf_gym.settings.defaults import Beginning, Row, model_width, row
 from rlhf_gym.settings.monitor import MonitorConfig
 from rlhf_gym.settings.stages import CollectConfig, EvaluateConfig, RewardConfig
@@ -45,15 +45,15 @@ class TaskConfig:
     """A reward model that is there already, a folder or a hub name: nothing is collected, none is trained."""
     skip_bad: bool = False
     """Leave out rows of the run's files that cannot be used, and say how many; otherwise they stop the run. That goes
-    for these files, and for --monitor.held-out and --agent.ptx-texts."""
-    drop_longer_than: int | None = None
+    for all files of texts that the run is given."""
+    drop_longer_than: Count | None = None
     """Leave out what has more tokens than this, and say how many: preferences and demonstrations with their end, and
     prompts with max_new_tokens. Prompts longer than max_prompt_length are then left out, too."""
     attribute: str | None = None
     """What rates a response in preferences of one response a row (HelpSteer); "helpfulness" by default."""
-    max_prompt_length: int | None = None
+    max_prompt_length: Count | None = None
     """Longest prompt in tokens; by default the task's own, or that of your longest prompt."""
-    max_new_tokens: int | None = None
+    max_new_tokens: Count | None = None
     """Longest response in tokens, its end included; by default the task's own."""
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class TaskConfig:
             raise ValueError(f"expected a model to answer the prompts of {self.prompts}, got none: add --model")
         if self.model is None and self.demonstrations is not None:
             raise ValueError(f"expected a model to learn from {self.demonstrations}, got none: add --model")
-        at_least(self, 1, "max_prompt_length", "max_new_tokens", "drop_longer_than")
+        check_ranges(self)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -89,21 +89,21 @@ class RunConfig:
     """The run's folder: config, data, models, metrics, samples, report. Run again, it goes on where it stopped."""
     task: Annotated[TaskConfig, arg(name="")] = field(default_factory=TaskConfig)
     """The task."""
-    rounds: int = 1
+    rounds: Count = 1
     """Times collect → reward model → agent is gone through, the preferences adding up. May grow later."""
     reference: Reference = "sft"
     """What π_ref is: the SFT policy, the pretrained model, or the policy the round began with."""
-    seeds: int = 3
+    seeds: Count = 3
     """Agents that are trained, which differ in their random seed alone; figures are their medians."""
     without_kl: bool = True
     """Train the agent a second time without KL penalty, to see what it prevents, where there is a gold reward."""
     pretrain: bool = False
     """Pretrain even where the task brings pretrained weights."""
-    seed: int = 0
+    seed: Seed = 0
     """The first random seed; all others are counted from it."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1" …; auto: a GPU where there is one."""
-    threads: int = 0
+    threads: Whole = 0
     """CPU threads of torch; 0: OMP_NUM_THREADS, else one a core, or one alone for a small model, which is faster so."""
     pretraining: SFTConfig = field(default_factory=lambda: from_row(SFTConfig, row("pretraining", "scratch")))
     """Pretraining of a small model, where the task has one to make."""
@@ -121,8 +121,7 @@ class RunConfig:
     """How the policies are evaluated."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "rounds", "seeds")
-        at_least(self, 0, "threads")
+        check_ranges(self)
         one_of(self, reference=Reference)
         self.agent.check_reference(self.reference)
         if self.task.reward_model is not None:

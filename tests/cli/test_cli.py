@@ -120,10 +120,10 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         ("agent:best_of_n --monitor.stop-on held_out", "expected no alarm to stop on with the agent best_of_n"),
         ("agent:rloo --monitor.stop-on critic", "an agent with a critic to stop on it, got the agent rloo"),
         ("--monitor.stop-on disagreement", "expected reward.members >= 2 to stop on their disagreement, got 1"),
-        ("--agent.verifier-coef nan", "expected a finite verifier_coef, got nan"),
+        ("--agent.verifier-coef nan", "expected a finite number as verifier_coef, got nan"),
         (OWN + "--reward-model {reward} --reward.members 3", "expected reward.members=1 with a reward model of your"),
         (OWN + "--reward-model {reward} --reward.bootstrap", "expected reward.bootstrap=False with a reward model"),
-        ("--agent.ptx-coef inf", "expected ptx_coef >= 0 and finite, got inf"),
+        ("--agent.ptx-coef inf", "expected a finite number as ptx_coef, got inf"),
     ],
 )
 def test_bad_input_is_one_message_before_any_work(

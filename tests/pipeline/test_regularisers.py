@@ -89,7 +89,7 @@ def test_stops_on_kl_and_says_so(before: Path, tmp_path: Path) -> None:
         ({"stop_kl": 0.0}, "expected stop_kl > 0, got 0.0"),
         ({"stop_kl": 3.0, "stop_kl_patience": 0}, "expected stop_kl_patience >= 1, got 0"),
         ({"stop_kl_patience": 2}, "expected a stop_kl for stop_kl_patience=2, got None"),
-        ({"ptx_coef": -1.0}, "expected ptx_coef >= 0 and finite, got -1.0"),
+        ({"ptx_coef": -1.0}, "expected ptx_coef >= 0, got -1.0"),
         ({"ptx_batch_size": 0}, "expected ptx_batch_size >= 1, got 0"),
         ({"ptx_texts": Path("texts.txt")}, "expected ptx_coef > 0 to mix texts.txt in, got 0"),
         ({"ema_reference": 1.2}, r"expected ema_reference in \[0, 1\], got 1.2"),
