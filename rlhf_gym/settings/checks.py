@@ -85,7 +85,7 @@ class Range(NamedTuple):
 
     def words(self) -> str:
         """The bounds as in ">= 1" or "in (0, 1]"."""
-        limits = []
+        limits: list[tuple[str, str, Any]] = []
         if self.low is not None:
             limits.append((">=", "[", self.low.ge) if isinstance(self.low, Ge) else (">", "(", self.low.gt))
         if self.high is not None:
@@ -107,10 +107,10 @@ def check_ranges(settings: object) -> None:
 
 
 @cache
-def ranges_of(kind: type) -> dict[str, Range]:
+def ranges_of(kind: Any) -> dict[str, Range]:
     """The ranges that the fields of a record declare, by name; fields without numbers are left out."""
     hints = get_type_hints(kind, include_extras=True)
-    found = {field.name: _range(hints[field.name]) for field in fields(kind)}  # type: ignore[arg-type]
+    found = {field.name: _range(hints[field.name]) for field in fields(kind)}
     return {name: declared for name, declared in found.items() if declared is not None}
 
 
