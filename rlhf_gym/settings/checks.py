@@ -96,7 +96,7 @@ class Range(NamedTuple):
         return f"in {opening}{_short(low)}, {_short(high)}{closing}"
 
 
-def check_ranges(settings: object) -> None:
+def check_ranges(settings: Any) -> None:
     """Each number among the fields of a record is in the range that its type declares.
 
     Raises:
