@@ -96,13 +96,14 @@ class Range(NamedTuple):
         return f"in {opening}{_short(low)}, {_short(high)}{closing}"
 
 
-def check_ranges(settings: Any) -> None:
+def check_ranges(settings: object) -> None:
     """Each number among the fields of a record is in the range that its type declares.
 
     Raises:
         ValueError: one is not; the message names it.
     """
-    for name, declared in ranges_of(type(settings)).items():
+    kind: Any = type(settings)
+    for name, declared in ranges_of(kind).items():
         declared.check(name, getattr(settings, name))
 
 
