@@ -4,11 +4,13 @@ assert __name__ == "rlhf_gym.envs", f"import this package as rlhf_gym.envs, not 
 
 from rlhf_gym.envs.enumerable import EnumerableTask, gpt2_task, tabular_task, with_replies
 from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation
+from rlhf_gym.envs.language_respondent import LMRespondent
 from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.respondents import FunctionRespondent, Reply, Respondent, Turn
 from rlhf_gym.envs.sb3 import SB3VecEnv
 from rlhf_gym.envs.shaping import AddVerifier, ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
 from rlhf_gym.envs.shortlist import ShortlistActions, ShortlistVectorActions
+from rlhf_gym.envs.text_env import TextArenaGame, TextEnvRespondent
 from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.token_reward import TokenReward
 from rlhf_gym.envs.turns import Turns
@@ -26,6 +28,7 @@ __all__ = [
     "EpisodeScores",
     "EpisodeView",
     "FunctionRespondent",
+    "LMRespondent",
     "LengthPenalty",
     "NormalizeScore",
     "Observation",
@@ -36,6 +39,8 @@ __all__ = [
     "ScoreTerm",
     "ShortlistActions",
     "ShortlistVectorActions",
+    "TextArenaGame",
+    "TextEnvRespondent",
     "TokenEnv",
     "TokenReward",
     "TokenVectorEnv",

@@ -62,6 +62,7 @@ class Decoder:
         self._cache: SlotCache | None = None
         self._tokens = np.zeros((0, 0), dtype=np.int64)  # (N, L)
         self._held = np.zeros(0, dtype=np.int64)  # (N,)
+        self._answered = np.zeros(0, dtype=np.int64)  # (B,) lengths of the rows that `_hidden` is of
         self._hidden = torch.zeros(0)  # (N, H)
         self._steps: dict[tuple[int, int], Step] = {}
         self._uses: dict[tuple[int, int], int] = {}
@@ -77,6 +78,7 @@ class Decoder:
     def forget(self) -> None:
         """Empty all slots; the weights are what they were."""
         self._held[:] = 0
+        self._answered = self._answered[:0]
 
     def invalidate(self) -> None:
         """Forget everything: the weights have changed."""
@@ -93,7 +95,8 @@ class Decoder:
 
         Args:
             input_ids: left-aligned rows, (B, L) integers.
-            lengths: real tokens of each row, (B,); a row of length 0 is parked: it is skipped and its answer is 0.
+            lengths: real tokens of each row, (B,); a row of length 0 is parked: it is skipped, its answer is 0, and
+                what its slot holds stays there.
 
         Returns:
             (B, H), in the model's dtype and on its device. Valid until the next call.
@@ -112,7 +115,7 @@ class Decoder:
         held = self._held[:batch]  # (B,)
         tokens = self._tokens[:batch, :width]  # (B, L)
         differs = ids != tokens  # (B, L)
-        if np.array_equal(held, lengths) and not (differs & (np.arange(width) < lengths[:, None])).any():
+        if np.array_equal(self._answered, lengths) and not (differs & (np.arange(width) < lengths[:, None])).any():
             return self._hidden[:batch]
 
         common = np.minimum(held, np.maximum(lengths - 1, 0))  # (B,)
@@ -123,8 +126,9 @@ class Decoder:
         active = np.flatnonzero(lengths > 0)
         if len(active):
             self._feed_all(ids, common, new, active, batch)
-        tokens[:] = ids
-        held[:] = lengths
+        tokens[active] = ids[active]
+        held[active] = lengths[active]
+        self._answered = lengths.copy()
         self.serial += 1
         return self._hidden[:batch]
 
@@ -271,6 +275,7 @@ class Decoder:
         self._cache = SlotCache(self.parts.module.config.get_text_config(), slots, length)
         self._tokens = np.zeros((slots, length), dtype=np.int64)
         self._held = np.zeros(slots, dtype=np.int64)
+        self._answered = self._held[:0]
         self._hidden = torch.zeros(slots, self.parts.hidden_size, dtype=self.parts.dtype, device=self.parts.device)
         self._steps.clear()
 

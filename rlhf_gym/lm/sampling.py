@@ -90,11 +90,15 @@ def behaviour_logits(
     return logits
 
 
-def sample(logits: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def sample(
+    logits: Tensor, *, generator: torch.Generator | None = None, uniform: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw a token per row by inverse CDF: one uniform per row, where `torch.multinomial` draws one per entry.
 
     Args:
         logits: (B, V) fp32; −inf is never drawn.
+        generator: draws the uniform numbers.
+        uniform: the numbers in [0, 1) themselves, (B,).
 
     Returns:
         tokens (B,) int64 and their log-probabilities (B,).
@@ -106,9 +110,10 @@ def sample(logits: Tensor, *, generator: torch.Generator | None = None) -> tuple
     cdf = (logits - highest).exp_().cumsum_(dim=-1)  # (B, V), unnormalised
     total = cdf[:, -1:]  # (B, 1)
     _check_finite(total)
-    uniform = torch.rand(total.shape, generator=generator, device=logits.device, dtype=logits.dtype)
+    if uniform is None:
+        uniform = torch.rand(len(total), generator=generator, device=logits.device, dtype=logits.dtype)  # (B,)
     # Below the total even after rounding, so that the first entry above it always has mass.
-    point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    point = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cdf, point, right=True)  # (B, 1)
     log_probs = logits.gather(-1, tokens) - highest - total.log()  # (B, 1)
     return tokens[:, 0], log_probs[:, 0]

@@ -30,13 +30,13 @@ def arguments(name, root):
     """What `gym.make` needs for this id, beside the id."""
     if name == "rlhf_gym/Reviews-v0":
         return {}
+    models = {"reference": root / "reference", "reward": root / "reward", "max_new_tokens": 6}
+    prompts = ["good film", "the plot was", "we saw a bad scene of it"]
+    if name == "rlhf_gym/Chat-v0":
+        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        return models | {"prompts": conversations, "max_turn_tokens": 2, "max_turns": 3, "max_reply_tokens": 20}
     assert name == "rlhf_gym/Token-v0", f"no arguments are known for {name}"
-    return {
-        "prompts": ["good film", "the plot was", "we saw a bad scene of it"],
-        "reference": root / "reference",
-        "reward": root / "reward",
-        "max_new_tokens": 6,
-    }
+    return models | {"prompts": prompts}
 
 
 def check_vector_env(env, again):
@@ -112,8 +112,8 @@ def assert_same_infos(actual, expected):
             np.testing.assert_array_equal(actual[key], value)
 
 
-def test_both_ids_are_registered():
-    assert IDS == ["rlhf_gym/Reviews-v0", "rlhf_gym/Token-v0"]
+def test_the_ids_are_registered():
+    assert IDS == ["rlhf_gym/Chat-v0", "rlhf_gym/Reviews-v0", "rlhf_gym/Token-v0"]
 
 
 @pytest.mark.parametrize("render_mode", ["ansi", "rgb_array"])
