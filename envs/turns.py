@@ -107,8 +107,8 @@ class Dialogues:
 
     @property
     def turn_lengths(self) -> np.ndarray:
-        """The actions of the turn in progress, (N,)."""
-        return self._slots.lengths - self.starts
+        """The actions of the turn in progress, (N,); 0 where parked."""
+        return np.where(self._slots.lengths > 0, self._slots.lengths - self.starts, 0)
 
     def forget(self) -> None:
         """Break off all conversations."""
