@@ -104,7 +104,7 @@ def heading(settings: Settings) -> str:
     packages = ("torch", "transformers", "peft", "stable-baselines3", "gymnasium", "numpy")
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
     device = torch.cuda.get_device_name() if settings.device == "cuda" else "CPU"
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     return (
         f"<!-- written by scripts/benchmark.py; do not edit -->\n\n{datetime.date.today()}; {platform.system()} "
         f"{platform.machine()}, {processor[1] if processor else 'unknown'}, {os.cpu_count()} cores, "

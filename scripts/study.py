@@ -185,7 +185,7 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         partial = path.with_name(path.name + ".partial")
         partial.write_text(text)
         os.replace(partial, path)
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 class Point(NamedTuple):
@@ -299,7 +299,7 @@ def put_into_page(path: Path, name: str, script: str, text: str) -> None:
     """
     begin = f"<!-- {name}: scripts/{script} -->"
     end = f"<!-- end of {name} -->"
-    page = path.read_text()
+    page = path.read_text(encoding="utf-8")
     if begin not in page or end not in page:
         raise ValueError(f"expected {begin} and {end} in {path}, got a page without")
     head, rest = page.split(begin, 1)

@@ -68,3 +68,28 @@ def test_no_constructor_has_more_than_18_parameters():
 
 def test_the_readme_fits_a_page():
     assert house.lines(ROOT, ["README.md"]) <= 150
+
+
+def opens_text_blindly(tree: ast.AST) -> list[int]:
+    """Lines that read or write text in whatever encoding the machine has."""
+    lines = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        values = [a.value for a in [*call.args, *(k.value for k in call.keywords)] if isinstance(a, ast.Constant)]
+        modes = [value for value in values if isinstance(value, str) and set(value) <= set("rwaxbt+")]
+        as_text = name in ("open", "fdopen") and any("b" not in mode for mode in modes)
+        of_a_path = isinstance(call.func, ast.Attribute) and name in ("read_text", "write_text")
+        text = of_a_path or as_text
+        if text and not any(keyword.arg == "encoding" for keyword in call.keywords):
+            lines.append(call.lineno)
+    return lines
+
+
+def test_text_is_read_and_written_in_one_encoding():
+    blind = {name: opens_text_blindly(tree) for name, tree in LIBRARY.items()}
+    assert {name: lines for name, lines in blind.items() if lines} == {}
+
+
+def test_a_file_opened_blindly_is_found():
+    code = "p.read_text()\np.open('a')\np.open('rb')\np.write_text(x, encoding='utf-8')\nq.open(config, redo=None)\n"
+    assert opens_text_blindly(ast.parse(code)) == [1, 2]

@@ -101,14 +101,14 @@ def load_token(folder: Path) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        token = path.read_text().strip()
+        token = path.read_text(encoding="utf-8").strip()
         if len(token) < 16:
             raise ValueError(
                 f"expected a token of at least 16 characters in {path}, got {len(token)}: remove the file for a new one"
             ) from None
         return token
     token = secrets.token_urlsafe(24)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(token + "\n")
     return token
 

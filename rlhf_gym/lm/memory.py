@@ -71,13 +71,13 @@ def free_memory(device: torch.device | str) -> int:
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines() if ":" in line)
         if "MemAvailable" in lines:
             free = [1024 * int(lines["MemAvailable"].split()[0])]
     group = Path("/sys/fs/cgroup")
     limit = group / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-        free.append(int(text) - int((group / "memory.current").read_text()))
+    if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()).isdecimal():
+        free.append(int(text) - int((group / "memory.current").read_text(encoding="utf-8")))
     return max(0, min(free))
 
 

@@ -38,7 +38,7 @@ class IterationLog(KVWriter):
         self.iteration += 1
         scalars = {name: value for name, value in key_values.items() if "json" not in key_excluded[name]}
         figures = {name: float(value) for name, value in sorted(scalars.items()) if np.isfinite(value)}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": self.iteration, "tokens": int(step), **figures}) + "\n")
 
     def close(self) -> None:

@@ -89,10 +89,10 @@ def write_report(folders: RunFolder | Sequence[RunFolder], output: str | Path | 
 
 def write_page(path: Path, *, title: str, body: str) -> Path:
     """Write all of a page or nothing."""
-    page = Template((HERE / "report.html").read_text()).substitute(
+    page = Template((HERE / "report.html").read_text(encoding="utf-8")).substitute(
         title=escape(title),
-        css=(HERE / "report.css").read_text(),
-        js=(HERE / "report.js").read_text(),
+        css=(HERE / "report.css").read_text(encoding="utf-8"),
+        js=(HERE / "report.js").read_text(encoding="utf-8"),
         body=body,
     )
     write_text(path, page)

@@ -220,7 +220,7 @@ class RewardModel(LearnedReward):
             self.tokenizer.save_pretrained(folder)
         if len(self) == 1:
             values = self.normalizers[0].to_dict() | {"reading": self._reader.reading}
-            (folder / NORMALIZER_FILE).write_text(json.dumps(values, indent=2) + "\n")
+            (folder / NORMALIZER_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         else:
             write_ensemble_file(
                 folder, self, trunk="shared", normalizers=self.normalizers, reading=self._reader.reading
@@ -452,7 +452,7 @@ def write_ensemble_file(
 ) -> None:
     """Write `reward_ensemble.json`."""
     record = _EnsembleFile(len(reward), reward.aggregate, reward.uncertainty_weight, trunk, tuple(normalizers), reading)
-    (folder / ENSEMBLE_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
+    (folder / ENSEMBLE_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
 
 
 def read_ensemble_file(folder: str | Path) -> _EnsembleFile:

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ IN_ROUNDS = ("collect", "reward", "train", "without_kl")
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
+BEFORE_A_RUN = (LOCK_FILE, "*.partial", "guidelines.md", "labels.sqlite*")
+"""What may lie in a folder in which no run has begun: the lock, files cut short as they were written, and what people
+put there for the labelling page."""
 
 FREE = ("run_dir", "device", "threads", "reward.force")
 """Settings that change nothing about the outcome: another value is no other run."""
@@ -160,7 +164,8 @@ def check_folder(folder: RunFolder, config: RunConfig, *, redo: StageName | None
         raise NotADirectoryError(f"expected a folder for the run, got the file {root}")
     before = folder.config()
     if before is None:
-        others = sorted(p.name for p in root.iterdir() if p.name != LOCK_FILE) if root.is_dir() else []
+        names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+        others = [name for name in names if not any(fnmatch(name, known) for known in BEFORE_A_RUN)]
         if others:
             raise ValueError(
                 f"expected a new folder, an empty one or that of an earlier run, got {root} with {others[0]} in it "

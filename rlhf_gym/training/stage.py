@@ -131,7 +131,7 @@ def run_stage(
         with quiet_transformers():
             stage.load(folder)
         stage.model.eval()
-        return stage.metrics(**json.loads((folder / METRICS_FILE).read_text()))
+        return stage.metrics(**json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")))
     metrics, history = _train(stage, config, folder)
     with quiet_transformers():
         stage.save(folder / STAGING)
@@ -226,7 +226,7 @@ def _open_folder(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
         if (folder / "config.json").is_file():
             raise FileExistsError(f"expected a new folder or that of an earlier run, got another model in {folder}")
     elif resume:
-        before = json.loads((folder / RUN_FILE).read_text())
+        before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         differing = sorted(name for name in before.keys() | run.keys() if before.get(name) != run.get(name))
         if differing:
             name = differing[0]

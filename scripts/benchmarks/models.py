@@ -149,7 +149,9 @@ def peak_memory_mb(device: str) -> float:
     does not leak into as it does into `ru_maxrss`)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 

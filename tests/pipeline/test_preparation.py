@@ -106,3 +106,24 @@ def test_bad_rows_of_texts_are_refused_or_left_out_and_counted(tmp_path: Path) -
         skipping = replace(given, task=replace(given.task, skip_bad=True))
         notes = prepare(skipping, task=tiny_task(model), console=quiet()).notes
         assert notes[-1].startswith(f"{name}.jsonl: 1 of 2 rows are left out, such as ")
+
+
+@pytest.mark.parametrize(
+    "names", [("config.json.partial",), ("guidelines.md",), ("labels.sqlite", "labels.sqlite-wal"), (".lock",), ()]
+)
+def test_what_may_lie_in_a_folder_before_a_run_does_not_take_it(names: tuple[str, ...], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    for name in names:
+        (root / name).write_text("half")
+    run = prepare(tiny_config(root), task=tiny_task(), console=quiet())
+    run.folder.open(run.config)
+    assert run.folder.config() == run.config
+
+
+def test_what_is_somebody_elses_takes_a_folder(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / "thesis.tex").write_text("…")
+    with pytest.raises(ValueError, match=r"expected a new folder, .* with thesis.tex in it and no config.json"):
+        prepare(tiny_config(root), task=tiny_task(), console=quiet())
