@@ -828,21 +828,28 @@ def _add(totals: dict[str, Tensor], more: dict[str, Tensor]) -> None:
 def finish_before_interrupt() -> Iterator[None]:
     """Hold SIGINT back until the block is done, then send it again: half an update is no state to save.
 
-    Only the main thread can (Python's rule for signals); elsewhere this does nothing.
+    So are SIGTERM and SIGHUP, where a function of Python handles them. Only the main thread can (Python's rule for
+    signals); elsewhere this does nothing.
     """
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    for name in ("SIGTERM", "SIGHUP"):  # Windows lacks one
+        number = getattr(signal, name, None)
+        if number is not None and callable(handler := signal.getsignal(number)):
+            previous[number] = handler
     # None: a handler that Python did not install and could not put back
-    if threading.current_thread() is not threading.main_thread() or previous is None:
+    if threading.current_thread() is not threading.main_thread() or previous[signal.SIGINT] is None:
         yield
         return
     caught: list[int] = []
-    signal.signal(signal.SIGINT, lambda signum, frame: caught.append(signum))
+    for number in previous:
+        signal.signal(number, lambda signum, frame: caught.append(signum))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if caught:
-        signal.raise_signal(signal.SIGINT)  # whatever handles it, Python's KeyboardInterrupt or the system's end
+        signal.raise_signal(caught[0])  # whatever handles it, Python's KeyboardInterrupt or the system's end
 
 
 # -- small parts ---------------------------------------------------------------------------------------------------

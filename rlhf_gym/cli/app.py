@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Union
 
@@ -62,20 +65,49 @@ class _Another:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0; 2 where something given is not as expected; 130 after Ctrl-C.
 
+    SIGTERM and SIGHUP end it as Ctrl-C does, with 143 and 129: what is complete is kept.
+
     Here, and nowhere else, errors become one message. `python -X dev -m rlhf_gym.cli` shows where they come from.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         print(f"rlhf-gym {__version__}")
         return 0
+    with _interrupted_by_signals() as caught:
+        try:
+            code = run_command(parse(given or ["--help"]))
+        except (ValueError, OSError, ImportError, ArithmeticError, StoppedError) as error:
+            if sys.flags.dev_mode:
+                raise
+            code = fail(reason(error))
+        except KeyboardInterrupt:
+            code = 130
+    return 128 + caught[0] if caught and code == 130 else code
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP interrupt as Ctrl-C does; yields a list of those that came.
+
+    A signal that is ignored stays so, as SIGHUP under nohup.
+    """
+    caught: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows lacks one
+    ours = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, interrupt)
     try:
-        return run_command(parse(given or ["--help"]))
-    except (ValueError, OSError, ImportError, ArithmeticError, StoppedError) as error:
-        if sys.flags.dev_mode:
-            raise
-        return fail(reason(error))
-    except KeyboardInterrupt:
-        return 130
+        yield caught
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run_command(options: Any) -> int:

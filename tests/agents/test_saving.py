@@ -239,6 +239,18 @@ def test_interrupts_outside_the_block_are_as_ever():
         signal.signal(signal.SIGINT, handler)
 
 
+def test_other_signals_that_python_handles_wait_for_the_end_of_an_update():
+    reached = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: reached.append("handled"))
+    try:
+        with finish_before_interrupt():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("finished")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert reached == ["finished", "handled"]
+
+
 # -- the file ------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -251,6 +252,22 @@ def test_an_interrupt_says_how_to_go_on(
     assert folder.metrics("sft") is not None and folder.metrics("collect") is None
     assert main(["collect", "--run-dir", str(folder.root)]) == 0
     assert folder.metrics("collect") is not None
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_every_signal_that_ends_a_run_says_how_to_go_on(
+    name: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tiny_task(save_model(tmp_path / "model"))
+    folder = RunFolder(tmp_path / "run")
+    folder.open(tiny_config(folder.root))
+    monkeypatch.setattr("rlhf_gym.pipeline.preparation.load_task", lambda config: task)
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    monkeypatch.setattr(stages_module, "collect_stage", lambda *args: signal.raise_signal(number))
+    assert main(["run", "--run-dir", str(folder.root)]) == code
+    assert "Interrupted in collect" in capsys.readouterr().out
+    assert signal.getsignal(number) == before
 
 
 def test_a_verifier_that_fails_later_is_one_message_too_and_what_was_done_is_kept(
