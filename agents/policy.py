@@ -83,6 +83,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         critic: `"shared"`: a value head on the actor's trunk; `"separate"`: on a trunk of its own, a copy of the
             actor's; `"reward_model"`: on a copy of the trunk of `critic_model`.
         critic_model: a reward model (folder, name or `Shared`) with the actor's vocabulary.
+        value_head: a folder whose value head the critic begins with, TRL's or a classifier's, see `ValueHead.load`; by
+            default it begins at 0. It should have been trained on the trunk that the critic has.
         temperature, top_k, top_p, forbidden_token_ids: see `SamplingParams`.
         freeze_layers: how many of the lower layers stay as they are, with the embeddings and a head tied to them. The
             updates of a rollout then run these layers once. π_ref skips them where its weights are the same.
@@ -104,6 +106,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         lora: LoRASettings | None = None,
         critic: Critic = "shared",
         critic_model: str | Path | Shared[RewardModel] | PretrainedConfig | None = None,
+        value_head: str | Path | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -123,6 +126,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             raise ValueError(f"expected critic_model exactly with critic='reward_model', got {critic=} {critic_model=}")
         check_spaces(observation_space, action_space)
         self._sources: dict[str, Any] = {"model": model, "lora": lora, "critic": critic, "critic_model": critic_model}
+        self._sources["value_head"] = value_head
         self._use_cache = use_cache
         self.freeze_layers = freeze_layers
         self.bf16 = bf16
@@ -157,6 +161,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             self._value_parts = critic_trunk(self.critic, self._sources["critic_model"], self.parts)
             self.value_trunk = self._value_parts.module
         self.value_head = ValueHead(self._value_parts.hidden_size)
+        if self._sources["value_head"] is not None:
+            self.value_head.load(self._sources["value_head"])
         self._decoder = Decoder(self.parts, use_cache=self._use_cache)
         self._actor: LowPrecisionActor | None = None
         separate = self.value_trunk is not None
@@ -183,6 +189,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             "lora": adapter_settings(self.model),
             "critic": self.critic,
             "critic_model": self.value_trunk.config if self.critic == "reward_model" else None,  # type: ignore[union-attr]
+            "value_head": None,  # its weights are saved with the others
             "temperature": self.sampling.temperature,
             "top_k": self.sampling.top_k,
             "top_p": self.sampling.top_p,

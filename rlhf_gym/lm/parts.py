@@ -10,18 +10,22 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
 
+from rlhf_gym.files import InputError, expanded, reading
 from rlhf_gym.lm.agreement import check_rows, difference, tolerated
 from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.loading import context_length
 from rlhf_gym.lm.memory import rows_at_once, sizes
+from rlhf_gym.lm.tensors import check_tensor
 
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """What configurations call c of the logits c·tanh(x/c)."""
@@ -234,6 +238,10 @@ def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:
     raise ValueError(f"expected {type(model).__name__} to have a trunk below its head, found none")
 
 
+VALUE_HEADS = ("v_head.summary.weight", "v_head.summary.bias", "score.weight", "score.bias")
+"""What others call the weights of a value head."""
+
+
 class ValueHead(nn.Module):
     """V(s) = w·h + b in fp32, zero at the start (Huang et al. 2024, arXiv:2403.17031)."""
 
@@ -247,6 +255,37 @@ class ValueHead(nn.Module):
         """The value of each hidden state, (..., H) → (...)."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.linear(hidden.float())[..., 0]
+
+    def load(self, folder: str | Path) -> None:
+        """Begin with the value head in a folder that Transformers or TRL wrote, from *.safetensors.
+
+        TRL's `AutoModelForCausalLMWithValueHead` calls it `v_head.summary`, and it has a bias. A classifier with one
+        label, which TRL's `PPOTrainer` takes as its value model, calls it `score`, and it has none.
+
+        Raises:
+            FileNotFoundError: there is no such folder. InputError: it holds no such head, or one of another shape.
+        """
+        path = expanded(folder)
+        if not path.is_dir():
+            raise FileNotFoundError(f"expected a model with a value head in the folder {path}, but it does not exist")
+        found: dict[str, Tensor] = {}
+        with reading("a value head", repr(str(path))):
+            for file in sorted(path.glob("*.safetensors")):
+                with safe_open(file, framework="pt") as tensors:
+                    found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name in VALUE_HEADS}  # noqa: SIM118
+        weights = [name for name in found if name.endswith("weight")]
+        if len(weights) != 1:
+            raise InputError(
+                f"expected one of v_head.summary.weight and score.weight in *.safetensors in {path}, got "
+                f"{' and '.join(weights) or 'neither'}"
+            )
+        weight = found[weights[0]].float()
+        bias = found.get(weights[0].replace("weight", "bias"), torch.zeros(1)).float()
+        for name, value, own in (("weight", weight, self.linear.weight), ("bias", bias, self.linear.bias)):
+            check_tensor(f"the {name} of the value head in {path}", value, own)
+        with torch.no_grad():
+            self.linear.weight.copy_(weight)
+            self.linear.bias.copy_(bias)
 
 
 def fuse_activations(model: nn.Module) -> None:
