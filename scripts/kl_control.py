@@ -19,8 +19,7 @@ import numpy as np
 import study
 
 from rlhf_gym.runs import iterations
-from rlhf_gym.settings import PPOSettings, RewardConfig, TaskConfig
-from rlhf_gym.settings.agents import KLControl
+from rlhf_gym.settings import KLControl, PPOSettings, RewardConfig, TaskConfig
 
 TOKENS = PPOSettings().total_tokens
 TARGETS = (3.0, 6.0, 9.0)  # δ, nats per response

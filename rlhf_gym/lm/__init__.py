@@ -6,6 +6,7 @@ from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.loading import Shared, context_length, load_causal_lm, load_tokenizer, quiet_transformers
 from rlhf_gym.lm.lora import LoRA, merged
+from rlhf_gym.lm.memory import keep_freed_memory
 from rlhf_gym.lm.parts import LMParts, ValueHead
 from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.split import LowerStates, Split
@@ -32,6 +33,7 @@ __all__ = [
     "encode_prompts",
     "end_of_turn",
     "generate",
+    "keep_freed_memory",
     "load_causal_lm",
     "load_tokenizer",
     "merged",

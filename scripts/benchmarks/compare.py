@@ -47,7 +47,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """One claim: what was compared with what, and whether it is what it should be."""
+    """What was compared with what, and what came out; docs/speed.md says what it should be."""
 
     what: str
     size: str
@@ -57,28 +57,15 @@ class Row:
     theirs: float | None
     ratio: float | None
     """The median over the rounds of the ratio within a round; None where there is nothing to compare with."""
-    target: float | None = None
-    """The target; None for a figure without one."""
-    at_most: bool = False
-    """Whether the target is an upper bound."""
-    note: str = ""
-
-    @property
-    def reached(self) -> bool | None:
-        """Whether the target is met; None where there is nothing to tell."""
-        if self.ratio is None or self.target is None:
-            return None
-        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
+    note: str
 
     def cells(self) -> list[str]:
         """The row's cells as text."""
         numbers = [_number(self.ours), _number(self.theirs), "–" if self.ratio is None else f"{self.ratio:.2f}"]
-        target = "–" if self.target is None else f"{'≤' if self.at_most else '≥'} {self.target:g}"
-        reached = {None: "–", True: "yes", False: "no"}[self.reached]
-        return [self.what, self.size, self.against, *numbers, target, reached, self.note]
+        return [self.what, self.size, self.against, *numbers, self.note]
 
 
-HEADER = ["what", "size", "against", "ours", "theirs", "ratio", "target", "reached", "note"]
+HEADER = ["what", "size", "against", "ours", "theirs", "ratio", "note"]
 
 
 def _number(value: float | None) -> str:
@@ -93,21 +80,13 @@ class Comparison(NamedTuple):
     rates: dict[str, list[float]]
     """Tokens a second of each variant, a number a round."""
 
-    def row(self, ours: str, theirs: str, what: str, size: str, target: float | None, note: str = "") -> Row:
+    def row(self, ours: str, theirs: str, what: str, size: str, note: str = "") -> Row:
         """The comparison of two variants as a row, with the range over the rounds in its note."""
         each = [a / b for a, b in zip(self.rates[ours], self.rates[theirs], strict=True)]
         medians = [statistics.median(self.rates[name]) for name in (ours, theirs)]
         spread = f"rounds {min(each):.2f}–{max(each):.2f}" if len(each) > 1 else "one round"
         note = f"{note}; {spread}" if note else spread
-        return Row(
-            what,
-            size,
-            f"`{theirs}`" if theirs == "generate" else theirs,
-            *medians,
-            statistics.median(each),
-            target,
-            note=note,
-        )
+        return Row(what, size, theirs, *medians, statistics.median(each), note)
 
 
 class Variant(NamedTuple):

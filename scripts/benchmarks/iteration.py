@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.compare import Row, Say, Settings
 from benchmarks.models import Iteration, Shape
@@ -49,27 +49,23 @@ class Processes:
         return json.loads(done.stdout.splitlines()[-1])
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A setting in which our agent is run."""
 
     name: str
+    """Its name in the table."""
     peer: str
     """Which of the peer's settings it is compared with: full or lora."""
-    faster: float | None = None
-    """At least so many times the peer's tokens a second."""
-    memory: float | None = None
-    """At most this part of its memory."""
-    than_full: float | None = None
-    """At least so many times the tokens a second of our own iteration of all layers."""
+    beside_full: bool = False
+    """Whether it is compared with our own iteration of all layers, too."""
 
 
 KINDS = {
-    "full": Kind("all layers", "full", 2.2, 0.5),
-    "half": Kind("lower half frozen", "full", 4),
-    "bf16": Kind("all layers, bf16", "full", than_full=1.5),
+    "full": Kind("all layers", "full"),
+    "half": Kind("lower half frozen", "full"),
+    "bf16": Kind("all layers, bf16", "full", beside_full=True),
     "separate": Kind("all layers, critic on a trunk of its own", "full"),
-    "lora": Kind("LoRA r=16 on all linear layers", "lora", 3, 0.5, than_full=1.6),
+    "lora": Kind("LoRA r=16 on all linear layers", "lora", beside_full=True),
 }
 
 
@@ -110,23 +106,21 @@ def _rows(given: Iteration, kind: str, ours: dict[str, dict[str, Any]], peers: l
     """The rows of one kind: against the peer, its memory, against our own iteration of all layers."""
     tokens = given.episodes * given.response
     size = given.shape.name
-    goals = KINDS[kind]
-    what = f"PPO iteration, {goals.name}"
-    name = f"TRL PPO {peers[0]['version']}, {goals.peer}" if peers else f"TRL PPO, {goals.peer}"
+    about = KINDS[kind]
+    what = f"PPO iteration, {about.name}"
+    name = f"TRL PPO {peers[0]['version']}, {about.peer}" if peers else f"TRL PPO, {about.peer}"
     rate = tokens / statistics.median(ours[kind]["seconds"])
     theirs = tokens / statistics.median(s for peer in peers for s in peer["seconds"]) if peers else None
     note = f"{given.episodes} episodes × {given.response}; rollout and scores {100 * ours[kind]['rollout_share']:.0f} %"
     note = note if peers else f"{note}; {MISSING}"
-    rows = [Row(what, size, name, rate, theirs, rate / theirs if theirs else None, goals.faster, note=note)]
+    rows = [Row(what, size, name, rate, theirs, rate / theirs if theirs else None, note)]
     peak = ours[kind]["peak_mb"]
     most = max((peer["peak_mb"] for peer in peers), default=None)
     note = f"of a fresh process; the libraries alone {ours[kind]['libraries_mb']:,.0f}"
-    rows.append(
-        Row(f"{what}: peak MB", size, name, peak, most, peak / most if most else None, goals.memory, True, note=note)
-    )
-    if goals.than_full is not None:
+    rows.append(Row(f"{what}: peak MB", size, name, peak, most, peak / most if most else None, note))
+    if about.beside_full:
         full = tokens / statistics.median(ours["full"]["seconds"])
-        rows.append(Row(what, size, "ours, all layers, fp32", rate, full, rate / full, goals.than_full))
+        rows.append(Row(what, size, "ours, all layers, fp32", rate, full, rate / full, "one run of each"))
     return rows
 
 
@@ -144,5 +138,5 @@ def measure_vocabulary(settings: Settings, say: Say, runner: Processes) -> list[
         added = runner.ours(given)["update_mb"]
         what = f"memory of a forward and a backward pass, {KINDS[kind].name}: MB"
         note = "16 responses of 256 tokens in one minibatch; gradients of the weights included"
-        rows.append(Row(what, given.shape.name, "one fp32 (B, T, V)", added, whole, added / whole, 1.0, True, note))
+        rows.append(Row(what, given.shape.name, "one fp32 (B, T, V)", added, whole, added / whole, note))
     return rows

@@ -160,16 +160,13 @@ def measure_loops(settings: Settings, say: Say, wanted: tuple[str, ...]) -> list
                 if name in wanted:
                     chosen[name] = own_loop(shape, settings, batch, timing=timing)
             found = compare(chosen, settings)
-            for name, target in (("loop", 1.0), ("reward", None)):
-                if name in found.rates:
-                    rows.append(found.row(name, "generate", WHAT[name], shape.name, target, f"batch {batch}"))
-                    means[name].append(rows[-1].ratio or 0.0)
-    for name, target in (("loop", 1.5), ("reward", 0.6)):
-        if len(means[name]) > 1:
-            mean = statistics.geometric_mean(means[name])
-            rows.append(
-                Row(WHAT[name], "all", "`generate`", None, None, mean, target, note="geometric mean of the rows above")
-            )
+            for name in wanted:
+                rows.append(found.row(name, "generate", WHAT[name], shape.name, f"batch {batch}"))
+                means[name].append(rows[-1].ratio or 0.0)
+    for name, ratios in means.items():
+        if len(ratios) > 1:
+            mean = statistics.geometric_mean(ratios)
+            rows.append(Row(WHAT[name], "all", "generate", None, None, mean, "geometric mean of the rows above"))
     return rows
 
 
@@ -193,7 +190,7 @@ def measure_unequal(settings: Settings, say: Say) -> list[Row]:
         found = compare({"generate": Variant(useful), "loop": Variant(ours, settings.warm_ups)}, settings)
         note = f"{settings.episodes} episodes, lengths 1–{settings.response}, batch {batch}; tokens that count"
         what = "responses of unequal lengths, slots refilled"
-        rows.append(found.row("loop", "generate", what, shape.name, 1.6, note))
+        rows.append(found.row("loop", "generate", what, shape.name, note))
     return rows
 
 
@@ -206,7 +203,7 @@ def measure_long(settings: Settings, say: Say) -> list[Row]:
         lengths = {f"length {n}": own_loop(shape, settings, LONG_BATCH, response=n) for n in (long, SHORT)}
         found = compare(lengths, settings)
         what = f"response length {long}, plain loop, batch {LONG_BATCH}"
-        rows.append(found.row(*lengths, what, shape.name, 0.7))
+        rows.append(found.row(*lengths, what, shape.name))
     return rows
 
 
@@ -224,7 +221,7 @@ def measure_replay(settings: Settings, say: Say) -> list[Row]:
             }
             found = compare(variants, settings)
             what = "one-token steps recorded and replayed"
-            rows.append(found.row("replayed", "plain", what, shape.name, None, f"batch {batch}"))
+            rows.append(found.row("replayed", "plain", what, shape.name, f"batch {batch}"))
     return rows
 
 

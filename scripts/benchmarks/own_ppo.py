@@ -13,8 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from benchmarks import models
 from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.lm import Shared, quiet_transformers
-from rlhf_gym.lm.memory import keep_freed_memory
+from rlhf_gym.lm import Shared, keep_freed_memory, quiet_transformers
 from rlhf_gym.rewards import RewardModel
 
 

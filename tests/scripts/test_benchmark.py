@@ -76,9 +76,8 @@ def test_every_row_is_measured(script):
     assert all(math.isfinite(row.ratio) and row.ratio > 0 for row in found if "memory of a" not in row.what)
     rows = {(row.what, row.against): row for row in found}
     # a peer of a million seconds and one megabyte: far slower, and far smaller
-    assert rows["PPO iteration, all layers", "TRL PPO 0, full"].reached is True
-    assert rows["PPO iteration, all layers: peak MB", "TRL PPO 0, full"].reached is False
-    assert rows["PPO iteration, all layers, critic on a trunk of its own", "TRL PPO 0, full"].reached is None
+    assert rows["PPO iteration, all layers", "TRL PPO 0, full"].ratio > 1000
+    assert rows["PPO iteration, all layers: peak MB", "TRL PPO 0, full"].ratio > 100
     lora = rows["PPO iteration, LoRA r=16 on all linear layers", "ours, all layers, fp32"]
     full = rows["PPO iteration, all layers", "TRL PPO 0, full"]
     assert lora.ratio == pytest.approx(lora.ours / full.ours)
@@ -114,7 +113,6 @@ def test_without_a_peer_its_rows_say_so(script):
     found = [row for row in found if row.against.startswith("TRL")]
     assert {row.ratio for row in found} == {None}
     assert all(script.iteration.MISSING in row.note for row in found if "peak" not in row.what)
-    assert {row.reached for row in found} == {None}
 
 
 def test_the_two_processes_are_told_the_same(script):
@@ -130,15 +128,6 @@ def test_the_two_processes_are_told_the_same(script):
 def test_a_ratio_is_the_median_of_its_rounds(script):
     from benchmarks.compare import Comparison
 
-    found = Comparison({"a": [10.0, 30.0, 20.0], "b": [10.0, 10.0, 40.0]}).row("a", "b", "x", "tiny", 1.0)
+    found = Comparison({"a": [10.0, 30.0, 20.0], "b": [10.0, 10.0, 40.0]}).row("a", "b", "x", "tiny")
     assert (found.ratio, found.ours, found.theirs) == (1.0, 20.0, 10.0)
-    assert "0.50–3.00" in found.note
-    assert found.reached is True
-
-    def reached(ratio, target, at_most=False):
-        return dataclasses.replace(found, ratio=ratio, target=target, at_most=at_most).reached
-
-    assert reached(0.6, 0.6, True) is True
-    assert reached(0.61, 0.6, True) is False
-    assert reached(1.29, 1.3) is False
-    assert reached(None, 1.3) is None
+    assert found.note == "rounds 0.50–3.00"
