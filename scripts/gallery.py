@@ -105,7 +105,7 @@ def confidence(settings: Settings) -> list[Arm]:
     path = settings.root / "confidence-counter.jsonl"
     if not path.is_file():
         train, heldout = all_preferences(study.quiet_prepare(fond, study.task_from_sft()), 1)
-        said = [p for p in (*train, *heldout) if p.chosen.strip() and p.rejected.strip()]  # files have no empty texts
+        said = [p for p in (*train, *heldout) if p.chosen.strip() and p.rejected.strip()]  # words are put between words
         write_preferences(path, [*said, *counter_labels(said, len(said) // 5, settings.seed)])
     countered = settings.run("confidence-counter", task=TaskConfig(preferences=path), agent=weak)
     return [Arm("labels as they come", failed), Arm("a fifth counter-labels", countered)]

