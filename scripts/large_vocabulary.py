@@ -8,26 +8,25 @@ tiny on purpose: what is left is the cost of the vocabulary, which grows with st
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
+
+import tyro
 
 AGENTS = ("nothing learned", "PPO", "MaskablePPO", "TRPO", "DQN on a shortlist of 16")
 SLOTS = 8
 STEPS = 32
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab-size", type=int, default=50_000)
-    size = parser.parse_args().vocab_size
-    print(f"one float32 array of steps × V: {4 * SLOTS * STEPS * size / 2**20:.0f} MB\n")
-    print(f"| {SLOTS} slots × {STEPS} steps, V = {size:,}, a 1-layer GPT-2, 32 wide ", end="")
+def main(vocab_size: int = 50_000) -> None:
+    """Measure each agent at this vocabulary, and print the table."""
+    print(f"one float32 array of steps × V: {4 * SLOTS * STEPS * vocab_size / 2**20:.0f} MB\n")
+    print(f"| {SLOTS} slots × {STEPS} steps, V = {vocab_size:,}, a 1-layer GPT-2, 32 wide ", end="")
     print("| peak memory, MB | above an agent that does nothing, MB | masks in its buffer, MB |\n|---|---|---|---|")
     base = 0.0
     for name in AGENTS:
         with multiprocessing.get_context("spawn").Pool(1) as process:
-            peak, masks = process.apply(measure, (name, size))
+            peak, masks = process.apply(measure, (name, vocab_size))
         base = base or peak
         print(f"| {name} | {peak:.0f} | {peak - base:.0f} | {f'{masks:.0f}' if masks else '–'} |", flush=True)
 
@@ -83,4 +82,4 @@ def measure(name: str, vocab_size: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)
