@@ -52,9 +52,6 @@ LOOKS = 40  # at an agent while it learns
 Policy = PreTrainedModel | np.ndarray  # a model to sample from, or the probability of each response, (V^T,)
 
 
-# -- learning ----------------------------------------------------------------------------------------------------------
-
-
 class Run:
     """One agent's learning: where, at which learning rate, for how many tokens, with which seed of agent and task."""
 
@@ -100,9 +97,6 @@ class OnRolloutStart(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
-
-
-# -- the agents --------------------------------------------------------------------------------------------------------
 
 
 def ours(run: Run, kind: type[agents.TokenAlgorithm], **settings: Any) -> Learned:
@@ -270,9 +264,6 @@ ENTRANTS: dict[str, Entrant] = {
 }
 
 
-# -- results -----------------------------------------------------------------------------------------------------------
-
-
 Result = dict[str, Any]  # of one run, see `measure`
 Found = dict[str, dict[str, list[Result]]]  # by place and agent, one a seed
 
@@ -333,8 +324,6 @@ def short(value: float) -> str:
     return format(value, ".4f" if abs(value) < 0.1 else ".2f").replace("0.", ".", 1)
 
 
-# -- the picture -------------------------------------------------------------------------------------------------------
-
 DASHES = {"ours": "-", "stock": "--", "yardstick": ":"}
 FLOOR = 2e-5  # below this a gap is drawn here: float32 tells no smaller ones apart
 
@@ -359,34 +348,33 @@ def draw_figure(runs: dict[str, list[Result]], title: str, path: Path) -> None:
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+Name = Literal[tuple(ENTRANTS)]  # type: ignore[valid-type]
+Place = Literal[tuple(TASKS)]  # type: ignore[valid-type]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    names, places = tuple(ENTRANTS), tuple(TASKS)
-    a = study.command(
-        __doc__,
-        arguments,
-        agents=(names, ", ".join(names), names),
-        environments=(places, ", ".join(places), places),
-        seeds=((), f"by default {SEEDS}"),
-        tokens=(None, f"budget of every agent, by default {TOKENS}"),
-        results=(Path("runs/agents_compared"), "folder of the runs, gone on with if it is there"),
-        output=(study.IMAGES / "agents_compared.png", "the picture, of the first environment"),
-    )
+def main(
+    agents: tuple[Name, ...] = tuple(ENTRANTS),
+    environments: tuple[Place, ...] = tuple(TASKS),
+    seeds: tuple[int, ...] = (),
+    tokens: int | None = None,
+    results: Path = Path("runs/agents_compared"),
+    output: Path = study.IMAGES / "agents_compared.png",
+) -> None:
+    """Compare these agents, by default on `SEEDS` and for `TOKENS`; the picture is of the first environment."""
     found: Found = {}
     notes = []
-    for place in a.environments:
-        seeds, budget = a.seeds or SEEDS[place], a.tokens or TOKENS[place]
-        found[place] = {agent: [] for agent in a.agents}
-        notes.append(f"{TITLES[place]}: seeds {', '.join(map(str, seeds))}, {budget:,} tokens each")
-        for seed in seeds:
+    for place in environments:
+        chosen = seeds or SEEDS[place]
+        budget = tokens or TOKENS[place]
+        found[place] = {agent: [] for agent in agents}
+        notes.append(f"{TITLES[place]}: seeds {', '.join(map(str, chosen))}, {budget:,} tokens each")
+        for seed in chosen:
             for agent, runs in found[place].items():
-                path = a.results / f"{place}-{agent}-{seed}-{budget}.json"
+                path = results / f"{place}-{agent}-{seed}-{budget}.json"
                 runs.append(study.kept(path, lambda: measure(place, agent, seed, budget)))  # noqa: B023
     print(markdown(found), *notes, sep="\n")
-    draw_figure(found[a.environments[0]], f"J* − J over tokens, medians; {notes[0]}", a.output)
+    draw_figure(found[environments[0]], f"J* − J over tokens, medians; {notes[0]}", output)
 
 
 if __name__ == "__main__":
-    main()
+    study.run_script(main)

@@ -1,6 +1,6 @@
 """What the studies of this folder share; nothing here is run by itself.
 
-    from study import command, kept, quiet_run, run_config, task_from_sft
+    from study import kept, quiet_run, run_config, task_from_sft
 
 Their command lines, settings and seeds, runs that say nothing, figures kept in files so that an interrupted study goes
 on, means with standard errors, a run's path through KL, tables, pictures in one style. It leaves out everything about a
@@ -9,7 +9,6 @@ single figure.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -68,40 +67,15 @@ REWARD_TRAINING = RewardModelingConfig(
 )
 
 
-def command(doc: str | None, arguments: Sequence[str] | None = None, **options: Any) -> argparse.Namespace:
-    """A script's options, after which torch runs on one thread.
+def run_script(main: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
+    """Run a script's `main` on one thread, its arguments as options; the script's text is the help.
 
-    Each option is a tuple of its default, its help and, where only some values will do, these. The default decides
-    its form: a tuple takes several values, `False` is a switch, a whole number or None is a count of at least 1.
+    Args:
+        main: the function.
+        arguments: those of the command line, by default the process's own.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, (default, text, *choices) in options.items():
-        several = isinstance(default, tuple)
-        kind = type(default[0] if several and default else 0 if several or default is None else default)
-        settings: dict[str, Any] = {"help": text, "default": default}
-        if kind is bool:
-            settings["action"] = "store_true"
-        else:
-            settings["type"] = _count if kind is int and not several else kind
-            settings["nargs"] = "+" if several else None
-            settings["choices"] = choices[0] if choices else None
-            settings["metavar"] = name.upper() if choices else None
-        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
     torch.set_num_threads(1)
-    return parser.parse_args(arguments)
-
-
-def run_script(main: Callable[..., Any]) -> None:
-    """Run a script's `main` on one thread. Its arguments are options of the command line, and the script's text is the
-    help."""
-    torch.set_num_threads(1)
-    tyro.cli(main, description=sys.modules[main.__module__].__doc__)
-
-
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return int(text)
+    tyro.cli(main, args=arguments, description=sys.modules[main.__module__].__doc__)
 
 
 def task_from_sft() -> Task:

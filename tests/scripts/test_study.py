@@ -85,43 +85,6 @@ def test_scripts_are_there(script: str, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "--help" in capsys.readouterr().out
 
 
-def test_a_command_line_is_made_from_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    options = {
-        "seeds": (3, "of everything"),
-        "targets": ((3.0, 6.0), "δ"),
-        "arms": (("a", "b"), "which", ("a", "b")),
-        "only": ((), "these seeds"),
-        "tokens": (None, "of each"),
-        "run_dir": (Path("runs"), "a folder"),
-        "markdown": (False, "a switch"),
-    }
-    found = study.command("", [], **options)
-    assert {name: default for name, (default, *_) in options.items()} == vars(found)
-    given = [
-        "--seeds",
-        "2",
-        "--targets",
-        "1",
-        "2.5",
-        "--arms",
-        "b",
-        "--only",
-        "0",
-        "--run-dir",
-        "x",
-        "--markdown",
-        "--tokens",
-        "9",
-    ]
-    found = study.command("", given, **options)
-    assert (found.seeds, found.targets, found.arms, found.only) == (2, [1.0, 2.5], ["b"], [0])
-    assert (found.run_dir, found.markdown, found.tokens) == (Path("x"), True, 9)
-    for wrong in (["--seeds", "0"], ["--arms", "c"]):
-        with pytest.raises(SystemExit):
-            study.command("", wrong, **options)
-    assert "expected at least 1, got 0" in capsys.readouterr().err
-
-
 def test_pairs_ordered_right_are_those_that_gold_tells_apart() -> None:
     gold = np.array([[0.0, 1.0, 2.0, 2.0, 9.0], [1.0, 0.0, 0.0, 1.0, 9.0]])
     proxy = np.array([[0.0, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]])
