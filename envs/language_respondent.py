@@ -102,7 +102,8 @@ class _Speaker:
     """A loaded model and the conversations it is in, each in a row of its own."""
 
     def __init__(self, settings: LMRespondent) -> None:
-        source, tokenizer = settings.model, settings.tokenizer
+        source = settings.model
+        tokenizer = settings.tokenizer
         if isinstance(source, Shared):
             model = source.value.eval()
         else:

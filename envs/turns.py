@@ -168,7 +168,8 @@ class Dialogues:
 
     def _turn(self, row: int, *, finished: bool, full: bool) -> Turn:
         """The turn that has just ended in this row, its answer the last of the messages."""
-        slots, number = self._slots, int(self.counts[row])
+        slots = self._slots
+        number = int(self.counts[row])
         answer = slots.ids[row, self.starts[row] : slots.lengths[row]].copy()  # (n,)
         text = decode_responses(self._tokenizer, [answer.tolist()], self._stop_token_ids if finished else ())[0]
         self._messages[row] += (Message("assistant", text),)

@@ -592,7 +592,8 @@ class TokenVectorEnv(VectorEnv):
             episodes: those of them that end now.
             scores: of these episodes.
         """
-        slots, ended = self._slots, [episode.slot for episode in episodes]
+        slots = self._slots
+        ended = [episode.slot for episode in episodes]
         info: dict[str, np.ndarray] = {}
         if self.reward_timing == "step":
             info["score"] = np.zeros(self.num_envs)  # (N,)

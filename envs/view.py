@@ -367,7 +367,9 @@ def _violet_to_green(amounts: np.ndarray) -> list[Style]:
 
 IMAGE = (480, 800)
 """Height and width in pixels; both are even, as encoders of video want them."""
-LINE, MARGIN, INK = 20, 10, (20, 20, 20)
+LINE = 20
+MARGIN = 10
+INK = (20, 20, 20)
 
 
 def _draw(head: Sequence[Text], body: Sequence[Text]) -> np.ndarray:

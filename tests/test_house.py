@@ -66,6 +66,11 @@ def test_no_constructor_has_more_than_18_parameters():
     assert [found for found in house.constructors(LIBRARY) if found[0] > 18] == []
 
 
+def test_assignments_stand_on_lines_of_their_own():
+    doubled = {name: house.double_assignments(tree) for name, tree in LIBRARY.items()}
+    assert sum(doubled.values()) <= 10, {name: count for name, count in doubled.items() if count}
+
+
 def test_the_readme_fits_a_page():
     assert house.lines(ROOT, ["README.md"]) <= 150
 

@@ -90,7 +90,8 @@ class Parts:
 
     def surrogate(self, settings: SurrogateSettings) -> Surrogate | None:
         """What is done with the policy's ratio; None for nothing."""
-        low, high = settings.clip_range, settings.clip_range_high
+        low = settings.clip_range
+        high = settings.clip_range_high
         if settings.surrogate == "clip":
             return Clip(0.2 if low is None else low, high, settings.dual_clip)
         if settings.surrogate == "sequence":

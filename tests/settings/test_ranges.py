@@ -18,9 +18,19 @@ from rlhf_gym.settings.checks import Count, Positive, Range, Share, Threshold, c
 from rlhf_gym.settings.stages import AdversarialConfig
 
 MAY_BE_NEGATIVE = {
-    "annotator_length_bias", "annotator_word_bias", "noise", "reward_rise", "length_correlation", "kl_low",
-    "explained_variance", "missing_eos_penalty", "length_penalty", "repetition_penalty", "verifier_coef", "clip_score",
-}  # fmt: skip
+    "annotator_length_bias",
+    "annotator_word_bias",
+    "noise",
+    "reward_rise",
+    "length_correlation",
+    "kl_low",
+    "explained_variance",
+    "missing_eos_penalty",
+    "length_penalty",
+    "repetition_penalty",
+    "verifier_coef",
+    "clip_score",
+}
 MAY_BE_INFINITE = {setting.name for setting in fields(settings.AlarmThresholds)}
 
 
