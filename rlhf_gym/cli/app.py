@@ -19,6 +19,7 @@ from rlhf_gym.cli.options import (
     AdversarialOptions,
     Agreement,
     Check,
+    CheckRun,
     DiagnoseOptions,
     Export,
     Import,
@@ -39,6 +40,7 @@ Preferences = Annotated[
     ),
 ]
 OTHERS: dict[str, tuple[Any, str]] = {
+    "check": (CheckRun, "Check that what a run's stages left is still what they left, by the SHA-256 of each file."),
     "report": (ReportOptions, "Write report.html of a run; of several runs a page that compares them."),
     "label": (LabelOptions, "Serve a page on which people compare, rank or rate responses, blind."),
     "diagnose": (DiagnoseOptions, "Show what a reward model of yours has learned: length, style, words, edits."),
@@ -120,6 +122,10 @@ def run_command(options: Any) -> int:
             from rlhf_gym.cli.label_command import label
 
             return label(options)
+        case CheckRun():
+            from rlhf_gym.cli.report_command import check_run
+
+            return check_run(options)
         case ReportOptions():
             from rlhf_gym.cli.report_command import report
 

@@ -96,6 +96,16 @@ class DiagnoseOptions:
 
 
 @dataclass(frozen=True)
+class CheckRun:
+    """Check a run's files."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    accept: bool = False
+    """Take the files as they are from now on, changed or not."""
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """What the page is about, and where it goes."""
 

@@ -92,6 +92,7 @@ def execute(run: Run, *, only: StageName | None = None, redo: StageName | None =
         check_inputs(run, only, redo)
     with run.folder.occupied(), quiet_transformers():
         run.folder.open(run.config, redo=redo, notes=run.notes)
+        run.folder.check()
         _execute(run, only)
     return run.folder.root
 

@@ -10,12 +10,12 @@ round-1/without_kl/seed-0/  the same without KL penalty
 evaluate/                   metrics.json, samples/*.jsonl
 report.html
 
-A stage's metrics.json is written last: where it stands, the stage is complete.
+A stage's metrics.json is written last: where it stands, the stage is complete. Its manifest.json, written before, lists
+what the stage left.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +26,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rlhf_gym.files import StoppedError, absolute_path, expanded, read_json, write_json
+from rlhf_gym.files import InputError, StoppedError, absolute_path, expanded, read_json, write_json
+from rlhf_gym.runs.manifest import damages, digest, write_manifest
 from rlhf_gym.settings import STAGES, RunConfig, StageName, read_config
 from rlhf_gym.settings.saved import CONFIG_FILE, flatten, saved_config, to_json
 from rlhf_gym.settings.stages import is_source_name
@@ -86,10 +87,36 @@ class RunFolder:
         return read_json(self.stage(name, round) / METRICS_FILE)
 
     def complete(self, name: StageName, round: int, metrics: dict[str, Any]) -> None:
-        """Mark a stage as complete."""
+        """Mark a stage as complete, and note what it left, so that damage is found."""
         folder = self.stage(name, round)
         folder.mkdir(parents=True, exist_ok=True)
+        write_manifest(folder, METRICS_FILE, metrics)
         write_json(folder / METRICS_FILE, metrics)
+
+    def complete_stages(self) -> Iterator[tuple[StageName, int]]:
+        """The complete stages and their rounds."""
+        rounds = sorted(int(path.name.removeprefix("round-")) for path in self.root.glob("round-*") if path.is_dir())
+        for name in STAGES:
+            for round in rounds if name in IN_ROUNDS else [1]:
+                if (self.stage(name, round) / METRICS_FILE).is_file():
+                    yield name, round
+
+    def check(self, *, thorough: bool = False) -> None:
+        """What complete stages left is still what they left; see `damages`.
+
+        Raises:
+            InputError: it is not. The files are named, with the command that makes them anew.
+        """
+        for name, round in self.complete_stages():
+            found = list(damages(self.stage(name, round), thorough=thorough))
+            if found:
+                lines = "".join(f"\n  {damage.path} {damage.words}" for damage in found[:5])
+                more = f"\n  and {len(found) - 5} files more" if len(found) > 5 else ""
+                raise InputError(
+                    f"expected what {name} left in {self.stage(name, round)}, got other files:{lines}{more}\n"
+                    f"`rlhf-gym run --run-dir {self.root} --redo {name}` makes them anew, and what follows from them. "
+                    f"`rlhf-gym check {self.root} --accept` takes them as they are."
+                )
 
     def config(self) -> RunConfig | None:
         """The configuration the folder was made with; None for a new folder.
@@ -182,8 +209,8 @@ def check_folder(folder: RunFolder, config: RunConfig, *, redo: StageName | None
         )
     saved = read_json(root / CONFIG_FILE)
     assert saved is not None
-    for path, digest in digests(config).items():
-        if saved["files"].get(path, digest) != digest:
+    for path, found in digests(config).items():
+        if saved["files"].get(path, found) != found:
             raise ValueError(
                 f"expected {path} as it was when {root} was made, got other contents: choose another --run-dir"
             )
@@ -216,12 +243,7 @@ def differences(
 
 def digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 of each file of the user's that the run reads."""
-    return {str(path): _digest(path) for path in config.files}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {str(path): digest(path) for path in config.files}
 
 
 def absolute(config: RunConfig) -> RunConfig:
