@@ -46,7 +46,7 @@ from rlhf_gym.envs.shaping import ScoreTerm, Shaping
 from rlhf_gym.envs.slots import Slots
 from rlhf_gym.envs.token_reward import KLCoefOwner, TokenReward
 from rlhf_gym.envs.turns import Dialogues, Turns
-from rlhf_gym.envs.view import EpisodeView
+from rlhf_gym.envs.view import EpisodeView, said_between
 from rlhf_gym.lm.chat import prompt_text
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import Shared
@@ -480,9 +480,11 @@ class TokenVectorEnv(VectorEnv):
             states = {key: torch.from_numpy(value) for key, value in slots.states(slot).items()}
             with torch.no_grad():
                 known["values"] = self._policy.predict_values(states).cpu().numpy().reshape(-1)  # (T,)
+        length = slots.lengths[slot]
         view = EpisodeView(
             str(self.tokenizer.decode(slots.prompt_ids(slot).tolist())),
             tuple(token_texts(self.tokenizer, tokens.tolist())),
+            others=said_between(self.tokenizer, slots.ids[slot, :length], slots.action_mask[slot, :length]),
             **known,
         )
         ended = zip(self.last_step.episodes, self.last_step.scores.tolist(), strict=True)

@@ -19,10 +19,12 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.extras import needs
 from rlhf_gym.functional.policy_gradient import discounted_returns, gae
 from rlhf_gym.lm.chat import Prompt, as_prompt, prompt_text, to_json
+from rlhf_gym.lm.tokens import token_texts
 
 ARRAYS = ("log_probs", "ref_log_probs", "values", "rewards", "returns", "advantages", "entropy")
 CONTROLS = (
@@ -78,6 +80,8 @@ class EpisodeView:
     """The shaped score of r_φ for the whole response; None while the episode goes on."""
     finish_reason: str | None = None
     """`"stop"` or `"length"`; None while the episode goes on."""
+    others: tuple[tuple[int, str], ...] = ()
+    """What others said between the tokens: before which of them, 0 … T, and the text."""
     gamma: float = 1.0
     """γ of the returns and advantages."""
     gae_lambda: float = 0.95
@@ -88,11 +92,26 @@ class EpisodeView:
             array = vars(self)[name]
             if array is not None and np.shape(array) != (len(self.tokens),):
                 raise ValueError(f"expected {name} of shape ({len(self.tokens)},), one a token, got {np.shape(array)}")
+        places = [place for place, _ in self.others]
+        if places != sorted(set(places)) or not set(places) <= set(range(len(self.tokens) + 1)):
+            raise ValueError(f"expected others before tokens 0 … {len(self.tokens)} in their order, got {places}")
 
     @property
     def response(self) -> str:
-        """The tokens as one text, special ones included."""
-        return "".join(self.tokens).rstrip()
+        """The tokens and what others said between them as one text, special ones included."""
+        return "".join(text for _, text in self.pieces).rstrip()
+
+    @property
+    def pieces(self) -> list[tuple[int | None, str]]:
+        """The texts in their order: (t, the token's), and (None, what others said) between them."""
+        said = dict(self.others)
+        found: list[tuple[int | None, str]] = []
+        for t in range(len(self.tokens) + 1):
+            if t in said:
+                found.append((None, said[t]))
+            if t < len(self.tokens):
+                found.append((t, self.tokens[t]))
+        return found
 
     @property
     def log_ratios(self) -> np.ndarray | None:
@@ -149,7 +168,7 @@ class EpisodeView:
         """Text for a terminal: the response coloured by KL, by value, by reward and by advantage, then the table.
 
         The KL is red where log π − log π_ref > 0 and blue where it is < 0; the others run from violet (least) to green
-        (most). Lines wrap at `width` columns.
+        (most). What others said is on yellow. Lines wrap at `width` columns.
         """
         console = _console(width)
         lines = [
@@ -169,17 +188,17 @@ class EpisodeView:
         ratios = self.log_ratios
         if ratios is not None:
             styles = [_red_or_blue(float(ratio)) for ratio in ratios]
-            lines.append(_ansi_line("KL", self.tokens, styles, f"Σ = {ratios.sum():+.2f} nats"))
+            lines.append(_ansi_line("KL", self, styles, f"Σ = {ratios.sum():+.2f} nats"))
         if self.values is not None:
-            lines.append(_ansi_line("value", self.tokens, _violet_to_green(self.values), _range(self.values)))
+            lines.append(_ansi_line("value", self, _violet_to_green(self.values), _range(self.values)))
         if self.rewards is not None:
             total = f"Σ = {self.rewards.sum():+.2f}"
-            lines.append(_ansi_line("reward", self.tokens, _violet_to_green(self.rewards), total))
+            lines.append(_ansi_line("reward", self, _violet_to_green(self.rewards), total))
         if self.advantages is not None:
             shown = _range(self.advantages)
-            lines.append(_ansi_line("advantage", self.tokens, _violet_to_green(self.advantages), shown))
+            lines.append(_ansi_line("advantage", self, _violet_to_green(self.advantages), shown))
         plain = [Style(bold=False)] * len(self.tokens)
-        return lines or [_ansi_line("response", self.tokens, plain, "")]
+        return lines or [_ansi_line("response", self, plain, "")]
 
     def image(self) -> np.ndarray:
         """The response so far as an image, coloured as `ansi` is: (480, 800, 3) uint8, the same size at every step.
@@ -237,6 +256,8 @@ class EpisodeView:
             data[name] = None if array is None else [round(float(x), digits) for x in array]
         score = None if self.score is None else round(self.score, digits)
         settings = {"finish_reason": self.finish_reason, "gamma": self.gamma, "gae_lambda": self.gae_lambda}
+        if self.others:
+            data["others"] = [list(said) for said in self.others]
         return data | {"score": score} | settings
 
     @classmethod
@@ -250,7 +271,22 @@ class EpisodeView:
         if not {"prompt", "tokens"} <= data.keys() or data.keys() - names:
             raise ValueError(f"expected prompt, tokens and of the rest {sorted(names)}, got {sorted(data)}")
         arrays = {name: np.array(data[name], np.float32) for name in ARRAYS if data.get(name) is not None}
-        return cls(**(data | {"prompt": as_prompt(data["prompt"]), "tokens": tuple(data["tokens"])} | arrays))
+        others = tuple((int(place), str(text)) for place, text in data.get("others", ()))
+        given = {"prompt": as_prompt(data["prompt"]), "tokens": tuple(data["tokens"]), "others": others}
+        return cls(**(data | given | arrays))
+
+
+def said_between(
+    tokenizer: PreTrainedTokenizerBase, input_ids: np.ndarray, action_mask: np.ndarray
+) -> tuple[tuple[int, str], ...]:
+    """What others said after the first action of a row (L,), as `EpisodeView.others` has it."""
+    said: dict[int, list[int]] = {}
+    taken = 0
+    for token, acted in zip(input_ids.tolist(), action_mask.tolist(), strict=True):
+        taken += acted
+        if taken and not acted:
+            said.setdefault(taken, []).append(token)
+    return tuple((place, "".join(token_texts(tokenizer, ids))) for place, ids in said.items())
 
 
 def prompt_html(prompt: Prompt) -> str:
@@ -296,12 +332,15 @@ def _one_line(token: str) -> str:
 
 
 def _table_rows(view: EpisodeView) -> list[tuple[str, str]]:
-    """The table's lines, each as (token, figures) cut and padded to line up: first the heads, last the sums."""
+    """The table's lines, each as (token, figures) cut and padded to line up: first the heads, last the sums.
+
+    Between them is one line for each of the view's `pieces`.
+    """
     columns = view.columns
-    names = [_one_line(token) for token in view.tokens]
+    names = [_one_line(text) for _, text in view.pieces]
     width = min(TOKEN_WIDTH, max(cell_len(name) for name in [*names, "token"]))
     cells = [[column.name for column in columns]]
-    cells += [[signed(float(column.amounts[t]), 3) for column in columns] for t in range(len(names))]
+    cells += [["" if t is None else signed(float(column.amounts[t]), 3) for column in columns] for t, _ in view.pieces]
     cells.append([signed(float(column.amounts.sum()), 3) if column.adds_up else "" for column in columns])
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
 
@@ -321,22 +360,27 @@ def _console(width: int) -> Console:
     return Console(force_terminal=True, color_system="truecolor", width=width, legacy_windows=False)
 
 
-def _ansi_line(name: str, tokens: Sequence[str], styles: Sequence[Style], total: str) -> Text:
+OTHERS = Style(color="black", bgcolor="rgb(250,232,150)", bold=False, italic=True)
+"""What others said: on yellow, a colour that no amount has."""
+
+
+def _ansi_line(name: str, view: EpisodeView, styles: Sequence[Style], total: str) -> Text:
     text = Text(f"{name:<10}", style="bold")
-    for token, style in zip(tokens, styles, strict=True):
-        text.append(printable(token), style=style)
+    for t, piece in view.pieces:
+        text.append(printable(piece), style=OTHERS if t is None else styles[t])
     return text.append(f"  {total}", style="dim not bold")
 
 
 def _ansi_table(view: EpisodeView) -> list[Text]:
     """The text table, each token on the colour of its KL."""
     (head, names), *rows, (total, sums) = _table_rows(view)
-    ratios = np.zeros(len(rows)) if view.log_ratios is None else view.log_ratios
+    ratios = np.zeros(len(view.tokens)) if view.log_ratios is None else view.log_ratios
     lines = [Text(f"{head}  {names}", style="dim", no_wrap=True, overflow="crop")]
-    for (token, figures), ratio in zip(rows, ratios, strict=True):
+    for (token, figures), (t, _) in zip(rows, view.pieces, strict=True):
         line = Text(no_wrap=True, overflow="crop")
         bare = token.rstrip(" ")
-        line.append(bare, style=_red_or_blue(float(ratio))).append(token[len(bare) :] + "  " + figures)
+        style = OTHERS if t is None else _red_or_blue(float(ratios[t]))
+        line.append(bare, style=style).append(token[len(bare) :] + "  " + figures)
         lines.append(line)
     return [*lines, Text(f"{total}  {sums}", style="dim", no_wrap=True, overflow="crop")]
 
@@ -417,11 +461,14 @@ MORE = "146,82,214"
 """Red, green and blue of an amount above 0: violet."""
 LESS = "0,140,128"
 """Red, green and blue of an amount below 0: teal."""
+YELLOW = "214,160,0"
+"""Red, green and blue behind what others said."""
 FULL_ALPHA = 0.6
 COLOURED = ("KL", "value", "return", "advantage")
 """The quantities by which tokens can be coloured."""
 
-CSS = """
+CSS = (
+    """
 .rlhf-view{font:15px/1.5 ui-sans-serif,system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;margin:8px 0 18px;
  max-width:860px;border:0;padding:0;min-width:0;text-align:left}
 .rlhf-view .rv-head{font-size:13px;opacity:.75;margin:0 0 4px}
@@ -438,6 +485,7 @@ CSS = """
  background:linear-gradient(90deg,rgba(LESS,.6),rgba(LESS,0) 50%,rgba(MORE,0) 50%,rgba(MORE,.6))}
 .rlhf-view .rv-text{position:relative;padding-bottom:64px;line-height:2;white-space:pre-wrap;overflow-wrap:anywhere}
 .rlhf-view .rv-t{border-radius:3px;padding:2px 0;cursor:default;outline:0}
+.rlhf-view .rv-o{background:rgba(OTHERS,.22);border-radius:3px;padding:2px 0;font-style:italic}
 .rlhf-view .rv-t:hover,.rlhf-view .rv-t:focus{box-shadow:0 0 0 1.5px currentColor}
 .rlhf-view .rv-t>span{display:none;position:absolute;left:0;right:0;bottom:6px;font-size:13px;line-height:1.5;
  border-top:1px solid rgba(128,128,128,.4);padding-top:5px;font-variant-numeric:tabular-nums;white-space:normal}
@@ -454,7 +502,10 @@ CSS = """
 .rlhf-view table th{font-weight:500;opacity:.75}
 .rlhf-view table td:first-child,.rlhf-view table th:first-child{text-align:left}
 .rlhf-view table tr:last-child td{border-top:1px solid rgba(128,128,128,.4)}
-""".replace("MORE", MORE).replace("LESS", LESS)
+""".replace("MORE", MORE)
+    .replace("LESS", LESS)
+    .replace("OTHERS", YELLOW)
+)
 
 
 def tint(amount: float, full: float) -> str:
@@ -466,7 +517,10 @@ def tint(amount: float, full: float) -> str:
 def _html_tokens(view: EpisodeView, full: dict[str, float]) -> str:
     columns = view.columns
     parts = []
-    for t, token in enumerate(view.tokens):
+    for t, token in view.pieces:
+        if t is None:
+            parts.append(f'<span class="rv-o">{escape(token)}</span>')
+            continue
         colours = ";".join(f"--{c.name}:{tint(float(c.amounts[t]), full[c.name])}" for c in columns if c.name in full)
         figures = "".join(f"<u><i>{_html_name(c.name)}</i> {signed(float(c.amounts[t]))}</u>" for c in columns)
         parts.append(
@@ -481,7 +535,9 @@ def _html_table(view: EpisodeView) -> str:
     head = "".join(f"<th>{_html_name(name)}</th>" for name in ["token", *(column.name for column in columns)])
     rows = [
         f"<td>{escape(_one_line(token))}</td>" + "".join(f"<td>{signed(float(c.amounts[t]), 3)}</td>" for c in columns)
-        for t, token in enumerate(view.tokens)
+        if t is not None
+        else f'<td colspan="{len(columns) + 1}"><span class="rv-o">{escape(_one_line(token))}</span></td>'
+        for t, token in view.pieces
     ]
     sums = (f"<td>{signed(float(c.amounts.sum()), 3) if c.adds_up else ''}</td>" for c in columns)
     body = "".join(f"<tr>{row}</tr>" for row in [*rows, "<td>Σ</td>" + "".join(sums)])

@@ -15,10 +15,10 @@ from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.rollout import evaluated
 from rlhf_gym.envs import Episode, EpisodeRewards, EpisodeView, SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.arguments import check_prompts, resolve_prompts
-from rlhf_gym.envs.episode import prompts_of
 from rlhf_gym.envs.prompts import PromptIds, Prompts
+from rlhf_gym.envs.view import said_between
 from rlhf_gym.lm.generation import check_room, generate
-from rlhf_gym.lm.tokens import encode_responses, token_texts
+from rlhf_gym.lm.tokens import decode_prompts, encode_responses, token_texts
 
 Responses = Sequence[str] | Sequence[Sequence[int]]
 """Texts, or token ids."""
@@ -47,7 +47,8 @@ def inspect_episodes(
         agent: a token agent, a stock SB3 agent with an `LMActorCriticPolicy`, or such a policy.
         env: the environment whose π_ref, r_φ and β are used; by default the agent's own.
         episodes: finished ones, such as `agent.buffer.episodes`.
-        prompts: prompts to respond to, in place of episodes.
+        prompts: prompts to respond to, in place of episodes. In an environment with turns of others the policy writes
+            the first turn.
         responses: one to each prompt; a text is closed by the EOS token, ids are taken as they are. By default the
             policy writes them, as it would in training.
         critic: whether values are those of a trained critic; by default as the agent says, and True for a policy.
@@ -84,10 +85,12 @@ def inspect_episodes(
         taken = slice(0, episode.response_length)
         rewards = earned.rewards[row, taken]
         values = said.values[row] if critic else None
+        begun = decode_prompts(engine.tokenizer, [episode.prompt_ids.tolist()])[0]
         views.append(
             EpisodeView(
-                prompt=prompts_of([episode], engine.tokenizer)[0],
+                prompt=begun if episode.prompt is None else episode.prompt,
                 tokens=tuple(token_texts(engine.tokenizer, episode.response_ids.tolist())),
+                others=said_between(engine.tokenizer, episode.input_ids, episode.action_mask),
                 log_probs=said.log_probs[row],
                 ref_log_probs=None if engine.token_reward.reference is None else earned.ref_log_probs[row, taken],
                 values=values,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.cells import cell_len
 
-from rlhf_gym.envs import EpisodeView, TokenEnv, TokenVectorEnv
+from rlhf_gym.envs import EpisodeView, TokenEnv, TokenVectorEnv, Turns
 from rlhf_gym.envs.view import scales, signed, tint
 from rlhf_gym.functional import gae
 from rlhf_gym.lm import Message
@@ -226,3 +226,40 @@ def test_html_and_deferred_rendering() -> None:
     env.step(6)
     assert env.render().startswith('<form class="rlhf-view">') and "poor" in env.render()
     assert env.view().columns == [], "deferred, the environment does not know yet"
+
+
+def test_what_others_said_stands_between_in_a_colour_of_its_own() -> None:
+    view = hand_made(others=((1, "ask: <b>"), (3, "well ")))
+    assert view.pieces == [(0, "was "), (None, "ask: <b>"), (1, "good "), (2, "<eos> "), (None, "well ")]
+    assert view.response == "was ask: <b>good <eos> well"
+    assert view.summary == hand_made().summary  # sums and lengths are of the tokens
+    lines = view.table().splitlines()
+    assert [line.split()[0] for line in lines] == ["token", "was", "ask:", "good", "<eos>", "well", "Σ"]
+    assert lines[2].strip() == "ask: <b>"
+    html = view.html()
+    assert html.count('<span class="rv-o">ask: &lt;b&gt;</span>') == 2  # in the text and in the table
+    ansi = view.ansi()
+    assert ansi.count("48;2;250;232;150") == 2 * (4 + 1)  # in each of four coloured lines, and in the table
+    assert "250;232;150" not in hand_made().ansi()
+    yellow = (np.array([250, 232, 150]) == view.image()).all(axis=2).sum()
+    assert yellow > 1000
+    again = EpisodeView.from_dict(json.loads(json.dumps(view.to_dict())))
+    assert again.others == view.others
+    assert "others" not in hand_made().to_dict()
+    with pytest.raises(ValueError, match=r"expected others before tokens 0 … 3 in their order, got \[4\]"):
+        hand_made(others=((4, "x"),))
+
+
+def test_the_view_of_an_environment_with_turns() -> None:
+    env = TokenVectorEnv(1, **word_settings(turns=Turns(lambda t: [20, 21], 2, 2, 2), stop_token_ids=()))
+    policy = word_policy(env)
+    env.attach(policy)
+    env.reset(options={"prompts": [[3, 4]]})
+    for action in (10, 11, 12):
+        env.step(np.array([action]))
+        view = env.view()
+    assert view.others == ((2, f"{env.tokenizer.decode([20, 21])} "),)
+    assert "".join(view.tokens) == f"{env.tokenizer.decode([10, 11, 12])} "
+    ids = torch.tensor([[3, 4, 10, 11, 20, 21]])
+    expected = policy.predict_values({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert view.values[-1] == pytest.approx(float(expected), abs=1e-5)
