@@ -262,4 +262,4 @@ def test_the_view_of_an_environment_with_turns() -> None:
     assert "".join(view.tokens) == f"{env.tokenizer.decode([10, 11, 12])} "
     ids = torch.tensor([[3, 4, 10, 11, 20, 21]])
     expected = policy.predict_values({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    assert view.values[-1] == pytest.approx(float(expected), abs=1e-5)
+    assert view.values[-1] == pytest.approx(expected.item(), abs=1e-5)
