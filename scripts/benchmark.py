@@ -36,7 +36,7 @@ from benchmarks.models import SMALL, TINY, of_folder
 
 from rlhf_gym.lm import quiet_transformers
 
-Name = Literal["loop", "reward", "lengths", "long", "replay", "iteration", "vocabulary"]
+Name = Literal["loop", "reward", "lengths", "turns", "long", "replay", "iteration", "vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def run(settings: Settings, only: tuple[Name, ...], say: Say, runner: iteration.
     parts: list[tuple[bool, Callable[[], list[Row]]]] = [
         (bool(of_loops), lambda: loops.measure_loops(settings, say, of_loops)),
         ("lengths" in only, lambda: loops.measure_unequal(settings, say)),
+        ("turns" in only, lambda: loops.measure_turns(settings, say)),
         ("long" in only, lambda: loops.measure_long(settings, say)),
         ("replay" in only, lambda: loops.measure_replay(settings, say)),
         ("iteration" in only, lambda: iteration.measure(settings, say, runner)),

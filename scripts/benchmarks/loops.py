@@ -13,7 +13,7 @@ import rlhf_gym  # noqa: F401  (registers the environments)
 from benchmarks.compare import Comparison, Row, Say, Settings, Variant, round_robin
 from benchmarks.models import FIRST_WORD, PROMPT, STOP, Shape, causal_lm, random_prompts, tokenizer_of
 from rlhf_gym.agents import LMActorCriticPolicy
-from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.envs import TokenVectorEnv, Turns
 from rlhf_gym.lm import Decoder, Shared
 
 
@@ -31,8 +31,11 @@ def make_env(
     timing: str = "deferred",
     stops: bool = False,
     prompts: int = 256,
+    turns: int = 1,
 ) -> TokenVectorEnv:
-    """A vector environment whose π_ref is `model`."""
+    """A vector environment whose π_ref is `model`; after each of several turns another says `REPLY` random tokens."""
+    words = range(FIRST_WORD, FIRST_WORD + 64)
+    others = Turns(lambda turn: turn.rng.choice(words, size=REPLY), max_turns=turns, max_reply_tokens=REPLY)
     return TokenVectorEnv(
         num_envs,
         prompts=random_prompts(shape, prompts),
@@ -42,6 +45,7 @@ def make_env(
         max_new_tokens=response,
         stop_token_ids=(STOP,) if stops else (),
         reward_timing=timing,
+        turns=None if turns == 1 else others,
     )
 
 
@@ -76,24 +80,27 @@ def episodes_loop(env: TokenVectorEnv, policy: LMActorCriticPolicy, episodes: in
 
 
 def forced_lengths_loop(env: TokenVectorEnv, policy: LMActorCriticPolicy, lengths: np.ndarray) -> Callable[[], float]:
-    """The same where episode i ends after `lengths[i]` tokens: the stop token is put in its last action's place, and
-    never before. The policy computes what it always does. A slot is refilled as soon as its episode ends."""
+    """The same where turn k of episode i ends after `lengths[i, k]` tokens: the stop token is put in its last action's
+    place, and never before. The policy computes what it always does. A slot is refilled as soon as its episode ends."""
 
     def run() -> float:
         observation, _ = env.reset(options={"episodes": len(lengths)})
         number = np.arange(env.num_envs)  # (N,) the episode in each slot: started in order
-        age = np.zeros(env.num_envs, dtype=np.int64)  # (N,) actions taken in it
+        turn = np.zeros(env.num_envs, dtype=np.int64)  # (N,) of it
+        age = np.zeros(env.num_envs, dtype=np.int64)  # (N,) actions taken in that
         following = env.num_envs
         while not env.parked.all():
             sampled, _, _ = policy.act(observation)
             age += 1
-            last = age >= lengths[np.minimum(number, len(lengths) - 1)]  # (N,)
+            last = age >= lengths[np.minimum(number, len(lengths) - 1), turn]  # (N,)
             actions = sampled.cpu().numpy()
             actions = np.where(last, STOP, np.where(actions == STOP, FIRST_WORD, actions))
             observation, _, terminated, _, _ = env.step(actions)
+            age[last] = 0
+            turn = np.minimum(turn + last, lengths.shape[1] - 1)  # a parked slot goes on being counted
             ended = np.flatnonzero(terminated)
             number[ended] = following + np.arange(len(ended))
-            age[ended] = 0
+            turn[ended] = 0
             following += len(ended)
         env.discard_episodes()
         return float(lengths.sum())
@@ -130,6 +137,9 @@ WHAT = {
     "reward": "the same with the complete reward at every step",
 }
 LONG_BATCH = 16
+TURNS = 4
+REPLY = 8
+"""Tokens of each reply between the turns."""
 SHORT = 64
 """Tokens of the responses that great lengths are compared with."""
 
@@ -180,7 +190,7 @@ def measure_unequal(settings: Settings, say: Say) -> list[Row]:
         say(f"{shape.name}: {settings.episodes} episodes of unequal lengths")
         model, other = (causal_lm(shape, PROMPT + settings.response, device=settings.device) for _ in range(2))
         env = make_env(model, shape, num_envs=batch, response=settings.response, stops=True)
-        ours = forced_lengths_loop(env, make_policy(env, model), lengths)
+        ours = forced_lengths_loop(env, make_policy(env, model), lengths[:, None])
         theirs = generate(other, shape, batch=batch, new_tokens=longest)
 
         def useful(theirs: Callable[[], float] = theirs) -> float:
@@ -191,6 +201,27 @@ def measure_unequal(settings: Settings, say: Say) -> list[Row]:
         note = f"{settings.episodes} episodes, lengths 1–{settings.response}, batch {batch}; tokens that count"
         what = "responses of unequal lengths, slots refilled"
         rows.append(found.row("loop", "generate", what, shape.name, note))
+    return rows
+
+
+def measure_turns(settings: Settings, say: Say) -> list[Row]:
+    """Actions a second in episodes of several turns over those in one turn of as many actions."""
+    rows = []
+    batch = max(settings.batches)
+    mean = settings.response // TURNS
+    lengths = np.random.default_rng(0).integers(1, 2 * mean, (settings.episodes, TURNS))  # (E, K)
+    longest = int(lengths.sum(axis=1).max())
+    for shape in settings.shapes:
+        say(f"{shape.name}: {settings.episodes} episodes of {TURNS} turns and of one")
+        variants = {}
+        for name, turns in (("turns", lengths), ("one turn", lengths.sum(axis=1, keepdims=True))):
+            count = turns.shape[1]
+            model = causal_lm(shape, PROMPT + longest + 1 + REPLY * (TURNS - 1), device=settings.device)
+            env = make_env(model, shape, num_envs=batch, response=longest + 1, stops=True, turns=count)
+            variants[name] = Variant(forced_lengths_loop(env, make_policy(env, model), turns), settings.warm_ups)
+        found = compare(variants, settings)
+        note = f"{settings.episodes} episodes, turns of 1–{2 * mean - 1}, replies of {REPLY}, batch {batch}; actions"
+        rows.append(found.row("turns", "one turn", f"{TURNS} turns with replies between", shape.name, 0.8, note))
     return rows
 
 
