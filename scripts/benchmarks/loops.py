@@ -221,7 +221,7 @@ def measure_turns(settings: Settings, say: Say) -> list[Row]:
             variants[name] = Variant(forced_lengths_loop(env, make_policy(env, model), turns), settings.warm_ups)
         found = compare(variants, settings)
         note = f"{settings.episodes} episodes, turns of 1–{2 * mean - 1}, replies of {REPLY}, batch {batch}; actions"
-        rows.append(found.row("turns", "one turn", f"{TURNS} turns with replies between", shape.name, 0.8, note))
+        rows.append(found.row("turns", "one turn", f"{TURNS} turns with replies between", shape.name, note))
     return rows
 
 
