@@ -153,7 +153,7 @@ class Dialogues:
         result = EndedTurns(full, np.zeros_like(full), np.zeros(len(full), dtype=np.float32))
         rows = np.flatnonzero(ended).tolist()
         self.counts[rows] += 1
-        asked = [self._turn(row, finished=bool(stopped[row]), full=bool(full[row])) for row in rows]
+        asked = self._ended(rows, stopped, full)
         for row, turn, reply in zip(rows, asked, self._replies(asked), strict=True):
             result.rewards[row] = reply.reward
             self._slots.earn_turn(row, reply.reward)
@@ -166,23 +166,28 @@ class Dialogues:
             self.respondent.leave(over)
         return result
 
-    def _turn(self, row: int, *, finished: bool, full: bool) -> Turn:
-        """The turn that has just ended in this row, its answer the last of the messages."""
+    def _ended(self, rows: list[int], stopped: np.ndarray, full: np.ndarray) -> list[Turn]:
+        """The turns that have just ended in these rows, the answer the last of each one's messages."""
         slots = self._slots
-        number = int(self.counts[row])
-        answer = slots.ids[row, self.starts[row] : slots.lengths[row]].copy()  # (n,)
-        text = decode_responses(self._tokenizer, [answer.tolist()], self._stop_token_ids if finished else ())[0]
-        self._messages[row] += (Message("assistant", text),)
-        return Turn(
-            messages=self._messages[row],
-            input_ids=slots.ids[row, : slots.lengths[row]].copy(),
-            answer_ids=answer,
-            finished=finished,
-            episode=int(slots.numbers[row]),
-            number=number,
-            last=full or number == self.turns.max_turns,
-            rng=self._generator(int(slots.numbers[row]), number),
-        )
+        answers = [slots.ids[row, self.starts[row] : slots.lengths[row]].copy() for row in rows]  # (n,) each
+        texts = decode_responses(self._tokenizer, [answer.tolist() for answer in answers], self._stop_token_ids)
+        turns = []
+        for row, answer, text in zip(rows, answers, texts, strict=True):
+            episode = int(slots.numbers[row])
+            number = int(self.counts[row])
+            self._messages[row] += (Message("assistant", text),)
+            turn = Turn(
+                messages=self._messages[row],
+                input_ids=slots.ids[row, : slots.lengths[row]].copy(),
+                answer_ids=answer,
+                finished=bool(stopped[row]),
+                episode=episode,
+                number=number,
+                last=bool(full[row]) or number == self.turns.max_turns,
+                rng=self._generator(episode, number),
+            )
+            turns.append(turn)
+        return turns
 
     def _replies(self, turns: list[Turn]) -> Sequence[Reply]:
         replies = self.respondent.reply(turns) if turns else []

@@ -34,8 +34,8 @@ def make_env(
     turns: int = 1,
 ) -> TokenVectorEnv:
     """A vector environment whose π_ref is `model`; after each of several turns another says `REPLY` random tokens."""
-    words = range(FIRST_WORD, FIRST_WORD + 64)
-    others = Turns(lambda turn: turn.rng.choice(words, size=REPLY), max_turns=turns, max_reply_tokens=REPLY)
+    words = (FIRST_WORD, FIRST_WORD + 64)
+    others = Turns(lambda turn: turn.rng.integers(*words, size=REPLY), max_turns=turns, max_reply_tokens=REPLY)
     return TokenVectorEnv(
         num_envs,
         prompts=random_prompts(shape, prompts),
