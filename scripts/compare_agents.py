@@ -2,11 +2,13 @@
 
     python scripts/compare_agents.py                                    # all of it; some minutes on an idle core
     python scripts/compare_agents.py --environments tabular             # with a table as policy alone
+    python scripts/compare_agents.py --environments turns               # episodes of two turns, with a table
     python scripts/compare_agents.py --agents TokenPPO PPO --seeds 7    # two agents
 
 Two environments, with a table and with a small GPT-2 as policy, can be enumerated: 4 tokens, 3 steps, so that J* and π*
 are known and every policy's distance from them is exact. Their rewards and their π_ref are drawn anew for each seed.
-Every run leaves a file in `--results`; a comparison that was interrupted goes on. It needs sb3-contrib:
+In the third, asked for by name, the second token is another side's, with known probabilities; it has the agents that go
+to π* there. Every run leaves a file in `--results`; a comparison that was interrupted goes on. It needs sb3-contrib:
 `pip install -e '.[contrib]'`.
 
 Left out: real tasks, and tuning. Each agent's settings are mostly those of its tests, looked at on seed 0, which is not
@@ -42,10 +44,18 @@ from rlhf_gym import agents, envs
 from rlhf_gym.agents.maskable import MaskableLMActorCriticPolicy  # not in the room's front: it needs sb3-contrib
 from rlhf_gym.lm import Shared, quiet_transformers
 
-TASKS: dict[str, Callable[[int], envs.EnumerableTask]] = {"tabular": envs.tabular_task, "gpt2": envs.gpt2_task}
-SEEDS: dict[str, Sequence[int]] = {"tabular": (10, 11, 12, 13, 14), "gpt2": (10, 11, 12)}
-TOKENS = {"tabular": 48_000, "gpt2": 96_000}
-TITLES = {"tabular": "table", "gpt2": "GPT-2"}
+TASKS: dict[str, Callable[[int], envs.EnumerableTask]] = {
+    "tabular": envs.tabular_task,
+    "gpt2": envs.gpt2_task,
+    "turns": lambda seed: envs.with_replies(envs.tabular_task(seed), seed),
+}
+SEEDS: dict[str, Sequence[int]] = {
+    "tabular": (10, 11, 12, 13, 14),
+    "gpt2": (10, 11, 12),
+    "turns": (10, 11, 12, 13, 14),
+}
+TOKENS = {"tabular": 48_000, "gpt2": 96_000, "turns": 40_000}
+TITLES = {"tabular": "table", "gpt2": "GPT-2", "turns": "table, two turns"}
 NEAR = 0.01  # how close to J* is close
 LOOKS = 40  # at an agent while it learns
 
@@ -56,7 +66,7 @@ class Run:
     """One agent's learning: where, at which learning rate, for how many tokens, with which seed of agent and task."""
 
     def __init__(self, place: str, rate: float, tokens: int, seed: int) -> None:
-        self.tabular = place == "tabular"
+        self.tabular = place != "gpt2"
         self.task = TASKS[place](seed)
         self.rate = rate
         self.tokens = tokens
@@ -279,7 +289,7 @@ def measure(place: str, agent: str, seed: int, budget: int) -> Result:
         warnings.filterwarnings("ignore", message=".*runs without a cache")  # a table has no keys and values
         warnings.filterwarnings("ignore", message=".*mini-batch")  # the last one of a rollout may be smaller
         entrant = ENTRANTS[agent]
-        run = Run(place, entrant.rates[list(TASKS).index(place)], budget, seed)
+        run = Run(place, entrant.rates[place == "gpt2"], budget, seed)
         policy, tokens = entrant.learn(run)
         figures = run.measure(policy)
     curve = [*run.curve, (tokens, figures)]
@@ -302,13 +312,15 @@ def markdown(found: Found) -> str:
     header = ["agent", "goes to", *(f"{TITLES[place]}: {column}" for place in found for column in columns)]
     rows = []
     for agent in next(iter(found.values())):
-        figures = [cell for by_agent in found.values() for cell in cells(by_agent[agent])]
+        figures = [cell for by_agent in found.values() for cell in cells(by_agent.get(agent, []))]
         rows.append([f"`{agent}`", ENTRANTS[agent].aim, *figures])
     return study.markdown_table(header, rows)
 
 
 def cells(runs: Sequence[Result]) -> list[str]:
     """An agent's cells for one place: medians over the seeds, in brackets the worst of several."""
+    if not runs:
+        return ["–"] * 3
     needed = sorted(math.inf if run["needed"] is None else run["needed"] for run in runs)[(len(runs) - 1) // 2]
     tokens = "–" if not runs[0]["tokens"] else "never" if math.isinf(needed) else f"{needed:,}"
     told = []
@@ -354,7 +366,7 @@ Place = Literal[tuple(TASKS)]  # type: ignore[valid-type]
 
 def main(
     agents: tuple[Name, ...] = tuple(ENTRANTS),
-    environments: tuple[Place, ...] = tuple(TASKS),
+    environments: tuple[Place, ...] = ("tabular", "gpt2"),
     seeds: tuple[int, ...] = (),
     tokens: int | None = None,
     results: Path = Path("runs/agents_compared"),
@@ -366,7 +378,7 @@ def main(
     for place in environments:
         chosen = seeds or SEEDS[place]
         budget = tokens or TOKENS[place]
-        found[place] = {agent: [] for agent in agents}
+        found[place] = {agent: [] for agent in agents if place != "turns" or ENTRANTS[agent].aim == "π*"}
         notes.append(f"{TITLES[place]}: seeds {', '.join(map(str, chosen))}, {budget:,} tokens each")
         for seed in chosen:
             for agent, runs in found[place].items():

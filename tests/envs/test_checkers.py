@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.envs import Reply, TokenEnv, TokenVectorEnv, Turns
 from rlhf_gym.lm.loading import Shared
 from tests import tiny
 from tests.toy import PROMPTS, STOPS, word_settings
@@ -165,10 +165,11 @@ def test_gymnasium_can_make_it_from_the_module_name_alone(folders):
     assert isinstance(env.unwrapped, TokenEnv)
 
 
+@pytest.mark.parametrize("turns", [None, Turns(lambda turn: Reply(ids=(20, turn.number), reward=turn.number), 3, 2, 2)])
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
-def test_step_by_step_as_sync_vector_env(mode):
+def test_step_by_step_as_sync_vector_env(mode, turns):
     """Observations, rewards, ends and infos are those of Gymnasium's own vectorisation of `TokenEnv`."""
-    settings = word_settings(prompts=PROMPTS[:1], texts=True)
+    settings = word_settings(prompts=PROMPTS[:1], texts=True, turns=turns)
     ours = TokenVectorEnv(3, autoreset_mode=mode, **settings)
     theirs = SyncVectorEnv([lambda: TokenEnv(**settings)] * 3, autoreset_mode=mode)
     assert ours.single_observation_space == theirs.single_observation_space
@@ -191,7 +192,7 @@ def test_step_by_step_as_sync_vector_env(mode):
         np.testing.assert_array_equal(truncated, expected_truncated)
         assert_same_infos(info, expected_info)
         ends += terminated.sum()
-    assert ends > 15
+    assert ends > (15 if turns is None else 8)
 
 
 def test_make_vec_shares_weights_and_gym_make_too():

@@ -8,11 +8,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode
 
 from rlhf_gym.envs import Episode, Reply, Respondent, TokenEnv, TokenVectorEnv, Turn, Turns
 from rlhf_gym.lm import Message, Shared
-from rlhf_gym.rewards import FunctionReward
+from rlhf_gym.rewards import FunctionReward, RewardModel
 from tests.chats import CHATML, GEMMA, LLAMA2, THINKING, chat_tokenizer
 from tests.tiny import tiny_gpt2, tiny_llama
 from tests.toy import word_policy, word_settings
@@ -164,6 +165,35 @@ def test_a_reward_reads_the_whole_conversation() -> None:
     seen.clear()
     play(chat_env(STOPPED, reward=grade), [text])
     assert seen == [("Human: hi\n\nAssistant: ab\n\nHuman: go 1\n\nAssistant: c\n\nHuman: go 2", "d")]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        chat_tokenizer(CHATML),
+        chat_tokenizer(CHATML, pad="[PAD]"),
+        chat_tokenizer(GEMMA, special=("<start_of_turn>", "<end_of_turn>"), eos="<eos>", adds_bos=True),
+    ],
+)
+def test_a_reward_model_reads_a_conversation_as_its_own_template_writes_it(own) -> None:
+    """The score is what plain Transformers gives for the whole conversation, whatever the policy's tokenizer."""
+    reward = RewardModel.from_language_model(tiny_gpt2(len(own), n_positions=512), own)
+    env = chat_env(STOPPED, reward=Shared(reward), prompts=[HI])
+    (episode,) = play(env, ["ab<|im_end|>c<|im_end|>d<|im_end|>"])
+    ids = reward.tokenizer.apply_chat_template([vars(m) for m in episode.messages], return_dict=False)
+    with torch.no_grad():
+        expected = reward.model(torch.tensor([ids])).logits[0].float().numpy()
+    np.testing.assert_allclose(env.token_reward.scores([episode]).scores, expected, atol=1e-5)
+
+
+def test_a_reward_model_without_a_template_reads_the_row_as_it_is() -> None:
+    tokenizer = chat_tokenizer(None, eos="</s>")
+    reward = RewardModel.from_language_model(tiny_gpt2(len(tokenizer), n_positions=512), tokenizer)
+    env = chat_env(STOPPED, reward=Shared(reward), tokenizer=tokenizer, prompts=[HI], max_new_tokens=20)
+    (episode,) = play(env, [" ab</s> c</s> d</s>"])
+    with torch.no_grad():
+        expected = reward.model(torch.from_numpy(episode.input_ids)[None]).logits[0].float().numpy()
+    np.testing.assert_allclose(env.token_reward.scores([episode]).scores, expected, atol=1e-5)
 
 
 class Chance(Respondent):
