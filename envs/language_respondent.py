@@ -140,7 +140,7 @@ class _Speaker:
         speaking = np.arange(len(prompts))
         for _ in range(self._settings.max_new_tokens):
             logits = self._decoder.logits(self._ids, lengths)[rows[speaking]]  # (n, V)
-            tokens = self._draw(logits, [rngs[i] for i in speaking], [len(said[i]) for i in speaking])
+            tokens = self._draw(logits, [rngs[int(i)] for i in speaking], [len(said[int(i)]) for i in speaking])
             self._ids[rows[speaking], lengths[rows[speaking]]] = tokens
             lengths[rows[speaking]] += 1
             for i, token in zip(speaking.tolist(), tokens.tolist(), strict=True):

@@ -640,4 +640,6 @@ class TokenVectorEnv(VectorEnv):
         """The randomness of the other side at a turn; of what it says first (turn 0), the same for a whole group."""
         number = episode - self._feed.since
         place = number // self.samples_per_prompt if turn == 0 else number
-        return np.random.default_rng([self.np_random_seed % 2**128, place, turn])
+        seed = self.np_random_seed
+        assert seed is not None  # there is one once it is asked for; −1 stands for a generator that was set by hand
+        return np.random.default_rng([seed % 2**128, place, turn])

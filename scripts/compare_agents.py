@@ -253,6 +253,13 @@ ENTRANTS: dict[str, Entrant] = {
     "TokenReinforce": Entrant("ours", "π*", lambda run: ours(run, agents.TokenReinforce), "#4a7a55", (0.1, 5e-3)),
     "TokenRLOO": Entrant("ours", "π*", lambda run: ours(run, agents.TokenRLOO), "#8aa62b", (0.1, 5e-3)),
     "TokenGRPO": Entrant("ours", "π*", lambda run: ours(run, agents.TokenGRPO, n_epochs=1), "#6d5bd0", (0.1, 5e-3)),
+    "DrGRPO": Entrant(
+        "ours",
+        "π*",
+        lambda run: ours(run, agents.TokenGRPO, n_epochs=1, scale_by_std=False),
+        "#3d3480",
+        (0.1, 5e-3),
+    ),
     "PPO": Entrant("stock", "π*", lambda run: stock(run, PPO, **STOCK_PPO), "#bf4a14", (0.05, 3e-3)),
     "MaskablePPO": Entrant("stock", "π*", lambda run: stock(run, MaskablePPO, **STOCK_PPO), "#e08a3c", (0.05, 3e-3)),
     "A2C": Entrant("stock", "π*", lambda run: stock(run, A2C, **STOCK_A2C), "#c2428b", (0.1, 5e-3)),

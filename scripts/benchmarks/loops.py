@@ -34,7 +34,7 @@ def make_env(
     turns: int = 1,
 ) -> TokenVectorEnv:
     """A vector environment whose π_ref is `model`; after each of several turns another says `REPLY` random tokens."""
-    words = (FIRST_WORD, FIRST_WORD + 64)
+    words = (FIRST_WORD, shape.vocab_size)
     others = Turns(lambda turn: turn.rng.integers(*words, size=REPLY), max_turns=turns, max_reply_tokens=REPLY)
     return TokenVectorEnv(
         num_envs,
