@@ -873,6 +873,8 @@ def _record_rollout(logger: Logger, rollout: Rollout, buffer: EpisodeBuffer, *, 
     scores = rollout.rewards.scores  # (E,)
     logger.record("rlhf/score", float(scores.mean()))
     logger.record("rlhf/score_std", float(scores.std()))
+    if rollout.rewards.dense is not None:
+        logger.record("rlhf/dense_reward", float(rollout.rewards.dense.sum(axis=1, dtype=np.float64).mean()))
     logger.record("rlhf/kl", rollout.mean_kl)
     logger.record("rlhf/kl_per_token", float(kl.sum() / lengths.sum()))
     logger.record("rlhf/kl_coef", kl_coef)

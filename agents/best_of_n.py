@@ -107,7 +107,7 @@ class BestOfN:
         if not repeated:
             raise ValueError("expected at least one prompt, got none")
         drawn = draw_from_reference(self.engine, repeated, self._generator)
-        scores = drawn.earned.scores.reshape(-1, self.n)  # (B, n)
+        scores = drawn.earned.totals.reshape(-1, self.n)  # (B, n)
         chosen = scores.argmax(axis=1)  # (B,)
         episodes = [drawn.episodes[i * self.n + int(j)] for i, j in enumerate(chosen)]
         tokenizer = self.engine.tokenizer

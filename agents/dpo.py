@@ -225,8 +225,8 @@ def make_pairs(env: TokenVectorEnv, n: int, rng: np.random.Generator) -> Pairs:
     """`n` pairs of π_ref's responses to the environment's next prompts, labelled by Bradley–Terry on its scores."""
     prompts = env.draw_prompts(n)
     drawn = draw_from_reference(env, [prompt for prompt in prompts for _ in range(2)])
-    first = drawn.earned.scores[::2].astype(np.float64)  # (n,)
-    second = drawn.earned.scores[1::2].astype(np.float64)  # (n,)
+    first = drawn.earned.totals[::2].astype(np.float64)  # (n,)
+    second = drawn.earned.totals[1::2].astype(np.float64)  # (n,)
     wins = rng.random(n) < 1 / (1 + np.exp(np.clip(second - first, -700, 700)))  # (n,)
     rows = [row for i, won in enumerate(wins) for row in ((2 * i, 2 * i + 1) if won else (2 * i + 1, 2 * i))]
     table = drawn.earned.ref_log_probs  # (2·n, T)

@@ -232,13 +232,18 @@ class Rollout(NamedTuple):
 
     def joined(self, other: Rollout) -> Rollout:
         """The episodes of both, those of this one first."""
+        dense = [part.dense for part in (self.rewards, other.rewards)]
+        if any(row is not None for row in dense):  # the one without has zeros
+            counts = len(self.episodes), len(other.episodes)
+            dense = [np.zeros((n, 0), np.float32) if d is None else d for d, n in zip(dense, counts, strict=True)]
+        pairs = (self.rewards._replace(dense=dense[0]), other.rewards._replace(dense=dense[1]))
         columns = [
             None
             if one is None or two is None
             else np.concatenate([one, two], axis=1)
             if name == "member_scores"
             else _stacked(one, two)
-            for name, one, two in zip(EpisodeRewards._fields, self.rewards, other.rewards, strict=True)
+            for name, one, two in zip(EpisodeRewards._fields, *pairs, strict=True)
         ]
         lower = None
         if self.lower is not None and other.lower is not None:
@@ -337,6 +342,7 @@ def collect_rollout(
     log_ratios: list[np.ndarray] = []  # (N,) a step
     ended: list[tuple[int, Episode, float]] = []  # the step of the last action, the episode, its score
     members: dict[int, np.ndarray] = {}  # (k,) by the episode's number, where it is scored at once
+    dense: dict[int, np.ndarray] = {}  # (T_e,) by the episode's number, where there are rewards at tokens
     while not env.parked.all():
         step_actions, step_values, step_log_probs = policy.act(observation, with_values=stepwise_values)
         actions = step_actions.cpu().numpy()
@@ -350,6 +356,8 @@ def collect_rollout(
         ended += [(len(rewards) - 1, e, s) for e, s in zip(record.episodes, record.scores.tolist(), strict=True)]
         if record.member_scores is not None:
             members |= zip((e.number for e in record.episodes), record.member_scores.T, strict=True)
+        if record.dense is not None:
+            dense |= {e.number: row for e, row in zip(record.episodes, record.dense, strict=True)}
         if on_step is not None and not on_step(acting=acting, actions=actions, dones=dones, infos=infos):
             return None
         if env.last_step is not record:
@@ -382,6 +390,7 @@ def collect_rollout(
             ratios,
             pad_actions(episode_log_probs) - ratios,
             member_scores=each,
+            dense=_dense_of(episodes, dense),
         )
     if not critic:
         episode_values = None
@@ -441,6 +450,14 @@ def _stacked(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     if one.ndim == 1:
         return np.concatenate([one, two])
     return pad_actions([*one, *two])
+
+
+def _dense_of(episodes: Sequence[Episode], found: dict[int, np.ndarray]) -> np.ndarray | None:
+    """The rewards at tokens of episodes, (E, T), from padded rows by their numbers; None where there are none."""
+    if not found:
+        return None
+    nothing = np.zeros(0, dtype=np.float32)
+    return pad_actions([found.get(e.number, nothing)[: e.response_length] for e in episodes])
 
 
 class Evaluated(NamedTuple):

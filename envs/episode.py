@@ -87,11 +87,6 @@ class Episode:
         return self.input_ids[answer_starts(self.action_mask[None], [self.asked])[0] :]
 
     @property
-    def earned_at_turns(self) -> np.ndarray:
-        """`turn_rewards`, or zeros, (T,) float32."""
-        return np.zeros(self.response_length, np.float32) if self.turn_rewards is None else self.turn_rewards
-
-    @property
     def prompt_ids(self) -> np.ndarray:
         """The tokens before the first action, shape (P,)."""
         return self.input_ids[: int(self.action_mask.argmax())]
@@ -105,7 +100,9 @@ class EpisodeScores(NamedTuple):
     raw_scores: np.ndarray
     """The scores as r_φ gave them, shape (E,)."""
     member_scores: np.ndarray | None = None
-    """The scores of each of r_φ's k members, shape (k, E); None while deferred."""
+    """What each of r_φ's k members gives in all, shape (k, E); None while deferred."""
+    dense: np.ndarray | None = None
+    """The reward of each action beside score and KL, shape (E, T), 0 at padding; None where there is none."""
 
 
 class EpisodeRewards(NamedTuple):
@@ -122,7 +119,14 @@ class EpisodeRewards(NamedTuple):
     raw_scores: np.ndarray | None = None
     """The scores as r_φ gave them, shape (E,); None where rewards were taken step by step."""
     member_scores: np.ndarray | None = None
-    """The scores of each of r_φ's k members, shape (k, E)."""
+    """What each of r_φ's k members gives in all, shape (k, E)."""
+    dense: np.ndarray | None = None
+    """The reward of each action beside score and KL, shape (E, T), 0 at padding; None where there is none."""
+
+    @property
+    def totals(self) -> np.ndarray:
+        """What each episode earned beside the KL, Σ dense + score, shape (E,)."""
+        return self.scores if self.dense is None else self.scores + self.dense.sum(axis=1, dtype=np.float64)
 
 
 class StepRecord(NamedTuple):
@@ -137,7 +141,10 @@ class StepRecord(NamedTuple):
     episode_log_ratios: Sequence[np.ndarray] = ()
     """The same of all actions of each ended episode, (T_e,) each; 0 while deferred."""
     member_scores: np.ndarray | None = None
-    """The scores of each of r_φ's k members, shape (k, episodes); None while deferred and where no episode ended."""
+    """What each of r_φ's k members gives in all, shape (k, episodes); None while deferred and where none ended."""
+    dense: np.ndarray | None = None
+    """The reward of each action of the ended episodes as it was paid, beside score and KL, shape (episodes, T); None
+    while deferred and where there is none."""
 
 
 @runtime_checkable
@@ -189,3 +196,10 @@ def pad_actions(rows: Sequence[np.ndarray], width: int | None = None) -> np.ndar
     for i, row in enumerate(rows):
         table[i, : len(row)] = row
     return table
+
+
+def earned_at_turns(episodes: Sequence[Episode], width: int) -> np.ndarray | None:
+    """What the turns of episodes earned, at their last actions, (E, T); None where no episode has turns."""
+    if all(e.turn_rewards is None for e in episodes):
+        return None
+    return pad_actions([() if e.turn_rewards is None else e.turn_rewards for e in episodes], width)  # type: ignore[misc]

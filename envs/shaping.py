@@ -21,17 +21,28 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.envs.episode import Episode, prompts_of
+from rlhf_gym.envs.episode import Episode, pad_actions, prompts_of
 from rlhf_gym.functional.text_statistics import repetition
 from rlhf_gym.lm.tokens import decode, decode_responses, stop_token_ids
-from rlhf_gym.rewards import FunctionReward, RewardFunction, check_scores, function_scores
+from rlhf_gym.rewards import (
+    DenseRewards,
+    FunctionReward,
+    Given,
+    ResponseTokens,
+    RewardFunction,
+    check_rewards,
+    check_scores,
+)
 
 
 class ScoreTerm(Protocol):
-    """A map from scores to scores."""
+    """A map from scores to scores, which may add rewards at tokens."""
 
-    def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
-        """New scores (E,) of the episodes, from those of the term before, (E,)."""
+    def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray | DenseRewards:
+        """New scores (E,) of the episodes, from those of the term before, (E,).
+
+        `DenseRewards` has rows besides, which are added to the rewards of each episode's actions, (T_e,) each.
+        """
         ...
 
 
@@ -104,6 +115,8 @@ class ClipScore:
 class AddVerifier(EnvironmentTerm):
     """score + coef · v(x, y), where the verifier v is any callable `(prompts, responses) -> (B,)`.
 
+    What it gives at tokens is added there, coef times as well.
+
     A verifier is a program that checks a response: that it is well formed, or that its sum is right. It reads texts
     without special tokens, or what it asks for as a `FunctionReward`. r_φ goes on reading tokens, and `raw_score`
     stays r_φ's own.
@@ -125,18 +138,12 @@ class AddVerifier(EnvironmentTerm):
     def in_environment(self, tokenizer: PreTrainedTokenizerBase) -> ScoreTerm:
         return self if self.tokenizer is not None else replace(self, tokenizer=tokenizer)
 
-    def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
+    def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray | DenseRewards:
         if self.tokenizer is None:
             raise TypeError("expected AddVerifier in an environment's shaping=(…), or with a tokenizer of its own")
-        asked = self.function if isinstance(self.function, FunctionReward) else FunctionReward(self.function)
-        answers = [e.answer_ids.tolist() for e in episodes]
-        if asked.special_tokens:
-            responses = decode_responses(self.tokenizer, answers, stop_token_ids(self.tokenizer))
-        else:
-            responses = decode(self.tokenizer, answers)
-        source = f"the verifier {self.function!r}"
-        said = function_scores(asked, prompts_of(episodes, self.tokenizer), responses, source=source)
-        return scores + self.coef * said.astype(np.float64)
+        given = function_rewards(self.function, episodes, self.tokenizer, source=f"the verifier {self.function!r}")
+        said = scores + self.coef * given.scores.astype(np.float64)
+        return said if given.rows is None else DenseRewards([self.coef * row for row in given.rows], said)
 
 
 @dataclass(frozen=True)
@@ -224,6 +231,32 @@ class RunningScores:
         self.seen = {int(number): float(score) for number, score in state["seen"]}
 
 
+def function_rewards(
+    function: RewardFunction, episodes: Sequence[Episode], tokenizer: PreTrainedTokenizerBase, *, source: str
+) -> Given:
+    """What a function says of episodes, checked: it reads texts without special tokens, or as a `FunctionReward` asks.
+
+    Raises:
+        ScoreError: something else than scores or rewards at tokens; `source` names the function.
+    """
+    asked = function if isinstance(function, FunctionReward) else FunctionReward(function)
+    answers = [e.answer_ids.tolist() for e in episodes]
+    if asked.special_tokens:
+        responses = decode_responses(tokenizer, answers, stop_token_ids(tokenizer))
+    else:
+        responses = decode(tokenizer, answers)
+    masks = [e.action_mask[-len(answer) :].tolist() for e, answer in zip(episodes, answers, strict=True)]
+    tokens = [
+        ResponseTokens(text, tokenizer, tuple(answer), tuple(mask), asked.special_tokens)
+        for text, answer, mask in zip(responses, answers, masks, strict=True)
+    ]
+    given = asked.rewards(prompts_of(episodes, tokenizer), responses, tokens, source=source)
+    if given.rows is None:
+        return given
+    before = [e.response_length - len(row) for e, row in zip(episodes, given.rows, strict=True)]  # in earlier turns
+    return Given(given.scores, [np.pad(row, (n, 0)) for row, n in zip(given.rows, before, strict=True)])
+
+
 class Shaping:
     """The terms of an environment, in their order, with the statistics of those that keep some.
 
@@ -252,11 +285,22 @@ class Shaping:
             running.begin(endless=endless)
 
     def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
-        """Shaped scores (E,) float32, from those of r_φ, (E,)."""
+        """The shaped scores (E,) float32 of `apply`, without what falls on tokens."""
+        return self.apply(episodes, scores)[0]
+
+    def apply(self, episodes: Sequence[Episode], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Shaped scores (E,) float32, from those of r_φ, (E,), and what terms add at tokens, (E, T), if any do."""
+        lengths = [e.response_length for e in episodes]
         shaped = scores.astype(np.float64)  # (E,)
+        added: list[np.ndarray] = []  # (E, T) each
         for term, applied in zip(self.terms, self._applied, strict=True):
-            shaped = check_scores(applied(episodes, shaped), len(episodes), source=f"{term!r}").astype(np.float64)
-        return shaped.astype(np.float32)
+            said = applied(episodes, shaped)
+            if isinstance(said, DenseRewards):
+                given = check_rewards(said, len(episodes), lengths, source=f"{term!r}")
+                added.append(pad_actions(given.rows or ()))
+                said = given.scores
+            shaped = check_scores(said, len(episodes), source=f"{term!r}").astype(np.float64)
+        return shaped.astype(np.float32), sum(added[1:], start=added[0]) if added else None
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The statistics of all terms, for JSON."""

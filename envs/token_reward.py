@@ -1,8 +1,10 @@
 """The reward of the token MDP, in one place for all the ways an agent can ask for it.
 
-    r_t = −β · (log π(a_t|s_t) − log π_ref(a_t|s_t)) + [t ends a turn] · turn reward + [t = T] · score(x, y)
+    r_t = −β · (log π(a_t|s_t) − log π_ref(a_t|s_t)) + d_t + [t = T] · score(x, y)
 
 The score is that of r_φ, shaped by the environment's terms (`rlhf_gym.envs.shaping`), less the missing-EOS penalty.
+The dense part d_t is what r_φ and the terms give at single tokens, and what a turn earned, at its last action. Mostly
+it is nothing.
 Ziegler et al. 2019 (arXiv:1909.08593), eq. 2, a token at a time. The log-ratio is the estimator k1, the only one whose
 policy gradient is right inside a reward.
 """
@@ -17,7 +19,15 @@ import torch
 from torch import Tensor
 
 from rlhf_gym.envs.arguments import check_log_probs
-from rlhf_gym.envs.episode import Episode, EpisodeRewards, EpisodeScores, at_actions, pad_actions, stack_rows
+from rlhf_gym.envs.episode import (
+    Episode,
+    EpisodeRewards,
+    EpisodeScores,
+    at_actions,
+    earned_at_turns,
+    pad_actions,
+    stack_rows,
+)
 from rlhf_gym.envs.shaping import Shaping
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import token_log_probs
@@ -126,10 +136,14 @@ class TokenReward:
             return EpisodeScores(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float32))
         scored = self.scorer(*stack_rows(episodes), prompts=[episode.asked for episode in episodes])
         raw = scored.scores.cpu().numpy()  # (E,)
-        shaped = self.shaping(episodes, raw) if self.shaping else raw  # (E,)
+        dense = None if scored.dense is None else scored.dense.cpu().numpy()  # (E, T)
+        shaped = raw  # (E,)
+        if self.shaping:
+            shaped, added = self.shaping.apply(episodes, raw)
+            dense = _sum(dense, added)
         unfinished = np.array([e.finish_reason == "length" for e in episodes])
-        members = scored.members.cpu().numpy()  # (k, E)
-        return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw, members)
+        members = scored.member_totals.cpu().numpy()  # (k, E)
+        return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw, members, dense)
 
     def __call__(
         self,
@@ -172,10 +186,12 @@ class TokenReward:
             log_ratios[:] = 0
         scores = self.scores(episodes)
         rewards = self.penalty(log_ratios)
-        rewards += pad_actions([e.earned_at_turns for e in episodes], width)
+        dense = _sum(scores.dense, earned_at_turns(episodes, width))
+        if dense is not None:
+            rewards += dense
         rewards[np.arange(len(episodes)), lengths - 1] += scores.scores
         return EpisodeRewards(
-            rewards, scores.scores, log_ratios, ref_log_probs, scores.raw_scores, scores.member_scores
+            rewards, scores.scores, log_ratios, ref_log_probs, scores.raw_scores, scores.member_scores, dense
         )
 
     def _own_lower(self, lower: LowerStates) -> LowerStates | None:
@@ -184,3 +200,8 @@ class TokenReward:
         if self._split is None or self._split.num_lower != lower.split.num_lower:
             self._split = Split(self.reference, lower.split.num_lower)
         return LowerStates(self._split, lower.states) if self._split.same_below(lower.split) else None
+
+
+def _sum(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    """The sum of two tables (E, T), either of which may not be there."""
+    return other if one is None else one if other is None else one + other

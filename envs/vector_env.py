@@ -37,6 +37,7 @@ from rlhf_gym.envs.episode import (
     Observation,
     StateValues,
     StepRecord,
+    earned_at_turns,
     prompts_of,
 )
 from rlhf_gym.envs.masks import ActionMask
@@ -442,7 +443,7 @@ class TokenVectorEnv(VectorEnv):
         slots.earn(acting, step_rewards)
         ending = self._info(terminated, episodes, scores) if episodes else {}
         each = [slots.log_ratios[e.slot, : e.response_length].copy() for e in episodes]
-        self.last_step = StepRecord(episodes, scores.scores, log_ratios, each, scores.member_scores)
+        self.last_step = StepRecord(episodes, scores.scores, log_ratios, each, scores.member_scores, scores.dense)
         final = self._reset_ended(episodes)
         for slot in np.flatnonzero(waiting).tolist():
             self._refill(slot)
@@ -568,8 +569,11 @@ class TokenVectorEnv(VectorEnv):
         """
         if self.reward_timing == "step":
             scores = self.token_reward.scores(episodes)
-            step_rewards[[e.slot for e in episodes]] += scores.scores
-            return scores
+            ended = [e.slot for e in episodes]
+            step_rewards[ended] += scores.scores
+            if scores.dense is not None:
+                step_rewards[ended] += scores.dense.sum(axis=1)  # what is known only now falls on the last action
+            return scores._replace(dense=self._paid(episodes, scores.dense))
         unscored = {episode.slot for episode in self._pending.values()}
         for episode in episodes:
             if self._feed.left is None and episode.slot in unscored:
@@ -581,6 +585,16 @@ class TokenVectorEnv(VectorEnv):
             self._pending[episode.number] = episode
         unknown = np.full(len(episodes), np.nan, dtype=np.float32)  # (episodes,)
         return EpisodeScores(unknown, unknown)
+
+    def _paid(self, episodes: list[Episode], dense: np.ndarray | None) -> np.ndarray | None:
+        """The dense part of each action's reward as it was paid, (episodes, T); None where there is none."""
+        width = max((e.response_length for e in episodes), default=0)  # T
+        paid = earned_at_turns(episodes, width)
+        if dense is None:
+            return paid
+        paid = np.zeros((len(episodes), width), dtype=np.float32) if paid is None else paid
+        paid[np.arange(len(episodes)), [e.response_length - 1 for e in episodes]] += dense.sum(axis=1)
+        return paid
 
     def _info(
         self, shown: np.ndarray, episodes: Sequence[Episode] = (), scores: EpisodeScores | None = None

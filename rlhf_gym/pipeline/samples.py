@@ -92,7 +92,7 @@ def proxy_scores(
 ) -> np.ndarray:
     """The normalised score of each response by r_φ, (B,). Arguments as `score_samples`."""
     found = score_samples(reward, tokenizer, samples, progress=progress, at_once=at_once)
-    return found.scores.cpu().numpy().astype(np.float64)
+    return found.totals.cpu().numpy().astype(np.float64)
 
 
 def score_samples(
@@ -103,7 +103,7 @@ def score_samples(
     progress: Progress | None = None,
     at_once: int | None = None,
 ) -> Scores:
-    """The scores of r_φ and of its members.
+    """The scores of r_φ and of its members, with all that they give at tokens.
 
     Args:
         reward: r_φ.
@@ -122,7 +122,8 @@ def score_samples(
             ids = rows.input_ids.to(reward.device)  # (b, L)
             found.append(score(ids, rows.action_mask, rows.lengths, prompts=part.prompts))
             shown.advance(len(part))
-    return Scores(torch.cat([part.scores for part in found]), torch.cat([part.members for part in found], dim=1))
+    totals = torch.cat([part.totals for part in found])  # (B,)
+    return Scores(totals, torch.cat([part.member_totals for part in found], dim=1))
 
 
 def gold_scores(gold: RewardFunction, samples: Samples) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Rewards: learned models, ensembles of them, functions of the text, and how an episode comes to its score."""
 
+from rlhf_gym.rewards.dense import DenseRewards, Given, ResponseTokens, ScoreError, check_rewards, check_scores
 from rlhf_gym.rewards.ensemble import RewardEnsemble, load_reward
 from rlhf_gym.rewards.model import RewardModel
 from rlhf_gym.rewards.programmatic import (
@@ -15,10 +16,9 @@ from rlhf_gym.rewards.reward import (
     Reward,
     RewardFunction,
     RewardNormalizer,
-    ScoreError,
     Scores,
+    TokensFunction,
     aggregate_scores,
-    check_scores,
     function_scores,
 )
 from rlhf_gym.rewards.scoring import EpisodeScorer, as_reward
@@ -26,10 +26,13 @@ from rlhf_gym.settings.stages import Aggregate, Trunk
 
 __all__ = [
     "Aggregate",
+    "DenseRewards",
     "EpisodeScorer",
     "FunctionReward",
+    "Given",
     "LearnedReward",
     "PromptFunction",
+    "ResponseTokens",
     "Reward",
     "RewardEnsemble",
     "RewardFunction",
@@ -37,9 +40,11 @@ __all__ = [
     "RewardNormalizer",
     "ScoreError",
     "Scores",
+    "TokensFunction",
     "Trunk",
     "aggregate_scores",
     "as_reward",
+    "check_rewards",
     "check_scores",
     "function_scores",
     "import_reward_function",

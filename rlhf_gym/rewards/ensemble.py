@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.rewards.dense import ResponseTokens
 from rlhf_gym.rewards.model import ENSEMBLE_FILE, RewardModel, read_ensemble_file, write_ensemble_file
 from rlhf_gym.rewards.reward import LearnedReward, RewardNormalizer, Scores
 from rlhf_gym.settings.stages import Aggregate
@@ -91,6 +92,7 @@ class RewardEnsemble(LearnedReward):
         responses: Sequence[str],
         *,
         closed: Sequence[bool] | None = None,
+        tokens: Sequence[ResponseTokens] | None = None,
         batch_size: int | None = None,
         normalise: bool = True,
     ) -> Scores:

@@ -35,6 +35,7 @@ from rlhf_gym.lm.tokens import (
     without_closing,
 )
 from rlhf_gym.rewards.classifier import is_adapter, load_classifier, new_classifier
+from rlhf_gym.rewards.dense import ResponseTokens
 from rlhf_gym.rewards.reading import Reader, Reading, is_causal, own_pad_token, rows_of, trunk_of, without_pad_token
 from rlhf_gym.rewards.reward import LearnedReward, Reward, RewardNormalizer, Scores
 from rlhf_gym.settings.stages import Aggregate, Trunk
@@ -338,6 +339,7 @@ class RewardModel(LearnedReward):
         responses: Sequence[str],
         *,
         closed: Sequence[bool] | None = None,
+        tokens: Sequence[ResponseTokens] | None = None,
         batch_size: int | None = None,
         normalise: bool = True,
     ) -> Scores:

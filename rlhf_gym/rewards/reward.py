@@ -12,16 +12,24 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.chat import Prompt, prompt_text
+from rlhf_gym.rewards.dense import DenseRewards, Given, ResponseTokens, Row, check_rewards
 from rlhf_gym.settings.stages import Aggregate
 
-RewardFunction = Callable[[list[str], list[str]], ArrayLike]
-"""Anything callable as `(prompts, responses) -> (B,)`, one finite score for each pair."""
+Answer = ArrayLike | Sequence[ArrayLike | Row] | DenseRewards
+"""What a reward function returns: scores (B,), or for each response a score, a row or a mapping: `check_rewards`."""
 
-PromptFunction = Callable[[list[Prompt], list[str]], ArrayLike]
+RewardFunction = Callable[[list[str], list[str]], Answer]
+"""Anything callable as `(prompts, responses) -> (B,)`, one finite score for each pair; or rewards at tokens."""
+
+PromptFunction = Callable[[list[Prompt], list[str]], Answer]
 """A reward function whose prompts are texts or conversations: see `FunctionReward`."""
+
+TokensFunction = Callable[[list[str], list[str], list[ResponseTokens]], Answer]
+"""A reward function that asks for the tokens of each response too: see `FunctionReward`."""
 
 Numbers = TypeVar("Numbers", np.ndarray, Tensor)
 
@@ -33,28 +41,20 @@ class Scores(NamedTuple):
     """The score of each response, (B,) float32."""
     members: Tensor
     """The score that each of the k members gives, (k, B) float32; k = 1 for a single reward model or a function."""
+    dense: Tensor | None = None
+    """The reward of each action, beside the score, (B, T) float32, 0 at padding; None where it gives scores alone."""
+    member_dense: Tensor | None = None
+    """The same by each member, (k, B, T)."""
 
+    @property
+    def totals(self) -> Tensor:
+        """All that each response gets, Σ dense + score, (B,)."""
+        return self.scores if self.dense is None else self.scores + self.dense.sum(dim=1)
 
-class ScoreError(ValueError):
-    """A reward or a verifier returned something other than finite scores; the message says whose, and what came."""
-
-
-def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
-    """`scores` as float32 (count,), or an error that says what came instead.
-
-    Raises:
-        ScoreError: no numbers, another shape, or a score that is not finite.
-    """
-    try:
-        values = np.asarray(scores, dtype=np.float32)  # (B,)
-    except (TypeError, ValueError) as error:
-        raise ScoreError(f"expected {source} to return {count} scores, got {scores!r:.80}: {error}") from error
-    if values.shape != (count,):
-        raise ScoreError(f"expected {source} to return {count} scores of shape ({count},), got shape {values.shape}")
-    if not np.isfinite(values).all():
-        bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ScoreError(f"expected finite scores from {source}, got {values[bad]} for episode {bad}")
-    return values
+    @property
+    def member_totals(self) -> Tensor:
+        """The same by each member, (k, B)."""
+        return self.members if self.member_dense is None else self.members + self.member_dense.sum(dim=2)
 
 
 def check_aggregate(aggregate: str) -> None:
@@ -180,6 +180,7 @@ class Reward(ABC):
         responses: Sequence[str],
         *,
         closed: Sequence[bool] | None = None,
+        tokens: Sequence[ResponseTokens] | None = None,
         batch_size: int | None = None,
         normalise: bool = True,
     ) -> Scores:
@@ -189,6 +190,8 @@ class Reward(ABC):
             prompts: B texts or conversations.
             responses: B texts.
             closed: for each response whether it came to its end, so that a closing token ends it; all by default.
+            tokens: the policy's tokens of each response, at which there can be rewards. Without them what a response
+                gets in all is its score.
             batch_size: rows at a time.
             normalise: False for raw scores.
         """
@@ -216,18 +219,26 @@ class FunctionReward(Reward):
 
         FunctionReward(grade, messages=True)  # conversations as they are, tuples of `Message(role, content)`
         FunctionReward(grade, special_tokens=True)  # responses such as "<think>…</think> 4"; the stop token is left out
+        FunctionReward(grade, tokens=True)  # grade(prompts, responses, tokens), a `ResponseTokens` for each response
 
-    It can be called as a reward function can, and stands wherever one does.
+    It returns scores (B,), or rewards at tokens (`check_rewards`). It can be called as a reward function can, and
+    stands wherever one does.
     """
 
     def __init__(
-        self, function: RewardFunction | PromptFunction, *, messages: bool = False, special_tokens: bool = False
+        self,
+        function: RewardFunction | PromptFunction | TokensFunction,
+        *,
+        messages: bool = False,
+        special_tokens: bool = False,
+        tokens: bool = False,
     ) -> None:
         """
         Args:
             function: (prompts, responses) -> (B,).
             messages: give it conversations as messages, and texts as they are, instead of texts alone.
             special_tokens: give it responses with their special tokens.
+            tokens: give it as third argument the tokens of each response, and where they stand in its text.
 
         Raises:
             TypeError: `function` cannot be called.
@@ -237,15 +248,43 @@ class FunctionReward(Reward):
                 "expected a RewardModel, a RewardEnsemble or a callable (prompts, responses) -> (B,), "
                 f"got {type(function).__name__}"
             )
-        self.function: Callable[..., ArrayLike] = function
+        self.function: Callable[..., Answer] = function
         self.messages = messages
+        self.tokens = tokens
         self._special_tokens = special_tokens
         self.title = f"the reward function {function!r}"
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> ArrayLike:
-        """What the function says to prompts given as it asks for them, (B,)."""
+    def __call__(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[ResponseTokens] | None = None
+    ) -> Answer:
+        """What the function says to prompts given as it asks for them: scores (B,), or rewards at tokens.
+
+        Raises:
+            TypeError: it asks for tokens, and there are none.
+        """
         given = list(prompts) if self.messages else [prompt_text(prompt) for prompt in prompts]
-        return self.function(given, list(responses))
+        if not self.tokens:
+            return self.function(given, list(responses))
+        if tokens is None:
+            raise TypeError(f"expected the tokens of the responses, for which {self.title} asks, got texts alone")
+        return self.function(given, list(responses), list(tokens))
+
+    def rewards(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        tokens: Sequence[ResponseTokens] | None = None,
+        *,
+        source: str | None = None,
+    ) -> Given:
+        """What the function says, checked.
+
+        Raises:
+            ScoreError: something other than finite scores or rewards at tokens; `source` names the function.
+        """
+        said = self(prompts, responses, tokens)
+        lengths = None if tokens is None else [len(row) for row in tokens]
+        return check_rewards(said, len(prompts), lengths, source=self.title if source is None else source)
 
     @property
     def special_tokens(self) -> bool:
@@ -275,12 +314,17 @@ class FunctionReward(Reward):
         responses: Sequence[str],
         *,
         closed: Sequence[bool] | None = None,
+        tokens: Sequence[ResponseTokens] | None = None,
         batch_size: int | None = None,
         normalise: bool = True,
     ) -> Scores:
-        said = self(prompts, responses)
-        scores = torch.from_numpy(check_scores(said, len(prompts), source=self.title))  # (B,)
-        return Scores(scores, scores[None])
+        given = self.rewards(prompts, responses, tokens)
+        if given.rows is None or tokens is None:
+            scores = torch.from_numpy(given.totals)  # (B,)
+            return Scores(scores, scores[None])
+        scores = torch.from_numpy(given.scores)  # (B,)
+        dense = pad_sequence([torch.from_numpy(row) for row in given.rows], batch_first=True)  # (B, T)
+        return Scores(scores, scores[None], dense, dense[None])
 
     def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         return np.ones(len(prompts), dtype=bool)
@@ -289,13 +333,13 @@ class FunctionReward(Reward):
 def function_scores(
     function: RewardFunction | PromptFunction, prompts: Sequence[Prompt], responses: Sequence[str], *, source: str
 ) -> np.ndarray:
-    """What a reward function says, (B,) float32, to prompts given as it asks for them.
+    """What a reward function says in all, (B,) float32, to prompts given as it asks for them.
 
     Raises:
-        ScoreError: something other than B finite scores; `source` names the function.
+        ScoreError: something other than B finite scores or rows; `source` names the function.
     """
     asked = function if isinstance(function, FunctionReward) else FunctionReward(function)
-    return check_scores(asked(prompts, responses), len(prompts), source=source)
+    return asked.rewards(prompts, responses, source=source).totals
 
 
 class LearnedReward(nn.Module, Reward):

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.tokens import ActionRows, answer_starts, decode, decode_prompts, decode_responses, stop_token_ids
-from rlhf_gym.rewards.reward import FunctionReward, PromptFunction, Reward, RewardFunction, Scores, check_scores
+from rlhf_gym.rewards.dense import ResponseTokens, ScoreError, check_scores
+from rlhf_gym.rewards.reward import FunctionReward, PromptFunction, Reward, RewardFunction, Scores
 
 Route = Literal["tokens", "text"]
 
@@ -91,21 +92,39 @@ class EpisodeScorer:
         """
         prompts = [None] * len(input_ids) if prompts is None else prompts
         rows = ActionRows(input_ids, action_mask.to(input_ids.device), lengths.to(input_ids.device))
+        shape = len(input_ids), int(rows.action_mask.sum(dim=1).max()) if len(input_ids) else 0  # (B, T)
         found = []
+        found_dense: list[Tensor | None] = []
         for part, route in zip(self.reward.parts, self.routes, strict=True):
             as_texts = torch.ones(len(input_ids), dtype=torch.bool)  # (B,)
             if route == "tokens":
                 as_texts = self._reads_texts(part, input_ids, prompts)
             members = torch.empty(len(part), len(input_ids), device=input_ids.device)  # (k, B)
+            dense: Tensor | None = None  # (k, B, T)
             for chosen, read in ((as_texts, self._score_texts), (~as_texts, self._score_tokens)):
                 if chosen.any():
                     some = ActionRows(*(table[chosen.to(input_ids.device)] for table in rows))
                     given = [prompts[i] for i in chosen.nonzero()[:, 0].tolist()]
-                    members[:, chosen.to(input_ids.device)] = read(part, some, given).members.to(members)
-            check_scores(part.combine(members).cpu().numpy(), len(input_ids), source=part.title)
+                    said = read(part, some, given)
+                    members[:, chosen.to(input_ids.device)] = said.members.to(members)
+                    if said.member_dense is not None:
+                        dense = members.new_zeros(len(part), *shape) if dense is None else dense
+                        at = chosen.to(input_ids.device)
+                        dense[:, at, : said.member_dense.shape[2]] = said.member_dense.to(members)
+            _check(part, members, dense)
             found.append(members)
-        members = torch.cat(found)  # (k, B)
-        return Scores(self.reward.combine(members), members)
+            found_dense.append(dense)
+        return self._together(torch.cat(found), found_dense, shape)
+
+    def _together(self, members: Tensor, found: list[Tensor | None], shape: tuple[int, int]) -> Scores:
+        """Scores of the members' (k, B), and of what each part gave at actions, (k_part, B, T)."""
+        scores = self.reward.combine(members)  # (B,)
+        if all(dense is None for dense in found):
+            return Scores(scores, members)
+        sizes = [len(part) for part in self.reward.parts]
+        rows = [members.new_zeros(k, *shape) if d is None else d for k, d in zip(sizes, found, strict=True)]
+        dense = torch.cat(rows)  # (k, B, T)
+        return Scores(scores, members, self.reward.combine(dense.flatten(1)).view(shape), dense)
 
     def _reads_texts(self, part: Reward, input_ids: Tensor, prompts: Sequence[Prompt | None]) -> Tensor:
         """Which episodes a part that reads tokens must read as texts, (B,) bool on the CPU."""
@@ -138,4 +157,29 @@ class EpisodeScorer:
         else:
             responses = decode(self._tokenizer, answers)
         given = [text if prompt is None else prompt for text, prompt in zip(asked, prompts, strict=True)]
-        return part.scores_of_texts(given, responses, closed=closed, batch_size=self._batch_size)
+        masks = [
+            row[start:end]
+            for row, start, end in zip(rows.action_mask.tolist(), starts, rows.lengths.tolist(), strict=True)
+        ]
+        tokens = [
+            ResponseTokens(text, self._tokenizer, tuple(answer), tuple(mask), part.special_tokens)
+            for text, answer, mask in zip(responses, answers, masks, strict=True)
+        ]
+        said = part.scores_of_texts(given, responses, closed=closed, tokens=tokens, batch_size=self._batch_size)
+        if said.member_dense is None:
+            return said
+        actions = rows.action_mask.sum(dim=1).tolist()  # (B,)
+        dense = said.members.new_zeros(len(part), len(ids), max(actions))  # (k, B, T)
+        for row, (own, length) in enumerate(zip(tokens, actions, strict=True)):  # earlier turns stand before the answer
+            dense[:, row, length - len(own) : length] = said.member_dense[:, row, : len(own)]
+        return said._replace(dense=None, member_dense=dense)
+
+
+def _check(part: Reward, members: Tensor, dense: Tensor | None) -> None:
+    """Raise a ScoreError where what a part gives, (k, B) and (k, B, T), is not finite."""
+    check_scores(part.combine(members).cpu().numpy(), members.shape[1], source=part.title)
+    if dense is not None and not dense.isfinite().all():
+        _, row, place = (~dense.isfinite()).nonzero()[0].tolist()
+        raise ScoreError(
+            f"expected finite rewards from {part.title}, got {dense[0, row, place]} at token {place} of episode {row}"
+        )
