@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_gym.agents import EntropyBonus, EpisodeBuffer, TokenPPO
+from rlhf_gym.agents import CISPO, EntropyBonus, EpisodeBuffer, SequenceClip, TokenPPO
 from rlhf_gym.agents.rollout import evaluated, values_of
 from rlhf_gym.envs import Episode, TokenVectorEnv
 from rlhf_gym.functional import gae
@@ -120,12 +120,16 @@ def test_advantages_of_the_buffer_count_actions():
     torch.testing.assert_close(advantages[buffer.action_mask], buffer.advantages[buffer.mask])
 
 
-@pytest.mark.parametrize("kl_in", ["reward", "loss"])
-def test_tokens_that_are_no_actions_change_nothing_but_through_the_state(kl_in):
+@pytest.mark.parametrize(
+    ("kl_in", "surrogate"), [("reward", None), ("loss", None), ("reward", SequenceClip(0.1)), ("loss", CISPO(1.0))]
+)
+def test_tokens_that_are_no_actions_change_nothing_but_through_the_state(kl_in, surrogate):
     """With a policy whose state is always the same, an update with them is the update without them."""
     found = []
     for cut in (lambda episodes: episodes, without_others):
         agent = agent_for(kl_in=kl_in, reward=lambda prompts, responses: np.arange(4.0)[: len(prompts)])
+        if surrogate is not None:
+            agent.surrogate = surrogate
         with torch.no_grad():  # the last hidden state is the bias, whatever was read
             norm = agent.policy.model.transformer.ln_f
             norm.weight.zero_()

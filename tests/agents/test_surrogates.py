@@ -247,6 +247,22 @@ def test_the_warm_up_leaves_frozen_layers_frozen_and_the_policy_as_it_was():
     assert after(0).logger.name_to_value["train/approx_kl"] > 1e-6
 
 
+def test_in_the_warm_up_an_adapter_stays_as_it_is():
+    pytest.importorskip("peft")
+    from rlhf_gym.lm import LoRA
+
+    lora = LoRA(r=2, alpha=4, target_modules="all-linear")
+    agent = make_agent("ppo", critic_warmup=1, surrogate=CISPO(2.0), policy_kwargs={"lora": lora})
+    trained = {name for name, p in agent.policy.named_parameters() if p.requires_grad}
+    before = weights(agent)
+    agent.learn(1)
+    assert {name.split(".")[0] for name in moved(agent, before)} == {"value_head"}
+    assert {name for name, p in agent.policy.named_parameters() if p.requires_grad} == trained
+    agent.learn(1, reset_num_timesteps=False)
+    assert any("lora" in name for name in moved(agent, before))
+    assert moved(agent, before) <= trained
+
+
 # -- what is left out ----------------------------------------------------------------------------------------------
 
 
@@ -303,9 +319,11 @@ def test_groups_without_spread_are_replaced(name):
     assert moved(agent, before)
 
 
-def test_a_rollout_of_parts_is_the_rollout_played_at_once():
+@pytest.mark.parametrize("timing", ["deferred", "step"])
+def test_a_rollout_of_parts_is_the_rollout_played_at_once(timing):
     """The tables of the parts, of unlike widths, stand below one another; with what frozen layers gave."""
-    agent = make_agent("rloo", flat_env(), max_refills=20, policy_kwargs={"freeze_layers": 1})
+    env = flat_env(reward_timing=timing)
+    agent = make_agent("rloo", env, max_refills=20, policy_kwargs={"freeze_layers": 1})
     buffer = collect(agent)
     with torch.no_grad():
         evaluation = agent.policy.evaluate_episodes(
