@@ -64,7 +64,8 @@ def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise ScoreError(f"expected {source} to return {count} scores, got {scores!r:.80}: {error}") from error
     if values.shape != (count,):
-        raise ScoreError(f"expected {source} to return {count} scores of shape ({count},), got shape {values.shape}")
+        got = "None" if scores is None else f"shape {values.shape}"
+        raise ScoreError(f"expected {source} to return {count} scores of shape ({count},), got {got}")
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ScoreError(f"expected finite scores from {source}, got {values[bad]} for episode {bad}")
@@ -75,7 +76,8 @@ def check_rewards(said: object, count: int, lengths: Sequence[int] | None, *, so
     """What a reward function said of `count` responses.
 
     It is an array of scores, (B,); or for each response a number (its score), a row (T_e,) or a mapping from positions
-    of actions to rewards; or `DenseRewards`, which has rows and scores.
+    of actions to rewards; or `DenseRewards`, which has rows and scores. An array (B, 1) is refused: nobody can tell
+    whether it means scores or rows.
 
     Args:
         said: what was returned.
@@ -93,7 +95,7 @@ def check_rewards(said: object, count: int, lengths: Sequence[int] | None, *, so
         scores = np.broadcast_to(said.scores, (count,)) if np.ndim(said.scores) == 0 else said.scores  # type: ignore[arg-type]
         checked = check_scores(scores, count, source=source)
         return Given(checked, [_row(row, i, lengths, source) for i, row in enumerate(rows)])
-    if not _has_rows(said):
+    if not _has_rows(said, lengths):
         return Given(check_scores(said, count, source=source), None)
     items: Sequence[Row] = said  # type: ignore[assignment]
     if len(items) != count:
@@ -105,12 +107,17 @@ def check_rewards(said: object, count: int, lengths: Sequence[int] | None, *, so
     return Given(scores, [_row(row, i, lengths, source) for i, row in enumerate(found)])
 
 
-def _has_rows(said: object) -> bool:
-    """Whether something in a list of answers is a row or a mapping, and not a number."""
+def _has_rows(said: object, lengths: Sequence[int] | None) -> bool:
+    """Whether something in a list of answers is a row or a mapping, and not a number.
+
+    A column (B, 1) is what a model's head gives: scores of a wrong shape, unless each response is one token in a list.
+    """
     if isinstance(said, list | tuple) or (isinstance(said, np.ndarray) and said.dtype == object and said.ndim == 1):
+        column = all(not isinstance(item, Mapping) and np.shape(item) == (1,) for item in said)  # type: ignore[arg-type]
+        if column and (lengths is None or set(lengths) != {1}):
+            return False
         return any(isinstance(item, Mapping) or np.ndim(item) > 0 for item in said)
-    # A column (B, 1) is mostly a classifier's output that was not squeezed: scores of another shape, which is an error.
-    return not isinstance(said, Mapping) and np.ndim(said) > 1 and np.shape(said)[1:] != (1,)  # type: ignore[arg-type]
+    return not isinstance(said, Mapping) and np.ndim(said) > 1 and np.shape(said)[1] != 1  # type: ignore[arg-type]
 
 
 def _row(row: Row, response: int, lengths: Sequence[int] | None, source: str) -> np.ndarray:

@@ -41,10 +41,16 @@ class Scores(NamedTuple):
     """The score of each response, (B,) float32."""
     members: Tensor
     """The score that each of the k members gives, (k, B) float32; k = 1 for a single reward model or a function."""
-    dense: Tensor | None = None
-    """The reward of each action, beside the score, (B, T) float32, 0 at padding; None where it gives scores alone."""
-    member_dense: Tensor | None = None
-    """The same by each member, (k, B, T)."""
+
+    @property
+    def dense(self) -> Tensor | None:
+        """The reward of each action, beside the score, (B, T) float32, 0 at padding; None where there are none."""
+        return None
+
+    @property
+    def member_dense(self) -> Tensor | None:
+        """The same by each member, (k, B, T)."""
+        return None
 
     @property
     def totals(self) -> Tensor:
@@ -55,6 +61,29 @@ class Scores(NamedTuple):
     def member_totals(self) -> Tensor:
         """The same by each member, (k, B)."""
         return self.members if self.member_dense is None else self.members + self.member_dense.sum(dim=2)
+
+
+class ScoresAtTokens(Scores):
+    """Scores together with rewards at single actions; unpacked, it is the scores alone."""
+
+    _dense: Tensor
+    _member_dense: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, members: Tensor, dense: Tensor, member_dense: Tensor) -> ScoresAtTokens:
+        """From (B,), (k, B), (B, T) and (k, B, T)."""
+        made = cls(scores, members)
+        made._dense = dense
+        made._member_dense = member_dense
+        return made
+
+    @property
+    def dense(self) -> Tensor:
+        return self._dense
+
+    @property
+    def member_dense(self) -> Tensor:
+        return self._member_dense
 
 
 def check_aggregate(aggregate: str) -> None:
@@ -324,7 +353,7 @@ class FunctionReward(Reward):
             return Scores(scores, scores[None])
         scores = torch.from_numpy(given.scores)  # (B,)
         dense = pad_sequence([torch.from_numpy(row) for row in given.rows], batch_first=True)  # (B, T)
-        return Scores(scores, scores[None], dense, dense[None])
+        return ScoresAtTokens.of(scores, scores[None], dense, dense[None])
 
     def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         return np.ones(len(prompts), dtype=bool)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.tokens import ActionRows, answer_starts, decode, decode_prompts, decode_responses, stop_token_ids
 from rlhf_gym.rewards.dense import ResponseTokens, ScoreError, check_scores
-from rlhf_gym.rewards.reward import FunctionReward, PromptFunction, Reward, RewardFunction, Scores
+from rlhf_gym.rewards.reward import FunctionReward, PromptFunction, Reward, RewardFunction, Scores, ScoresAtTokens
 
 Route = Literal["tokens", "text"]
 
@@ -92,7 +92,6 @@ class EpisodeScorer:
         """
         prompts = [None] * len(input_ids) if prompts is None else prompts
         rows = ActionRows(input_ids, action_mask.to(input_ids.device), lengths.to(input_ids.device))
-        shape = len(input_ids), int(rows.action_mask.sum(dim=1).max()) if len(input_ids) else 0  # (B, T)
         found = []
         found_dense: list[Tensor | None] = []
         for part, route in zip(self.reward.parts, self.routes, strict=True):
@@ -108,23 +107,27 @@ class EpisodeScorer:
                     said = read(part, some, given)
                     members[:, chosen.to(input_ids.device)] = said.members.to(members)
                     if said.member_dense is not None:
-                        dense = members.new_zeros(len(part), *shape) if dense is None else dense
+                        if dense is None:
+                            longest = int(rows.action_mask.sum(dim=1).max())  # T
+                            dense = members.new_zeros(len(part), len(input_ids), longest)
                         at = chosen.to(input_ids.device)
                         dense[:, at, : said.member_dense.shape[2]] = said.member_dense.to(members)
             _check(part, members, dense)
             found.append(members)
             found_dense.append(dense)
-        return self._together(torch.cat(found), found_dense, shape)
+        return self._together(torch.cat(found), found_dense)
 
-    def _together(self, members: Tensor, found: list[Tensor | None], shape: tuple[int, int]) -> Scores:
+    def _together(self, members: Tensor, found: list[Tensor | None]) -> Scores:
         """Scores of the members' (k, B), and of what each part gave at actions, (k_part, B, T)."""
         scores = self.reward.combine(members)  # (B,)
-        if all(dense is None for dense in found):
+        shape = next((dense.shape[1:] for dense in found if dense is not None), None)  # (B, T)
+        if shape is None:
             return Scores(scores, members)
         sizes = [len(part) for part in self.reward.parts]
         rows = [members.new_zeros(k, *shape) if d is None else d for k, d in zip(sizes, found, strict=True)]
         dense = torch.cat(rows)  # (k, B, T)
-        return Scores(scores, members, self.reward.combine(dense.flatten(1)).view(shape), dense)
+        together = self.reward.combine(dense.flatten(1)).view(shape)  # (B, T)
+        return ScoresAtTokens.of(scores, members, together, dense)
 
     def _reads_texts(self, part: Reward, input_ids: Tensor, prompts: Sequence[Prompt | None]) -> Tensor:
         """Which episodes a part that reads tokens must read as texts, (B,) bool on the CPU."""
@@ -172,7 +175,8 @@ class EpisodeScorer:
         dense = said.members.new_zeros(len(part), len(ids), max(actions))  # (k, B, T)
         for row, (own, length) in enumerate(zip(tokens, actions, strict=True)):  # earlier turns stand before the answer
             dense[:, row, length - len(own) : length] = said.member_dense[:, row, : len(own)]
-        return said._replace(dense=None, member_dense=dense)
+        together = part.combine(dense.flatten(1)).view(dense.shape[1:])  # (B, T)
+        return ScoresAtTokens.of(said.scores, said.members, together, dense)
 
 
 def _check(part: Reward, members: Tensor, dense: Tensor | None) -> None:

@@ -287,7 +287,8 @@ def test_a_run_trains_one_and_learns_from_it(tmp_path: Path) -> None:
     ensemble = prepare(config, task=tiny_task(pretrained), console=quiet()).load_reward(1)
     assert (len(ensemble), ensemble.aggregate, ensemble.uncertainty_weight) == (2, "uwo", 0.5)
     assert len({n.mean for n in ensemble.normalizers}) == 2
-    assert {path.name for path in folder.stage("reward", 1).iterdir()} == {"metrics.json", "model", "timing.json"}
+    left = {path.name for path in folder.stage("reward", 1).iterdir()}
+    assert left == {"manifest.json", "metrics.json", "model", "timing.json"}
 
     own = tiny_config(tmp_path / "own", seed=5)  # a run with it as the user's own is put into the unit and left alone
     own = replace(own, task=replace(own.task, reward_model=str(folder.stage("reward", 1) / "model")))
