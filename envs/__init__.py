@@ -8,7 +8,15 @@ from rlhf_gym.envs.language_respondent import LMRespondent
 from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.respondents import FunctionRespondent, Reply, Respondent, Turn
 from rlhf_gym.envs.sb3 import SB3VecEnv
-from rlhf_gym.envs.shaping import AddVerifier, ClipScore, LengthPenalty, NormalizeScore, RepetitionPenalty, ScoreTerm
+from rlhf_gym.envs.shaping import (
+    AddVerifier,
+    ClipScore,
+    LengthPenalty,
+    NormalizeScore,
+    PotentialShaping,
+    RepetitionPenalty,
+    ScoreTerm,
+)
 from rlhf_gym.envs.shortlist import ShortlistActions, ShortlistVectorActions
 from rlhf_gym.envs.text_env import TextArenaGame, TextEnvRespondent
 from rlhf_gym.envs.token_env import TokenEnv
@@ -32,6 +40,7 @@ __all__ = [
     "LengthPenalty",
     "NormalizeScore",
     "Observation",
+    "PotentialShaping",
     "RepetitionPenalty",
     "Reply",
     "Respondent",

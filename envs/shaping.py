@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.envs.episode import Episode, pad_actions, prompts_of
 from rlhf_gym.functional.text_statistics import repetition
-from rlhf_gym.lm.tokens import decode, decode_responses, stop_token_ids
+from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.tokens import decode, decode_prompts, decode_responses, stop_token_ids
 from rlhf_gym.rewards import (
     DenseRewards,
     FunctionReward,
@@ -32,6 +33,7 @@ from rlhf_gym.rewards import (
     RewardFunction,
     check_rewards,
     check_scores,
+    function_scores,
 )
 
 
@@ -98,7 +100,7 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class ClipScore:
-    """A clipped score, min(max(score, low), high)."""
+    """A clipped score, min(max(score, low), high); rewards at tokens stay as they are."""
 
     low: float
     high: float
@@ -144,6 +146,54 @@ class AddVerifier(EnvironmentTerm):
         given = function_rewards(self.function, episodes, self.tokenizer, source=f"the verifier {self.function!r}")
         said = scores + self.coef * given.scores.astype(np.float64)
         return said if given.rows is None else DenseRewards([self.coef * row for row in given.rows], said)
+
+
+@dataclass(frozen=True)
+class PotentialShaping(EnvironmentTerm):
+    """F_t = Φ(s_{t+1}) − Φ(s_t) at each action, Φ = 0 at the end: what is good is told sooner, and no optimum changes.
+
+    Ng, Harada and Russell 1999, "Policy Invariance Under Reward Transformations", with γ = 1. Its sum over an episode
+    is −Φ(s_0), the same for every response to a prompt. So π* ∝ π_ref·e^{r/β} stays where it was.
+
+    Φ reads what has been written so far, once an episode has ended, so it may be any function of prompt and prefix.
+    """
+
+    potential: RewardFunction
+    """Φ: `(prompts, responses so far) -> (n,)`, texts as for a reward function."""
+    coef: float = 1.0
+    """The weight of Φ, in units of the score."""
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, compare=False, repr=False)
+    """The tokenizer that decodes episodes; None for the environment's own."""
+
+    def __post_init__(self) -> None:
+        if not callable(self.potential):
+            raise TypeError(f"expected Φ to be callable (prompts, responses) -> (n,), got {self.potential!r}")
+        if not math.isfinite(self.coef):
+            raise ValueError(f"expected a finite coef, got {self.coef}")
+
+    def in_environment(self, tokenizer: PreTrainedTokenizerBase) -> ScoreTerm:
+        return self if self.tokenizer is not None else replace(self, tokenizer=tokenizer)
+
+    def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> DenseRewards:
+        if self.tokenizer is None:
+            raise TypeError("expected PotentialShaping in an environment's shaping=(…), or with a tokenizer of its own")
+        asked = self.potential if isinstance(self.potential, FunctionReward) else FunctionReward(self.potential)
+        openings = decode_prompts(self.tokenizer, [e.prompt_ids.tolist() for e in episodes])
+        prompts: list[Prompt] = []
+        written: list[list[int]] = []  # what stands behind the prompt in each state
+        for episode, opening in zip(episodes, openings, strict=True):
+            first = len(episode.prompt_ids)
+            states = np.flatnonzero(episode.action_mask)  # (T_e,): a state holds what stands before its action
+            written += [episode.input_ids[first:place].tolist() for place in states]
+            prompts += [opening if episode.prompt is None else episode.prompt] * len(states)
+        if asked.special_tokens:
+            texts = decode_responses(self.tokenizer, written, ())
+        else:
+            texts = decode(self.tokenizer, written)
+        potentials = self.coef * function_scores(asked, prompts, texts, source=f"the potential {self.potential!r}")
+        ends = np.cumsum([e.response_length for e in episodes])[:-1]
+        each = np.split(potentials, ends)  # (T_e,) an episode
+        return DenseRewards([np.append(phi[1:], 0.0) - phi for phi in each], scores)
 
 
 @dataclass(frozen=True)

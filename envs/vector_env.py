@@ -232,6 +232,7 @@ class TokenVectorEnv(VectorEnv):
             if any(not isinstance(prompt.prompt, str | None) for prompt in own_prompts):
                 self._dialogues.check_template()
         self._ended = np.zeros(num_envs, dtype=bool)  # waiting for the next step's reset (NEXT_STEP)
+        self._said_late = False
         self._needs_reset = True
         self._pending: dict[int, Episode] = {}  # ended and not yet scored (deferred), by number
         self.last_step = StepRecord([], np.zeros(0, np.float32), np.zeros(num_envs, np.float32))
@@ -593,6 +594,13 @@ class TokenVectorEnv(VectorEnv):
         if dense is None:
             return paid
         paid = np.zeros((len(episodes), width), dtype=np.float32) if paid is None else paid
+        if not self._said_late:
+            self._said_late = True
+            warnings.warn(
+                "rewards at tokens are known only when a response has ended: with reward_timing='step' their sum falls "
+                "on its last action. reward_timing='deferred' puts each at its own token",
+                stacklevel=5,
+            )
         paid[np.arange(len(episodes)), [e.response_length - 1 for e in episodes]] += dense.sum(axis=1)
         return paid
 

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="a causal language model, a folder or a hub name")
     parser.add_argument("--reviews", type=Path, required=True, help="labelled reviews")
     parser.add_argument("--tokens", type=int, default=6_400, help="PPO tokens of an arm and seed")
-    parser.add_argument("--seeds", type=int, default=2, help="agents an arm")
+    parser.add_argument("--seeds", type=int, default=2, help="agents of the first arm; the others have one each")
     parser.add_argument("--demonstrations", type=int, default=1_200, help="reviews that SFT learns from")
     parser.add_argument("--pairs", type=int, default=512, help="preferences that r_φ learns from")
     parser.add_argument("--prompts", type=int, default=128, help="held-out prompts that every policy answers")
@@ -80,14 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for name, agent in ARMS.items():
         arm = folder(a, name)
-        config = replace(base, run_dir=arm.root, agent=replace(agent, total_tokens=a.tokens))
+        seeds = seeds_of(a, name)
+        config = replace(base, run_dir=arm.root, seeds=seeds, agent=replace(agent, total_tokens=a.tokens))
         if not (arm.root / "round-1").is_dir():
             made = prepare(config, task=task)
             made.folder.open(made.config, notes=made.notes)
             for made_once in ("sft", "round-1"):  # every arm has the one π_ref and r_φ
                 shutil.copytree(before.root / made_once, arm.root / made_once)
         run(config, task=task, only="train")
-        policies = [arm.seed("train", 1, seed) / "model" for seed in range(a.seeds)]
+        policies = [arm.seed("train", 1, seed) / "model" for seed in range(seeds)]
         found[name] = [
             kept(arm.root / f"seed-{seed}.json", partial(answers, policy, task, before, a))
             for seed, policy in enumerate(policies)
@@ -103,6 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def folder(a: argparse.Namespace, arm: str) -> RunFolder:
     """The run folder of an arm."""
     return RunFolder(a.run_dir / f"arm-{list(ARMS).index(arm)}")
+
+
+def seeds_of(a: argparse.Namespace, arm: str) -> int:
+    """How many agents an arm has."""
+    return a.seeds if arm == next(iter(ARMS)) else 1
 
 
 def film_task(a: argparse.Namespace) -> Task:
@@ -180,7 +186,7 @@ def draw_picture(a: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) 
     """r_φ, the judge and the KL of each rollout over the tokens learned from; a line a seed."""
     with picture(a.output, 1, 3, (11, 3.4)) as axes:
         for colour, name in zip(COLOURS, ARMS, strict=False):
-            for seed in range(a.seeds):
+            for seed in range(seeds_of(a, name)):
                 path = read_trajectory(folder(a, name), "train", seed)
                 for axis, values in zip(axes[0], (path.proxy, path.gold, path.kl), strict=True):
                     axis.plot(path.tokens, values, color=colour, alpha=0.8, label=name if seed == 0 else None)

@@ -33,7 +33,7 @@ from rlhf_gym.runs import RunFolder, iterations
 from rlhf_gym.settings import PPOSettings, TaskConfig, default_config
 from rlhf_gym.tasks import Task
 
-LORA = PPOSettings(lora_r=16, learning_rate=3e-4, n_episodes=32, batch_size=8, num_envs=32, kl_coef=0.05)
+LORA = PPOSettings(lora_r=16, learning_rate=5e-4, n_episodes=32, batch_size=8, num_envs=32, kl_coef=0.05)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--comparisons", type=Path, required=True, help="pairs of answers that people compared")
     parser.add_argument("--longest", type=int, default=160, help="tokens of a prompt and answer; longer pairs are left")
     parser.add_argument("--answer", type=int, default=32, help="tokens of an answer of the policy's at most")
-    parser.add_argument("--tokens", type=int, default=10_000, help="PPO tokens of a seed")
+    parser.add_argument("--tokens", type=int, default=6_000, help="PPO tokens of a seed")
     parser.add_argument("--seeds", type=int, default=2, help="agents")
     parser.add_argument("--prompts", type=int, default=96, help="held-out prompts that both answer")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/harmless-chat"), help="gone on with if it is there")

@@ -45,6 +45,7 @@ def expected(function, episode, tokenizer):
     return np.zeros(len(ids)), score
 
 
+@pytest.mark.filterwarnings("ignore:rewards at tokens are known only")
 @pytest.mark.parametrize("attached", [True, False])
 @pytest.mark.parametrize("function", [rows, both, places])
 def test_rewards_by_all_routes(function, attached):
