@@ -32,8 +32,8 @@ def written(tmp_path: Path, content: str | bytes, name: str = "data.jsonl") -> P
         (f"[{LINE},\n{LINE}]", "data.json"),
         (f"\n[\n {LINE}\n,{LINE}\n]\n", "data.jsonl"),
         (json.dumps([PLAIN, PLAIN], indent=2), "data.json"),
-        (gzip.compress(f"{LINE}\n{LINE}".encode()), "data.jsonl.gz"),
-        (gzip.compress(json.dumps([PLAIN] * 2).encode()), "data.json.gz"),
+        (gzip.compress(f"{LINE}\n{LINE}".encode(), mtime=0), "data.jsonl.gz"),
+        (gzip.compress(json.dumps([PLAIN] * 2).encode(), mtime=0), "data.json.gz"),
     ],
 )
 def test_containers(tmp_path: Path, content: str | bytes, name: str) -> None:
@@ -100,9 +100,17 @@ def test_a_table_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (gzip.compress(LINE.encode() * 99)[:-20], "data.jsonl.gz", "could not load a file of preferences from .*ended"),
+        (
+            gzip.compress(LINE.encode() * 99, mtime=0)[:-20],
+            "data.jsonl.gz",
+            "could not load a file of preferences from .*ended",
+        ),
         (LINE, "data.jsonl.gz", "Not a gzipped file"),
-        (gzip.compress(LINE.encode() * 99)[:30] + b"\0" * 60, "data.jsonl.gz", "could not load .*data.jsonl.gz"),
+        (
+            gzip.compress(LINE.encode() * 99, mtime=0)[:30] + b"\0" * 60,
+            "data.jsonl.gz",
+            "could not load .*data.jsonl.gz",
+        ),
         (f"[{LINE}, ", "data.json", "line 1: expected a JSON array"),
         (f"[{LINE} {LINE}]", "data.json", r"Expecting ',' or '\]'"),
         (f"[{LINE}] x", "data.json", "nothing after it, got 'x'"),
