@@ -199,7 +199,7 @@ def pad_actions(rows: Sequence[np.ndarray], width: int | None = None) -> np.ndar
 
 
 def earned_at_turns(episodes: Sequence[Episode], width: int) -> np.ndarray | None:
-    """What the turns of episodes earned, at their last actions, (E, T); None where no episode has turns."""
-    if all(e.turn_rewards is None for e in episodes):
+    """What the turns of episodes earned, at their last actions, (E, T); None where none earned anything."""
+    if not any(e.turn_rewards is not None and e.turn_rewards.any() for e in episodes):
         return None
     return pad_actions([() if e.turn_rewards is None else e.turn_rewards for e in episodes], width)  # type: ignore[misc]
