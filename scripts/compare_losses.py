@@ -33,7 +33,7 @@ from rlhf_gym.pipeline import draw, gold_scores, log_probs
 
 K = 8  # responses to the prompt
 FEW = 4  # of those to whom rewards of two values are given: more would hardly ever earn all the same
-Form = Literal["strings", "stops", "two values"]
+Form = Literal["strings", "stops", "two values", "k3 in the reward"]
 Solve = Callable[[EnumerableTask], np.ndarray]  # the probability of each response where the expected gradient is 0
 
 
@@ -150,85 +150,72 @@ def score_of_kept(task: EnumerableTask, p: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A row: an agent with its options, in an environment with its own, and where it goes to."""
+    """A row: an agent with its options, and where it goes to. With a KL in the loss it has none in the reward."""
 
     agent: type[agents.TokenAlgorithm]
     options: dict[str, Any]
     where: Solve | None = optimum
     goes_to: str = "π*"
-    env: dict[str, Any] = dataclasses.field(default_factory=dict)
     form: Form = "strings"
-    rate: float = 0.1
-    k3_in_reward: bool = False
 
 
 STEPS = {"n_epochs": 4, "batch_size": 32, "n_episodes": 128}  # 16 steps a rollout
 ONE = {"n_epochs": 1, "batch_size": None, "n_episodes": 128}  # one, on the policy that acted
 EXACT = STEPS | {"clip_range_vf": None, "vf_coef": 0.5, "normalize_advantage": False}
-IN_LOSS: dict[str, Any] = {"kl_in": "loss"}
+PLUS_PLUS = {"reward_to_go": True, "normalize_advantage": True, "surrogate": Clip()}
+RESPONSES = {"scale_by_std": False, "aggregation": "sequence"}
 
 
-def kl(kind: str) -> dict[str, Any]:
+def kl(kind: str, **more: Any) -> dict[str, Any]:
     """One step a rollout, with this estimator of the KL in the loss."""
-    return ONE | {"regularisers": [KLInLoss(kind)]}
+    return ONE | {"regularisers": [KLInLoss(kind)]} | more
 
 
-TOKENWISE, FORWARD = token_kl(score), token_kl(score, forward=True)
+TOKENWISE = token_kl(score)
+REVERSE = "π ∝ π_ref·e^{Q/β} token by token"
+FORWARD = "π = β·π_ref/(c − Q) token by token"
+BY_LENGTH = token_kl(lambda task, p: score_by_length(task, p) * (K - 1) / K, by_length)
 ROWS: dict[str, Loss] = {
-    "nothing clipped": Loss(RLOO, STEPS, rate=0.02),
-    "clip .2": Loss(RLOO, STEPS | {"surrogate": Clip()}, rate=0.02),
-    "clip-higher .2, .28": Loss(RLOO, STEPS | {"surrogate": Clip(0.2, 0.28)}, rate=0.02),
-    "clip .2, dual 3": Loss(RLOO, STEPS | {"surrogate": Clip(dual=3.0)}, rate=0.02),
-    "GSPO, ε .1": Loss(RLOO, STEPS | {"surrogate": SequenceClip(0.1)}, rate=0.02),
-    "GSPO, ε 3e-4": Loss(RLOO, STEPS | {"surrogate": SequenceClip()}, rate=0.02),
-    "CISPO .2": Loss(RLOO, STEPS | {"surrogate": CISPO(0.2)}, rate=0.02),
-    "GRPO: ÷ std, clip .2": Loss(TokenGRPO, STEPS, rate=0.02),
-    "REINFORCE++": Loss(
-        TokenReinforce, STEPS | {"reward_to_go": True, "normalize_advantage": True, "surrogate": Clip()}, rate=0.02
-    ),
-    "PPO, λ .95": Loss(TokenPPO, EXACT, rate=0.02),
-    "PPO, λ .95, critic's 1": Loss(TokenPPO, EXACT | {"critic_lambda": 1.0}, rate=0.02),
-    "PPO, critic's λ 1, warm-up 10": Loss(TokenPPO, EXACT | {"critic_lambda": 1.0, "critic_warmup": 10}, rate=0.02),
+    "nothing clipped": Loss(RLOO, STEPS),
+    "clip .2": Loss(RLOO, STEPS | {"surrogate": Clip()}),
+    "clip-higher .2, .28": Loss(RLOO, STEPS | {"surrogate": Clip(0.2, 0.28)}),
+    "clip .2, dual 3": Loss(RLOO, STEPS | {"surrogate": Clip(dual=3.0)}),
+    "GSPO, ε .1": Loss(RLOO, STEPS | {"surrogate": SequenceClip(0.1)}),
+    "GSPO, ε 3e-4": Loss(RLOO, STEPS | {"surrogate": SequenceClip()}),
+    "CISPO .2": Loss(RLOO, STEPS | {"surrogate": CISPO(0.2)}),
+    "GRPO: ÷ std, clip .2": Loss(TokenGRPO, STEPS),
+    "REINFORCE++": Loss(TokenReinforce, STEPS | PLUS_PLUS),
+    "PPO, λ .95": Loss(TokenPPO, EXACT),
+    "PPO, λ .95, critic's 1": Loss(TokenPPO, EXACT | {"critic_lambda": 1.0}),
+    "PPO, critic's λ 1, warm-up 10": Loss(TokenPPO, EXACT | {"critic_lambda": 1.0, "critic_warmup": 10}),
     "PPO, λ by length (α 1), critic's 1": Loss(
-        TokenPPO, EXACT | {"gae_lambda": LengthAdaptive(1.0), "critic_lambda": 1.0}, rate=0.02
+        TokenPPO, EXACT | {"gae_lambda": LengthAdaptive(1.0), "critic_lambda": 1.0}
     ),
     "k1 in the reward": Loss(RLOO, ONE),
-    "k3 in the reward": Loss(RLOO, ONE, None, "no policy with every token", k3_in_reward=True),
-    "full KL in the loss": Loss(RLOO, kl("full"), TOKENWISE, "π ∝ π_ref·e^{Q/β} token by token", IN_LOSS),
-    "k2 in the loss": Loss(RLOO, kl("k2"), TOKENWISE, "the same", IN_LOSS),
-    "k3, straight through": Loss(RLOO, kl("k3_straight_through"), TOKENWISE, "the same", IN_LOSS),
-    "k3·π/π_old in the loss": Loss(RLOO, kl("k3_importance"), TOKENWISE, "the same", IN_LOSS),
-    "k3 in the loss": Loss(RLOO, kl("k3"), FORWARD, "π = β·π_ref/(c − Q) token by token", IN_LOSS),
-    "÷ std, full KL in the loss": Loss(
-        TokenGRPO, kl("full"), token_kl(by_std), "π ∝ π_ref·e^{E[Â]/β} token by token", IN_LOSS
-    ),
+    "k3 in the reward": Loss(RLOO, ONE, None, "no policy with every token", "k3 in the reward"),
+    "full KL in the loss": Loss(RLOO, kl("full"), TOKENWISE, REVERSE),
+    "k2 in the loss": Loss(RLOO, kl("k2"), TOKENWISE, "the same"),
+    "k3, straight through": Loss(RLOO, kl("k3_straight_through"), TOKENWISE, "the same"),
+    "k3·π/π_old in the loss": Loss(RLOO, kl("k3_importance"), TOKENWISE, "the same"),
+    "k3 in the loss": Loss(RLOO, kl("k3"), token_kl(score, forward=True), FORWARD),
+    "÷ std, full KL in the loss": Loss(TokenGRPO, kl("full"), token_kl(by_std), REVERSE.replace("Q", "E[Â]")),
     "÷ std, k3 in the loss (GRPO's paper)": Loss(
-        TokenGRPO, kl("k3"), token_kl(by_std, forward=True), "π = β·π_ref/(c − E[Â]) token by token", IN_LOSS
+        TokenGRPO, kl("k3"), token_kl(by_std, forward=True), FORWARD.replace("Q", "E[Â]")
     ),
     "token mean": Loss(RLOO, ONE, form="stops"),
-    "response mean": Loss(TokenGRPO, ONE | {"scale_by_std": False, "aggregation": "sequence"}, form="stops"),
-    "token mean, KL in the loss": Loss(
-        RLOO, kl("full"), TOKENWISE, "π ∝ π_ref·e^{Q/β} token by token", IN_LOSS, "stops"
-    ),
+    "response mean": Loss(TokenGRPO, ONE | RESPONSES, form="stops"),
+    "token mean, KL in the loss": Loss(RLOO, kl("full"), TOKENWISE, REVERSE, "stops"),
     "response mean, KL in the loss": Loss(
-        TokenGRPO,
-        kl("full") | {"scale_by_std": False, "aggregation": "sequence"},
-        token_kl(lambda task, p: score_by_length(task, p) * (K - 1) / K, by_length),
-        "the same of r/T, β·E[1/T]",
-        IN_LOSS,
-        "stops",
+        TokenGRPO, kl("full", **RESPONSES), BY_LENGTH, "the same of r/T, β·E[1/T]", "stops"
     ),
-    "cut-off responses masked": Loss(RLOO, ONE | {"mask_truncated": True}, None, "many policies, π* one", form="stops"),
+    "cut-off responses masked": Loss(RLOO, ONE | {"mask_truncated": True}, None, "many policies, π* one", "stops"),
     "KL in the reward, with refills": Loss(RLOO, ONE | {"max_refills": 20}, form="two values"),
-    "KL in the loss, no refills": Loss(
-        RLOO, kl("full"), TOKENWISE, "π ∝ π_ref·e^{Q/β} token by token", IN_LOSS, "two values"
-    ),
+    "KL in the loss, no refills": Loss(RLOO, kl("full"), TOKENWISE, REVERSE, "two values"),
     "KL in the loss, with refills": Loss(
         RLOO,
-        kl("full") | {"max_refills": 20},
+        kl("full", max_refills=20),
         token_kl(score_of_kept, spread),
         "the same, β·P(spread at s) for β",
-        IN_LOSS,
         "two values",
     ),
 }
@@ -239,7 +226,7 @@ def task_of(form: Form, seed: int) -> tuple[EnumerableTask, dict[str, Any]]:
     task = compare_agents.TASKS["tabular"](seed)
     if form == "two values":
         return dataclasses.replace(task, rewards=(task.rewards > 1).astype(np.float64), beta=2.0), {}
-    if form == "strings":
+    if form != "stops":
         return task, {}
     vocab_size = task.reference.config.vocab_size
     horizon = task.strings.shape[1]
@@ -257,14 +244,15 @@ def task_of(form: Form, seed: int) -> tuple[EnumerableTask, dict[str, Any]]:
 def measure(name: str, seed: int, tokens: int) -> dict[str, Any]:
     """Train under one loss: J* − J and TV from π* of what came out and of the fixed point, and between the two."""
     loss = ROWS[name]
-    run = compare_agents.Run("tabular", loss.rate, tokens, seed)
+    rate = 0.1 if loss.options["n_epochs"] == 1 else 0.02
+    run = compare_agents.Run("tabular", rate, tokens, seed)
     run.task, changes = task_of(loss.form, seed)
-    k = FEW if loss.form == "two values" else K
-    env = run.task.env(128, samples_per_prompt=k, **changes, **loss.env)
-    if loss.k3_in_reward:
+    changes |= {"kl_in": "loss" if "regularisers" in loss.options else "reward"}
+    env = run.task.env(128, samples_per_prompt=FEW if loss.form == "two values" else K, **changes)
+    if loss.form == "k3 in the reward":
         env.token_reward.penalty = lambda x: -env.kl_coef * (np.expm1(-x) + x)  # type: ignore[method-assign]
     with quiet_transformers():
-        settings = {"learning_rate": LinearSchedule(loss.rate, 0.0, 1.0), "seed": seed, "device": "cpu"}
+        settings = {"learning_rate": LinearSchedule(rate, 0.0, 1.0), "seed": seed, "device": "cpu"}
         agent = loss.agent("LMPolicy", env, policy_kwargs=run.uncached, **settings, **loss.options)
         model, done = run.with_sb3(agent, lambda: agent.policy.model)
     figures = run.measure(model)
@@ -307,31 +295,28 @@ def enumerable_table(results: Path, seeds: Sequence[int], tokens: int, names: Se
 # -- the reviews -------------------------------------------------------------------------------------------------------
 
 GROUPS = {"n_epochs": 4, "batch_size": 16}
-REVIEWS: dict[str, tuple[type[agents.TokenAlgorithm], dict[str, Any], dict[str, Any]]] = {
-    "PPO, clip .2": (TokenPPO, {}, {}),
-    "PPO, clip-higher .2, .28": (TokenPPO, {"surrogate": Clip(0.2, 0.28)}, {}),
-    "PPO, clip .2, dual 3": (TokenPPO, {"surrogate": Clip(dual=3.0)}, {}),
-    "PPO, critic's λ 1, warm-up 4": (TokenPPO, {"critic_lambda": 1.0, "critic_warmup": 4}, {}),
-    "PPO, λ by length (α .2), critic's 1": (TokenPPO, {"gae_lambda": LengthAdaptive(0.2), "critic_lambda": 1.0}, {}),
-    "RLOO, one step": (RLOO, {}, {}),
-    "RLOO, 16 steps, nothing clipped": (RLOO, GROUPS, {}),
-    "RLOO, 16 steps, GSPO ε .02": (RLOO, GROUPS | {"surrogate": SequenceClip(0.02)}, {}),
-    "RLOO, 16 steps, CISPO 4": (RLOO, GROUPS | {"surrogate": CISPO(4.0)}, {}),
-    "GRPO": (TokenGRPO, {}, {}),
-    "GRPO, k3 in the loss": (TokenGRPO, {"regularisers": [KLInLoss("k3")]}, IN_LOSS),
-    "GRPO, k3·π/π_old in the loss": (TokenGRPO, {"regularisers": [KLInLoss("k3_importance")]}, IN_LOSS),
-    "REINFORCE++": (
-        TokenReinforce,
-        GROUPS | {"reward_to_go": True, "normalize_advantage": True, "surrogate": Clip()},
-        {},
-    ),
+REVIEWS: dict[str, tuple[type[agents.TokenAlgorithm], dict[str, Any]]] = {
+    "PPO, clip .2": (TokenPPO, {}),
+    "PPO, clip-higher .2, .28": (TokenPPO, {"surrogate": Clip(0.2, 0.28)}),
+    "PPO, clip .2, dual 3": (TokenPPO, {"surrogate": Clip(dual=3.0)}),
+    "PPO, critic's λ 1, warm-up 4": (TokenPPO, {"critic_lambda": 1.0, "critic_warmup": 4}),
+    "PPO, λ by length (α .2), critic's 1": (TokenPPO, {"gae_lambda": LengthAdaptive(0.2), "critic_lambda": 1.0}),
+    "RLOO, one step": (RLOO, {}),
+    "RLOO, 16 steps, nothing clipped": (RLOO, GROUPS),
+    "RLOO, 16 steps, GSPO ε .02": (RLOO, GROUPS | {"surrogate": SequenceClip(0.02)}),
+    "RLOO, 16 steps, CISPO 4": (RLOO, GROUPS | {"surrogate": CISPO(4.0)}),
+    "GRPO": (TokenGRPO, {}),
+    "GRPO, k3 in the loss": (TokenGRPO, {"regularisers": [KLInLoss("k3")]}),
+    "GRPO, k3·π/π_old in the loss": (TokenGRPO, {"regularisers": [KLInLoss("k3_importance")]}),
+    "REINFORCE++": (TokenReinforce, GROUPS | PLUS_PLUS),
 }
 
 
 def on_reviews(name: str, seed: int, tokens: int) -> dict[str, float]:
     """Train for so many tokens at β = .1: gold, score and KL of one response to each held-out prompt."""
-    kind, options, changes = REVIEWS[name]
-    env = gym.make_vec("rlhf_gym/Reviews-v0", num_envs=64, reward_timing="deferred", samples_per_prompt=4, **changes)
+    kind, options = REVIEWS[name]
+    changes: dict[str, Any] = {"kl_in": "loss" if "regularisers" in options else "reward", "samples_per_prompt": 4}
+    env = gym.make_vec("rlhf_gym/Reviews-v0", num_envs=64, reward_timing="deferred", **changes)
     settings = {"learning_rate": LinearSchedule(1e-3, 0.0, 1.0), "seed": seed, "device": "cpu"}
     task = study.task_from_sft()
     with quiet_transformers():
