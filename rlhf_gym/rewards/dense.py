@@ -113,11 +113,11 @@ def _has_rows(said: object, lengths: Sequence[int] | None) -> bool:
     A column (B, 1) is what a model's head gives: scores of a wrong shape, unless each response is one token in a list.
     """
     if isinstance(said, list | tuple) or (isinstance(said, np.ndarray) and said.dtype == object and said.ndim == 1):
-        column = all(not isinstance(item, Mapping) and np.shape(item) == (1,) for item in said)  # type: ignore[arg-type]
+        column = all(not isinstance(item, Mapping) and np.shape(item) == (1,) for item in said)  # type: ignore[arg-type, call-overload]
         if column and (lengths is None or set(lengths) != {1}):
             return False
         return any(isinstance(item, Mapping) or np.ndim(item) > 0 for item in said)
-    return not isinstance(said, Mapping) and np.ndim(said) > 1 and np.shape(said)[1] != 1  # type: ignore[arg-type]
+    return not isinstance(said, Mapping) and np.ndim(said) > 1 and np.shape(said)[1] != 1  # type: ignore[arg-type, call-overload]
 
 
 def _row(row: Row, response: int, lengths: Sequence[int] | None, source: str) -> np.ndarray:
