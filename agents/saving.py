@@ -24,8 +24,8 @@ from rlhf_gym.agents.surrogates import CISPO, Clip, SequenceClip
 from rlhf_gym.files import InputError, reading
 from rlhf_gym.lm.tensors import OPTIMIZERS, check_names, check_tensor
 
-FORMAT = 2
-"""Of the file. Files of the first format had other arguments, and no number."""
+FORMAT = 3
+"""Of the file. Files of earlier formats had other arguments; those of the first had no number."""
 RECORDS = {kind.__name__: kind for kind in (Clip, SequenceClip, CISPO, LengthAdaptive)}
 """Records that may stand for an argument, by their class's name."""
 DATA = "data.json"

@@ -30,6 +30,7 @@ class Surrogate(Protocol):
         old_log_prob: Tensor,
         advantages: Tensor,
         mask: Tensor,
+        /,
         *,
         denominator: Tensor | float | None = None,
     ) -> PolicyLoss:
@@ -59,24 +60,9 @@ class Clip:
         if self.dual is not None and not self.dual > 1:
             raise ValueError(f"expected dual > 1, got {self.dual}")
 
-    def __call__(
-        self,
-        log_prob: Tensor,
-        old_log_prob: Tensor,
-        advantages: Tensor,
-        mask: Tensor,
-        *,
-        denominator: Tensor | float | None = None,
-    ) -> PolicyLoss:
-        return ppo_policy_loss(
-            log_prob,
-            old_log_prob,
-            advantages,
-            mask,
-            clip_range=(self.low, self.low if self.high is None else self.high),
-            dual_clip=self.dual,
-            denominator=denominator,
-        )
+    def __call__(self, *terms: Tensor, denominator: Tensor | float | None = None) -> PolicyLoss:
+        clip_range = (self.low, self.low if self.high is None else self.high)
+        return ppo_policy_loss(*terms, clip_range=clip_range, dual_clip=self.dual, denominator=denominator)
 
 
 @dataclass(frozen=True)
@@ -91,19 +77,9 @@ class SequenceClip:
     def __post_init__(self) -> None:
         _check(self.low, self.high)
 
-    def __call__(
-        self,
-        log_prob: Tensor,
-        old_log_prob: Tensor,
-        advantages: Tensor,
-        mask: Tensor,
-        *,
-        denominator: Tensor | float | None = None,
-    ) -> PolicyLoss:
+    def __call__(self, *terms: Tensor, denominator: Tensor | float | None = None) -> PolicyLoss:
         high = self.low * 4 / 3 if self.high is None else self.high
-        return gspo_policy_loss(
-            log_prob, old_log_prob, advantages, mask, clip_range=(self.low, high), denominator=denominator
-        )
+        return gspo_policy_loss(*terms, clip_range=(self.low, high), denominator=denominator)
 
 
 @dataclass(frozen=True)
@@ -118,18 +94,8 @@ class CISPO:
     def __post_init__(self) -> None:
         _check(self.low, self.high)
 
-    def __call__(
-        self,
-        log_prob: Tensor,
-        old_log_prob: Tensor,
-        advantages: Tensor,
-        mask: Tensor,
-        *,
-        denominator: Tensor | float | None = None,
-    ) -> PolicyLoss:
-        return cispo_policy_loss(
-            log_prob, old_log_prob, advantages, mask, clip_range=(self.low, self.high), denominator=denominator
-        )
+    def __call__(self, *terms: Tensor, denominator: Tensor | float | None = None) -> PolicyLoss:
+        return cispo_policy_loss(*terms, clip_range=(self.low, self.high), denominator=denominator)
 
 
 UNCLIPPED = Clip(math.inf)

@@ -371,7 +371,7 @@ def test_wrong_files_say_what_was_expected(tmp_path):
             if name == "data.json":
                 content = json.dumps({k: v for k, v in json.loads(content).items() if k != "format"}).encode()
             old.writestr(name, content)
-    with pytest.raises(ValueError, match=r"agent's file of format 2, .*old.zip has format 1 \(written by rlhf-gym"):
+    with pytest.raises(ValueError, match=r"agent's file of format 3, .*old.zip has format 1 \(written by rlhf-gym"):
         TokenPPO.load(tmp_path / "old")
     with pytest.raises(ValueError, match=r"expected a saved OtherPPO, .* holds a TokenPPO"):
         OtherPPO.load(tmp_path / "agent")
