@@ -27,6 +27,7 @@ FLOORS = (
     "runs",
     "report",
     "pipeline",
+    "lessons",
     "cli",
 )
 """From the ground up: a room imports only from floors below its own."""
@@ -56,7 +57,7 @@ def test_a_room_imports_only_from_the_floors_below(room):
 
 def test_every_folder_of_code_is_a_package_of_the_wheel():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    found = {"rlhf_gym"}
+    found = {"rlhf_gym", "rlhf_gym.lessons.pages"}  # the latter is docs/lessons
     for folder in [p.parent for p in (ROOT / "rlhf_gym").rglob("__init__.py")] + [ROOT / "envs", ROOT / "agents"]:
         found.add(".".join(folder.relative_to(ROOT).parts))
     found = {name if name.startswith("rlhf_gym") else f"rlhf_gym.{name}" for name in found}
@@ -108,6 +109,8 @@ def test_the_wheel_works_elsewhere(tmp_path):
         "import gymnasium, rlhf_gym, rlhf_gym.envs, rlhf_gym.agents, rlhf_gym.pipeline, rlhf_gym.cli\n"
         "env = gymnasium.make('rlhf_gym/Reviews-v0')\n"
         "observation, info = env.reset(seed=0)\n"
+        "from rlhf_gym.lessons import find_lessons\n"
+        "assert [lesson.number for lesson in find_lessons()][:1] == [0]\n"
         "print(rlhf_gym.__file__, rlhf_gym.envs.__file__, rlhf_gym.agents.__file__, sep='\\n')"
     )
     elsewhere = tmp_path / "elsewhere"

@@ -20,10 +20,13 @@ from rlhf_gym.cli.options import (
     Agreement,
     Check,
     CheckRun,
+    CopyLessons,
     DiagnoseOptions,
     Export,
+    GradeLessons,
     Import,
     LabelOptions,
+    ListLessons,
     ReportOptions,
 )
 from rlhf_gym.files import StoppedError, reason
@@ -38,6 +41,14 @@ Preferences = Annotated[
     subcommand(
         "preferences", prefix_name=False, description="Files of preferences, and the labels of a run: check, import, …"
     ),
+]
+Lessons = Annotated[
+    Union[  # noqa: UP007
+        Annotated[ListLessons, subcommand("list", prefix_name=False)],
+        Annotated[CopyLessons, subcommand("copy", prefix_name=False)],
+        Annotated[GradeLessons, subcommand("check", prefix_name=False)],
+    ],
+    subcommand("lessons", prefix_name=False, description="The lessons: list, copy to a folder, check a class."),
 ]
 OTHERS: dict[str, tuple[Any, str]] = {
     "check": (CheckRun, "Check that what a run's stages left is still what they left, by the SHA-256 of each file."),
@@ -142,6 +153,10 @@ def run_command(options: Any) -> int:
             from rlhf_gym.cli.preferences_command import preferences_command
 
             return preferences_command(options)
+        case ListLessons() | CopyLessons() | GradeLessons():
+            from rlhf_gym.cli.lessons_command import lessons_command
+
+            return lessons_command(options)
         case _:
             return options.run()
 
@@ -164,7 +179,7 @@ def parse(arguments: Sequence[str]) -> Any:
     for name, (options, text) in OTHERS.items():
         commands.append(Annotated[options, subcommand(name, description=text, prefix_name=False)])
     names_agent = any(word.startswith("agent:") for word in words)
-    union: Any = Union[(*commands, Preferences)]
+    union: Any = Union[(*commands, Preferences, Lessons)]
     return tyro.cli(
         union,
         args=words,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from tyro.conf import Positional, arg
 
@@ -177,3 +177,36 @@ class Agreement:
 
     folder: Positional[Path]
     """The run's folder."""
+
+
+@dataclass(frozen=True)
+class ListLessons:
+    """List the lessons, their gates, and which of these are passed in this folder."""
+
+
+@dataclass(frozen=True)
+class CopyLessons:
+    """Write the lessons into a folder to work in."""
+
+    folder: Positional[Path]
+    """The folder; made if there is none. Files that are there already are not overwritten."""
+    format: Literal["ipynb", "py", "html"] = "ipynb"
+    """Notebooks, Python files to run, or pages to read."""
+    with_solutions: bool = False
+    """Put the solutions in the exercises' places, for teachers."""
+
+
+@dataclass(frozen=True)
+class GradeLessons:
+    """Run the lessons that students handed in, and write one CSV of the gates that they pass."""
+
+    folder: Positional[Path]
+    """A subfolder for each student, or files named after students; .py or .ipynb."""
+    output: Path = Path("grades.csv")
+    """The table: student, lesson, gate, passed, message, seconds."""
+    seconds: float = 240.0
+    """The longest that one file may run."""
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise ValueError(f"expected seconds > 0, got {self.seconds}")

@@ -1,0 +1,19 @@
+"""The gates of all lessons, a file a lesson.
+
+A gate takes the student's answers by their names. The first line of its docstring is what the student is told who
+passes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlhf_gym.lessons.gates.lesson_0 import GATES as OF_LESSON_0
+
+GATES: dict[str, Callable[..., None]] = {**OF_LESSON_0}
+"""Each gate under its name: the lesson's number and a letter, in the order in which they are met."""
+
+
+def gates_of(lesson: int) -> list[str]:
+    """The names of a lesson's gates, in order."""
+    return [gate for gate in GATES if gate[:-1] == str(lesson)]
