@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlhf_gym.lessons.gates.lesson_0 import GATES as OF_LESSON_0
+from rlhf_gym.lessons.gates.lesson_1 import GATES as OF_LESSON_1
 
-GATES: dict[str, Callable[..., None]] = {**OF_LESSON_0}
+GATES: dict[str, Callable[..., None]] = {**OF_LESSON_0, **OF_LESSON_1}
 """Each gate under its name: the lesson's number and a letter, in the order in which they are met."""
 
 

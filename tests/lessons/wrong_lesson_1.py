@@ -1,0 +1,46 @@
+"""Plausible wrong answers to the gates of lesson 1, and what is said of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.nn.functional import logsigmoid, relu
+
+SLOPES = {"chosen_at_0": -0.5, "rejected_at_0": 0.5, "chosen_at_4": -0.018, "rejected_at_4": 0.018}
+
+WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "1a": [
+        ({"probability": 0.6225, "loss": 0.9741}, "probability that y₂ wins"),
+        ({"probability": 0.4, "loss": 0.9741}, "share"),
+        ({"probability": 0.3775, "loss": 0.4741}, "if y₂ had been chosen"),
+        ({"probability": 0.3775, "loss": -0.9741}, "mind the minus"),
+        ({"probability": 0.3775, "loss": 0.423}, "base 10"),
+    ],
+    "1b": [
+        ({"preference_loss": lambda c, r: -logsigmoid(r - c).mean()}, "grows when r⁺ grows"),
+        ({"preference_loss": lambda c, r: logsigmoid(c - r).mean()}, "grows when r⁺ grows"),
+        ({"preference_loss": lambda c, r: -logsigmoid(c - r)}, "return one number"),
+        ({"preference_loss": lambda c, r: -logsigmoid(c - r).sum()}, "sum over the pairs"),
+        ({"preference_loss": lambda c, r: -logsigmoid((c - r).mean())}, "mean of Δ first"),
+        ({"preference_loss": lambda c, r: -(c - r).sigmoid().log().mean()}, "rounded to 0"),
+        ({"preference_loss": lambda c, r: relu(r - c).mean()}, "either answer wins half"),
+        ({"preference_loss": lambda c, r: -logsigmoid(c - r).mean().item()}, "No gradient flows"),
+    ],
+    "1c": [
+        ({**SLOPES, "chosen_at_0": 0.5}, "wrong sign. Does the loss rise or fall when r⁺"),
+        ({**SLOPES, "chosen_at_4": -0.982}, "hardly pull"),
+        ({**SLOPES, "rejected_at_4": 0}, "near 1, and not 1"),
+    ],
+    "1d": [
+        ({"same_as_a": {"B"}}, "two different prompts"),
+        ({"same_as_a": {"B", "C", "D"}}, "not with the same probability"),
+        ({"same_as_a": {"B", "D", "E"}}, "what won loses"),
+        ({"same_as_a": {"G"}}, "no table G"),
+    ],
+    "1e": [
+        ({"pairs": 3, "weight": 1 / 6}, "only neighbours"),
+        ({"pairs": 12, "weight": 1 / 6}, "counted twice"),
+        ({"pairs": 6, "weight": 1}, "six judgements"),
+        ({"pairs": 6, "weight": 0.25}, "divides by the answers"),
+    ],
+}
