@@ -67,16 +67,31 @@ from rlhf_gym.agents.saving import (
     write_state,
 )
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
+from rlhf_gym.envs.arguments import check_prompts, resolve_prompts
+from rlhf_gym.envs.prompts import Prompts
 from rlhf_gym.files import reading
 from rlhf_gym.functional.masks import masked_mean
 from rlhf_gym.lm.finite import REMEDY, check_weights
+from rlhf_gym.lm.generation import Generation, generate
 from rlhf_gym.lm.loading import Shared, quiet_transformers
 from rlhf_gym.lm.lora import has_adapter, save_model
 from rlhf_gym.lm.tensors import check_names, load_optimizer
+from rlhf_gym.lm.tokens import decode
 from rlhf_gym.settings.defaults import OTHER_AGENT, SMALL_WIDTH, row
 
 MinibatchLoss = Callable[[EpisodeBatch, EpisodeEvaluation, MinibatchSize], LossTerm]
 """A micro-batch's share of an agent's loss, its means taken over the whole minibatch's size."""
+
+
+class Responses(NamedTuple):
+    """An agent's responses to B prompts."""
+
+    prompts: list[Any]
+    """The prompts, as they were given."""
+    responses: list[str]
+    """The response to each, as text."""
+    generations: list[Generation]
+    """The same as tokens, with their log-probabilities."""
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -249,6 +264,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             update_learning_rate(self.policy.optimizer, self.learning_rate)
         if self.env is not None:
             self.engine.follow(self.device)
+            self.engine.attach(self.policy)
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
@@ -660,6 +676,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.observation_space = self.policy.observation_space = env.observation_space
         BaseAlgorithm.set_env(self, env, force_reset)
         self.engine.follow(self.device)
+        self.engine.attach(self.policy)
         self._own_kl_coef()
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -668,6 +685,38 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if seed is not None:
             self._rng = np.random.default_rng(seed)
             self._snapshot = None
+
+    def generate(self, prompts: Prompts, *, seed: int = 0, deterministic: bool = False) -> Responses:
+        """The policy's response to each prompt, drawn as it acts: with its temperature and its filters.
+
+        Where an environment has several turns it is the first one. What is drawn does not reach the training.
+
+        Args:
+            prompts: texts, conversations, or token ids; repeat one to have several responses to it.
+            seed: the same seed draws the same responses.
+            deterministic: the likeliest token each time instead of a draw.
+
+        Raises:
+            ValueError: a prompt is empty or too long, or the agent has no environment, which says how long answers are.
+        """
+        if self.env is None:
+            raise ValueError("expected an agent with an environment, got one without: set_env(env), or load(FILE, env)")
+        if isinstance(prompts, str):
+            raise ValueError("expected a sequence of prompts, got one text: put it in a list")
+        engine = self.engine
+        rows = resolve_prompts(prompts, engine.tokenizer)
+        check_prompts(rows, max_prompt_length=engine.max_prompt_length, vocab_size=engine.vocab_size)
+        written = generate(
+            self.policy.parts,
+            rows,
+            max_new_tokens=engine.max_new_tokens,
+            stop_token_ids=engine.stop_token_ids,
+            params=self.policy.sampling,
+            greedy_decoding=deterministic,
+            generator=torch.Generator(self.policy.parts.device).manual_seed(seed),
+        )
+        texts = decode(engine.tokenizer, [generation.response_ids for generation in written])
+        return Responses(list(prompts), texts, written)
 
     def save_pretrained(self, folder: str | Path, *, merge: bool = False) -> None:
         """The actor as a Transformers folder, with the environment's tokenizer.

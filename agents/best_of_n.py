@@ -101,6 +101,17 @@ class BestOfN:
         """Do nothing. The method is there so that `BestOfN` takes the place of any other agent."""
         return self
 
+    def get_env(self) -> SB3VecEnv:
+        """The environment, as the other agents give it."""
+        return SB3VecEnv(self.engine)
+
+    def predict(self, *_: Any, **__: Any) -> Any:
+        """Raise a TypeError: the best of n are whole responses, and no step is chosen by itself."""
+        raise TypeError(
+            f"expected {type(self).__name__} to be asked for whole responses, got a call of predict() for a single "
+            "token: use evaluate(n_prompts) for its mean score, or generate(prompts)"
+        )
+
     def generate(self, prompts: Prompts) -> BestResponses:
         """The best of n responses to each prompt (texts, conversations, or token ids)."""
         repeated: list[Any] = [prompt for prompt in prompts for _ in range(self.n)]
@@ -150,6 +161,7 @@ def draw_from_reference(
         prompts: texts, conversations, or token ids.
         generator: source of randomness, on π_ref's device; torch's own by default.
     """
+    attached = env.attached
     env.attach(None)
     env.reset(options={"prompts": prompts})
     episodes: list[Episode] = []
@@ -157,6 +169,7 @@ def draw_from_reference(
         actions, _ = sample(env.reference_logits(), generator=generator)  # (N,)
         env.step(actions)
         episodes += env.last_step.episodes
+    env.attach(attached)
     episodes.sort(key=lambda episode: episode.number)
     return ReferenceEpisodes(episodes, env.score_episodes(episodes))
 

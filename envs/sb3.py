@@ -23,6 +23,9 @@ class SB3VecEnv(VecEnv):
     Each ending info also has `episode` = {r, l, t}, as SB3's Monitor writes it. The policy of a stock agent is attached
     by `model.get_env().env_method("attach", model.policy)` or `rlhf_gym.agents.AttachPolicy()` as a callback.
 
+    Steps give their rewards here even where the environment defers them, as nobody asks for them afterwards.
+    So `evaluate_policy(agent, agent.get_env())` works; it goes on in the order of the agent's own prompts.
+
     Args:
         env: one with `autoreset_mode` SAME_STEP, bare or with the actions of a shortlist.
     """
@@ -64,7 +67,12 @@ class SB3VecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Return observations, rewards, dones and infos."""
         assert self._actions is not None, "call step_async() first"
-        observation, rewards, terminated, _, batch = self._outer.step(np.asarray(self._actions).reshape(-1))
+        timing = self.engine.reward_timing
+        self.engine.reward_timing = "step"
+        try:
+            observation, rewards, terminated, _, batch = self._outer.step(np.asarray(self._actions).reshape(-1))
+        finally:
+            self.engine.reward_timing = timing
         self._returns += rewards
         self._steps += 1
         final = batch.pop("final_info", {})

@@ -40,6 +40,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "seeds",
         "without_kl",
         "pretrain",
+        "logger",
         "collect.labeler",
         "collect.num_labels",
     ),

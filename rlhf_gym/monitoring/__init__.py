@@ -3,6 +3,7 @@
 from rlhf_gym.monitoring.alarms import RECORDS, RULES, Alarm, Alarms, read_records
 from rlhf_gym.monitoring.inspection import inspect_episodes
 from rlhf_gym.monitoring.monitor import RLHFMonitor
+from rlhf_gym.monitoring.outputs import WandbOutput, logger_outputs
 from rlhf_gym.settings import REFUSAL, AlarmThresholds
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "AlarmThresholds",
     "Alarms",
     "RLHFMonitor",
+    "WandbOutput",
     "inspect_episodes",
+    "logger_outputs",
     "read_records",
 ]

@@ -19,6 +19,7 @@ from rlhf_gym.lm.split import Split
 from rlhf_gym.lm.thresholds import small_copy
 from rlhf_gym.lm.tokens import check_vocabulary, encode_prompts
 from rlhf_gym.monitoring.measures import HeldOutTexts
+from rlhf_gym.monitoring.outputs import check_loggers
 from rlhf_gym.pipeline.agents import check_agent
 from rlhf_gym.pipeline.context import Run, context_length, resolve_device
 from rlhf_gym.pipeline.fitting import as_before, fitted
@@ -128,6 +129,7 @@ def _check_task(run: Run) -> None:
             f"expected at least 2 held-out prompts to evaluate on, got {len(task.heldout_prompts)} in {task.name!r}"
         )
     check_agent(run)
+    check_loggers(config.logger)
     if config.monitor.held_out is not None and config.monitor.held_out_texts:
         texts = read_texts(config.monitor.held_out, skip_bad=config.task.skip_bad)[: config.monitor.held_out_texts]
         HeldOutTexts(texts, task.tokenizer, context_length(run))

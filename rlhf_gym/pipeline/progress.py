@@ -31,6 +31,7 @@ class IterationLog(KVWriter):
         kept = [record for record in read_jsonl(path) if record["tokens"] <= tokens]
         write_jsonl(path, kept)
         self.path = path
+        self.kept = kept
         self.iteration = len(kept)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:

@@ -17,7 +17,7 @@ from rlhf_gym.files import read_json, write_json, write_jsonl
 from rlhf_gym.lm import Shared, load_causal_lm
 from rlhf_gym.lm.chat import to_json
 from rlhf_gym.lm.tokens import decode
-from rlhf_gym.monitoring import RLHFMonitor, inspect_episodes
+from rlhf_gym.monitoring import RLHFMonitor, inspect_episodes, logger_outputs
 from rlhf_gym.monitoring.inspection import make_episodes
 from rlhf_gym.pipeline.agents import Parts, agent_class, learner_settings, make_agent, make_env, settings_label
 from rlhf_gym.pipeline.context import Run
@@ -112,7 +112,14 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
         agent = make_agent(run, stage, round, seed, env)
     log = IterationLog(folder / ITERATIONS, tokens=agent.num_timesteps)
     with run.progress(f"{label}, tokens").over(settings.total_tokens, done=agent.num_timesteps) as shown:
-        agent.set_logger(Logger(folder=None, output_formats=[log, TrainingProgress(shown)]))
+        others = logger_outputs(
+            run.config.logger,
+            folder,
+            name=f"{run.folder.root.name}/{folder.relative_to(run.folder.root).as_posix()}",
+            group=run.folder.root.name,
+            before=[{name: value for name, value in line.items() if "/" in name} for line in log.kept],
+        )
+        agent.set_logger(Logger(folder=None, output_formats=[log, TrainingProgress(shown), *others]))
         gold_every = settings.gold_interval
         watch = Watch(
             checkpoint,
@@ -136,6 +143,9 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
         except (KeyboardInterrupt, ScoreError):
             watch.save_interrupted(agent)
             raise
+        finally:
+            for output in others:
+                output.close()
     stopped = None
     if stop is not None and stop.stopped_at is not None:
         stopped = {"stopped_at": stop.stopped_at, "kept_kl": stop.kept_kl}

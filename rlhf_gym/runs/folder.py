@@ -5,7 +5,8 @@ pretrain/, sft/             model/ and metrics.json
 round-1/collect/            candidates.jsonl, preferences.jsonl, heldout_preferences.jsonl
 round-1/reward/             model/, timing.json (seconds that its work took, and the samples that followed from them)
 round-1/train/seed-0/       model/, metrics.jsonl and monitor.jsonl (a line an iteration), alarms.jsonl, views.jsonl,
-                            timing.json, checkpoint.zip while it runs
+                            timing.json, checkpoint.zip while it runs; events.out.tfevents.…, progress.csv and
+                            wandb/, where the run has these loggers
 round-1/without_kl/seed-0/  the same without KL penalty
 evaluate/                   metrics.json, samples/*.jsonl
 report.html
@@ -40,7 +41,7 @@ BEFORE_A_RUN = (LOCK_FILE, "*.partial", "guidelines.md", "labels.sqlite*")
 """What may lie in a folder in which no run has begun: the lock, files cut short as they were written, and what people
 put there for the labelling page."""
 
-FREE = ("run_dir", "device", "threads", "reward.force")
+FREE = ("run_dir", "device", "threads", "logger", "reward.force")
 """Settings that change nothing about the outcome: another value is no other run."""
 FIRST_STAGE: dict[str, StageName] = {
     "pretraining": "pretrain",

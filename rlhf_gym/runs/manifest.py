@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_gym.files import json_text, read_json, write_json
 
 MANIFEST_FILE = "manifest.json"
-NOT_LISTED = ("timing.json",)
-"""Files that may change after their stage."""
+NOT_LISTED = ("timing.json", "events.out.tfevents.*", "progress.csv", "wandb/*", "*/wandb/*")
+"""Files that may change after their stage, or be cleared away: patterns of names and of paths."""
 
 
 class Damage(NamedTuple):
@@ -37,7 +38,8 @@ def write_manifest(folder: Path, last: str = "", content: Any = None) -> None:
         entries[last] = {"size": len(text), "changed": 0, "sha256": hashlib.sha256(text).hexdigest()}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (MANIFEST_FILE, last) and path.name not in NOT_LISTED:
+        passed_over = any(fnmatch(each, pattern) for each in (name, path.name) for pattern in NOT_LISTED)
+        if path.is_file() and name not in (MANIFEST_FILE, last) and not passed_over:
             found = path.stat()
             entries[name] = {"size": found.st_size, "changed": found.st_mtime_ns, "sha256": digest(path)}
     write_json(folder / MANIFEST_FILE, entries)

@@ -16,7 +16,7 @@ from rlhf_gym.settings.agents import (
     RLOOSettings,
     SurrogateSettings,
 )
-from rlhf_gym.settings.monitor import REFUSAL, AlarmThresholds, MonitorConfig
+from rlhf_gym.settings.monitor import REFUSAL, AlarmThresholds, LogFormat, MonitorConfig
 from rlhf_gym.settings.run import STAGES, RunConfig, StageName, TaskConfig, default_config, with_adapter
 from rlhf_gym.settings.saved import check_format, read_config
 from rlhf_gym.settings.stages import CONFIDENT_WORDS, AdversarialConfig, CollectConfig, EvaluateConfig, RewardConfig
@@ -39,6 +39,7 @@ __all__ = [
     "GroupSettings",
     "KLControl",
     "LearnerSettings",
+    "LogFormat",
     "MonitorConfig",
     "PPOSettings",
     "PolicyGradientSettings",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Interval
 from tyro.constructors import PrimitiveConstructorSpec
@@ -139,6 +139,20 @@ def check_alarm_names(names: Sequence[str], *, patterns: Iterable[str], evaluati
         if name not in known:
             raise ValueError(f"expected one of the alarms {', '.join(known)}, got {name!r}")
     return tuple(names)
+
+
+LogFormat = Literal["tensorboard", "csv", "wandb"]
+LogFormats = Annotated[
+    tuple[LogFormat, ...],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME[,NAME…]",
+        instance_from_str=lambda words: tuple(name for name in words[0].split(",") if name),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(value)],
+    ),
+]
+"""On the command line the names stand between commas."""
 
 
 ThresholdsFile = Annotated[

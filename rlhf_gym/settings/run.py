@@ -14,7 +14,7 @@ from tyro.conf import arg
 from rlhf_gym.settings.agents import AgentSettings, PPOSettings
 from rlhf_gym.settings.checks import Count, Seed, Whole, check_ranges, one_of
 from rlhf_gym.settings.defaults import Beginning, Row, model_width, row
-from rlhf_gym.settings.monitor import MonitorConfig
+from rlhf_gym.settings.monitor import LogFormat, LogFormats, MonitorConfig
 from rlhf_gym.settings.stages import CollectConfig, EvaluateConfig, RewardConfig
 from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig, from_row
 
@@ -105,6 +105,9 @@ class RunConfig:
     """"cpu", "cuda", "cuda:1" …; auto: a GPU where there is one."""
     threads: Whole = 0
     """CPU threads of torch; 0: OMP_NUM_THREADS, else one a core, or one alone for a small model, which is faster so."""
+    logger: LogFormats = ()
+    """Where the agents' figures go, too, in each seed's folder: "tensorboard", "csv" (progress.csv) and
+    "wandb", with commas between them. The first and the last need the extra of their name."""
     pretraining: SFTConfig = field(default_factory=lambda: from_row(SFTConfig, row("pretraining", "scratch")))
     """Pretraining of a small model, where the task has one to make."""
     sft: SFTConfig = field(default_factory=lambda: from_row(SFTConfig, row("sft", "scratch")))
@@ -123,6 +126,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         one_of(self, reference=Reference)
+        for name in self.logger:
+            if name not in get_args(LogFormat):
+                raise ValueError(f"expected logger to name some of {', '.join(get_args(LogFormat))}, got {name!r}")
         self.agent.check_reference(self.reference)
         if self.task.reward_model is not None:
             self._check_own_reward()

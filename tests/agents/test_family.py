@@ -9,11 +9,14 @@ import pytest
 import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
 
 from rlhf_gym.agents import (
+    DPO,
     AdaptiveKL,
+    BestOfN,
     EpisodeBuffer,
     KLInLoss,
     TokenA2C,
@@ -27,7 +30,7 @@ from rlhf_gym.envs import Episode, TokenVectorEnv
 from rlhf_gym.functional.kl import k3
 from rlhf_gym.lm.loading import Shared
 from tests import tiny
-from tests.toy import make_tabular_toy, minibatch_gradient, word_settings
+from tests.toy import PROMPTS, make_tabular_toy, minibatch_gradient, word_settings
 
 AGENTS = {
     "a2c": (TokenA2C, {}),
@@ -400,3 +403,62 @@ def test_the_toys_optimum_is_reached(name, seed):
     assert toy.objective(toy.reference) < toy.best - 0.2
     assert missed <= 0.01
     assert variation < 0.02
+
+
+# -- evaluating and generating -------------------------------------------------------------------------------------
+
+LEARNERS = [TokenPPO, TokenA2C, TokenReinforce, TokenRLOO, TokenGRPO, DPO]
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_evaluate_policy_has_the_whole_return_in_the_agents_own_environment(kind):
+    """score − β·KL of each whole response, though the environment defers rewards: before `learn`, and after."""
+    agent = kind("LMPolicy", word_env(4), n_episodes=8, learning_rate=1e-2, seed=0, device="cpu")
+    for tokens in (0, 40):
+        if tokens:
+            agent.learn(tokens)
+        returns, lengths = evaluate_policy(agent, agent.get_env(), n_eval_episodes=8, return_episode_rewards=True)
+        written = agent.generate(PROMPTS, deterministic=True)
+        episodes = [
+            Episode.of_response(g.prompt_ids, g.response_ids, g.finish_reason, number=number)
+            for number, g in enumerate(written.generations)
+        ]
+        rewards = agent.engine.score_episodes(episodes, [g.log_probs for g in written.generations])
+        exact = rewards.rewards.sum(axis=1)
+        assert min(lengths) >= 1
+        for value in returns:
+            assert np.abs(exact - value).min() < 1e-4
+    assert agent.engine.reward_timing == "deferred"
+    agent.learn(20, reset_num_timesteps=False)  # nothing of the evaluation is left over
+
+
+@EVERY
+def test_what_an_agent_generates_changes_nothing(name):
+    agent = make_agent(name)
+    agent.learn(100)
+    before = agent.engine.state_dict(), torch.get_rng_state()
+    first = agent.generate(["good film", "the"])
+    assert first.prompts == ["good film", "the"]
+    assert [len(first.responses), len(first.generations)] == [2, 2]
+    assert all(1 <= len(g.response_ids) <= 8 for g in first.generations)
+    assert agent.generate(["good film", "the"]).responses == first.responses
+    assert agent.engine.state_dict() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    others = agent.generate(["the"] * 32, seed=1).responses
+    assert len(set(others)) > 1
+    assert len(set(agent.generate(["the"] * 4, deterministic=True).responses)) == 1
+
+
+def test_what_generate_expects(tmp_path):
+    agent = make_agent("rloo")
+    with pytest.raises(ValueError, match="expected a sequence of prompts, got one text: put it in a list"):
+        agent.generate("the film")
+    agent.save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=r"expected an agent with an environment, got one without: set_env\(env\)"):
+        TokenRLOO.load(tmp_path / "agent", device="cpu").generate(["the film"])
+
+
+def test_best_of_n_says_how_it_is_evaluated():
+    best = BestOfN("LMPolicy", word_env(), n=2, seed=0)
+    with pytest.raises(TypeError, match=r"use evaluate\(n_prompts\) for its mean score, or generate\(prompts\)"):
+        evaluate_policy(best, best.get_env(), n_eval_episodes=2)

@@ -445,7 +445,7 @@ def test_the_pages_snippets_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).resolve().parents[2] / "docs" / "monitoring.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, "docs/monitoring.md", "exec"), {})
     assert (tmp_path / "watched" / "monitor.jsonl").is_file()
