@@ -26,6 +26,7 @@ FLOORS = (
     "monitoring",
     "runs",
     "report",
+    "picture",
     "pipeline",
     "lessons",
     "cli",
