@@ -152,7 +152,7 @@ class EpisodeCollector:
 def member_scores(reward: LearnedReward, engine: TokenVectorEnv, episodes: Sequence[Episode]) -> np.ndarray:
     """The score that each of a reward's k members gives an environment's episodes, (k, E)."""
     scorer = EpisodeScorer(reward, engine.tokenizer, vocab_size=engine.vocab_size, stop_ids=engine.stop_token_ids)
-    return scorer(*stack_rows(episodes), prompts=[episode.asked for episode in episodes]).members.cpu().numpy()
+    return scorer(*stack_rows(episodes), prompts=[episode.asked for episode in episodes]).member_totals.cpu().numpy()
 
 
 # -- the quantities ----------------------------------------------------------------------------------------------------

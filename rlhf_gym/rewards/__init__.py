@@ -22,7 +22,8 @@ from rlhf_gym.rewards.reward import (
     function_scores,
 )
 from rlhf_gym.rewards.scoring import EpisodeScorer, as_reward
-from rlhf_gym.settings.stages import Aggregate, Trunk
+from rlhf_gym.rewards.token_model import TokenRewardModel
+from rlhf_gym.settings.stages import Aggregate, StepEnd, Trunk
 
 __all__ = [
     "Aggregate",
@@ -40,6 +41,8 @@ __all__ = [
     "RewardNormalizer",
     "ScoreError",
     "Scores",
+    "StepEnd",
+    "TokenRewardModel",
     "TokensFunction",
     "Trunk",
     "aggregate_scores",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -21,6 +22,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
 )
 from transformers.utils import find_adapter_config_file, is_peft_available
 
@@ -78,6 +80,44 @@ def new_classifier(language_model: PreTrainedModel, heads: int, seed: int) -> Pr
     return model
 
 
+def new_token_classifier(language_model: PreTrainedModel, labels: Sequence[str], seed: int) -> PreTrainedModel:
+    """A copy of a language model's trunk under a new head that gives each token a logit a label.
+
+    It is the family's `ForTokenClassification`, in the weights' own dtype.
+
+    Raises:
+        ValueError: Transformers has none for the family, or one over another trunk.
+    """
+    auto: Any = AutoModelForTokenClassification
+    for trunk in (trunk_of(language_model), _decoder_of(language_model)):
+        config: Any = copy.deepcopy(trunk.config)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        config.architectures = None
+        config.use_cache = False
+        if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+            continue
+        model = auto.from_config(config)
+        place = trunk_of(model)
+        if type(place) is not type(trunk):
+            continue
+        place.load_state_dict(trunk.state_dict(), strict=False)
+        initialise_heads(model, seed)
+        model = model.to(device=trunk.device, dtype=trunk.dtype).eval()
+        if _same_states(place, trunk):
+            return model
+    raise ValueError(
+        f"expected a language model for which Transformers has a token classifier, got {type(language_model).__name__}"
+    )
+
+
+def _same_states(ours: PreTrainedModel, theirs: PreTrainedModel) -> bool:
+    """Whether two trunks compute the same, but for rounding."""
+    tolerance = tolerated(theirs.dtype)
+    mine, other = (states_of(m, torch.arange(4, device=m.device)[None] % rows_of(m)) for m in (ours, theirs))
+    return torch.allclose(mine, other, rtol=tolerance, atol=tolerance)
+
+
 def _decoder_of(language_model: PreTrainedModel) -> PreTrainedModel:
     """The part that gives hidden states, without what some classes wrap around it."""
     found: Any = language_model.get_decoder()
@@ -109,10 +149,7 @@ def _filled(model: Any, trunk: PreTrainedModel, seed: int) -> PreTrainedModel | 
         reads = Reader(model).reads
     except ValueError:
         return None
-    ours, theirs = (states_of(m, torch.arange(4, device=m.device)[None] % rows_of(m)) for m in (place, trunk))
-    tolerance = tolerated(model.dtype)
-    same = torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
-    return model if same and reads == "last_token" else None
+    return model if _same_states(place, trunk) and reads == "last_token" else None
 
 
 def initialise_heads(model: PreTrainedModel, seed: int) -> None:
@@ -192,6 +229,51 @@ def load_classifier(name: str, *, dtype: torch.dtype | str, trust_remote_code: b
             f"without {_some(missing)}; RewardModel.from_language_model starts a new one"
         )
     return model
+
+
+def load_token_classifier(name: str, *, dtype: torch.dtype | str, trust_remote_code: bool) -> PreTrainedModel:
+    """The token classifier of a checkpoint; arguments as `load_classifier`.
+
+    Raises:
+        ValueError: it is an adapter or no token classifier, or its head is not trained.
+    """
+    if is_adapter(name):
+        raise InputError(f"expected a token classifier with all of its weights in {name!r}, got an adapter: merge it")
+    auto: Any = AutoModelForTokenClassification
+    config = load_config(name, what="a token classifier", trust_remote_code=trust_remote_code)
+    if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING and not trust_remote_code:
+        raise InputError(
+            f"expected a token classifier in {name!r}, got a model of type {config.model_type!r}, for which "
+            "Transformers has none"
+        )
+    with reading("a token classifier", repr(name)), quiet_transformers():
+        model, info = auto.from_pretrained(
+            name,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
+    check_shapes(info, "a token classifier", name)
+    if info["missing_keys"]:
+        raise InputError(
+            f"expected a token classifier with all of its weights in {name!r}, got a checkpoint without "
+            f"{_some(set(info['missing_keys']))}; TokenRewardModel.from_language_model starts a new one"
+        )
+    return model
+
+
+def is_token_classifier(source: str | Path) -> bool:
+    """Whether a checkpoint's own configuration says that it is a token classifier."""
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return False
+    if is_adapter(str(source)):
+        return False
+    architectures = load_config(source, what="a reward model").architectures or [""]
+    return architectures[0].endswith("ForTokenClassification")
 
 
 def is_adapter(name: str) -> bool:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.rewards.classifier import is_token_classifier
 from rlhf_gym.rewards.dense import ResponseTokens
 from rlhf_gym.rewards.model import ENSEMBLE_FILE, RewardModel, read_ensemble_file, write_ensemble_file
 from rlhf_gym.rewards.reward import LearnedReward, RewardNormalizer, Scores
+from rlhf_gym.rewards.token_model import TokenRewardModel
 from rlhf_gym.settings.stages import Aggregate
 
 
@@ -25,11 +27,15 @@ class RewardEnsemble(LearnedReward):
     """
 
     def __init__(
-        self, members: Sequence[RewardModel], aggregate: Aggregate = "mean", *, uncertainty_weight: float = 0.1
+        self,
+        members: Sequence[RewardModel | TokenRewardModel],
+        aggregate: Aggregate = "mean",
+        *,
+        uncertainty_weight: float = 0.1,
     ) -> None:
         """
         Args:
-            members: at least one, with one head each.
+            members: at least one, with one head each; those that give rewards at tokens are aggregated token by token.
             aggregate: how members become one score: "mean", "min" (WCO) or "uwo" (mean − λ·variance).
             uncertainty_weight: λ of "uwo".
         """
@@ -41,7 +47,7 @@ class RewardEnsemble(LearnedReward):
         self.members = nn.ModuleList(members)
 
     @property
-    def parts(self) -> Sequence[RewardModel]:
+    def parts(self) -> Sequence[RewardModel | TokenRewardModel]:
         """The members: each reads an episode in its own way."""
         return list(self.members)  # type: ignore[arg-type]
 
@@ -128,17 +134,22 @@ class RewardEnsemble(LearnedReward):
         record = read_ensemble_file(folder)
         if record.trunk != "separate":
             raise ValueError(f"expected an ensemble of separate members in {folder}, got one on a shared trunk")
-        members = [
-            RewardModel.from_pretrained(folder / f"member_{i}", dtype=dtype, device=device)
-            for i in range(record.members)
-        ]
+        members = [_load_one(folder / f"member_{i}", dtype=dtype, device=device) for i in range(record.members)]
         return cls(members, record.aggregate, uncertainty_weight=record.uncertainty_weight)
 
 
 def load_reward(
     source: str | Path, device: str | torch.device = "cpu", *, dtype: torch.dtype | str = "auto"
 ) -> LearnedReward:
-    """The reward model or ensemble that `save_pretrained` wrote, or a reward model from the hub."""
+    """The reward model or ensemble that `save_pretrained` wrote, or one from the hub; a token classifier too."""
     if (Path(source) / ENSEMBLE_FILE).is_file() and read_ensemble_file(source).trunk == "separate":
         return RewardEnsemble.from_pretrained(source, dtype=dtype, device=device)
-    return RewardModel.from_pretrained(source, dtype=dtype, device=device)
+    return _load_one(source, dtype=dtype, device=device)
+
+
+def _load_one(
+    source: str | Path, *, dtype: torch.dtype | str, device: str | torch.device
+) -> RewardModel | TokenRewardModel:
+    """A reward model, of the kind that its configuration names."""
+    kind = TokenRewardModel if is_token_classifier(source) else RewardModel
+    return kind.from_pretrained(source, dtype=dtype, device=device)

@@ -28,7 +28,6 @@ from rlhf_gym.lm.parts import fuse_activations
 from rlhf_gym.lm.tokens import (
     encode_prompts,
     encode_responses,
-    lengths_from_mask,
     pad_rows,
     pad_token_id,
     stop_token_ids,
@@ -36,7 +35,17 @@ from rlhf_gym.lm.tokens import (
 )
 from rlhf_gym.rewards.classifier import is_adapter, load_classifier, new_classifier
 from rlhf_gym.rewards.dense import ResponseTokens
-from rlhf_gym.rewards.reading import Reader, Reading, is_causal, own_pad_token, rows_of, trunk_of, without_pad_token
+from rlhf_gym.rewards.reading import (
+    Reader,
+    Reading,
+    check_token_rows,
+    is_causal,
+    knows_tokens,
+    own_pad_token,
+    rows_of,
+    trunk_of,
+    without_pad_token,
+)
 from rlhf_gym.rewards.reward import LearnedReward, Reward, RewardNormalizer, Scores
 from rlhf_gym.settings.stages import Aggregate, Trunk
 
@@ -143,7 +152,7 @@ class RewardModel(LearnedReward):
                 f"RewardModel.from_pretrained(…, heads={model.config.num_labels}) reads its labels as the members of "
                 "an ensemble"
             )
-        tokenizer = _load_tokenizer(name, trust_remote_code=trust_remote_code)
+        tokenizer = tokenizer_beside(name, trust_remote_code=trust_remote_code)
         config = model.config.get_text_config()
         if record is not None and record.reading is None and is_causal(model):
             record = replace(record, reading="last_token")  # so were all models that said nothing about it
@@ -273,17 +282,8 @@ class RewardModel(LearnedReward):
 
     def reads_tokens(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> bool:
         """Whether the policy's tokens are among its own; an encoder reads texts, in its tokenizer's template."""
-        if self.tokenizer is None:
-            if len(tokenizer) <= self.vocab_size <= max(len(tokenizer), vocab_size or 0):
-                return True
-            expected = " or ".join(str(n) for n in (len(tokenizer), vocab_size) if n is not None)
-            raise ValueError(
-                f"expected a reward model with the policy's vocabulary of {expected} tokens, or one with a tokenizer "
-                f"of its own to read texts with; got a vocabulary of {self.vocab_size} tokens and no tokenizer"
-            )
-        own = self.tokenizer.get_vocab()
-        known = max(own.values()) < self.vocab_size and tokenizer.get_vocab().items() <= own.items()
-        return self.reads == "last_token" and known
+        known = knows_tokens(self.model, self.tokenizer, tokenizer, vocab_size)
+        return known and (self.tokenizer is None or self.reads == "last_token")
 
     def renders_conversations(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether its own tokenizer or the policy's has a chat template: it then reads what its own one writes."""
@@ -313,7 +313,9 @@ class RewardModel(LearnedReward):
             ValueError: the mask is not that of right-padded rows of at least one token, a row is longer than the
                 model's context, or it has a token that the model cannot embed.
         """
-        lengths = self._check_rows(input_ids, attention_mask)  # (B,)
+        lengths = check_token_rows(
+            input_ids, attention_mask, vocab_size=self.vocab_size, max_length=self.max_length
+        )  # (B,)
         raw = torch.empty(len(self), len(input_ids), dtype=torch.float32, device=input_ids.device)  # (k, B)
         was_training = self.training
         self.eval()
@@ -399,32 +401,6 @@ class RewardModel(LearnedReward):
     def _pad_token_id(self) -> int:
         return 0 if self.tokenizer is None else pad_token_id(self.tokenizer)
 
-    def _check_rows(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Lengths (B,) on the CPU, after the checks that `scores_of_tokens` promises."""
-        if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
-            shapes = f"{tuple(input_ids.shape)} and {tuple(attention_mask.shape)}"
-            raise ValueError(f"expected input_ids and attention_mask of one shape (B, L), got {shapes}")
-        lengths = lengths_from_mask(attention_mask).cpu()  # (B,)
-        if len(lengths) == 0:
-            return lengths
-        right_padded = attention_mask.bool().cpu() == (torch.arange(input_ids.shape[1]) < lengths[:, None])  # (B, L)
-        if not right_padded.all() or int(lengths.min()) < 1:
-            bad = int((~right_padded.all(dim=1) | (lengths < 1)).nonzero()[0])
-            raise ValueError(f"expected right-padded rows of at least one token, got row {bad} with another mask")
-        if self.max_length is not None and int(lengths.max()) > self.max_length:
-            raise ValueError(
-                f"expected rows of at most {self.max_length} tokens (the reward model's context), "
-                f"got {int(lengths.max())} in row {int(lengths.argmax())}"
-            )
-        unknown = (attention_mask != 0) & ((input_ids < 0) | (input_ids >= self.vocab_size))  # (B, L)
-        if unknown.any():
-            row, place = unknown.nonzero()[0].tolist()
-            raise ValueError(
-                f"expected token ids in 0 … {self.vocab_size - 1}, which the reward model can embed, got "
-                f"{int(input_ids[row, place])} at place {place} of row {row}"
-            )
-        return lengths
-
 
 # -- the file beside the weights of an ensemble ------------------------------------------------------------------------
 
@@ -485,7 +461,7 @@ def _read_record(folder: Path) -> _EnsembleFile | None:
     return None
 
 
-def _load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+def tokenizer_beside(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a reward model; None where a folder has none."""
     if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
         return None

@@ -21,6 +21,7 @@ from rlhf_gym.lm.agreement import check_rows, tolerated
 from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.loading import context_length
 from rlhf_gym.lm.parts import Trunk
+from rlhf_gym.lm.tokens import lengths_from_mask
 
 Reading = Literal["last_token", "classifier"]
 """`"last_token"`: from left to right, up to the last token that is not the pad token; `"classifier"`: as an encoder."""
@@ -66,6 +67,62 @@ def can_pad(model: PreTrainedModel) -> bool:
 def rows_of(model: PreTrainedModel) -> int:
     """Number of token ids that the model can embed."""
     return int(model.config.get_text_config().vocab_size)
+
+
+def knows_tokens(
+    model: PreTrainedModel,
+    own: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int | None,
+) -> bool:
+    """Whether a policy's tokens are among those of a reward model with the tokenizer `own`.
+
+    Raises:
+        ValueError: it has no tokenizer to read texts with, and another vocabulary.
+    """
+    rows = rows_of(model)
+    if own is not None:
+        known = own.get_vocab()
+        return max(known.values()) < rows and tokenizer.get_vocab().items() <= known.items()
+    if len(tokenizer) <= rows <= max(len(tokenizer), vocab_size or 0):
+        return True
+    expected = " or ".join(str(n) for n in (len(tokenizer), vocab_size) if n is not None)
+    raise ValueError(
+        f"expected a reward model with the policy's vocabulary of {expected} tokens, or one with a tokenizer "
+        f"of its own to read texts with; got a vocabulary of {rows} tokens and no tokenizer"
+    )
+
+
+def check_token_rows(input_ids: Tensor, attention_mask: Tensor, *, vocab_size: int, max_length: int | None) -> Tensor:
+    """Lengths (B,) on the CPU of rows (B, L) that a reward model can read.
+
+    Raises:
+        ValueError: the mask is not that of right-padded rows of at least one token, a row is longer than the model's
+            context, or it has a token that the model cannot embed.
+    """
+    if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
+        shapes = f"{tuple(input_ids.shape)} and {tuple(attention_mask.shape)}"
+        raise ValueError(f"expected input_ids and attention_mask of one shape (B, L), got {shapes}")
+    lengths = lengths_from_mask(attention_mask).cpu()  # (B,)
+    if len(lengths) == 0:
+        return lengths
+    right_padded = attention_mask.bool().cpu() == (torch.arange(input_ids.shape[1]) < lengths[:, None])  # (B, L)
+    if not right_padded.all() or int(lengths.min()) < 1:
+        bad = int((~right_padded.all(dim=1) | (lengths < 1)).nonzero()[0])
+        raise ValueError(f"expected right-padded rows of at least one token, got row {bad} with another mask")
+    if max_length is not None and int(lengths.max()) > max_length:
+        raise ValueError(
+            f"expected rows of at most {max_length} tokens (the reward model's context), "
+            f"got {int(lengths.max())} in row {int(lengths.argmax())}"
+        )
+    unknown = (attention_mask != 0) & ((input_ids < 0) | (input_ids >= vocab_size))  # (B, L)
+    if unknown.any():
+        row, place = unknown.nonzero()[0].tolist()
+        raise ValueError(
+            f"expected token ids in 0 … {vocab_size - 1}, which the reward model can embed, got "
+            f"{int(input_ids[row, place])} at place {place} of row {row}"
+        )
+    return lengths
 
 
 class Reader:

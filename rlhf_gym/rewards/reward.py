@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.chat import Prompt, prompt_text
+from rlhf_gym.lm.tokens import ActionRows
 from rlhf_gym.rewards.dense import DenseRewards, Given, ResponseTokens, Row, check_rewards
 from rlhf_gym.settings.stages import Aggregate
 
@@ -201,6 +202,14 @@ class Reward(ABC):
         self, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int | None = None, normalise: bool = True
     ) -> Scores:
         """Scores of right-padded rows (B, L) with their mask (B, L), without gradients."""
+
+    def scores_of_rows(
+        self, rows: ActionRows, tokenizer: PreTrainedTokenizerBase, *, batch_size: int | None = None
+    ) -> Scores:
+        """Scores of episodes in the tokens that a policy with this tokenizer sampled; here by `scores_of_tokens`."""
+        places = torch.arange(rows.input_ids.shape[1], device=rows.input_ids.device)  # (L,)
+        mask = places < rows.lengths[:, None]  # (B, L)
+        return self.scores_of_tokens(rows.input_ids, mask, batch_size=batch_size)
 
     @abstractmethod
     def scores_of_texts(

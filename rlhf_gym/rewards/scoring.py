@@ -144,9 +144,7 @@ class EpisodeScorer:
         return unknown | torch.tensor(conversations, dtype=torch.bool)
 
     def _score_tokens(self, part: Reward, rows: ActionRows, prompts: Sequence[Prompt | None]) -> Scores:
-        places = torch.arange(rows.input_ids.shape[1], device=rows.input_ids.device)  # (L,)
-        mask = places < rows.lengths[:, None]  # (B, L)
-        return part.scores_of_tokens(rows.input_ids, mask, batch_size=self._batch_size)
+        return part.scores_of_rows(rows, self._tokenizer, batch_size=self._batch_size)
 
     def _score_texts(self, part: Reward, rows: ActionRows, prompts: Sequence[Prompt | None]) -> Scores:
         """By what stands before each row's answer, the answer, and whether it ends by a stop token."""

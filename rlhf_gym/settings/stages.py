@@ -18,6 +18,7 @@ Acquisition = Literal["disagreement", "information", "uncertainty"]
 Labeler = Literal["simulated", "web"]
 Aggregate = Literal["mean", "min", "uwo"]
 Trunk = Literal["separate", "shared"]
+StepEnd = Literal["separator", "sentence", "turn", "token"]
 ItemKind = Literal["comparison", "ranking", "rating"]
 Ties = Literal["drop", "half"]
 
