@@ -12,6 +12,7 @@ from rlhf_gym.preferences.files import (
     load_demonstrations,
     load_preferences,
     load_prompts,
+    load_steps,
     load_texts,
     read_demonstrations,
     read_preferences,
@@ -21,7 +22,7 @@ from rlhf_gym.preferences.files import (
 )
 from rlhf_gym.preferences.pairing import PairingStrategy, choose_pairs, pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.reader import Records
-from rlhf_gym.preferences.records import Candidate, CandidatePair, Demonstration, Preference
+from rlhf_gym.preferences.records import Candidate, CandidatePair, Demonstration, LabelledSteps, Preference
 from rlhf_gym.settings import CONFIDENT_WORDS
 from rlhf_gym.settings.stages import Acquisition
 
@@ -34,6 +35,7 @@ __all__ = [
     "Candidate",
     "CandidatePair",
     "Demonstration",
+    "LabelledSteps",
     "PairingStrategy",
     "Preference",
     "PreferenceReport",
@@ -45,6 +47,7 @@ __all__ = [
     "load_demonstrations",
     "load_preferences",
     "load_prompts",
+    "load_steps",
     "load_texts",
     "pairs_from_ranking",
     "pairs_from_ratings",

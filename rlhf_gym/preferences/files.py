@@ -1,4 +1,4 @@
-"""Reading demonstrations, preferences, candidates, prompts and texts from files, and writing preferences.
+"""Reading demonstrations, preferences, labelled steps, candidates, prompts and texts from files.
 
 `read_…` gives the records alone, `load_…` a `Records` that also says what was left out, not used or odd.
 docs/data_formats.md has the table of the shapes that are read. Conversations stay messages: the model that reads them
@@ -33,7 +33,7 @@ from rlhf_gym.preferences.reader import (
     read_records,
     table_rows,
 )
-from rlhf_gym.preferences.records import Candidate, Demonstration, Preference
+from rlhf_gym.preferences.records import Candidate, Demonstration, LabelledSteps, Preference
 from rlhf_gym.preferences.shapes import (
     Judged,
     candidates_of,
@@ -41,6 +41,7 @@ from rlhf_gym.preferences.shapes import (
     pairs_of_judged,
     preferences_of,
     prompt_of,
+    steps_of,
     text_of,
 )
 
@@ -116,6 +117,13 @@ def load_demonstrations(
 ) -> Records[Demonstration]:
     """As `read_demonstrations`, with what was left out, not used or odd."""
     return _load(path, "demonstration", lambda row: [demonstration_of(row)], tokenizer, skip_bad)
+
+
+def load_steps(
+    path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, skip_bad: bool = False
+) -> Records[LabelledSteps]:
+    """Labelled steps, `{"prompt", "completions": […], "labels": […]}`. Arguments and errors as `read_preferences`."""
+    return _load(path, "labelled response", lambda row: [steps_of(row)], tokenizer, skip_bad)
 
 
 def load_prompts(

@@ -19,6 +19,22 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
+class LabelledSteps:
+    """A response in steps, each of them labelled good or bad, for a reward at tokens."""
+
+    prompt: Prompt
+    """What the response answers."""
+    steps: tuple[str, ...]
+    """The texts of its steps in their order, without what separates them."""
+    labels: tuple[bool, ...]
+    """Whether each step is good, (S,)."""
+
+    def __post_init__(self) -> None:
+        if not self.steps or len(self.steps) != len(self.labels):
+            raise ValueError(f"expected a label for each step, got {len(self.steps)} steps, {len(self.labels)} labels")
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A response drawn for a prompt, and how it was drawn."""
 

@@ -15,7 +15,7 @@ from rlhf_gym.lm.chat import Conversation, Message, Prompt, as_conversation, as_
 from rlhf_gym.preferences.conversations import split_transcripts
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.reader import Row, is_finite_number, short
-from rlhf_gym.preferences.records import Candidate, Demonstration, Preference
+from rlhf_gym.preferences.records import Candidate, Demonstration, LabelledSteps, Preference
 
 T = TypeVar("T")
 
@@ -353,6 +353,24 @@ def demonstration_of(row: Row) -> Demonstration:
     if (name := _dialogue(row)) is not None:
         return Demonstration(*_conversation(row, name))
     return Demonstration(*_answered(row))
+
+
+def steps_of(row: Row) -> LabelledSteps:
+    """The steps of a response with their labels: TRL's stepwise supervision, {"prompt", "completions", "labels"}."""
+    prompt = prompt_of(row)
+    steps: list[str] = _field(row, "completions", list)
+    labels: list[bool] = _field(row, "labels", list)
+    if not steps:
+        raise ValueError('expected "completions" to hold at least one step, got none')
+    if len(steps) != len(labels):
+        raise ValueError(f'expected as many "labels" as "completions", one a step, got {len(labels)} and {len(steps)}')
+    for number, step in enumerate(steps):
+        if not isinstance(step, str) or not step.strip():
+            raise ValueError(f'expected "completions" to hold texts, got {short(step)} as step {number}')
+    for number, label in enumerate(labels):
+        if not isinstance(label, bool | int) or label not in (0, 1):
+            raise ValueError(f'expected "labels" to hold true or false (1 or 0), got {short(label)} as label {number}')
+    return LabelledSteps(prompt, tuple(steps), tuple(map(bool, labels)))
 
 
 def candidates_of(row: Row) -> list[Candidate]:

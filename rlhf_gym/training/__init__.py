@@ -21,6 +21,7 @@ from rlhf_gym.training.reward_evaluation import (
 from rlhf_gym.training.reward_modeling import train_reward_model
 from rlhf_gym.training.reward_probes import RewardProbes, probe_reward_model
 from rlhf_gym.training.stage import is_finished
+from rlhf_gym.training.step_modeling import StepMetrics, step_examples, step_metrics, train_token_reward_model
 
 __all__ = [
     "Baseline",
@@ -32,6 +33,7 @@ __all__ = [
     "SFTMetrics",
     "ScoredPairs",
     "Share",
+    "StepMetrics",
     "accuracy_by_length",
     "accuracy_by_name",
     "diagnose_reward_model",
@@ -44,7 +46,10 @@ __all__ = [
     "reward_complaints",
     "reward_metrics",
     "score_pairs",
+    "step_examples",
+    "step_metrics",
     "train_baselines",
     "train_reward_model",
     "train_sft",
+    "train_token_reward_model",
 ]

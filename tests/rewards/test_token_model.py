@@ -1,4 +1,4 @@
-"""A learned reward at tokens: what the token classifier says at the ends of steps, by every route, and saved as such."""
+"""A learned reward at tokens: what a token classifier says at the ends of steps, by every route, saved as such."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def test_neither_batch_nor_padding_side_matters(at):
 
 
 def test_an_encoder_can_give_rewards_too():
-    config = BertConfig(vocab_size=29, num_hidden_layers=2, hidden_size=32, num_attention_heads=2,
-                        intermediate_size=64, max_position_embeddings=64, initializer_range=0.2, num_labels=2)  # fmt: skip
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=29, max_position_embeddings=64, initializer_range=0.2, num_labels=2, **shape)
     model = TokenRewardModel(build(BertForTokenClassification, config, 0), tiny_tokenizer(), separator=END)
     row = model.labelled_row("good film", ["the plot", "bad"])
     ours = model.rewards_of(model.log_odds([row])[0])
@@ -213,7 +213,7 @@ def test_what_is_no_token_reward_is_one_clear_error(tmp_path):
         TokenRewardModel.from_pretrained(tmp_path)
     with torch.no_grad():
         model.model.classifier.weight[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="classifier.weight"):
+    with pytest.raises(FloatingPointError, match=r"classifier\.weight"):
         TokenRewardModel(model.model, model.tokenizer, separator=END)
 
 
