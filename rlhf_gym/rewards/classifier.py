@@ -93,6 +93,7 @@ def new_token_classifier(language_model: PreTrainedModel, labels: Sequence[str],
         config: Any = copy.deepcopy(trunk.config)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
+        config.classifier_dropout = 0.0  # some classes drop a tenth before the head where nothing is said
         config.architectures = None
         config.use_cache = False
         if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:

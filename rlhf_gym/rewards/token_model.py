@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -194,7 +194,7 @@ class TokenRewardModel(LearnedReward):
         else:
             language_model = load_causal_lm(source, dtype=dtype)
             tokenizer = load_tokenizer(source) if tokenizer is None else tokenizer
-        model = new_token_classifier(merged(language_model), LABELS, seed)
+        model: Any = new_token_classifier(merged(language_model), LABELS, seed)
         model = model.to(device=torch.device(device), dtype=model.dtype if isinstance(dtype, str) else dtype)
         return cls(model, tokenizer, at=at, separator=separator)
 

@@ -39,7 +39,7 @@ def line_tokenizer():
 
 
 def trl_row(tokenizer, prompt: str, steps, labels):
-    """`PRMTrainer.tokenize_row` of TRL 0.24, without its truncation."""
+    """The row and labels of TRL's `PRMTrainer.tokenize_row`, without its truncation."""
     prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
     completions = [tokenizer(step, add_special_tokens=False).input_ids for step in steps]
     separator = tokenizer.encode(SEPARATOR, add_special_tokens=False)
