@@ -11,6 +11,7 @@ import torch
 from rlhf_gym.agents.kl_control import KLController
 from rlhf_gym.agents.regularisers import Regulariser
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
+from rlhf_gym.ranges import Count, Positive, Seed, Whole
 
 LearnsFrom = Literal["rewards", "preferences", "nothing"]
 
@@ -18,17 +19,17 @@ LearnsFrom = Literal["rewards", "preferences", "nothing"]
 class Plumbing(TypedDict, total=False):
     """What every agent takes that is no setting of its algorithm, as in SB3."""
 
-    n_envs: int
+    n_envs: Count
     """The number of slots, where `env` is an id (64)."""
-    stats_window_size: int
+    stats_window_size: Count
     """As in SB3."""
     tensorboard_log: str | None
     """As in SB3."""
     policy_kwargs: dict[str, Any] | None
     """Arguments of the policy; without `model` it starts as a copy of the environment's π_ref."""
-    verbose: int
+    verbose: Whole
     """As in SB3."""
-    seed: int | None
+    seed: Seed | None
     """As in SB3."""
     device: torch.device | str
     """As in SB3."""
@@ -38,16 +39,16 @@ class Plumbing(TypedDict, total=False):
 class LearnerArguments(Plumbing, total=False):
     """What every agent that learns takes, by keyword."""
 
-    micro_batch_size: int | None
+    micro_batch_size: Count | None
     """Episodes in one forward; fewer take less memory and give the same update."""
-    max_grad_norm: float
+    max_grad_norm: Positive
     """Gradients are scaled down to this norm (1)."""
 
 
 class TokenArguments(LearnerArguments, total=False):
     """What every policy-gradient agent takes besides."""
 
-    target_kl: float | None
+    target_kl: Positive | None
     """The update ends when KL(π_old‖π) exceeds 1.5 times this (never)."""
     mask_truncated: bool
     """Learn nothing from responses that were cut off at the horizon (DAPO's "overlong filtering"); what the others are
@@ -67,17 +68,6 @@ def check_words(agent: str, arguments: Mapping[str, Any], known: type) -> None:
     unknown = sorted(set(arguments) - set(known.__annotations__))
     if unknown:
         raise TypeError(f"{agent} takes no {', '.join(unknown)}")
-
-
-def check_counts(**counts: int | None) -> None:
-    """Each is at least 1, or None.
-
-    Raises:
-        ValueError: naming the one that is not.
-    """
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"expected {name} >= 1, got {value}")
 
 
 def check_regularisers(regularisers: Sequence[Regulariser]) -> None:

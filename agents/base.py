@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, Unpack
 
@@ -31,7 +32,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from rlhf_gym.agents.arguments import (
     LearnsFrom,
     Plumbing,
-    check_counts,
     check_no_critic,
     check_regularisers,
     check_words,
@@ -77,6 +77,7 @@ from rlhf_gym.lm.loading import Shared, quiet_transformers
 from rlhf_gym.lm.lora import has_adapter, save_model
 from rlhf_gym.lm.tensors import check_names, load_optimizer
 from rlhf_gym.lm.tokens import decode
+from rlhf_gym.ranges import Count, NonNegative, Positive, check_arguments
 from rlhf_gym.settings.defaults import OTHER_AGENT, SMALL_WIDTH, row
 
 MinibatchLoss = Callable[[EpisodeBatch, EpisodeEvaluation, MinibatchSize], LossTerm]
@@ -128,18 +129,19 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     max_refills: int = 0
     """How often groups without spread are replaced in a rollout, at most."""
 
+    @check_arguments
     def __init__(
         self,
         policy: str | type[LMActorCriticPolicy],
         env: TokenVectorEnv | SB3VecEnv | str | None,
         *,
-        learning_rate: float | Schedule | None,
-        n_episodes: int,
-        batch_size: int | None,
-        n_epochs: int,
-        micro_batch_size: int | None = None,
-        max_grad_norm: float = 1.0,
-        target_kl: float | None = None,
+        learning_rate: NonNegative | Schedule | None,
+        n_episodes: Count,
+        batch_size: Count | None,
+        n_epochs: Count,
+        micro_batch_size: Count | None = None,
+        max_grad_norm: Positive = 1.0,
+        target_kl: Positive | None = None,
         mask_truncated: bool = False,
         kl_controller: KLController | None = None,
         regularisers: Sequence[Regulariser] = (),
@@ -147,7 +149,6 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     ) -> None:
         """What a subclass's `__init__` calls; the arguments are documented there and in `TokenArguments`."""
         check_words(type(self).__name__, plumbing, Plumbing)
-        check_counts(n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs, micro_batch_size=micro_batch_size)
         check_regularisers(regularisers)
         policy_kwargs = dict(plumbing.get("policy_kwargs") or {})
         if not self.uses_critic:
@@ -213,7 +214,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     @property
     def engine(self) -> TokenVectorEnv:
         """The environment behind the SB3 wrapper."""
-        assert isinstance(self.env, SB3VecEnv), "set an environment first: set_env(env)"
+        if not isinstance(self.env, SB3VecEnv):
+            raise ValueError("expected an agent with an environment, got none: set_env(env)")
         return self.env.engine
 
     @property
@@ -329,6 +331,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         agent goes back to the start of the iteration: `save` it, or call `learn(rest, reset_num_timesteps=False)`.
         """
         self._check_whole()
+        if isinstance(total_timesteps, bool) or not isinstance(total_timesteps, Real) or not total_timesteps >= 0:
+            raise ValueError(f"expected total_timesteps, a number of tokens >= 0, got {total_timesteps!r}")
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )

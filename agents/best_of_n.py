@@ -15,6 +15,7 @@ from rlhf_gym.functional.best_of_n import best_of_n_kl
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.sampling import sample
 from rlhf_gym.lm.tokens import decode
+from rlhf_gym.ranges import Count, Seed, check_arguments
 
 
 class BestResponses(NamedTuple):
@@ -74,17 +75,16 @@ class BestOfN:
     default_group: ClassVar[int] = 16
     """The n of a constructor that is given none."""
 
+    @check_arguments
     def __init__(
         self,
         policy: Any = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        n: int = 16,
+        n: Count = 16,
         *,
-        n_envs: int = 64,
-        seed: int | None = None,
+        n_envs: Count = 64,
+        seed: Seed | None = None,
     ) -> None:
-        if n < 1:
-            raise ValueError(f"expected n >= 1, got {n}")
         self.engine = make_env(env, n_envs=n_envs) if isinstance(env, str) else unwrap_env(env)
         check_reference(type(self).__name__, self.engine)
         self.n = n

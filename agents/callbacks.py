@@ -16,6 +16,7 @@ from torch import Tensor
 from rlhf_gym.agents.base import TokenAlgorithm
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.envs.episode import ActionLogProb
+from rlhf_gym.ranges import Count, Positive, check_arguments
 
 
 class AttachPolicy(BaseCallback):
@@ -71,9 +72,8 @@ class StopOnKL(BaseCallback):
             estimate pass.
     """
 
-    def __init__(self, limit: float, patience: int = 1) -> None:
-        if not limit > 0 or patience < 1:
-            raise ValueError(f"expected limit > 0 and patience >= 1, got {limit} and {patience}")
+    @check_arguments
+    def __init__(self, limit: Positive, patience: Count = 1) -> None:
         super().__init__()
         self.limit = limit
         self.patience = patience

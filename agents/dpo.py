@@ -24,6 +24,7 @@ from rlhf_gym.functional.masks import zero_masked
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
+from rlhf_gym.ranges import Count, NonNegative, Positive, Share, check_arguments
 
 DPOKind = Literal["sigmoid", "ipo"]
 
@@ -91,25 +92,24 @@ class DPO(TokenAlgorithm):
     episodes_together: ClassVar[int] = 2
     saved_arguments: ClassVar[tuple[str, ...]] = ("beta", "loss", "label_smoothing")
 
+    @check_arguments
     def __init__(
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule | None = None,
-        n_episodes: int = 64,
-        batch_size: int | None = None,
-        n_epochs: int = 1,
-        beta: float | None = None,
+        learning_rate: NonNegative | Schedule | None = None,
+        n_episodes: Count = 64,
+        batch_size: Count | None = None,
+        n_epochs: Count = 1,
+        beta: Positive | None = None,
         loss: DPOKind = "sigmoid",
-        label_smoothing: float = 0.0,
+        label_smoothing: Share = 0.0,
         preferences: Sequence[Comparison] | None = None,
         **arguments: Unpack[LearnerArguments],
     ) -> None:
         check_words("DPO", arguments, LearnerArguments)
         if loss not in get_args(DPOKind):
             raise ValueError(f"expected loss to be one of {get_args(DPOKind)}, got {loss!r}")
-        if beta is not None and not beta > 0:
-            raise ValueError(f"expected beta > 0, got {beta}")
         if not 0 <= label_smoothing <= (0.5 if loss == "sigmoid" else 0):
             raise ValueError(
                 f'expected label_smoothing in [0, 0.5], and 0 with loss="ipo", got {label_smoothing} with {loss!r}'

@@ -17,6 +17,7 @@ from rlhf_gym.agents.observations import pack_prefixes, read
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.loading import Shared, load_causal_lm
 from rlhf_gym.lm.parts import Trunk
+from rlhf_gym.ranges import check_arguments
 
 
 class LMFeaturesExtractor(BaseFeaturesExtractor):
@@ -39,6 +40,7 @@ class LMFeaturesExtractor(BaseFeaturesExtractor):
         use_cache: see `Decoder`.
     """
 
+    @check_arguments
     def __init__(
         self,
         observation_space: spaces.Space,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.functional.kl import adaptive_kl_coef
+from rlhf_gym.ranges import Count, NonNegative, Positive, ShareBelowOne, check_arguments
 
 TREND = 0.7
 """Weight of the past in a constraint's trend."""
@@ -40,9 +41,8 @@ class KLController(ABC):
 class FixedKL(KLController):
     """A constant β."""
 
-    def __init__(self, kl_coef: float) -> None:
-        if not kl_coef >= 0:
-            raise ValueError(f"expected kl_coef >= 0, got {kl_coef}")
+    @check_arguments
+    def __init__(self, kl_coef: NonNegative) -> None:
         self.kl_coef = kl_coef
 
     def update(self, kl: float, n: int) -> float:
@@ -60,9 +60,8 @@ class AdaptiveKL(KLController):
         horizon: episodes over which a full clip's worth of change adds up.
     """
 
-    def __init__(self, kl_coef: float, target: float, horizon: int = 10_000) -> None:
-        if not (kl_coef > 0 and target > 0 and horizon > 0):
-            raise ValueError(f"expected kl_coef, target and horizon > 0, got {kl_coef}, {target}, {horizon}")
+    @check_arguments
+    def __init__(self, kl_coef: Positive, target: Positive, horizon: Count = 10_000) -> None:
         self.kl_coef = kl_coef
         self.target = target
         self.horizon = horizon
@@ -108,24 +107,20 @@ class ConstraintKL(KLController):
         bounds: the lowest and the highest β.
     """
 
+    @check_arguments
     def __init__(
         self,
-        kl_coef: float,
-        limit: float,
+        kl_coef: Positive,
+        limit: Positive,
         *,
-        learning_rate: float = 0.5,
-        proportional: float = 0.7,
-        lookahead: float = 2.0,
-        smoothing: float = 0.4,
-        bounds: tuple[float, float] = (1e-6, 1e3),
+        learning_rate: Positive = 0.5,
+        proportional: NonNegative = 0.7,
+        lookahead: NonNegative = 2.0,
+        smoothing: ShareBelowOne = 0.4,
+        bounds: tuple[Positive, Positive] = (1e-6, 1e3),
     ) -> None:
-        if not (kl_coef > 0 and limit > 0 and learning_rate > 0 and 0 <= smoothing < 1):
-            raise ValueError(
-                "expected kl_coef, limit, learning_rate > 0 and 0 <= smoothing < 1, "
-                f"got {kl_coef}, {limit}, {learning_rate}, {smoothing}"
-            )
-        if not (proportional >= 0 and lookahead >= 0):
-            raise ValueError(f"expected proportional and lookahead >= 0, got {proportional} and {lookahead}")
+        if not bounds[0] <= bounds[1]:
+            raise ValueError(f"expected bounds (lowest, highest) with lowest <= highest, got {bounds}")
         self.kl_coef = kl_coef
         self.limit = limit
         self.learning_rate = learning_rate

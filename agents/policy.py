@@ -40,6 +40,7 @@ from rlhf_gym.lm.sampling import (
     token_log_prob,
 )
 from rlhf_gym.lm.split import LowerStates, Split
+from rlhf_gym.ranges import Positive, PositiveShare, Whole, check_arguments
 from rlhf_gym.rewards import RewardModel
 
 Critic = Literal["shared", "separate", "reward_model"]
@@ -96,6 +97,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         use_sde: must stay False (SB3 passes it).
     """
 
+    @check_arguments
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -107,11 +109,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         critic: Critic = "shared",
         critic_model: str | Path | Shared[RewardModel] | PretrainedConfig | None = None,
         value_head: str | Path | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        forbidden_token_ids: tuple[int, ...] = (),
-        freeze_layers: int = 0,
+        temperature: Positive = 1.0,
+        top_k: Whole = 0,
+        top_p: PositiveShare = 1.0,
+        forbidden_token_ids: tuple[Whole, ...] = (),
+        freeze_layers: Whole = 0,
         bf16: bool = False,
         use_cache: bool | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,

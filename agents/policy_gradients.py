@@ -30,6 +30,7 @@ from rlhf_gym.functional.policy_gradient import (
     ppo_value_loss,
     rloo_advantages,
 )
+from rlhf_gym.ranges import Count, NonNegative, Positive, Several, Share, Whole, check_arguments
 
 Baseline = Literal["none", "running", "batch"]
 MEMORY = 0.9
@@ -62,18 +63,19 @@ class TokenA2C(TokenAlgorithm, A2C):
     saved_arguments: ClassVar[tuple[str, ...]] = ("gamma", "normalize_advantage", "vf_coef")
     saved_schedules: ClassVar[tuple[str, ...]] = ("gae_lambda",)
 
+    @check_arguments
     def __init__(
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule | None = None,
-        n_episodes: int = 64,
-        batch_size: int | None = None,
-        n_epochs: int = 1,
-        gamma: float = 1.0,
-        gae_lambda: float | LengthAdaptive = 1.0,
+        learning_rate: NonNegative | Schedule | None = None,
+        n_episodes: Count = 64,
+        batch_size: Count | None = None,
+        n_epochs: Count = 1,
+        gamma: Share = 1.0,
+        gae_lambda: Share | LengthAdaptive = 1.0,
         normalize_advantage: bool = False,
-        vf_coef: float = 0.1,
+        vf_coef: NonNegative = 0.1,
         **arguments: Unpack[TokenArguments],
     ) -> None:
         super().__init__(
@@ -139,14 +141,15 @@ class TokenReinforce(TokenAlgorithm):
     saved_arguments: ClassVar[tuple[str, ...]] = ("baseline", "normalize_advantage", "reward_to_go")
     saved_schedules: ClassVar[tuple[str, ...]] = ("surrogate",)
 
+    @check_arguments
     def __init__(
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule | None = None,
-        n_episodes: int = 64,
-        batch_size: int | None = None,
-        n_epochs: int = 1,
+        learning_rate: NonNegative | Schedule | None = None,
+        n_episodes: Count = 64,
+        batch_size: Count | None = None,
+        n_epochs: Count = 1,
         baseline: Baseline = "batch",
         normalize_advantage: bool = False,
         reward_to_go: bool = False,
@@ -229,22 +232,23 @@ class TokenRLOO(TokenAlgorithm):
     saved_arguments: ClassVar[tuple[str, ...]] = ("samples_per_prompt", "max_refills")
     saved_schedules: ClassVar[tuple[str, ...]] = ("surrogate",)
 
+    @check_arguments
     def __init__(
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule | None = None,
-        n_episodes: int = 64,
-        batch_size: int | None = None,
-        n_epochs: int = 1,
-        samples_per_prompt: int | None = None,
+        learning_rate: NonNegative | Schedule | None = None,
+        n_episodes: Count = 64,
+        batch_size: Count | None = None,
+        n_epochs: Count = 1,
+        samples_per_prompt: Several | None = None,
         surrogate: Surrogate | None = None,
-        max_refills: int = 0,
+        max_refills: Whole = 0,
         **arguments: Unpack[TokenArguments],
     ) -> None:
         self.samples_per_prompt = samples_per_prompt
         self.surrogate = chosen_surrogate(type(self).__name__, surrogate, None)
-        self.max_refills = _checked_refills(max_refills)
+        self.max_refills = max_refills
         super().__init__(
             policy,
             env,
@@ -322,27 +326,28 @@ class TokenGRPO(TokenAlgorithm):
     saved_arguments: ClassVar[tuple[str, ...]] = ("scale_by_std", "aggregation", "samples_per_prompt", "max_refills")
     saved_schedules: ClassVar[tuple[str, ...]] = ("clip_range", "surrogate")
 
+    @check_arguments
     def __init__(
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule | None = None,
-        n_episodes: int = 64,
-        batch_size: int | None = 16,
-        n_epochs: int = 4,
-        clip_range: float | Schedule | None = None,
+        learning_rate: NonNegative | Schedule | None = None,
+        n_episodes: Count = 64,
+        batch_size: Count | None = 16,
+        n_epochs: Count = 4,
+        clip_range: Positive | Schedule | None = None,
         scale_by_std: bool = True,
         aggregation: Aggregation = "token",
-        samples_per_prompt: int | None = None,
+        samples_per_prompt: Several | None = None,
         surrogate: Surrogate | None = None,
-        max_refills: int = 0,
+        max_refills: Whole = 0,
         **arguments: Unpack[TokenArguments],
     ) -> None:
         if aggregation not in get_args(Aggregation):
             raise ValueError(f"expected aggregation to be one of {get_args(Aggregation)}, got {aggregation!r}")
         self.samples_per_prompt = samples_per_prompt
         self.surrogate = chosen_surrogate(type(self).__name__, surrogate, clip_range)
-        self.max_refills = _checked_refills(max_refills)
+        self.max_refills = max_refills
         super().__init__(
             policy,
             env,
@@ -382,12 +387,6 @@ class TokenGRPO(TokenAlgorithm):
 def leave_out_flat(buffer: EpisodeBuffer, returns: Tensor) -> None:
     """Learn nothing from groups whose responses all earned the same; returns (E/k, k)."""
     buffer.learned &= has_spread(returns).repeat_interleave(returns.shape[1])  # (E,)
-
-
-def _checked_refills(max_refills: int) -> int:
-    if max_refills < 0:
-        raise ValueError(f"expected max_refills >= 0, got {max_refills}")
-    return max_refills
 
 
 def check_groups(agent: TokenAlgorithm, env: TokenVectorEnv, *, samples_per_prompt: int | None) -> None:

@@ -15,6 +15,7 @@ from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LengthAdaptive,
 from rlhf_gym.agents.surrogates import Clip, Surrogate, chosen_surrogate, policy_term
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.policy_gradient import ppo_value_loss
+from rlhf_gym.ranges import Count, NonNegative, Positive, Share, Whole, check_arguments
 
 
 class TokenPPO(TokenAlgorithm, PPO):
@@ -55,27 +56,26 @@ class TokenPPO(TokenAlgorithm, PPO):
     )
     saved_schedules: ClassVar[tuple[str, ...]] = ("clip_range", "clip_range_vf", "gae_lambda", "surrogate")
 
+    @check_arguments
     def __init__(
         self,
         policy: str | type[LMActorCriticPolicy] = "LMPolicy",
         env: TokenVectorEnv | SB3VecEnv | str | None = None,
-        learning_rate: float | Schedule | None = None,
-        n_episodes: int = 64,
-        batch_size: int | None = 16,
-        n_epochs: int = 4,
-        gamma: float = 1.0,
-        gae_lambda: float | LengthAdaptive = 0.95,
-        clip_range: float | Schedule | None = None,
-        clip_range_vf: float | Schedule | None = 0.2,
+        learning_rate: NonNegative | Schedule | None = None,
+        n_episodes: Count = 64,
+        batch_size: Count | None = 16,
+        n_epochs: Count = 4,
+        gamma: Share = 1.0,
+        gae_lambda: Share | LengthAdaptive = 0.95,
+        clip_range: Positive | Schedule | None = None,
+        clip_range_vf: Positive | Schedule | None = 0.2,
         normalize_advantage: bool = True,
-        vf_coef: float = 0.1,
+        vf_coef: NonNegative = 0.1,
         surrogate: Surrogate | None = None,
-        critic_lambda: float | None = None,
-        critic_warmup: int = 0,
+        critic_lambda: Share | None = None,
+        critic_warmup: Whole = 0,
         **arguments: Unpack[TokenArguments],
     ) -> None:
-        if critic_warmup < 0:
-            raise ValueError(f"expected critic_warmup >= 0, got {critic_warmup}")
         self.surrogate = chosen_surrogate(type(self).__name__, surrogate, clip_range)
         super().__init__(
             policy,

@@ -23,6 +23,7 @@ from rlhf_gym.lm.lora import merged
 from rlhf_gym.lm.parts import LMParts, in_chunks
 from rlhf_gym.lm.sampling import token_log_prob
 from rlhf_gym.lm.tokens import encode_prompts, pad_rows
+from rlhf_gym.ranges import Count, NonNegative, PositiveShare, Seed, Several, check_arguments
 
 
 class Regulariser:
@@ -84,9 +85,8 @@ class EntropyBonus(Regulariser):
         coef: c ≥ 0.
     """
 
-    def __init__(self, coef: float) -> None:
-        if not coef >= 0:
-            raise ValueError(f"expected coef >= 0, got {coef}")
+    @check_arguments
+    def __init__(self, coef: NonNegative) -> None:
         self.coef = coef
         self.reads_entropy = coef > 0
 
@@ -223,19 +223,16 @@ class PretrainingMix(Regulariser):
         seed: of the texts' order.
     """
 
+    @check_arguments
     def __init__(
         self,
         texts: Sequence[str] | Sequence[Sequence[int]],
-        coef: float,
+        coef: NonNegative,
         *,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        seed: int = 0,
+        batch_size: Count = 32,
+        max_length: Several | None = None,
+        seed: Seed = 0,
     ) -> None:
-        if not coef >= 0 or batch_size < 1:
-            raise ValueError(f"expected coef >= 0 and batch_size >= 1, got {coef} and {batch_size}")
-        if max_length is not None and max_length < 2:
-            raise ValueError(f"expected max_length >= 2 (a token, and one to predict), got {max_length}")
         if not len(texts):
             raise ValueError("expected at least one text, got none")
         self.texts = texts
@@ -356,9 +353,8 @@ class MovingReference(Regulariser):
         rate: μ in (0, 1]; 1 is the policy of the iteration before.
     """
 
-    def __init__(self, rate: float) -> None:
-        if not 0 < rate <= 1:
-            raise ValueError(f"expected rate in (0, 1], got {rate}")
+    @check_arguments
+    def __init__(self, rate: PositiveShare) -> None:
         self.rate = rate
         self._parts: LMParts | None = None
         self._loaded: dict[str, Tensor] | None = None

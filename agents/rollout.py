@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from rlhf_gym.functional.masks import masked_whiten
 from rlhf_gym.functional.policy_gradient import gae, has_spread, length_adaptive_lambda
 from rlhf_gym.lm.finite import REMEDY
 from rlhf_gym.lm.split import LowerStates
+from rlhf_gym.ranges import Positive, check_ranges
 
 Aggregation = Literal["token", "sequence"]
 
@@ -77,12 +77,11 @@ class LossTerm(NamedTuple):
 class LengthAdaptive:
     """A λ for each response by its length T, 1 − 1/(α·T), at least 0: see `length_adaptive_lambda`."""
 
-    alpha: float = 0.05
+    alpha: Positive = 0.05
     """α > 0. λ is 0 up to 1/α tokens."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"expected alpha > 0 and finite, got {self.alpha}")
+        check_ranges(self)
 
 
 class EpisodeBuffer:

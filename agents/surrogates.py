@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from rlhf_gym.agents.policy import EpisodeEvaluation
 from rlhf_gym.agents.rollout import EpisodeBatch, LossTerm, MinibatchSize
 from rlhf_gym.functional.policy_gradient import PolicyLoss, cispo_policy_loss, gspo_policy_loss, ppo_policy_loss
+from rlhf_gym.ranges import INFINITE, check_ranges
 
 
 class Surrogate(Protocol):
@@ -38,27 +40,23 @@ class Surrogate(Protocol):
         ...
 
 
-def _check(*epsilons: float | None) -> None:
-    for value in epsilons:
-        if value is not None and not value >= 0:
-            raise ValueError(f"expected low >= 0 and high >= 0, got {value}")
+Epsilon = Annotated[float, Ge(0), INFINITE]
+"""How far a ratio may be from 1; an infinite one clips nothing."""
 
 
 @dataclass(frozen=True)
 class Clip:
     """PPO's clipped ratio of each token, see `ppo_policy_loss`. A larger `high` is DAPO's clip-higher."""
 
-    low: float = 0.2
+    low: Epsilon = 0.2
     """ε_low: the ratio is clipped to at least 1 − ε_low."""
-    high: float | None = None
+    high: Epsilon | None = None
     """ε_high: and to at most 1 + ε_high; None for ε_low."""
-    dual: float | None = None
+    dual: Annotated[float, Gt(1)] | None = None
     """c > 1 bounds the ratio of tokens with Â < 0 too ("dual clip"); None for no such bound."""
 
     def __post_init__(self) -> None:
-        _check(self.low, self.high)
-        if self.dual is not None and not self.dual > 1:
-            raise ValueError(f"expected dual > 1, got {self.dual}")
+        check_ranges(self)
 
     def __call__(self, *terms: Tensor, denominator: Tensor | float | None = None) -> PolicyLoss:
         clip_range = (self.low, self.low if self.high is None else self.high)
@@ -69,13 +67,13 @@ class Clip:
 class SequenceClip:
     """GSPO: one ratio for all tokens of a response, the geometric mean of theirs, see `gspo_policy_loss`."""
 
-    low: float = 3e-4
+    low: Epsilon = 3e-4
     """ε_low, as in the paper. It is for long responses: the ratio of one of T tokens varies like 1/√T."""
-    high: float | None = None
+    high: Epsilon | None = None
     """ε_high; None for 4/3·ε_low, the paper's proportion."""
 
     def __post_init__(self) -> None:
-        _check(self.low, self.high)
+        check_ranges(self)
 
     def __call__(self, *terms: Tensor, denominator: Tensor | float | None = None) -> PolicyLoss:
         high = self.low * 4 / 3 if self.high is None else self.high
@@ -86,13 +84,13 @@ class SequenceClip:
 class CISPO:
     """Clipped importance weights without a gradient, so that every token keeps its own: see `cispo_policy_loss`."""
 
-    high: float
+    high: Epsilon
     """ε_high: weights are at most 1 + ε_high."""
-    low: float = 1.0
+    low: Epsilon = 1.0
     """ε_low: and at least 1 − ε_low; 1 for no bound, as in the paper."""
 
     def __post_init__(self) -> None:
-        _check(self.low, self.high)
+        check_ranges(self)
 
     def __call__(self, *terms: Tensor, denominator: Tensor | float | None = None) -> PolicyLoss:
         return cispo_policy_loss(*terms, clip_range=(self.low, self.high), denominator=denominator)

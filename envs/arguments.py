@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -29,7 +30,11 @@ def resolve_tokenizer(tokenizer: Any, reference: Any) -> PreTrainedTokenizerBase
         if not isinstance(reference, str | Path):
             raise ValueError("expected a tokenizer, or a reference given as a folder or name to take it from; got None")
         tokenizer = reference
-    return load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    if isinstance(tokenizer, str | Path):
+        return load_tokenizer(tokenizer)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(f"expected tokenizer to be a folder, a name or a tokenizer, got {type(tokenizer).__name__}")
+    return tokenizer
 
 
 def resolve_reference(reference: Any, *, device: str) -> LMParts | None:
@@ -96,7 +101,7 @@ def _as_given(prompt: Any, index: int) -> Prompt | PromptIds:
     if isinstance(prompt, PromptIds):
         return prompt
     is_row = isinstance(prompt, Iterable) and not isinstance(prompt, str | Mapping)
-    if is_row and all(isinstance(token, SupportsIndex) for token in prompt):
+    if is_row and all(isinstance(token, SupportsIndex) and not isinstance(token, bool) for token in prompt):
         return PromptIds(int(token) for token in prompt)
     try:
         return as_prompt(prompt)
@@ -126,13 +131,17 @@ def resolve_stops(
     if stops is None:
         found = default_stop_token_ids(tokenizer, None if parts is None else parts.model)
         return tuple(stop for stop in found if 0 <= stop < vocab_size)  # no model can say the others
-    if not all(0 <= stop < vocab_size for stop in stops):
+    if not isinstance(stops, Iterable):
+        raise TypeError(f"expected stop_token_ids as a sequence of token ids, got {stops!r}")
+    if not all(isinstance(stop, Integral) and 0 <= stop < vocab_size for stop in stops):
         raise ValueError(f"expected stop_token_ids in 0 … {vocab_size - 1}, got {list(stops)}")
-    return tuple(stops)
+    return tuple(int(stop) for stop in stops)
 
 
 def read_options(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, list[PromptIds]]:
     """How many episodes a reset's options ask for (None: no end), and the prompts they name, in their order."""
+    if not isinstance(options, Mapping):
+        raise TypeError(f"expected the options of a reset as a mapping, got {options!r}")
     unknown = sorted(set(options) - {"episodes", "prompts"})
     if unknown:
         raise ValueError(f"expected the options episodes or prompts, got {', '.join(unknown)}")
@@ -144,7 +153,7 @@ def read_options(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) ->
     episodes = options.get("episodes")
     if episodes is None:
         return None, []
-    if not (isinstance(episodes, int | np.integer) and episodes >= 1):
+    if isinstance(episodes, bool) or not (isinstance(episodes, int | np.integer) and episodes >= 1):
         raise ValueError(f"expected the option episodes to be an integer >= 1, got {episodes!r}")
     return int(episodes), []
 

@@ -17,6 +17,7 @@ from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.loading import Shared, load_causal_lm, load_tokenizer
 from rlhf_gym.lm.sampling import SamplingParams, behaviour_logits, greedy, sample
 from rlhf_gym.lm.tokens import decode, encode_prompts, stop_token_ids
+from rlhf_gym.ranges import Count, check_arguments
 
 SWAPPED = {"assistant": "user", "user": "assistant"}
 
@@ -42,12 +43,13 @@ class LMRespondent(Respondent):
         device: where a model that is loaded here goes.
     """
 
+    @check_arguments
     def __init__(
         self,
         model: Shared[PreTrainedModel] | str | Path,
         *,
         tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
-        max_new_tokens: int = 24,
+        max_new_tokens: Count = 24,
         before: Sequence[Any] = (),
         over: Callable[[str], bool] | None = None,
         params: SamplingParams | None = None,
@@ -59,8 +61,6 @@ class LMRespondent(Respondent):
             raise TypeError(f"expected model to be a folder, a name or Shared(model), got {type(model).__name__}")
         if isinstance(model, Shared) and tokenizer is None:
             raise ValueError("expected a tokenizer beside Shared(model), got None")
-        if max_new_tokens < 1:
-            raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
         self.model = model
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens

@@ -25,6 +25,7 @@ from rlhf_gym.envs.episode import Episode, pad_actions, prompts_of
 from rlhf_gym.functional.text_statistics import repetition
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.tokens import decode, decode_prompts, decode_responses, stop_token_ids
+from rlhf_gym.ranges import Count, Threshold, Whole, check_ranges
 from rlhf_gym.rewards import (
     DenseRewards,
     FunctionReward,
@@ -66,12 +67,11 @@ class LengthPenalty:
 
     coef: float
     """The penalty of a token; a negative one rewards length."""
-    after: int = 0
+    after: Whole = 0
     """How many of the first tokens cost nothing."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.coef) and self.after >= 0):
-            raise ValueError(f"expected a finite coef and after >= 0, got coef={self.coef}, after={self.after}")
+        check_ranges(self)
 
     def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
         lengths = np.array([e.response_length for e in episodes])  # (E,)
@@ -87,12 +87,11 @@ class RepetitionPenalty:
 
     coef: float
     """The penalty of a response in which every n-gram stood before."""
-    ngram: int = 3
+    ngram: Count = 3
     """The n of the n-grams."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.coef) and self.ngram >= 1):
-            raise ValueError(f"expected a finite coef and ngram >= 1, got coef={self.coef}, ngram={self.ngram}")
+        check_ranges(self)
 
     def __call__(self, episodes: Sequence[Episode], scores: np.ndarray) -> np.ndarray:
         return scores - self.coef * np.array([repetition(e.response_ids.tolist(), self.ngram) for e in episodes])
@@ -102,10 +101,11 @@ class RepetitionPenalty:
 class ClipScore:
     """A clipped score, min(max(score, low), high); rewards at tokens stay as they are."""
 
-    low: float
-    high: float
+    low: Threshold
+    high: Threshold
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not self.low < self.high:
             raise ValueError(f"expected low < high, got {self.low} and {self.high}")
 
@@ -134,8 +134,7 @@ class AddVerifier(EnvironmentTerm):
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise TypeError(f"expected a verifier (prompts, responses) -> (B,), got {self.function!r}")
-        if not math.isfinite(self.coef):
-            raise ValueError(f"expected a finite coef, got {self.coef}")
+        check_ranges(self)
 
     def in_environment(self, tokenizer: PreTrainedTokenizerBase) -> ScoreTerm:
         return self if self.tokenizer is not None else replace(self, tokenizer=tokenizer)
@@ -168,8 +167,7 @@ class PotentialShaping(EnvironmentTerm):
     def __post_init__(self) -> None:
         if not callable(self.potential):
             raise TypeError(f"expected Φ to be callable (prompts, responses) -> (n,), got {self.potential!r}")
-        if not math.isfinite(self.coef):
-            raise ValueError(f"expected a finite coef, got {self.coef}")
+        check_ranges(self)
 
     def in_environment(self, tokenizer: PreTrainedTokenizerBase) -> ScoreTerm:
         return self if self.tokenizer is not None else replace(self, tokenizer=tokenizer)
@@ -209,12 +207,11 @@ class NormalizeScore(EnvironmentTerm):
 
     center: bool = True
     """Subtract the mean; else only the unit changes."""
-    renew_after: int = 256
+    renew_after: Count = 256
     """Episodes between two renewals, where nobody resets."""
 
     def __post_init__(self) -> None:
-        if self.renew_after < 1:
-            raise ValueError(f"expected renew_after >= 1, got {self.renew_after}")
+        check_ranges(self)
 
     def in_environment(self, tokenizer: PreTrainedTokenizerBase) -> ScoreTerm:
         return RunningScores(self)

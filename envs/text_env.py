@@ -9,6 +9,7 @@ import numpy as np
 
 from rlhf_gym.envs.respondents import Reply, Respondent, Turn
 from rlhf_gym.lm.chat import Conversation
+from rlhf_gym.ranges import check_arguments
 
 
 class TextEnv(Protocol):
@@ -42,6 +43,7 @@ class TextEnvRespondent(Respondent):
 
     opens = True
 
+    @check_arguments
     def __init__(self, make: Callable[[], TextEnv], *, seeded: bool = True, role: str = "user") -> None:
         if not callable(make):
             raise TypeError(f"expected a callable that makes a text environment, got {type(make).__name__}")

@@ -34,6 +34,7 @@ from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import token_log_prob
 from rlhf_gym.lm.split import LowerStates, Split
+from rlhf_gym.ranges import NonNegative, check_arguments
 from rlhf_gym.rewards import EpisodeScorer
 from rlhf_gym.settings.agents import KLPlace
 
@@ -56,18 +57,17 @@ class TokenReward:
         shaping: the terms applied to r_φ's score.
     """
 
+    @check_arguments
     def __init__(
         self,
         scorer: EpisodeScorer,
         reference: LMParts | None,
         *,
-        kl_coef: float,
+        kl_coef: NonNegative,
         kl_in: KLPlace = "reward",
         missing_eos_penalty: float = 0.0,
         shaping: Shaping,
     ) -> None:
-        if not kl_coef >= 0:
-            raise ValueError(f"expected kl_coef >= 0, got {kl_coef}")
         if kl_in not in get_args(KLPlace):
             raise ValueError(f"expected kl_in to be one of {get_args(KLPlace)}, got {kl_in!r}")
         if reference is None and kl_coef > 0:

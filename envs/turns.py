@@ -16,6 +16,7 @@ from rlhf_gym.envs.slots import Slots
 from rlhf_gym.lm.chat import Conversation, Message, has_template
 from rlhf_gym.lm.continuation import check_continues, continuation
 from rlhf_gym.lm.tokens import decode, decode_prompts, decode_responses, encode_prompts
+from rlhf_gym.ranges import Count, check_ranges
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,17 @@ class Turns:
 
     respondent: Respondent | Callable[[Turn], Any]
     """The other side, or a function of one `Turn` that returns a text, token ids, None (it is over) or a `Reply`."""
-    max_turns: int = 4
+    max_turns: Count = 4
     """The policy's turns in an episode, at most."""
-    max_turn_tokens: int | None = None
+    max_turn_tokens: Count | None = None
     """The actions of one turn, at most; None for no limit but the episode's."""
-    max_reply_tokens: int = 32
+    max_reply_tokens: Count = 32
     """Room for one reply in tokens, with what the chat template writes around it. An episode whose reply is longer
     ends with the answer before, as `"length"`, and a warning says so: replies are never cut."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "respondent", as_respondent(self.respondent))
-        for name in ("max_turns", "max_reply_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
-        if self.max_turn_tokens is not None and self.max_turn_tokens < 1:
-            raise ValueError(f"expected max_turn_tokens >= 1 or None, got {self.max_turn_tokens}")
+        check_ranges(self)
 
     @property
     def room(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import gymnasium as gym
 import numpy as np
 import torch
+from annotated_types import Ge
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -53,6 +54,7 @@ from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.split import LowerStates
 from rlhf_gym.lm.tokens import check_vocabulary, decode, pad_token_id, token_texts
+from rlhf_gym.ranges import Count, NonNegative, Range, check_arguments
 from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction
 from rlhf_gym.settings.agents import KLPlace
 
@@ -112,18 +114,19 @@ class TokenVectorEnv(VectorEnv):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    @check_arguments
     def __init__(
         self,
-        num_envs: int = 1,
+        num_envs: Count = 1,
         *,
         prompts: Prompts | str | Path | None = None,
         reward: RewardFunction | Shared[LearnedReward] | str | Path,
         reference: Shared[PreTrainedModel] | str | Path | None,
         turns: Turns | None = None,
         tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
-        max_new_tokens: int = 48,
-        max_prompt_length: int | None = None,
-        kl_coef: float = 0.05,
+        max_new_tokens: Count = 48,
+        max_prompt_length: Count | None = None,
+        kl_coef: NonNegative = 0.05,
         kl_in: KLPlace = "reward",
         reward_timing: RewardTiming = "step",
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
@@ -131,22 +134,26 @@ class TokenVectorEnv(VectorEnv):
         stop_token_ids: Sequence[int] | None = None,
         missing_eos_penalty: float = 0.0,
         shaping: Sequence[ScoreTerm] = (),
-        samples_per_prompt: int = 1,
+        samples_per_prompt: Count = 1,
         shuffle: bool = True,
         texts: bool = False,
-        vocab_size: int | None = None,
+        vocab_size: Count | None = None,
         device: str | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"expected num_envs >= 1, got {num_envs}")
-        if max_new_tokens < 1:
-            raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
         if reward_timing not in get_args(RewardTiming):
             raise ValueError(f"expected reward_timing to be one of {get_args(RewardTiming)}, got {reward_timing!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
             known = ", ".join(map(repr, self.metadata["render_modes"]))
             raise ValueError(f"expected render_mode to be one of None, {known}, got {render_mode!r}")
+        for name, value, kind in (("action_mask", action_mask, ActionMask), ("turns", turns, Turns)):
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"expected {name} to be {kind.__name__}(…) or None, got {value!r:.60}")
+        if device is not None:
+            torch.device(device)  # an unknown one is an error before anything is loaded
+        if autoreset_mode not in (*AutoresetMode, *(mode.value for mode in AutoresetMode)):
+            known = ", ".join(mode.name for mode in AutoresetMode)
+            raise ValueError(f"expected autoreset_mode to be one of {known}, got {autoreset_mode!r}")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         if self.autoreset_mode == AutoresetMode.DISABLED:
             raise ValueError("expected autoreset_mode SAME_STEP or NEXT_STEP, got DISABLED; TokenEnv has no autoreset")
@@ -316,8 +323,7 @@ class TokenVectorEnv(VectorEnv):
 
     @kl_coef.setter
     def kl_coef(self, value: float) -> None:
-        if not value >= 0:
-            raise ValueError(f"expected kl_coef >= 0, got {value}")
+        Range(float, Ge(0)).check("kl_coef", value)
         if self.kl_controller is not None:
             raise ValueError(
                 f"expected to set kl_coef={value} where it belongs, to the agent's {type(self.kl_controller).__name__} "

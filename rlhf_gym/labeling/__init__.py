@@ -8,8 +8,12 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Interval
 
 from rlhf_gym.extras import needs
+from rlhf_gym.ranges import Positive, check_ranges
 
 
 @dataclass(frozen=True)
@@ -18,18 +22,15 @@ class PageSettings:
 
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine can reach it."""
-    port: int | None = None
+    port: Annotated[int, Interval(ge=0, lt=65536)] | None = None
     """Port; by default the first free one from 8765 on."""
     guidelines: Path | None = None
     """A file of guidelines for annotators; by default guidelines.md in the run's folder, or a short built-in text."""
-    lease_minutes: float = 10.0
+    lease_minutes: Positive = 10.0
     """How long an item that is shown to one annotator is kept from the others."""
 
     def __post_init__(self) -> None:
-        if self.port is not None and not 0 <= self.port < 65536:
-            raise ValueError(f"expected a port in 0 … 65535, got {self.port}")
-        if not self.lease_minutes > 0:
-            raise ValueError(f"expected lease_minutes > 0, got {self.lease_minutes}")
+        check_ranges(self)
 
 
 def check_installed() -> None:

@@ -24,6 +24,7 @@ from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.parts import LMParts, Trunk
 from rlhf_gym.lm.replay import Step, record
 from rlhf_gym.lm.thresholds import inner_thresholds, probe_lengths, small_copy
+from rlhf_gym.ranges import check_arguments
 
 ArrayOrTensor = np.ndarray | Tensor
 
@@ -49,6 +50,7 @@ class Decoder:
     `load_state_dict` and `train()`.
     """
 
+    @check_arguments
     def __init__(self, model: PreTrainedModel | Trunk, *, use_cache: bool | None = None) -> None:
         self.parts = model if isinstance(model, Trunk) else LMParts(model)
         self._parameters = tuple(self.parts.module.parameters())

@@ -21,6 +21,7 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils import check_peft_version, is_peft_available
 
 from rlhf_gym.extras import needs
+from rlhf_gym.ranges import Count, Positive, check_ranges
 
 ADAPTER_CONFIG = "adapter_config.json"
 """The file by which a folder is known to hold an adapter."""
@@ -32,17 +33,16 @@ Module = TypeVar("Module", bound=nn.Module)
 class LoRA:
     """The settings of a fresh adapter."""
 
-    r: int = 8
+    r: Count = 8
     """Rank of the product that is added to a weight."""
-    alpha: int = 16
+    alpha: Positive = 16
     """The product is scaled by alpha/r."""
     target_modules: str | tuple[str, ...] | list[str] | None = None
     """Names of the layers that get one, or "all-linear" (all but the head); None: peft's choice for the architecture,
     usually the attention's queries and values."""
 
     def __post_init__(self) -> None:
-        if self.r < 1 or self.alpha <= 0:
-            raise ValueError(f"expected r >= 1 and alpha > 0, got r={self.r} and alpha={self.alpha}")
+        check_ranges(self)
 
     def settings(self) -> dict[str, Any]:
         """The arguments of `peft.LoraConfig`."""

@@ -14,32 +14,28 @@ from torch import Tensor
 
 from rlhf_gym.functional.policy_gradient import log_prob_and_entropy
 from rlhf_gym.lm.finite import REMEDY
+from rlhf_gym.ranges import Positive, PositiveShare, Whole, check_ranges
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How logits become a distribution."""
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Logits are divided by this; > 0."""
-    top_k: int = 0
+    top_k: Whole = 0
     """Only the k likeliest tokens are drawn; 0 for all."""
-    top_p: float = 1.0
+    top_p: PositiveShare = 1.0
     """Only the smallest set of likeliest tokens with at least this mass; 1 for all."""
-    min_new_tokens: int = 0
+    min_new_tokens: Whole = 0
     """No stop token before this many response tokens."""
-    forbidden_token_ids: tuple[int, ...] = ()
+    forbidden_token_ids: tuple[Whole, ...] = ()
     """Tokens that are never drawn."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"expected temperature > 0, got {self.temperature} (for the likeliest token: greedy)")
-        if self.top_k < 0:
-            raise ValueError(f"expected top_k >= 0 (0 for all tokens), got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"expected top_p in (0, 1], got {self.top_p}")
-        if self.min_new_tokens < 0:
-            raise ValueError(f"expected min_new_tokens >= 0, got {self.min_new_tokens}")
+        if self.temperature == 0:
+            raise ValueError("expected temperature > 0, got 0 (for the likeliest token: greedy)")
+        check_ranges(self)
 
     @property
     def is_plain(self) -> bool:

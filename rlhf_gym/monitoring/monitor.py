@@ -34,6 +34,7 @@ from rlhf_gym.monitoring.measures import (
     member_scores,
 )
 from rlhf_gym.preferences import Demonstration
+from rlhf_gym.ranges import Count, Several, Whole, check_arguments
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.settings.monitor import AlarmThresholds, check_alarm_names
 
@@ -77,24 +78,23 @@ class RLHFMonitor(BaseCallback):
         verbose: 0 prints no alarms, 1 does.
     """
 
+    @check_arguments
     def __init__(
         self,
         *,
         patterns: Mapping[str, str] | None = None,
         held_out_texts: Sequence[str] | Sequence[Demonstration] = (),
         evaluations: Mapping[str, Callable[[BaseAlgorithm], float]] | None = None,
-        every: int = 5,
+        every: Count = 5,
         ensemble: LearnedReward | None = None,
-        n_episodes: int = 64,
+        n_episodes: Several = 64,
         thresholds: AlarmThresholds | None = None,
         stop_on: Sequence[str] = (),
         folder: str | Path | None = None,
         console: Console | None = None,
-        verbose: int = 1,
+        verbose: Whole = 1,
     ) -> None:
         super().__init__(verbose)
-        if every < 1 or n_episodes < 2:
-            raise ValueError(f"expected every >= 1 and n_episodes >= 2, got {every} and {n_episodes}")
         _check_given(patterns, held_out_texts, evaluations, folder)
         self.patterns = {name: _compiled(name, pattern) for name, pattern in (patterns or {}).items()}
         self.evaluations = dict(evaluations or {})

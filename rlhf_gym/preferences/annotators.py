@@ -13,6 +13,7 @@ from scipy.special import expit
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.preferences.pairing import score_differences
 from rlhf_gym.preferences.records import CandidatePair, Preference
+from rlhf_gym.ranges import NonNegative, Share, Whole, check_arguments
 from rlhf_gym.rewards import RewardFunction, function_scores, keyword_reward, length_reward, sum_rewards
 
 
@@ -64,16 +65,17 @@ class BradleyTerryAnnotator:
     of the same choices.
     """
 
+    @check_arguments
     def __init__(
         self,
         gold: RewardFunction,
-        temperature: float = 1.0,
-        mistake_rate: float = 0.0,
-        seed: int | Sequence[int] = 0,
+        temperature: NonNegative = 1.0,
+        mistake_rate: Share = 0.0,
+        seed: Whole | Sequence[int] = 0,
         name: str = "simulated",
         *,
         bias: RewardFunction | None = None,
-        tie_threshold: float = 0.0,
+        tie_threshold: NonNegative = 0.0,
     ) -> None:
         """Set up the annotator.
 
@@ -90,12 +92,6 @@ class BradleyTerryAnnotator:
         Raises:
             ValueError: a negative temperature or threshold, or a mistake rate outside [0, 1].
         """
-        if not temperature >= 0:
-            raise ValueError(f"expected temperature >= 0, got {temperature}")
-        if not 0 <= mistake_rate <= 1:
-            raise ValueError(f"expected mistake_rate in [0, 1], got {mistake_rate}")
-        if not tie_threshold >= 0:
-            raise ValueError(f"expected tie_threshold >= 0, got {tie_threshold}")
         self.gold = gold
         self.bias = bias
         self.temperature = temperature

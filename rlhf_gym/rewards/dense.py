@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.tokens import token_texts
@@ -60,7 +61,7 @@ def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
         ScoreError: no numbers, another shape, or a score that is not finite.
     """
     try:
-        values = np.asarray(scores, dtype=np.float32)  # (B,)
+        values = _numbers(scores)  # (B,)
     except (TypeError, ValueError) as error:
         raise ScoreError(f"expected {source} to return {count} scores, got {scores!r:.80}: {error}") from error
     if values.shape != (count,):
@@ -70,6 +71,18 @@ def check_scores(scores: object, count: int, *, source: str) -> np.ndarray:
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ScoreError(f"expected finite scores from {source}, got {values[bad]} for episode {bad}")
     return values
+
+
+def _numbers(said: Any) -> np.ndarray:
+    """What was returned as float32, on the host and without gradients.
+
+    Raises:
+        TypeError: texts or complex numbers. ValueError: what holds no numbers.
+    """
+    given = np.asarray(said.detach().cpu() if isinstance(said, Tensor) else said)
+    if given.dtype.kind in "USc":
+        raise TypeError(f"expected real numbers, got {given.dtype}")
+    return given.astype(np.float32)
 
 
 def check_rewards(said: object, count: int, lengths: Sequence[int] | None, *, source: str) -> Given:
@@ -125,7 +138,7 @@ def _row(row: Row, response: int, lengths: Sequence[int] | None, source: str) ->
     if isinstance(row, Mapping):
         return _placed(row, response, lengths, source)
     try:
-        values = np.asarray(row, dtype=np.float32)
+        values = _numbers(row)
     except (TypeError, ValueError) as error:
         raise ScoreError(f"expected {source} to return a row of numbers for response {response}: {error}") from error
     expected = values.shape if lengths is None else (lengths[response],)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.chat import Prompt, prompt_text
 from rlhf_gym.lm.tokens import ActionRows
+from rlhf_gym.ranges import NonNegative, check_arguments
 from rlhf_gym.rewards.dense import DenseRewards, Given, ResponseTokens, Row, check_rewards
 from rlhf_gym.settings.stages import Aggregate
 
@@ -391,7 +392,8 @@ class LearnedReward(nn.Module, Reward):
     title = "the reward model"
     special_tokens = True
 
-    def __init__(self, aggregate: Aggregate, uncertainty_weight: float) -> None:
+    @check_arguments
+    def __init__(self, aggregate: Aggregate, uncertainty_weight: NonNegative) -> None:
         super().__init__()
         check_aggregate(aggregate)
         self.aggregate: Aggregate = aggregate

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from annotated_types import Gt
 
 from rlhf_gym.files import absolute_path
-from rlhf_gym.settings.checks import (
+from rlhf_gym.ranges import (
     Count,
     NonNegative,
     Positive,

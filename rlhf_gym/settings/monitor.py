@@ -12,7 +12,7 @@ from annotated_types import Gt, Interval
 from tyro.constructors import PrimitiveConstructorSpec
 
 from rlhf_gym.files import InputError, read_object
-from rlhf_gym.settings.checks import INFINITE, Count, Threshold, Whole, check_ranges
+from rlhf_gym.ranges import INFINITE, Count, Threshold, Whole, check_ranges
 
 ALARM_NAMES = (
     "disagreement",

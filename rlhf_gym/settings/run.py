@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import arg
 
+from rlhf_gym.ranges import Count, Seed, Whole, check_ranges, one_of
 from rlhf_gym.settings.agents import AgentSettings, PPOSettings
-from rlhf_gym.settings.checks import Count, Seed, Whole, check_ranges, one_of
 from rlhf_gym.settings.defaults import Beginning, Row, model_width, row
 from rlhf_gym.settings.monitor import LogFormat, LogFormats, MonitorConfig
 from rlhf_gym.settings.stages import CollectConfig, EvaluateConfig, RewardConfig

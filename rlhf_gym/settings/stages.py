@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 from tyro.conf import arg
 
-from rlhf_gym.settings.checks import Count, NonNegative, Positive, Seed, Several, Share, Whole, check_ranges, one_of
+from rlhf_gym.ranges import Count, NonNegative, Positive, Seed, Several, Share, Whole, check_ranges, one_of
 from rlhf_gym.settings.defaults import row
 from rlhf_gym.settings.supervised import RewardModelingConfig, from_row
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Interval
 
-from rlhf_gym.settings.checks import Count, NonNegative, Positive, Seed, Share, Whole, check_ranges, one_of
+from rlhf_gym.ranges import Count, NonNegative, Positive, Seed, Share, Whole, check_ranges, one_of
 from rlhf_gym.settings.defaults import Row
 
 Schedule = Literal["constant", "linear", "cosine"]

@@ -1,4 +1,4 @@
-"""The ranges of settings, declared with their types and checked wherever a record of settings is made.
+"""The ranges of numbers, declared with their types and checked where a record or another object is made of them.
 
     @dataclass(frozen=True)
     class Settings:
@@ -8,20 +8,30 @@
         def __post_init__(self) -> None:
             check_ranges(self)
 
+    class Learner:
+        @check_arguments
+        def __init__(self, epochs: Count = 1, learning_rate: Positive | Schedule = 1e-5) -> None:
+
 A number is finite unless its type is `Threshold`. The constraints are those of the package annotated-types, and so are
 those of a setting that needs a range of its own: `Annotated[float, Interval(gt=0, lt=1)]`.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
+from functools import cache, wraps
 from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints
 
+import numpy as np
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Count = Annotated[int, Ge(1)]
 """A whole number from 1 on."""
@@ -37,6 +47,10 @@ NonNegative = Annotated[float, Ge(0)]
 """A number from 0 on."""
 Share = Annotated[float, Interval(ge=0, le=1)]
 """A number from 0 to 1."""
+PositiveShare = Annotated[float, Interval(gt=0, le=1)]
+"""A number above 0, at most 1."""
+ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+"""A number from 0 on, below 1."""
 INFINITE = "may be infinite"
 """Marks a type of numbers that may be infinite."""
 Threshold = Annotated[float, INFINITE]
@@ -44,10 +58,10 @@ Threshold = Annotated[float, INFINITE]
 
 
 class Range(NamedTuple):
-    """What a numeric setting may be."""
+    """What a numeric setting may be, or a truth value."""
 
     kind: type
-    """Either `int` or `float`."""
+    """Either `int`, `float` or `bool`."""
     low: Ge | Gt | None = None
     """The lower bound."""
     high: Le | Lt | None = None
@@ -56,6 +70,10 @@ class Range(NamedTuple):
     """Whether it may be infinite."""
     optional: bool = False
     """Whether it may be None."""
+    several: bool = False
+    """Whether it is a tuple or a list of such numbers."""
+    others: tuple[type, ...] = ()
+    """Classes whose instances it may be in a number's place, such as a schedule."""
 
     def check(self, name: str, value: Any) -> None:
         """Check that a value is such a number, or that each of a tuple is.
@@ -63,13 +81,17 @@ class Range(NamedTuple):
         Raises:
             ValueError: it is not; the message names the setting.
         """
-        if value is None and self.optional:
+        if (value is None and self.optional) or (isinstance(value, self.others) and not isinstance(value, str)):
             return
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in value if self.several and isinstance(value, tuple | list) else (value,):
             self._check_number(name, number)
 
     def _check_number(self, name: str, value: Any) -> None:
         whole = self.kind is int
+        if self.kind is bool:
+            if not isinstance(value, bool | np.bool_):
+                raise ValueError(f"expected True or False as {name}, got {value!r}")
+            return
         if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
             raise ValueError(f"expected {'a whole number' if whole else 'a number'} as {name}, got {value!r}")
         if not self.holds(value):
@@ -107,11 +129,50 @@ def check_ranges(settings: object) -> None:
         declared.check(name, getattr(settings, name))
 
 
+def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which first checks that each number among its arguments is in the range its type declares.
+
+    It raises a ValueError that names the first which is not. Keywords of a `TypedDict` (`Unpack`) are checked too.
+    """
+    signature = inspect.signature(function)
+    keywords = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = signature.bind_partial(*args, **kwargs).arguments
+        except TypeError:  # the function's own error says what is missing or too much
+            return function(*args, **kwargs)
+        given = {**given, **given.get(keywords, {})}
+        for name, declared in argument_ranges(function).items():
+            if name in given:
+                declared.check(name, given[name])
+        return function(*args, **kwargs)
+
+    return checked
+
+
 @cache
 def ranges_of(kind: Any) -> dict[str, Range]:
     """The ranges that the fields of a record declare, by name; fields without numbers are left out."""
     hints = get_type_hints(kind, include_extras=True)
-    found = {field.name: _range(hints[field.name]) for field in fields(kind)}
+    return _ranges({field.name: hints[field.name] for field in fields(kind)})
+
+
+@cache
+def argument_ranges(function: Callable[..., Any]) -> dict[str, Range]:
+    """The ranges that a function's arguments declare, by name; arguments without numbers are left out."""
+    hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+    hints.pop("return", None)
+    for name, hint in list(hints.items()):
+        if get_origin(hint) is Unpack:
+            del hints[name]
+            hints |= get_type_hints(get_args(hint)[0], include_extras=True)
+    return _ranges(hints)
+
+
+def _ranges(hints: dict[str, Any]) -> dict[str, Range]:
+    found = {name: _range(hint) for name, hint in hints.items()}
     return {name: declared for name, declared in found.items() if declared is not None}
 
 
@@ -122,9 +183,15 @@ def _range(hint: Any, constraints: tuple[Any, ...] = ()) -> Range | None:
         return _range(inner, (*given, *constraints))
     if get_origin(hint) in (Union, UnionType, tuple):
         inside = [part for part in get_args(hint) if part not in (NoneType, Ellipsis)]
-        ranges = [found for part in inside if (found := _range(part, constraints)) is not None]
-        return ranges[0]._replace(optional=NoneType in get_args(hint)) if ranges else None
-    if hint not in (int, float):
+        ranges = {part: found for part in inside if (found := _range(part, constraints)) is not None}
+        others = tuple(get_origin(part) or part for part in inside if part not in ranges)
+        first = next(iter(ranges.values()), None)
+        if first is None:
+            return None
+        return first._replace(
+            optional=NoneType in get_args(hint), several=first.several or get_origin(hint) is tuple, others=others
+        )
+    if hint not in (int, float, bool):
         return None
     flat = [part for given in constraints for part in (given if isinstance(given, GroupedMetadata) else (given,))]
     low = next((part for part in flat if isinstance(part, Ge | Gt)), None)
