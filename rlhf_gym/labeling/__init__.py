@@ -22,7 +22,7 @@ class PageSettings:
 
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine can reach it."""
-    port: Annotated[int, Interval(ge=0, lt=65536)] | None = None
+    port: Annotated[int, Interval(ge=0, le=65535)] | None = None
     """Port; by default the first free one from 8765 on."""
     guidelines: Path | None = None
     """A file of guidelines for annotators; by default guidelines.md in the run's folder, or a short built-in text."""

@@ -34,7 +34,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.temperature == 0:
-            raise ValueError("expected temperature > 0, got 0 (for the likeliest token: greedy)")
+            raise ValueError(f"expected temperature > 0, got {self.temperature} (for the likeliest token: greedy)")
         check_ranges(self)
 
     @property

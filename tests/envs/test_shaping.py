@@ -332,9 +332,9 @@ def test_a_state_is_json_and_needs_the_same_terms():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: LengthPenalty(float("nan")), ValueError, "expected a finite coef and after >= 0, got coef=nan"),
-        (lambda: LengthPenalty(0.1, after=-1), ValueError, "after=-1"),
-        (lambda: RepetitionPenalty(0.1, ngram=0), ValueError, "expected a finite coef and ngram >= 1.*ngram=0"),
+        (lambda: LengthPenalty(float("nan")), ValueError, "expected a finite number as coef, got nan"),
+        (lambda: LengthPenalty(0.1, after=-1), ValueError, "expected after >= 0, got -1"),
+        (lambda: RepetitionPenalty(0.1, ngram=0), ValueError, "expected ngram >= 1, got 0"),
         (lambda: ClipScore(1, 1), ValueError, "expected low < high, got 1 and 1"),
         (lambda: NormalizeScore(renew_after=0), ValueError, "expected renew_after >= 1, got 0"),
         (lambda: NormalizeScore()([], np.zeros(0)), TypeError, "expected NormalizeScore in an environment's shaping"),

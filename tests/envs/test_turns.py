@@ -385,7 +385,7 @@ def test_what_is_no_reply_is_named(said, error, message) -> None:
 def test_settings_that_make_no_turns_are_named() -> None:
     with pytest.raises(ValueError, match="expected max_turns >= 1, got 0"):
         Turns(Chance(), max_turns=0)
-    with pytest.raises(ValueError, match="expected max_turn_tokens >= 1 or None, got 0"):
+    with pytest.raises(ValueError, match="expected max_turn_tokens >= 1, got 0"):
         Turns(Chance(), max_turn_tokens=0)
     with pytest.raises(TypeError, match="expected a Respondent or a callable"):
         Turns(3)

@@ -117,7 +117,7 @@ def test_errors_say_what_was_expected(module: str) -> None:
         AddVerifier(words)(episode, np.zeros(1))
     with pytest.raises(TypeError, match=r"expected a verifier .*, got 'words'"):
         AddVerifier("words")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="finite coef, got nan"):
+    with pytest.raises(ValueError, match="expected a finite number as coef, got nan"):
         AddVerifier(words, float("nan"))
     for name, message in (
         ("words", "\"module:function\", got 'words'"),

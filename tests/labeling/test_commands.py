@@ -76,7 +76,7 @@ def test_import_agreement_export_and_back(tmp_path: Path, capsys: pytest.Capture
         ("label {folder} --batch nothing", "one of the batches []"),
         ("label {folder} --items {file} --batch x", "one of --items, --compare and --batch, got several"),
         ("label {folder} --num-labels 0", "num_labels >= 1, got 0"),
-        ("label {folder} --port 70000", "a port in 0 … 65535"),
+        ("label {folder} --port 70000", "port in [0, 65535]"),
         ("label {folder} --items {file} --guidelines {none}", "{none}"),
         ("label {file}", "expected a run's folder, got {file}"),
     ],
