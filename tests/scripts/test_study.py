@@ -76,7 +76,9 @@ def test_the_studies_depart_from_one_place(tmp_path: Path) -> None:
     assert task.pretrained == task.sft is not None and not task.demonstrations
 
 
-@pytest.mark.parametrize("script", ["rounds", "adversarial_pairs", "kl_control", "sampling_study", "active_learning"])
+@pytest.mark.parametrize(
+    "script", ["rounds", "adversarial_pairs", "kl_control", "sampling_study", "active_learning", "customer"]
+)
 def test_scripts_are_there(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = __import__(script)
     monkeypatch.setattr(sys, "argv", [script, "--help"])
