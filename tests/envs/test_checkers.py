@@ -28,15 +28,10 @@ def folders(tmp_path_factory):
 
 def arguments(name, root):
     """What `gym.make` needs for this id, beside the id."""
-    if name == "rlhf_gym/Reviews-v0":
+    if name != "rlhf_gym/Token-v0":
         return {}
-    models = {"reference": root / "reference", "reward": root / "reward", "max_new_tokens": 6}
     prompts = ["good film", "the plot was", "we saw a bad scene of it"]
-    if name == "rlhf_gym/Chat-v0":
-        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        return models | {"prompts": conversations, "max_turn_tokens": 2, "max_turns": 3, "max_reply_tokens": 20}
-    assert name == "rlhf_gym/Token-v0", f"no arguments are known for {name}"
-    return models | {"prompts": prompts}
+    return {"reference": root / "reference", "reward": root / "reward", "max_new_tokens": 6, "prompts": prompts}
 
 
 def check_vector_env(env, again):
