@@ -1,4 +1,4 @@
-"""python scripts/large_vocabulary.py: what a vocabulary of 50,000 costs stock agents in memory, and where it goes.
+"""python scripts/benchmarks/large_vocabulary.py: what a vocabulary of 50,000 costs stock agents in memory, and where.
 
 Each agent makes one rollout and one update over it in a process of its own, on a GPT-2 of one layer, 32 wide, with
 random weights; the peak of its resident memory is read at the end. Some two minutes on one core, most of them TRPO's,
