@@ -24,7 +24,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.utils import set_random_seed, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -41,6 +41,7 @@ from rlhf_gym.agents.arguments import (
 from rlhf_gym.agents.kl_control import FixedKL, KLController, kl_controller_from
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
 from rlhf_gym.agents.regularisers import SAVED_WHOLE, KLInLoss, Regulariser
+from rlhf_gym.agents.replicas import begin_equal, check_equal_weights, sum_gradients, whole_rollout
 from rlhf_gym.agents.rollout import (
     Aggregation,
     EpisodeBatch,
@@ -78,6 +79,7 @@ from rlhf_gym.lm.lora import has_adapter, save_model
 from rlhf_gym.lm.tensors import check_names, load_optimizer
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.ranges import Count, NonNegative, Positive, check_arguments
+from rlhf_gym.ranks import ranks
 from rlhf_gym.settings.defaults import OTHER_AGENT, SMALL_WIDTH, row
 
 MinibatchLoss = Callable[[EpisodeBatch, EpisodeEvaluation, MinibatchSize], LossTerm]
@@ -101,6 +103,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     A rollout is the first `n_episodes` episodes *started*, all of them finished (the first to finish would favour
     short ones). A timestep is a token. `learn`, callbacks, logger, `predict` are SB3's; `save` writes safetensors and
     JSON in a zip, and what is loaded goes on bit for bit.
+
+    As one of N ranks (`torchrun`, see docs/scaling.md) an agent plays `n_episodes`/N of the episodes. Every rank then
+    has the whole rollout and works on its share of each minibatch. All of them have the same weights at every step.
     """
 
     policy: LMActorCriticPolicy
@@ -148,6 +153,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         **plumbing: Unpack[Plumbing],
     ) -> None:
         """What a subclass's `__init__` calls; the arguments are documented there and in `TokenArguments`."""
+        ranks()  # before anything is put on a device: each rank has its own
         check_words(type(self).__name__, plumbing, Plumbing)
         check_regularisers(regularisers)
         policy_kwargs = dict(plumbing.get("policy_kwargs") or {})
@@ -194,6 +200,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._unclaimed_weights: dict[str, dict[str, Tensor]] = {}
         self._not_given: list[str] = []  # regularisers in a loaded file that it cannot make again
         self._finished = False
+        self._learning = False
+        self._waited = 0.0  # seconds in meetings of the ranks, until the last update
+        self._own_random = False  # whether each rank draws random numbers of its own
         self._broken = ""  # why the last update was not completed, and the weights are half new
         self._snapshot: dict[str, Any] | None = None
         self._rng = np.random.default_rng(self.seed)
@@ -282,15 +291,46 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._snapshot = None
         self._finished = False
         self._own_kl_coef()
+        group = ranks()
+        if not (group.leads or self._custom_logger):
+            self.set_logger(Logger(None, []))
         state = self.engine.state_dict()
         self.engine.discard_episodes()
         result = super()._setup_learn(*args, **kwargs)
         self.engine.load_state_dict(state)
+        if group.size > 1:
+            self._begin_as_rank(result[0])
         reference = self.engine.token_reward.reference
         if reference is not None:
             self.policy.share_frozen(reference)
         self._begin_regularisers()
         return result
+
+    def _begin_as_rank(self, total_timesteps: int) -> None:
+        """Let all ranks begin with the weights, counters and prompts of rank 0, each with random numbers of its own."""
+        group = ranks()
+        together = group.size * max(self.engine.samples_per_prompt, self.episodes_together)
+        if self.n_episodes % together:
+            raise ValueError(
+                f"expected n_episodes to be a multiple of {together}, got {self.n_episodes}: each of {group.size} "
+                "ranks plays as many of them, in whole groups"
+            )
+        same = ("n_episodes", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm", "target_kl")
+        settings = {name: vars(self)[name] for name in same} | {
+            "class": type(self).__name__,
+            "total_timesteps": total_timesteps,
+            "number of prompts": self.engine.num_prompts,
+            "number of weights": sum(parameter.numel() for parameter in self.policy.parameters()),
+        }
+        begin_equal(self.policy, self.engine, settings)
+        if not self._own_random:
+            base = group.broadcast(torch.initial_seed(), "the seed of rank 0")
+            if not group.leads:
+                seed = np.random.SeedSequence([base, self.num_timesteps, group.rank]).generate_state(1)
+                set_random_seed(int(seed[0]), using_cuda=self.device.type == "cuda")
+            self._own_random = True
+        self._restore_host_state(group.broadcast(self._host_state(), "the counters of rank 0"))
+        self.engine.share = (group.rank, group.size)
 
     def _check_whole(self) -> None:
         """Raise where an update broke off: the weights are those of no iteration."""
@@ -329,21 +369,30 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         As SB3's `learn`, but each line of the log has the update of its own rollout, and an interrupt (Ctrl-C) in the
         middle of an update waits until it is finished. Stopped at any other point, by a callback or an exception, the
         agent goes back to the start of the iteration: `save` it, or call `learn(rest, reset_num_timesteps=False)`.
+
+        Of several ranks all learn until they have generated so many tokens together. Where a callback stops one, all of
+        them stop at the end of their rollouts.
         """
         self._check_whole()
         if isinstance(total_timesteps, bool) or not isinstance(total_timesteps, Real) or not total_timesteps >= 0:
             raise ValueError(f"expected total_timesteps, a number of tokens >= 0, got {total_timesteps!r}")
+        progress_bar = progress_bar and ranks().leads
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
+        self._learning = True
         try:
-            callback.on_training_start(locals(), globals())
-            self._learn_until(total_timesteps, callback, log_interval)
+            with ranks().failing_together():
+                callback.on_training_start(locals(), globals())
+                self._learn_until(total_timesteps, callback, log_interval)
+                check_equal_weights(self.policy, "at the end")
         finally:
+            self._learning = False
             if self._snapshot is not None:  # an iteration cut short is taken back, and what was logged of it
                 self._restore_snapshot()
                 _forget_pending(self.logger)
             self._end_regularisers()
+            self.engine.share = (0, 1)
         callback.on_training_end()
         return self
 
@@ -356,7 +405,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             if not self.collect_rollouts(self.env, callback):  # type: ignore[arg-type]
                 return
             iteration += 1
-            if self._finished:
+            if ranks().any(self._finished, "the end of a rollout's callbacks"):
                 self._snapshot = None
                 self.dump_logs(iteration)
                 return
@@ -367,6 +416,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.logger.record("time/tokens_per_second", tokens / (time.perf_counter() - started))
             if log_interval is not None and iteration % log_interval == 0:
                 self.dump_logs(iteration)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """As in SB3, on rank 0 alone."""
+        if ranks().leads:
+            super().dump_logs(iteration)
+        else:
+            _forget_pending(self.logger)
 
     def finish(self) -> None:
         """For callbacks at the end of a rollout: let `learn` end here, without an update on this rollout."""
@@ -417,19 +473,31 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return True
 
     def play(self, n_episodes: int, on_step: OnStep) -> Rollout | None:
-        """Play the episodes of a rollout, with `max_refills` more of them; None if `on_step` said stop."""
+        """Play the episodes of a rollout, with `max_refills` more of them; None if `on_step` said stop.
+
+        Of several ranks each plays its share, in whole groups, and has the episodes of all in the end.
+        """
+        group = ranks()
+        k = self.engine.samples_per_prompt
 
         def collect(count: int) -> Rollout | None:
-            return collect_rollout(self.policy, self.engine, count, critic=self.uses_critic, on_step=on_step)
+            before = self.num_timesteps
+            share = count if group.size == 1 else -(-count // (k * group.size)) * k
+            rollout = collect_rollout(self.policy, self.engine, share, critic=self.uses_critic, on_step=on_step)
+            if group.size > 1:
+                rollout = whole_rollout(rollout, self.engine)
+            if group.size > 1 and rollout is not None:
+                self.num_timesteps = before + sum(episode.response_length for episode in rollout.episodes)
+            return rollout
 
         if not self.max_refills:
             return collect(n_episodes)
-        k = self.engine.samples_per_prompt
         return collect_groups(collect, n_episodes, samples_per_prompt=k, max_refills=self.max_refills)
 
     def _begin_iteration(self) -> None:
         """Keep what the iteration must be begun again from if it is cut short; the policy is to act."""
         self._restore_snapshot()
+        check_equal_weights(self.policy, f"after {self.num_timesteps} tokens")
         self._snapshot = self._host_state()
         self.policy.set_training_mode(False)
         self.policy.invalidate()
@@ -461,6 +529,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/stopped_early", float(done.stopped))
         self.logger.record("time/update_seconds", time.perf_counter() - started)
+        if ranks().size > 1:
+            self.logger.record("time/meeting_seconds", ranks().waited - self._waited)
+            self._waited = ranks().waited
         self.policy.set_training_mode(False)
         if self.rollout is not None and not settings.critic_alone:
             self.kl_controller.update(self.mean_kl, len(self.buffer))
@@ -506,12 +577,18 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._kept[name] = kept
 
     def _host_state(self) -> dict[str, Any]:
-        """Counters, random states and the prompts' position: what an iteration begins with, besides weights and β."""
+        """Counters, random states and the prompts' position: what an iteration begins with, besides weights and β.
+
+        It is the same on all ranks, and has the random states of all of them.
+        """
+        group = ranks()
+        random = {"torch_rng": torch.get_rng_state().tolist(), "device_rng": device_rng_state(self.device)}
+        first, *others = [random] if group.parted else group.gather(random, "the random states of all ranks")
         return {
             "num_timesteps": self.num_timesteps,
             "n_updates": self._n_updates,
-            "torch_rng": torch.get_rng_state().tolist(),
-            "device_rng": device_rng_state(self.device),
+            **first,
+            **({"ranks": others} if others else {}),
             "minibatch_rng": self._rng.bit_generator.state,
             "env": self.engine.state_dict() if self.env is not None else None,
             "agent": self.own_state(),
@@ -523,8 +600,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Go on from `_host_state()`. An environment with other prompts begins their order anew, and says so."""
         self.num_timesteps = state["num_timesteps"]
         self._n_updates = state["n_updates"]
-        torch.set_rng_state(torch.tensor(state["torch_rng"], dtype=torch.uint8))
-        set_device_rng_state(self.device, state["device_rng"])
+        group = ranks()
+        others = state.get("ranks", [])
+        self._own_random = len(others) == group.size - 1
+        random = others[group.rank - 1] if self._own_random and group.rank else state
+        torch.set_rng_state(torch.tensor(random["torch_rng"], dtype=torch.uint8))
+        set_device_rng_state(self.device, random["device_rng"])
         self._rng.bit_generator.state = state["minibatch_rng"]
         self.restore_own_state(state["agent"])
         for name, own in state["kept"].items():
@@ -592,14 +673,24 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def save(self, path: str | Path, exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
         """Write policy, optimizer, random states, β and the prompts' position to a zip of safetensors and JSON.
 
-        In the middle of a rollout what is saved is the start of the iteration. Nothing is pickled.
+        In the middle of a rollout what is saved is the start of the iteration. Nothing is pickled. Of several ranks
+        rank 0 writes the file, with the random states of all; outside `learn` the others wait until it has.
 
         Raises:
             FloatingPointError: an update broke off, or a weight is not finite. The file at `path` stays as it is.
         """
         self._check_whole()
         check_weights(self.policy, f"the policy after {self.num_timesteps} tokens", advice=REMEDY)
-        write_state(self.get_state(), Path(path))
+        if ranks().leads or self._snapshot is None:  # without a snapshot all say their random states
+            state = self.get_state()
+        if ranks().leads:
+            write_state(state, Path(path))
+        self._wait_for_file()
+
+    def _wait_for_file(self) -> None:
+        """Outside `learn`, wait until rank 0 has written: the next line of a script may read the file."""
+        if not self._learning and not ranks().parted:
+            ranks().meet("a file that rank 0 writes")
 
     @classmethod
     def load(  # type: ignore[override]
@@ -664,6 +755,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         agent._total_timesteps = data["total_timesteps"]
         agent._snapshot = data["state"]  # `learn` begins from here, whatever is drawn until then
         agent._restore_host_state(data["state"])
+        if ranks().leads and not agent._own_random:
+            warnings.warn(
+                f"expected {1 + len(data['state'].get('ranks', []))} ranks, as {path} was saved with, got "
+                f"{ranks().size}: what follows is that of a run without a break in distribution, not number by number",
+                stacklevel=2,
+            )
         if seed is not None:
             agent.set_random_seed(seed)
         return agent
@@ -689,6 +786,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if seed is not None:
             self._rng = np.random.default_rng(seed)
             self._snapshot = None
+            self._own_random = False
 
     def generate(self, prompts: Prompts, *, seed: int = 0, deterministic: bool = False) -> Responses:
         """The policy's response to each prompt, drawn as it acts: with its temperature and its filters.
@@ -734,10 +832,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """
         self._check_whole()
         check_weights(self.policy, f"the policy after {self.num_timesteps} tokens", advice=REMEDY)
-        with quiet_transformers():
-            save_model(self.policy.model, folder, merge=merge)
-        if self.env is not None:
-            self.engine.tokenizer.save_pretrained(folder)
+        if ranks().leads:
+            with quiet_transformers():
+                save_model(self.policy.model, folder, merge=merge)
+            if self.env is not None:
+                self.engine.tokenizer.save_pretrained(folder)
+        self._wait_for_file()
 
 
 # -- updating ------------------------------------------------------------------------------------------------------
@@ -843,12 +943,19 @@ def minibatch_gradient(
     regularisers: Sequence[Regulariser],
     settings: UpdateSettings,
 ) -> dict[str, float]:
-    """Gradient of one minibatch, accumulated over micro-batches weighted by their tokens; what is logged of it."""
+    """Gradient of one minibatch, accumulated over micro-batches weighted by their tokens; what is logged of it.
+
+    Of several ranks each takes every N-th row, and gradient and what is logged are then those of all.
+    """
     policy.optimizer.zero_grad(set_to_none=True)
     tokens = int(buffer.response_lengths[torch.from_numpy(rows)].sum())
     size = MinibatchSize(tokens, len(rows), settings.aggregation)
     totals: dict[str, Tensor] = {}
-    units = rows.reshape(-1, settings.together)
+    group = ranks()
+    units = rows.reshape(-1, settings.together)[group.rank :: group.size]
+    idle = not len(units)
+    if idle:  # fewer rows than ranks: one is read for the names of what is logged, and counts nothing
+        units = rows.reshape(-1, settings.together)[:1]
     parts = -(-len(units) // ((settings.micro_batch_size or len(rows)) // settings.together))
     for part in np.array_split(units, parts):
         batch = buffer.batch(part.reshape(-1), policy.device)
@@ -866,8 +973,13 @@ def minibatch_gradient(
         for term in terms:
             _add(totals, term.metrics)
         _add(totals, {"rlhf/entropy": entropy, "train/loss": total.detach()})
+        if idle:
+            policy.optimizer.zero_grad(set_to_none=True)
+            totals = {name: torch.zeros_like(value) for name, value in totals.items()}
     for regulariser in regularisers:
         _add(totals, regulariser.add_gradient(settings.micro_batch_size))
+    if group.size > 1:
+        totals = sum_gradients(policy, totals)
     return {name: float(value) for name, value in totals.items()}
 
 

@@ -25,6 +25,7 @@ from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.lm.generation import token_log_probs
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.ranges import Count, NonNegative, Positive, Share, check_arguments
+from rlhf_gym.ranks import ranks
 
 DPOKind = Literal["sigmoid", "ipo"]
 
@@ -158,7 +159,7 @@ class DPO(TokenAlgorithm):
         buffer.ref_log_probs = buffer.log_probs
         self.num_timesteps += buffer.num_tokens
         callback.update_locals(locals())
-        if not callback.on_step():
+        if ranks().any(not callback.on_step(), "the end of an iteration's pairs"):
             return False
         self.buffer = buffer
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
@@ -222,17 +223,24 @@ class DPO(TokenAlgorithm):
 
 
 def make_pairs(env: TokenVectorEnv, n: int, rng: np.random.Generator) -> Pairs:
-    """`n` pairs of π_ref's responses to the environment's next prompts, labelled by Bradley–Terry on its scores."""
-    prompts = env.draw_prompts(n)
+    """`n` pairs of π_ref's responses to the environment's next prompts, labelled by Bradley–Terry on its scores.
+
+    Of several ranks each draws its share, and all of them have all pairs.
+    """
+    group = ranks()
+    prompts = env.draw_prompts(n // group.size)
     drawn = draw_from_reference(env, [prompt for prompt in prompts for _ in range(2)])
-    first = drawn.earned.totals[::2].astype(np.float64)  # (n,)
-    second = drawn.earned.totals[1::2].astype(np.float64)  # (n,)
+    table = zip(drawn.earned.ref_log_probs, drawn.episodes, strict=True)
+    ref_log_probs = [row[: episode.response_length] for row, episode in table]
+    parts = group.gather((drawn.episodes, ref_log_probs, drawn.earned.totals), "the end of making pairs")
+    # the i-th pair is the rank's (i mod size), as its prompt was
+    places = [(i % group.size, 2 * (i // group.size) + side) for i in range(n) for side in range(2)]
+    episodes, log_probs, totals = ([parts[rank][part][row] for rank, row in places] for part in range(3))
+    first = np.array(totals[::2], dtype=np.float64)  # (n,)
+    second = np.array(totals[1::2], dtype=np.float64)  # (n,)
     wins = rng.random(n) < 1 / (1 + np.exp(np.clip(second - first, -700, 700)))  # (n,)
     rows = [row for i, won in enumerate(wins) for row in ((2 * i, 2 * i + 1) if won else (2 * i + 1, 2 * i))]
-    table = drawn.earned.ref_log_probs  # (2·n, T)
-    return Pairs(
-        [drawn.episodes[row] for row in rows], [table[row, : drawn.episodes[row].response_length] for row in rows]
-    )
+    return Pairs([episodes[row] for row in rows], [log_probs[row] for row in rows])
 
 
 def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pairs:

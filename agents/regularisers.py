@@ -24,6 +24,7 @@ from rlhf_gym.lm.parts import LMParts, in_chunks
 from rlhf_gym.lm.sampling import token_log_prob
 from rlhf_gym.lm.tokens import encode_prompts, pad_rows
 from rlhf_gym.ranges import Count, NonNegative, PositiveShare, Seed, Several, check_arguments
+from rlhf_gym.ranks import ranks
 
 
 class Regulariser:
@@ -53,7 +54,10 @@ class Regulariser:
         return None
 
     def add_gradient(self, micro_batch_size: int | None) -> dict[str, Tensor]:
-        """Add the gradient of a term on other data, once a minibatch; returns what is logged of it, detached."""
+        """Add the gradient of a term on other data, once a minibatch; returns what is logged of it, detached.
+
+        Of several ranks each adds its share (`rlhf_gym.ranks`): gradients and what is logged are then added up.
+        """
         return {}
 
     def after_iteration(self) -> None:
@@ -277,6 +281,10 @@ class PretrainingMix(Regulariser):
         rows = sorted((self._rows[place] for place in places), key=len)  # micro-batches of like length
         tokens = sum(len(row) - 1 for row in rows)
         total = torch.zeros((), device=self._policy.device)
+        group = ranks()
+        rows = rows[group.rank :: group.size]
+        if not rows:
+            return {"train/ptx_loss": total, "train/loss": total}
         for part in np.array_split(np.arange(len(rows)), -(-len(rows) // (micro_batch_size or len(rows)))):
             loss = language_model_loss(self._policy, [rows[i] for i in part], denominator=tokens)
             (self.coef * loss).backward()
@@ -390,10 +398,17 @@ class MovingReference(Regulariser):
     def after_rollout(self, rollout: Rollout) -> Rollout:
         """The rollout, with log π_ref of the π_ref that the average began from."""
         assert self._initial is not None and self._policy is not None, "call begin() first"
-        rows = stack_rows(rollout.episodes)
-        with self._policy.autocast():
-            table = token_log_probs(self._initial, rows.input_ids, rows.lengths, mask=rows.action_mask)  # (E, L)
-        return rollout._replace(first_ref_log_probs=at_actions(table, rollout.episodes))
+        group = ranks()
+        own = rollout.episodes[group.rank :: group.size]
+        found: list[np.ndarray] = []  # (T_e,) each
+        if own:
+            rows = stack_rows(own)
+            with self._policy.autocast():
+                table = token_log_probs(self._initial, rows.input_ids, rows.lengths, mask=rows.action_mask)  # (E, L)
+            found = at_actions(table, own)
+        parts = group.gather(found, "log π_ref of a rollout")
+        each = [parts[row % group.size][row // group.size] for row in range(len(rollout.episodes))]
+        return rollout._replace(first_ref_log_probs=each)
 
     @torch.no_grad()
     def after_iteration(self) -> None:

@@ -260,6 +260,21 @@ class Rollout(NamedTuple):
             lower,
         )
 
+    def take(self, rows: Sequence[int]) -> Rollout:
+        """The episodes at these places, in this order."""
+        index = np.asarray(rows)
+        columns = [
+            None if column is None else column[:, index] if name == "member_scores" else column[index]
+            for name, column in zip(EpisodeRewards._fields, self.rewards, strict=True)
+        ]
+        return Rollout(
+            [self.episodes[row] for row in rows],
+            [self.log_probs[row] for row in rows],
+            None if self.values is None else [self.values[row] for row in rows],
+            EpisodeRewards(*columns),  # type: ignore[arg-type]
+            None if self.lower is None else self.lower._replace(states=self.lower.states[torch.from_numpy(index)]),
+        )
+
     def has_spread(self, samples_per_prompt: int) -> np.ndarray:
         """Whether the k responses in a row to a prompt earned different returns, (E/k,) bool."""
         returns = torch.from_numpy(self.rewards.rewards).sum(dim=1).reshape(-1, samples_per_prompt)  # (E/k, k)

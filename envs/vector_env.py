@@ -365,8 +365,26 @@ class TokenVectorEnv(VectorEnv):
         """Episodes in a row with the same prompt."""
         return self._feed.samples_per_prompt
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which of every n prompts are drawn: (i, n); (0, 1) for all.
+
+        n environments with the same seed and the shares (0, n) … (n − 1, n) play every prompt of their common order
+        once, in rollouts of equally many episodes. Our agents set it while they learn as one of n ranks.
+        """
+        return self._feed.share
+
+    @share.setter
+    def share(self, share: tuple[int, int]) -> None:
+        index, count = share
+        if not 0 <= index < count:
+            raise ValueError(f"expected share=(i, n) with 0 <= i < n, got {share}")
+        self._feed.rest()
+        self._feed.share = (index, count)
+
     def draw_prompts(self, n: int) -> list[PromptIds]:
         """The next `n` prompts in their order, as token ids, for `reset(options={"prompts": …})`."""
+        self._feed.rest()
         return [self._feed.draw(self.np_random) for _ in range(n)]
 
     @property

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py                                          # CPU, two sizes with random weights
     python scripts/benchmark.py --only loop reward --sizes tiny          # a part of it
+    python scripts/benchmark.py --only ranks --sizes small --ranks 2     # two processes that train one agent
     python scripts/benchmark.py --peer-python .trl/bin/python --markdown docs/speed_table.md
     python scripts/benchmark.py --model FOLDER --rounds 3 --warm-ups 2   # every row on a real model
     python scripts/benchmark.py --device cuda --model FOLDER             # on a GPU
@@ -36,7 +37,7 @@ from benchmarks.models import SMALL, TINY, of_folder
 
 from rlhf_gym.lm import quiet_transformers
 
-Name = Literal["loop", "reward", "lengths", "turns", "long", "replay", "iteration", "vocabulary"]
+Name = Literal["loop", "reward", "lengths", "turns", "long", "replay", "iteration", "ranks", "vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def run(settings: Settings, only: tuple[Name, ...], say: Say, runner: iteration.
         ("long" in only, lambda: loops.measure_long(settings, say)),
         ("replay" in only, lambda: loops.measure_replay(settings, say)),
         ("iteration" in only, lambda: iteration.measure(settings, say, runner)),
+        ("ranks" in only, lambda: iteration.measure_ranks(settings, say, runner)),
         ("vocabulary" in only, lambda: iteration.measure_vocabulary(settings, say, runner)),
     ]
     with quiet_transformers(), warnings.catch_warnings():

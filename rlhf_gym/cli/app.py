@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -166,8 +167,13 @@ def parse(arguments: Sequence[str]) -> Any:
 
     Raises:
         SystemExit: --help, or what tyro cannot make sense of.
-        ValueError: settings that do not go together.
+        ValueError: settings that do not go together, or several processes of torchrun.
     """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ValueError(
+            f"expected one process, got WORLD_SIZE={os.environ['WORLD_SIZE']}: the stages run in one. An agent learns "
+            "in several from a script of Python (docs/scaling.md)"
+        )
     words = list(arguments)
     commands: list[Any] = []
     for name, text in DESCRIPTIONS.items():

@@ -35,6 +35,7 @@ from rlhf_gym.monitoring.measures import (
 )
 from rlhf_gym.preferences import Demonstration
 from rlhf_gym.ranges import Count, Several, Whole, check_arguments
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.settings.monitor import AlarmThresholds, check_alarm_names
 
@@ -55,7 +56,8 @@ class RLHFMonitor(BaseCallback):
 
     Works with the token agents, and with stock SB3 agents over an `SB3VecEnv` or a `DummyVecEnv` of token environments,
     whose episodes it collects as they end (attach the policy, or there is no KL to watch). It draws no random numbers
-    and changes no weights: training with it is training without it, unless `stop_on` ends it.
+    and changes no weights: training with it is training without it, unless `stop_on` ends it. Of several ranks
+    (docs/scaling.md) rank 0 measures, prints and writes; a rollout's episodes are those of all.
 
     What it measures: docs/metrics.md; the alarms and how to read them: docs/monitoring.md.
 
@@ -141,6 +143,8 @@ class RLHFMonitor(BaseCallback):
     def _on_training_start(self) -> None:
         self._engines = engines_of(self.training_env)
         self._collector = EpisodeCollector()
+        if self._of_another_rank:
+            return
         self._began = time.perf_counter()
         self._held_out = self._read_texts() if len(self._texts) else None
         known = self.records
@@ -160,7 +164,14 @@ class RLHFMonitor(BaseCallback):
             self._collector.add(self._engines)
         return self.ended_by is None
 
+    @property
+    def _of_another_rank(self) -> bool:
+        """Whether rank 0 measures what this would."""
+        return isinstance(self.model, TokenAlgorithm) and not ranks().leads
+
     def _on_rollout_end(self) -> None:
+        if self._of_another_rank:
+            return
         started = time.perf_counter()
         seen = self._take()
         ready = isinstance(self.model, TokenAlgorithm) or seen is not None
@@ -245,7 +256,7 @@ class RLHFMonitor(BaseCallback):
         count = 1 if seen is None else len(seen.episodes)
         return MonitorRecord(
             len(self.records) + 1,
-            self.num_timesteps,
+            self.model.num_timesteps,
             {name: figure.value for name, figure in figures.items()},
             {name: figure.error for name, figure in figures.items() if figure.error},
             kl_coef=engine.kl_coef,

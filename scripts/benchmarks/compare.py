@@ -43,6 +43,8 @@ class Settings:
     """Episodes of a PPO iteration."""
     ppo_response: int = 48
     """Tokens of each of its responses."""
+    ranks: int = 2
+    """Processes that train one agent together (docs/scaling.md)."""
 
 
 @dataclass(frozen=True)

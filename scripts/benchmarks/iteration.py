@@ -26,26 +26,29 @@ class Processes:
     peer_python: Path | None
 
     def ours(self, given: Iteration) -> dict[str, Any]:
-        """Run our agent in this Python: what `own_ppo.measure` gives."""
-        return self._run(sys.executable, "benchmarks.own_ppo", given)
+        """Run our agent in this Python, or on ranks of it: what `own_ppo.measure` gives."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given.ranks}"] * (
+            given.ranks > 0
+        )
+        return self._run([sys.executable, *launcher], "benchmarks.own_ppo", given)
 
     def peer(self, given: Iteration) -> dict[str, Any] | None:
         """Run the peer in its own Python, if there is one: what `peer_ppo.measure` gives."""
-        return None if self.peer_python is None else self._run(str(self.peer_python), "benchmarks.peer_ppo", given)
+        return None if self.peer_python is None else self._run([str(self.peer_python)], "benchmarks.peer_ppo", given)
 
     @staticmethod
-    def _run(python: str, module: str, given: Iteration) -> dict[str, Any]:
+    def _run(python: list[str], module: str, given: Iteration) -> dict[str, Any]:
         paths = [str(SCRIPTS), str(SCRIPTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(given.threads)}
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if given.device == "cpu" else {}
         done = subprocess.run(
-            [python, "-m", module, json.dumps(dataclasses.asdict(given))],
+            [*python, "-m", module, json.dumps(dataclasses.asdict(given))],
             env={**os.environ, **offline, **hidden, "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
             text=True,
         )
         if done.returncode != 0:
-            raise RuntimeError(f"{python} -m {module} failed:\n{done.stderr[-4000:]}")
+            raise RuntimeError(f"{' '.join(python)} -m {module} failed:\n{done.stderr[-4000:]}")
         return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -122,6 +125,39 @@ def _rows(given: Iteration, kind: str, ours: dict[str, dict[str, Any]], peers: l
         full = tokens / statistics.median(ours["full"]["seconds"])
         rows.append(Row(what, size, "ours, all layers, fp32", rate, full, rate / full, "one run of each"))
     return rows
+
+
+def measure_ranks(settings: Settings, say: Say, runner: Processes) -> list[Row]:
+    """Tokens a second of a PPO iteration on several ranks, one thread each, against one rank; by turns, on the wall."""
+    rows = []
+    for shape in settings.shapes:
+        found: dict[int, list[dict[str, Any]]] = {1: [], settings.ranks: []}
+        for turn in range(-(-settings.rounds // 2)):
+            for count in sorted(found, reverse=turn % 2 == 1):
+                say(f"{shape.name}: a PPO iteration on {count} ranks, one thread each")
+                given = Iteration(shape, settings.device, 1, 1, settings.warm_ups, settings.ppo_response, ranks=count)
+                found[count].append(runner.ours(dataclasses.replace(given, episodes=settings.ppo_episodes)))
+        tokens = settings.ppo_episodes * settings.ppo_response
+        one, several = ([tokens / run["seconds"][0] for run in found[count]] for count in (1, settings.ranks))
+        ratios = [a / b for a, b in zip(several, one, strict=True)]
+        shares = "; ".join(
+            f"{count} {'rank' if count == 1 else 'ranks'}: {_phases(runs)}" for count, runs in found.items()
+        )
+        note = f"{shares}; rounds {min(ratios):.2f}–{max(ratios):.2f}"
+        medians = statistics.median(several), statistics.median(one)
+        what = f"PPO iteration on {settings.ranks} ranks × 1 thread"
+        rows.append(Row(what, shape.name, "1 rank × 1 thread", *medians, statistics.median(ratios), note))
+    return rows
+
+
+def _phases(runs: list[dict[str, Any]]) -> str:
+    """The share of each phase of an iteration, the median over runs."""
+    rollout = statistics.median(run["rollout_share"] for run in runs)
+    meeting = statistics.median(run["meeting_share"] for run in runs)
+    return (
+        f"{100 * rollout:.0f} % rollout and scores, {100 * (1 - rollout):.0f} % update, in them {100 * meeting:.0f} % "
+        "meetings"
+    )
 
 
 LARGE_VOCABULARY = Shape("1 layer, V=49,152", 1, 576, 49_152, 9)

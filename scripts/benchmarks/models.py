@@ -124,6 +124,8 @@ class Iteration:
     minibatches: int = 4
     kind: str = "full"
     """full or lora; for ours also separate (critic), half (of the layers frozen), bf16."""
+    ranks: int = 0
+    """Processes that torchrun starts, for ours, timed by the clock on the wall; 0 for one process without torchrun."""
 
 
 def iteration_from_json(text: str) -> Iteration:
@@ -132,14 +134,15 @@ def iteration_from_json(text: str) -> Iteration:
     return Iteration(**{**fields, "shape": Shape(**fields["shape"])})
 
 
-def now(device: str) -> float:
+def now(device: str, *, wall: bool = False) -> float:
     """Seconds; on CUDA everything asked for before has been done.
 
-    On one CPU thread it is the CPU time of the process, which other work on the machine does not stretch.
+    On one CPU thread it is the CPU time of the process, which other work on the machine does not stretch; not if
+    `wall`.
     """
     if device == "cuda":
         torch.cuda.synchronize()
-    elif torch.get_num_threads() == 1:
+    elif not wall and torch.get_num_threads() == 1:
         return time.process_time()
     return time.perf_counter()
 

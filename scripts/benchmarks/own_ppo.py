@@ -14,6 +14,7 @@ from benchmarks import models
 from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import Shared, keep_freed_memory, quiet_transformers
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import RewardModel
 
 
@@ -30,6 +31,10 @@ class Marks(BaseCallback):
         self.peak = 0.0
         self.before = 0.0
         self.update_mb = 0.0
+        self.waited: list[float] = []  # seconds in meetings of the ranks until each rollout began
+
+    def _now(self) -> float:
+        return models.now(self.given.device, wall=self.given.ranks > 0)
 
     def _on_training_start(self) -> None:
         self.model.policy.optimizer.register_step_pre_hook(self._count)
@@ -41,16 +46,18 @@ class Marks(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self.model.n_epochs = self.given.epochs if len(self.started) >= self.given.warm_ups else 1  # type: ignore[attr-defined]
-        self.started.append(models.now(self.given.device))
+        self.started.append(self._now())
+        self.waited.append(ranks().waited)
 
     def _on_rollout_end(self) -> None:
         if not self.collected:
             self.peak = models.peak_memory_mb(self.given.device)
             self.before = models.begin_peak(self.given.device)
-        self.collected.append(models.now(self.given.device))
+        self.collected.append(self._now())
 
     def _on_training_end(self) -> None:
-        self.started.append(models.now(self.given.device))
+        self.started.append(self._now())
+        self.waited.append(ranks().waited)
 
     def _on_step(self) -> bool:
         return True
@@ -109,6 +116,7 @@ def measure(given: models.Iteration) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "rollout_share": sum(rollouts) / sum(seconds),
+        "meeting_share": (marks.waited[-1] - marks.waited[given.warm_ups]) / sum(seconds),
         "peak_mb": max(marks.peak, models.peak_memory_mb(given.device)),
         "update_mb": marks.update_mb,
         "libraries_mb": libraries,
@@ -117,4 +125,6 @@ def measure(given: models.Iteration) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with quiet_transformers():
-        print(json.dumps(measure(models.iteration_from_json(sys.argv[1]))))
+        measured = measure(models.iteration_from_json(sys.argv[1]))
+        if ranks().leads:
+            print(json.dumps(measured))

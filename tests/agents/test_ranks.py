@@ -1,0 +1,171 @@
+"""Several ranks by torchrun, one thread each: as one process given the same episodes, prompts, files, failures."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_gym.agents import TokenPPO
+from rlhf_gym.cli.app import parse
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.ranks import Ranks, ranks
+from tests.ranked import KINDS, iterations, launch, make_agent, record, results
+from tests.toy import word_settings
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_learn_what_one_process_learns_from_the_same_episodes(size, tmp_path):
+    """Three updates. Unequal lengths, micro-batches, `target_kl`, whitening; PPO, GRPO, LoRA; "idle" has minibatches
+    with fewer rows than there are ranks."""
+    alone = {kind: record(kind, tmp_path) for kind in KINDS}
+    assert 3 <= alone["ppo"]["state"]["updates"] < 12  # target_kl has ended some updates
+    assert alone["grpo"]["state"]["updates"] == 12
+    launch(tmp_path, size, *(f"same:{kind}" for kind in KINDS))
+    for kind in KINDS:
+        one = alone[kind]
+        for other in results(tmp_path, f"same:{kind}", size):
+            assert other["state"] == pytest.approx(one["state"], rel=1e-6), kind
+            for name, value in one["weights"].items():
+                torch.testing.assert_close(other["weights"][name], value, atol=1e-6, rtol=0, msg=f"{kind}: {name}")
+            for mine, theirs in zip(one["logged"], other["logged"], strict=True):
+                for line in (mine, theirs):
+                    line.pop("train/value_clip_fraction", None)  # rounding decides about values at the edge
+                assert theirs == pytest.approx(mine, abs=1e-5, rel=1e-4, nan_ok=True), kind
+
+
+def test_prompts_random_states_and_files_of_two_ranks(tmp_path):
+    """The prompts are those of one process, in its order; what was saved goes on bit for bit; rank 0 alone prints."""
+    done = launch(tmp_path, 2, "files", "optimum", "differ", "watched")
+    zero, one = results(tmp_path, "files", 2)
+    alone = iterations(make_agent(), 5, reset=True)
+    assert done.stdout.count("total_timesteps") == 2 + 2 + 2 + 1 + 1
+    for mine, theirs in ((zero, one), (one, zero)):
+        for name in ("first", "went_on", "resumed", "free"):
+            for here, there in zip(mine[name], theirs[name], strict=True):
+                assert here["random"] != there["random"]
+                assert {k: v for k, v in here.items() if k != "random"} == {
+                    k: v for k, v in there.items() if k != "random"
+                }
+        played = mine["first"] + mine["went_on"]
+        assert [i["prompts"] for i in played] == [i["prompts"] for i in alone[:4]]
+        assert [i["numbers"] for i in played] == [list(range(n, n + 8)) for n in (0, 8, 16, 24)]
+        assert len({tuple(map(tuple, (i["responses"]))) for i in played}) == 4
+        assert mine["went_on"] == mine["resumed"]
+        assert all(torch.equal(a, b) for a, b in zip(*mine["weights"], strict=True))
+        assert mine["share"] == (0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(zero["weights"][0], one["weights"][0], strict=True))
+    assert zero["statistics"] == one["statistics"]
+    assert [s["count"] for s in zero["statistics"]] == [8]
+    assert [len(s["seen"]) for s in zero["statistics"]] == [8]
+    # another number of ranks: the same prompts go on, and it says what is not the same
+    with pytest.warns(UserWarning, match="expected 2 ranks, as .* was saved with, got 1"):
+        agent = TokenPPO.load(tmp_path / "agent", make_agent().env, device="cpu")
+    assert [i["prompts"] for i in iterations(agent, 2, reset=False)] == [i["prompts"] for i in alone[2:4]]
+
+    missed, variation = results(tmp_path, "optimum", 2)[0]
+    print(f"two ranks: J* − J = {missed:.4f}, TV = {variation:.4f}")
+    assert missed <= 0.01
+    assert variation < 0.02
+    assert results(tmp_path, "optimum", 2)[1] == (missed, variation)
+
+    zero, one = results(tmp_path, "watched", 2)
+    assert all(torch.equal(a, b) for a, b in zip(zero.pop("weights"), one.pop("weights"), strict=True))
+    assert zero == one
+    assert zero["kl"] > 0.02
+    lines = (tmp_path / "monitor" / "monitor.jsonl").read_text().splitlines()
+    assert len(lines) >= 2
+    assert json.loads(lines[-1])["tokens"] == zero["tokens"]
+    assert json.loads(lines[-1])["figures"]["kl"] == pytest.approx(zero["kl"], rel=1e-5)
+    order = [prompt for iteration in alone for prompt in iteration["prompts"]]
+    assert zero["pairs"] == [prompt for prompt in order[:4] for _ in range(2)]
+    assert zero["numbers"] == list(range(len(zero["numbers"])))
+    assert len(zero["numbers"]) > 8 and len(zero["numbers"]) % 4 == 0
+    assert 0 < sum(zero["learned"]) < len(zero["learned"])
+
+    for said in results(tmp_path, "differ", 2):
+        assert "expected one n_episodes on all ranks, got" in said[0]
+        assert "expected the same weights on all 2 ranks" in said[1]
+        assert "got others on rank 1 than on rank 0" in said[1]
+
+
+@pytest.mark.parametrize("how", ["raises", "is killed", "hangs"])
+def test_a_rank_that_fails_ends_all(how, tmp_path):
+    done = launch(tmp_path, 2, f"failing:{how}", check=False)
+    assert done.returncode != 0
+    for rank in range(2):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / f"pid.{rank}").read_text()), 0)
+    if how == "raises":
+        assert done.stderr.count("ValueError: this reward knows no such word") == 1
+        assert "raised on rank 1 of 2" in done.stderr
+        assert "StoppedError" not in done.stderr
+    elif how == "hangs":
+        assert done.stderr.count("StoppedError: expected all 2 ranks at the end of a rollout; rank 0 waited") == 1
+        assert "did not find rank 1, which was last seen at" in done.stderr
+    else:
+        assert "Signal 9 (SIGKILL)" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants two GPUs, there are fewer")
+def test_two_gpus(tmp_path):
+    launch(tmp_path, 2, "files", RANKED_DEVICE="cuda")
+    zero, one = results(tmp_path, "files", 2)
+    assert all(torch.equal(a, b) for a, b in zip(zero["weights"][0], one["weights"][0], strict=True))
+    assert zero["went_on"] == zero["resumed"]
+
+
+def test_the_command_line_is_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="expected one process, got WORLD_SIZE=2"):
+        parse(["run"])
+
+
+def test_shares_of_an_order_are_the_order():
+    """Three shares of seven prompts, each of them twice in a row, over several passes and resets."""
+
+    def played(share, sizes):
+        env = TokenVectorEnv(2, **word_settings(prompts=[[3 + i] for i in range(7)], samples_per_prompt=2))
+        env.reset(seed=5)
+        env.seed(5)
+        env.share = share
+        found = []
+        for size in sizes:
+            env.reset(options={"episodes": size})
+            seen = {}
+            while not env.parked.all():
+                env.step(np.zeros(2, dtype=np.int64))
+                seen |= {e.number: int(e.input_ids[0]) for e in env.last_step.episodes}
+            found.append(seen)
+            copy = TokenVectorEnv(2, **word_settings(prompts=[[3 + i] for i in range(7)], samples_per_prompt=2))
+            copy.load_state_dict(env.state_dict())
+            copy.share = share
+            env = copy
+        return found
+
+    whole = played((0, 1), [6, 12, 24])
+    parts = [played((i, 3), [2, 4, 8]) for i in range(3)]
+    first = min(whole[0])
+    for rollout, (expected, *shares) in enumerate(zip(whole, *parts, strict=True)):
+        union = {number: prompt for share in shares for number, prompt in share.items()}
+        assert sum(map(len, shares)) == len(union) == len(expected)
+        assert dict(sorted(union.items())) == dict(sorted(expected.items())), rollout
+    assert first == min(min(part[0]) for part in parts)
+    with pytest.raises(ValueError, match=r"expected share=\(i, n\) with 0 <= i < n, got \(2, 2\)"):
+        TokenVectorEnv(1, **word_settings()).share = (2, 2)
+
+
+def test_a_process_by_itself_is_one_rank(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    group = ranks()
+    assert (group.rank, group.size, group.leads) == (0, 1, True)
+    assert group.gather("x", "here") == ["x"]
+    assert group.broadcast("x", "here") == "x"
+    assert group.any(True, "here")
+    assert not group.any(False, "here")
+    tensor = torch.ones(2)
+    group.add_up(tensor, "here")
+    assert tensor.tolist() == [1.0, 1.0]
+    assert isinstance(group, Ranks)
+    assert group.waited == 0

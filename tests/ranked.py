@@ -1,0 +1,365 @@
+"""What tests run on several ranks: `torchrun … -m tests.ranked FOLDER CASE …`; a case leaves FOLDER/CASE.RANK.pt.
+
+`launch` starts them. Each case is a function of the folder, and returns what `torch.save` can write.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def launch(
+    folder: Path, size: int, *cases: str, check: bool = True, timeout: float = 240, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the cases on so many ranks, one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RANK", "WORLD"))}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **variables}
+    done = subprocess.run(
+        [*command, "-m", "tests.ranked", str(folder), *cases],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert not check or done.returncode == 0, done.stderr[-6000:]
+    return done
+
+
+def results(folder: Path, case: str, size: int) -> list[Any]:
+    """What the case returned on each rank."""
+    return [torch.load(folder / f"{case}.{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+# -- the same episodes ---------------------------------------------------------------------------------------------
+
+
+def settings_of(kind: str) -> tuple[type, dict[str, Any], dict[str, Any]]:
+    """An agent's class, its arguments, and those of its environment."""
+    from rlhf_gym.agents import (
+        AdaptiveKL,
+        Clip,
+        EntropyBonus,
+        KLInLoss,
+        MovingReference,
+        PretrainingMix,
+        TokenGRPO,
+        TokenPPO,
+        TokenReinforce,
+    )
+    from rlhf_gym.lm import LoRA
+
+    # the bias of keys has no gradient but rounding's, which Adam's own eps of 1e-5 would blow up
+    adam = {"optimizer_kwargs": {"eps": 1e-4}}
+    shared = {
+        "policy_kwargs": adam,
+        "n_episodes": 16,
+        "batch_size": 8,
+        "n_epochs": 2,
+        "learning_rate": 1e-3,
+        "seed": 0,
+        "device": "cpu",
+    }
+    texts = [[3, 4, 5, 6], [7, 8], [9, 10, 11], [12, 13, 14, 15, 16]]
+    ppo = shared | {"kl_controller": AdaptiveKL(0.1, 1.0, horizon=50), "mask_truncated": True, "target_kl": 2e-3}
+    return {
+        "ppo": (TokenPPO, ppo | {"micro_batch_size": 3}, {}),
+        "idle": (TokenPPO, shared | {"batch_size": 2, "n_epochs": 1}, {}),
+        "grpo": (
+            TokenGRPO,
+            shared | {"micro_batch_size": 2, "aggregation": "sequence", "regularisers": [KLInLoss("k2")]},
+            {"samples_per_prompt": 4, "kl_in": "loss"},
+        ),
+        "lora": (
+            TokenPPO,
+            shared | {"policy_kwargs": adam | {"lora": LoRA(r=2, alpha=4, target_modules="all-linear")}},
+            {},
+        ),
+        "mixed": (
+            TokenReinforce,
+            shared
+            | {
+                "normalize_advantage": True,
+                "surrogate": Clip(0.2),
+                "regularisers": [PretrainingMix(texts, 0.5, batch_size=3), MovingReference(0.3), EntropyBonus(0.01)],
+            },
+            {},
+        ),
+    }[kind]
+
+
+KINDS = ("ppo", "idle", "grpo", "lora", "mixed")
+
+
+def three_updates(kind: str, collect: Callable[..., Any]) -> dict[str, Any]:
+    """Three iterations of an agent whose rollouts come from `collect`; its weights, and what it logged last."""
+    from rlhf_gym.agents import base
+    from rlhf_gym.envs import TokenVectorEnv
+    from tests.toy import word_settings
+
+    cls, arguments, overrides = settings_of(kind)
+    env = TokenVectorEnv(8, **word_settings(reward_timing="deferred", **overrides))
+    played = base.collect_rollout
+    base.collect_rollout = collect  # type: ignore[assignment]
+    try:
+        agent = cls("LMPolicy", env, **arguments)
+        logged: list[dict[str, float]] = []
+        train = agent.train
+
+        def counted() -> None:
+            train()
+            logged.append({k: float(v) for k, v in agent.logger.name_to_value.items() if not k.startswith("time/")})
+
+        agent.train = counted
+        while len(logged) < 3:
+            agent.learn(1, reset_num_timesteps=not logged)
+    finally:
+        base.collect_rollout = played
+    weights = {name: p.detach().clone() for name, p in agent.policy.named_parameters() if p.requires_grad}
+    state = {"kl_coef": agent.kl_controller.kl_coef, "updates": agent._n_updates, "tokens": agent.num_timesteps}
+    return {"weights": weights, "logged": logged, "state": state}
+
+
+def record(kind: str, folder: Path) -> dict[str, Any]:
+    """Three updates in this process; the rollouts are left in the folder for the ranks to play."""
+    from rlhf_gym.agents.rollout import collect_rollout
+
+    rollouts = []
+
+    def collect(*args: Any, **kwargs: Any) -> Any:
+        rollouts.append(collect_rollout(*args, **kwargs))
+        return rollouts[-1]
+
+    result = three_updates(kind, collect)
+    (folder / f"{kind}.rollouts").write_bytes(pickle.dumps(rollouts))
+    return result
+
+
+def same(kind: str, folder: Path) -> dict[str, Any]:
+    """Three updates on this rank's share of the rollouts that `record` left."""
+    from rlhf_gym.ranks import ranks
+
+    rollouts = iter(pickle.loads((folder / f"{kind}.rollouts").read_bytes()))
+
+    def collect(policy: Any, env: Any, n_episodes: int, **_: Any) -> Any:
+        whole = next(rollouts)
+        group = ranks()
+        rows = [r for r in range(len(whole.episodes)) if r // env.samples_per_prompt % group.size == group.rank]
+        assert len(rows) == n_episodes
+        return whole.take(rows)
+
+    return three_updates(kind, collect)
+
+
+# -- prompts, random numbers, files --------------------------------------------------------------------------------
+
+
+def device() -> str:
+    """Where `make_agent`'s agents learn."""
+    return os.environ.get("RANKED_DEVICE", "cpu")
+
+
+def make_agent(seed: int | None = 0, **overrides: Any) -> Any:
+    """A PPO on seven prompts, eight episodes a rollout, its scores normalised."""
+    from rlhf_gym.agents import TokenPPO
+    from rlhf_gym.envs import NormalizeScore, TokenVectorEnv
+    from tests.toy import word_settings
+
+    prompts = [[3 + i] * (1 + i % 3) for i in range(7)]
+    given = {"reward_timing": "deferred", "prompts": prompts, "shaping": (NormalizeScore(),)}
+    env = TokenVectorEnv(3, **word_settings(**(given | overrides)))
+    arguments = {
+        "n_episodes": 8,
+        "batch_size": 4,
+        "n_epochs": 2,
+        "learning_rate": 1e-3,
+        "device": device(),
+        "verbose": 1,
+    }
+    return TokenPPO("LMPolicy", env, seed=seed, **arguments)
+
+
+def iterations(agent: Any, count: int, *, reset: bool) -> list[dict[str, Any]]:
+    """So many iterations: the prompts and responses of each one, and this process's random state after its rollout."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    seen: list[dict[str, Any]] = []
+
+    class Watch(BaseCallback):
+        def _on_rollout_end(self) -> None:
+            episodes = agent.rollout.episodes
+            seen.append(
+                {
+                    "prompts": [e.prompt_ids.tolist() for e in episodes],
+                    "numbers": [e.number for e in episodes],
+                    "responses": [e.response_ids.tolist() for e in episodes],
+                    "random": torch.get_rng_state().tolist(),
+                }
+            )
+
+        def _on_step(self) -> bool:
+            return len(seen) < count
+
+    agent.learn(10**6, callback=Watch(), reset_num_timesteps=reset)
+    return seen
+
+
+def files(folder: Path) -> dict[str, Any]:
+    """Two iterations, a file, two more; then that file, and two more from there; and one of an agent without a seed."""
+    from rlhf_gym.agents import TokenPPO
+
+    agent = make_agent()
+    first = iterations(agent, 2, reset=True)
+    agent.save(folder / "agent")
+    statistics = agent.engine.token_reward.shaping.state_dict()
+    went_on = iterations(agent, 2, reset=False)
+    again = TokenPPO.load(folder / "agent", make_agent().env, device=device())
+    resumed = iterations(again, 2, reset=False)
+    return {
+        "first": first,
+        "went_on": went_on,
+        "resumed": resumed,
+        "weights": [[p.detach().cpu() for p in one.policy.parameters()] for one in (agent, again)],
+        "statistics": statistics,
+        "share": agent.engine.share,
+        "free": iterations(make_agent(None), 1, reset=True),
+    }
+
+
+def optimum(folder: Path) -> tuple[float, float]:
+    """How much RLOO misses the enumerable environment's optimum by, and the total variation from it."""
+    from stable_baselines3.common.utils import LinearSchedule
+
+    from rlhf_gym.agents import TokenRLOO
+    from tests.toy import make_tabular_toy
+
+    toy = make_tabular_toy(0)
+    agent = TokenRLOO(
+        "LMPolicy",
+        toy.env(64, samples_per_prompt=8),
+        learning_rate=LinearSchedule(0.1, 0.0, 1.0),
+        n_episodes=128,
+        batch_size=128,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"use_cache": False},
+    )
+    agent.learn(36_000)
+    return toy.best - toy.objective(agent.policy.model), toy.total_variation(agent.policy.model)
+
+
+def watched(folder: Path) -> dict[str, Any]:
+    """A run that a monitor watches and the KL ends, one of DPO on pairs it makes, one of GRPO that refills groups."""
+    from rlhf_gym.agents import DPO, StopOnKL, TokenGRPO
+    from rlhf_gym.monitoring import RLHFMonitor
+
+    stop = StopOnKL(0.02)
+    agent = make_agent()
+    agent.learn(10**6, callback=[RLHFMonitor(folder=folder / "monitor", verbose=0), stop])
+    settings = {"n_episodes": 8, "learning_rate": 1e-3, "seed": 0, "device": "cpu"}
+    dpo = DPO("LMPolicy", make_agent().env, **settings)
+    dpo.learn(1)
+    pairs = [e.prompt_ids.tolist() for e in dpo.buffer.episodes]
+    env = make_agent(samples_per_prompt=2, reward=lambda prompts, responses: ["good" in r for r in responses]).env
+    env.engine.token_reward.own_kl_coef = 0.0  # so that most groups earn the same
+    grpo = TokenGRPO("LMPolicy", env, max_refills=3, **settings)
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        grpo.learn(1)
+    return {
+        "kl": stop.stopped_at,
+        "tokens": agent.num_timesteps,
+        "pairs": pairs,
+        "numbers": [e.number for e in grpo.buffer.episodes],
+        "learned": grpo.buffer.learned.tolist(),
+        "weights": [p.detach().clone() for one in (agent, dpo, grpo) for p in one.policy.parameters()],
+    }
+
+
+# -- failures ------------------------------------------------------------------------------------------------------
+
+
+def differ(folder: Path) -> list[str]:
+    """What is said where ranks are not alike: in a setting, and in a weight that one of them changes."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from rlhf_gym.ranks import ranks
+
+    agent = make_agent()
+    agent.n_episodes = 8 * (1 + ranks().rank)
+    said = []
+    try:
+        agent.learn(1)
+    except ValueError as error:
+        said.append(str(error))
+
+    class Meddle(BaseCallback):
+        def _on_rollout_end(self) -> None:
+            if ranks().rank == 1:
+                with torch.no_grad():
+                    next(iter(agent.policy.parameters())).view(-1)[3] += 1e-3
+
+        def _on_step(self) -> bool:
+            return True
+
+    agent.n_episodes = 8
+    try:
+        agent.learn(10**6, callback=Meddle())
+    except RuntimeError as error:
+        said.append(str(error))
+    return said
+
+
+def failing(how: str, folder: Path) -> None:
+    """Rank 1 raises, is killed, or hangs in its second rollout."""
+    import datetime
+    import time
+
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    from rlhf_gym.ranks import ranks
+    from tests.toy import word_reward
+
+    calls = 0
+
+    def reward(prompts: list[str], responses: list[str]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and ranks().rank == 0 and how == "hangs":
+            _set_pg_timeout(datetime.timedelta(seconds=3))
+        if calls == 2 and ranks().rank == 1:
+            if how == "raises":
+                raise ValueError("this reward knows no such word")
+            if how == "hangs":
+                time.sleep(120)
+            os.kill(os.getpid(), 9)
+        return word_reward(prompts, responses)
+
+    (folder / f"pid.{os.environ['RANK']}").write_text(str(os.getpid()))
+    make_agent(reward=reward).learn(10**6)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    for case in sys.argv[2:]:
+        torch.manual_seed(0)
+        name, *argument = case.split(":")
+        torch.save(globals()[name](*argument, folder), folder / f"{case}.{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    main()
