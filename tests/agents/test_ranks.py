@@ -37,10 +37,9 @@ def test_ranks_learn_what_one_process_learns_from_the_same_episodes(size, tmp_pa
 
 def test_prompts_random_states_and_files_of_two_ranks(tmp_path):
     """The prompts are those of one process, in its order; what was saved goes on bit for bit; rank 0 alone prints."""
-    done = launch(tmp_path, 2, "files", "optimum", "differ", "watched")
+    done = launch(tmp_path, 2, "files", "optimum", "watched", "differ")
     zero, one = results(tmp_path, "files", 2)
     alone = iterations(make_agent(), 5, reset=True)
-    assert done.stdout.count("total_timesteps") == 2 + 2 + 2 + 1 + 1
     for mine, theirs in ((zero, one), (one, zero)):
         for name in ("first", "went_on", "resumed", "free"):
             for here, there in zip(mine[name], theirs[name], strict=True):
@@ -76,6 +75,7 @@ def test_prompts_random_states_and_files_of_two_ranks(tmp_path):
     assert zero["kl"] > 0.02
     lines = (tmp_path / "monitor" / "monitor.jsonl").read_text().splitlines()
     assert len(lines) >= 2
+    assert done.stdout.count("total_timesteps") == 2 + 2 + 2 + 1 + 1 + len(lines)  # iterations, each logged once
     assert json.loads(lines[-1])["tokens"] == zero["tokens"]
     assert json.loads(lines[-1])["figures"]["kl"] == pytest.approx(zero["kl"], rel=1e-5)
     order = [prompt for iteration in alone for prompt in iteration["prompts"]]
