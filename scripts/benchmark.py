@@ -3,7 +3,7 @@
     python scripts/benchmark.py                                          # CPU, two sizes with random weights
     python scripts/benchmark.py --only loop reward --sizes tiny          # a part of it
     python scripts/benchmark.py --only ranks --sizes small --ranks 2     # two processes that train one agent
-    python scripts/benchmark.py --peer-python .trl/bin/python --markdown docs/speed_table.md
+    python scripts/benchmark.py --peer-python .trl/bin/python --markdown docs/tables/speed.md
     python scripts/benchmark.py --model FOLDER --rounds 3 --warm-ups 2   # every row on a real model
     python scripts/benchmark.py --device cuda --model FOLDER             # on a GPU
 
