@@ -21,9 +21,9 @@ from rlhf_gym.envs import Episode, SB3VecEnv, TokenVectorEnv
 from rlhf_gym.envs.episode import at_actions, stack_rows
 from rlhf_gym.functional.losses import dpo_loss
 from rlhf_gym.functional.masks import zero_masked
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response
 from rlhf_gym.lm.generation import token_log_probs
-from rlhf_gym.lm.tokens import encode_prompts, encode_responses
+from rlhf_gym.lm.tokens import encode_actions, encode_prompts
 from rlhf_gym.ranges import Count, NonNegative, Positive, Share, check_arguments
 from rlhf_gym.ranks import ranks
 
@@ -36,9 +36,9 @@ class Comparison(Protocol):
     @property
     def prompt(self) -> Prompt: ...
     @property
-    def chosen(self) -> str: ...
+    def chosen(self) -> Response: ...
     @property
-    def rejected(self) -> str: ...
+    def rejected(self) -> Response: ...
 
 
 class Pairs(NamedTuple):
@@ -80,8 +80,8 @@ class DPO(TokenAlgorithm):
         beta: β > 0; by default the environment's `kl_coef`.
         loss: `"sigmoid"` (DPO), or `"ipo"`, which does not drive the probability of a response that always loses to 0.
         label_smoothing: share of labels taken to be flipped, for `"sigmoid"`.
-        preferences: comparisons as texts; a response is closed by the tokenizer's EOS. They are not in the file that
-            `save` writes: give them again to `load` to go on.
+        preferences: comparisons of texts, closed by `closing_id`, or of dialogues, whose actions are the assistant's
+            tokens alone. They are not in the file that `save` writes: give them again to `load` to go on.
         arguments: what every learner takes: see `LearnerArguments`; `micro_batch_size` counts responses, too.
     """
 
@@ -247,7 +247,8 @@ def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pair
     """Encode comparisons as episodes and check them; `with_reference` adds log π_ref.
 
     Raises:
-        ValueError: one does not fit π_ref's context or vocabulary, or has an empty response.
+        ValueError: one does not fit π_ref's context or vocabulary, has an empty response, or is a dialogue that
+            `encode_actions` refuses.
     """
     tokenizer = env.tokenizer
     reference = env.token_reward.reference
@@ -255,15 +256,14 @@ def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pair
     asked = [p.prompt for p in preferences]
     prompts = encode_prompts(tokenizer, asked)
     stop = tokenizer.eos_token_id is not None
-    sides = [
-        encode_responses(tokenizer, [text(p) for p in preferences], prompts=asked, stop=stop)
-        for text in (lambda p: p.chosen, lambda p: p.rejected)
-    ]
+    given = [[p.chosen for p in preferences], [p.rejected for p in preferences]]
+    sides = [encode_actions(tokenizer, responses, prompts=asked, stop=stop) for responses in given]
     episodes: list[Episode] = []
     for i, prompt in enumerate(prompts):
         for name, side in zip(("chosen", "rejected"), sides, strict=True):
-            row = [*prompt, *side[i]]
-            if not side[i]:
+            ids, actions = side[i]
+            row = [*prompt, *ids]
+            if not any(actions):
                 raise ValueError(f"expected a {name} response of at least one token in preference {i}, got none")
             if reference.context_length is not None and len(row) > reference.context_length:
                 raise ValueError(
@@ -272,7 +272,8 @@ def encode_pairs(preferences: Sequence[Comparison], env: TokenVectorEnv) -> Pair
                 )
             if max(row) >= env.vocab_size:
                 raise ValueError(f"expected token ids below {env.vocab_size}, got {max(row)} in preference {i}")
-            episodes.append(Episode.of_response(prompt, side[i], "stop", number=len(episodes), prompt=asked[i]))
+            mask = np.array([False] * len(prompt) + actions)  # (L,)
+            episodes.append(Episode(len(episodes), 0, np.array(row, dtype=np.int64), mask, "stop", asked[i]))
     return Pairs(episodes, [])
 
 

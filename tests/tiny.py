@@ -166,7 +166,7 @@ def tiny_gemma3(
     return build(Gemma3ForCausalLM, Gemma3TextConfig(**(settings | overrides)), seed)
 
 
-def tiny_bert_classifier(vocab_size: int = VOCAB_SIZE, *, seed: int = 0) -> PreTrainedModel:
+def tiny_bert_classifier(vocab_size: int = VOCAB_SIZE, *, n_positions: int = 64, seed: int = 0) -> PreTrainedModel:
     """An encoder with a scalar head: attention goes both ways, and the head reads the first token."""
     config = BertConfig(
         vocab_size=vocab_size,
@@ -174,7 +174,7 @@ def tiny_bert_classifier(vocab_size: int = VOCAB_SIZE, *, seed: int = 0) -> PreT
         hidden_size=32,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=n_positions,
         initializer_range=0.2,
         num_labels=1,
     )

@@ -15,7 +15,7 @@ from rlhf_gym.cli.options import DiagnoseOptions
 from rlhf_gym.files import write_json
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.lm import quiet_transformers
-from rlhf_gym.lm.chat import Prompt, prompt_key
+from rlhf_gym.lm.chat import Prompt, Response, prompt_key, response_text
 from rlhf_gym.pipeline.context import resolve_device
 from rlhf_gym.pipeline.costs import affordable, steps_of
 from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
@@ -63,7 +63,7 @@ def _probe(options: DiagnoseOptions, console: Console) -> RewardProbes:
         given = [(p.prompt, text) for p in heldout for text in (p.chosen, p.rejected)]
     else:
         given = [(c.prompt, c.response) for c in read_candidates(options.responses, skip_bad=options.skip_bad)]
-    texts = [text for text in dict.fromkeys(given) if text[1].strip()][: options.count]
+    texts = [text for text in dict.fromkeys(given) if response_text(text[1]).strip()][: options.count]
     reward = load_reward(options.reward_model, device=resolve_device(options.device))
     seconds = seconds_a_text(reward, texts)
     cost = seconds * ((1 + len(EDITS) + bool(options.words)) * len(texts) + 2 * min(len(heldout), MOST_HELDOUT))
@@ -92,7 +92,7 @@ def _probe(options: DiagnoseOptions, console: Console) -> RewardProbes:
     )
 
 
-def seconds_a_text(reward: LearnedReward, texts: Sequence[tuple[Prompt, str]]) -> float:
+def seconds_a_text(reward: LearnedReward, texts: Sequence[tuple[Prompt, Response]]) -> float:
     """Seconds that the reward model takes for a text, measured on the first few after one that warms it up."""
     some = list(texts[:TIMED])
     if not some:

@@ -12,7 +12,7 @@ from rlhf_gym.cli.options import LabelOptions
 from rlhf_gym.labeling import check_installed
 from rlhf_gym.labeling.labels import label_summary
 from rlhf_gym.labeling.store import STORE_FILE, Item, LabelStore, comparisons
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response
 from rlhf_gym.pipeline.human_evaluation import (
     compare_batch,
     comparison_items,
@@ -130,7 +130,7 @@ def _items(candidates: Sequence[Candidate], options: LabelOptions, batch: str, r
     if options.kind == "comparison":
         items = comparisons(choose_pairs(candidates), batch=batch, round=round, labels=options.labels_per_item)
     else:
-        by_prompt: dict[Prompt, dict[str, Candidate]] = defaultdict(dict)
+        by_prompt: dict[Prompt, dict[Response, Candidate]] = defaultdict(dict)
         for candidate in candidates:
             by_prompt[candidate.prompt].setdefault(candidate.response, candidate)
         groups = [tuple(different.values())[: options.k] for different in by_prompt.values()]

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import cohen_kappa_score
 
 from rlhf_gym.labeling.store import Item, Judgement
+from rlhf_gym.lm.chat import prompt_key
 from rlhf_gym.preferences.records import Preference
 
 
@@ -123,6 +124,6 @@ def preference_opinions(preferences: Iterable[Preference]) -> list[Opinion]:
     """Preferences as opinions; the first of two responses is the one whose text sorts first."""
     found = []
     for p in preferences:
-        first, second = sorted((p.chosen, p.rejected))
+        first, second = sorted((p.chosen, p.rejected), key=prompt_key)
         found.append(Opinion((p.prompt, first, second), p.annotator, "first" if p.chosen == first else "second"))
     return found

@@ -192,7 +192,7 @@ def _shown(assignment: Assignment) -> dict[str, Any]:
         "id": item.id,
         "kind": item.kind,
         "prompt": to_json(item.prompt),
-        "responses": [item.responses[i] for i in assignment.shown],
+        "responses": [to_json(item.responses[i]) for i in assignment.shown],
     }
 
 

@@ -13,7 +13,7 @@ from typing import get_args
 from rlhf_gym.files import expanded, write_jsonl
 from rlhf_gym.labeling.agreement import agreement, opinions_of
 from rlhf_gym.labeling.store import Item, Judgement, LabelStore
-from rlhf_gym.lm.chat import to_json
+from rlhf_gym.lm.chat import prompt_key, to_json
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.records import Candidate, Preference
 from rlhf_gym.settings.stages import Ties
@@ -154,7 +154,7 @@ def _stored_item(preference: Preference, batch: str) -> Item:
         Candidate(preference.prompt, preference.chosen, preference.chosen_source),
         Candidate(preference.prompt, preference.rejected, preference.rejected_source),
     ]
-    both.sort(key=lambda candidate: (candidate.response, candidate.source))
+    both.sort(key=lambda candidate: (prompt_key(candidate.response), candidate.source))
     return Item("comparison", tuple(both), batch, preference.round)
 
 
@@ -173,7 +173,7 @@ def write_log(path: str | Path, store: LabelStore) -> int:
             "batch": item.batch,
             "round": item.round,
             "prompt": to_json(item.prompt),
-            "responses": list(item.responses),
+            "responses": [to_json(response) for response in item.responses],
             "sources": [candidate.source for candidate in item.candidates],
         }
         records.append(asdict(judgement) | about)

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from rlhf_gym.files import LONE_SURROGATE, expanded, is_text
-from rlhf_gym.lm.chat import Prompt, as_prompt, to_json
+from rlhf_gym.lm.chat import Prompt, Response, as_prompt, as_response, to_json
 from rlhf_gym.preferences.records import Candidate, CandidatePair
 from rlhf_gym.settings.stages import ItemKind
 
@@ -97,14 +97,14 @@ class Item:
         return self.candidates[0].prompt
 
     @property
-    def responses(self) -> tuple[str, ...]:
-        """The candidates' texts."""
+    def responses(self) -> tuple[Response, ...]:
+        """The candidates' responses."""
         return tuple(candidate.response for candidate in self.candidates)
 
     @property
     def key(self) -> str:
         """A hash of kind, batch, round, prompt, responses and sources: equal items have equal keys."""
-        texts = [[c.response, c.source] for c in self.candidates]
+        texts = [[to_json(c.response), c.source] for c in self.candidates]
         content = json.dumps([self.kind, self.batch, self.round, to_json(self.prompt), texts])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -649,7 +649,10 @@ def _asked(annotator: str, batch: str, exclude: Sequence[int]) -> dict[str, Any]
 
 def _item(row: tuple[Any, ...]) -> Item:
     number, kind, batch, round, candidates, wanted = row
-    made = [Candidate(**(record | {"prompt": as_prompt(record["prompt"])})) for record in json.loads(candidates)]
+    made = [
+        Candidate(**(record | {"prompt": as_prompt(record["prompt"]), "response": as_response(record["response"])}))
+        for record in json.loads(candidates)
+    ]
     return Item(kind, tuple(made), batch, round, wanted, number)
 
 

@@ -1,7 +1,7 @@
 """A causal language model as parts: loading, tokens, slot cache, decoder, generation, heads, sampling masks."""
 
 from rlhf_gym.lm.cache import SlotCache
-from rlhf_gym.lm.chat import Conversation, Message, Prompt, end_of_turn, render_prompt
+from rlhf_gym.lm.chat import Conversation, Message, Prompt, Response, end_of_turn, render_prompt
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
 from rlhf_gym.lm.loading import Shared, context_length, load_causal_lm, load_tokenizer, quiet_transformers
@@ -22,6 +22,7 @@ __all__ = [
     "LowerStates",
     "Message",
     "Prompt",
+    "Response",
     "SamplingParams",
     "Shared",
     "SlotCache",

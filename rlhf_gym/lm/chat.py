@@ -44,6 +44,10 @@ Conversation = tuple[Message, ...]
 Prompt = str | Conversation
 """What a response answers: a text as it stands, or a conversation."""
 
+Response = str | Conversation
+"""What answers a prompt: a text, or a dialogue: the turns that continue the prompt, the first and the last of them the
+assistant's. A single answer is a text."""
+
 
 # --- from and to what a file or a caller holds --------------------------------------------------------------------
 
@@ -116,18 +120,57 @@ def as_prompt(value: Any) -> Prompt:
     return conversation
 
 
-def to_json(prompt: Prompt) -> str | list[dict[str, str]]:
-    """The prompt as JSON holds it: a text, or a list of {"role", "content"}. `as_prompt` reads it back equal."""
+def as_response(value: Any) -> Response:
+    """A text, or a list of messages as a dialogue; one message of the assistant's is its text.
+
+    Raises:
+        ValueError: it is neither, or its first or last message is not the assistant's.
+    """
+    if isinstance(value, str):
+        return value
+    dialogue = as_conversation(value)
+    if dialogue[0].role != "assistant" or dialogue[-1].role != "assistant":
+        raise ValueError(
+            "expected a response as a text, or as messages from one of the assistant to another one, "
+            f"got the roles {', '.join(message.role for message in dialogue)}"
+        )
+    return dialogue if len(dialogue) > 1 else dialogue[0].content
+
+
+def to_json(prompt: Prompt | Response) -> str | list[dict[str, str]]:
+    """A prompt or response as JSON holds it: a text, or a list of {"role", "content"}.
+
+    `as_prompt` and `as_response` read it back equal.
+    """
     return prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
 
 
-def prompt_key(prompt: Prompt) -> str:
-    """A text that stands for the prompt where prompts are hashed or sorted; a text stands for itself."""
+def response_text(response: Response) -> str:
+    """What the assistant says: the text, or the contents of its turns in a dialogue, a blank line between two."""
+    if isinstance(response, str):
+        return response
+    return "\n\n".join(message.content for message in response if message.role == "assistant")
+
+
+def last_answer(prompt: Prompt, response: Response) -> tuple[Prompt, str]:
+    """The last answer of a dialogue, behind what it answers; a text as it is.
+
+    Behind a prompt that is a text nothing is a message: the contents are one text there, as they stand.
+    """
+    if isinstance(response, str):
+        return prompt, response
+    if isinstance(prompt, str):
+        return prompt, "".join(message.content for message in response)
+    return (*prompt, *response[:-1]), response[-1].content
+
+
+def prompt_key(prompt: Prompt | Response) -> str:
+    """A text that stands for the prompt or response where they are hashed or sorted; a text stands for itself."""
     return prompt if isinstance(prompt, str) else json.dumps(to_json(prompt), ensure_ascii=False)
 
 
-def prompt_text(prompt: Prompt) -> str:
-    """The prompt for people to read, whatever the roles: a text as it stands, or one "Speaker: …" a turn."""
+def prompt_text(prompt: Prompt | Response) -> str:
+    """The prompt or dialogue for people to read, whatever the roles: a text as it is, or one "Speaker: …" a turn."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"{SPEAKERS.get(m.role, m.role.capitalize())}: {m.content}" for m in prompt)

@@ -36,7 +36,7 @@ def continuation(
     tokenizer: PreTrainedTokenizerBase,
     messages: Conversation,
     answer_ids: Sequence[int],
-    reply: Message,
+    reply: Message | Conversation,
     *,
     finished: bool,
 ) -> list[int]:
@@ -50,14 +50,15 @@ def continuation(
         tokenizer: the policy's.
         messages: the conversation up to the answer, which is the last message.
         answer_ids: the tokens of the answer.
-        reply: what is said to it.
+        reply: what is said to it, in one message or several.
         finished: whether the last of `answer_ids` is a stop token.
 
     Raises:
         ValueError: the rendering does not begin with what was there. The message has the first difference.
     """
     before = render_messages(tokenizer, messages[:-1], generation_prompt=True)
-    whole = render_messages(tokenizer, (*messages, reply), generation_prompt=True)
+    replies = (reply,) if isinstance(reply, Message) else reply
+    whole = render_messages(tokenizer, (*messages, *replies), generation_prompt=True)
     rest = _behind(before, messages[-1].content, whole)
     ids: list[int] = tokenizer(rest, add_special_tokens=False).input_ids
     stop = answer_ids[-1] if finished else None

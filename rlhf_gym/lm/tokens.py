@@ -15,7 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.files import LONE_SURROGATE, is_text
-from rlhf_gym.lm.chat import Prompt, end_of_turn, has_template, render_prompt, render_response
+from rlhf_gym.lm.chat import (
+    Conversation,
+    Prompt,
+    Response,
+    end_of_turn,
+    has_template,
+    render_prompt,
+    render_response,
+)
+from rlhf_gym.lm.continuation import continuation
 
 
 class ActionRows(NamedTuple):
@@ -111,7 +120,7 @@ def closing_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def encode_responses(
     tokenizer: PreTrainedTokenizerBase,
-    responses: Sequence[str],
+    responses: Sequence[Response],
     *,
     prompts: Sequence[Prompt] | None = None,
     stop: bool = True,
@@ -120,13 +129,88 @@ def encode_responses(
 
     Args:
         tokenizer: the tokenizer.
-        responses: texts; a closing token at their end, written out, is not doubled.
-        prompts: what they answer. It matters where a conversation becomes a transcript: a space sets the answer off.
-        stop: whether `closing_id` closes each.
+        responses: texts or dialogues; a closing token at the end of a text, written out, is not doubled.
+        prompts: what they answer. It matters for dialogues, and where a conversation becomes a transcript: a space sets
+            the answer off.
+        stop: whether `closing_id` closes each, and each of the assistant's turns in a dialogue.
 
     Raises:
-        ValueError: no token can close the responses.
+        ValueError: no token can close the responses, or a dialogue is refused as `encode_actions` refuses it.
     """
+    return [ids for ids, _ in encode_actions(tokenizer, responses, prompts=prompts, stop=stop)]
+
+
+def encode_actions(
+    tokenizer: PreTrainedTokenizerBase,
+    responses: Sequence[Response],
+    *,
+    prompts: Sequence[Prompt] | None = None,
+    stop: bool = True,
+) -> list[tuple[list[int], list[bool]]]:
+    """As `encode_responses`, and which of the tokens are a policy's actions: those of the assistant's turns.
+
+    A dialogue becomes the tokens that an environment of several turns has behind the prompt when they are said there.
+    Between two answers stands what the chat template writes (`continuation`). Behind a prompt that is a text, what
+    others say is encoded as it stands.
+
+    Returns:
+        Token ids and the mask of each response, of one length.
+
+    Raises:
+        ValueError: as `encode_responses`; a dialogue comes without its prompt, does not begin and end with the
+            assistant, or has a template that rewrites earlier turns.
+    """
+    texts = [i for i, response in enumerate(responses) if isinstance(response, str)]
+    asked = None if prompts is None else [prompts[i] for i in texts]
+    encoded = _encode_texts(tokenizer, [str(responses[i]) for i in texts], prompts=asked, stop=stop)
+    found: dict[int, tuple[list[int], list[bool]]] = {
+        i: (ids, [True] * len(ids)) for i, ids in zip(texts, encoded, strict=True)
+    }
+    for index, response in enumerate(responses):
+        if not isinstance(response, str):
+            if prompts is None:
+                raise ValueError(f"response {index}: expected the prompt that a dialogue continues, got none")
+            try:
+                found[index] = _encode_dialogue(tokenizer, prompts[index], response, stop=stop)
+            except ValueError as error:
+                raise ValueError(f"response {index}: {error}") from error
+    return [found[i] for i in range(len(responses))]
+
+
+def _encode_dialogue(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, dialogue: Conversation, *, stop: bool
+) -> tuple[list[int], list[bool]]:
+    """The token ids of one dialogue, and which are the assistant's."""
+    roles = [message.role for message in dialogue]
+    if not roles or roles[0] != "assistant" or roles[-1] != "assistant":
+        raise ValueError(
+            f"expected a dialogue from a message of the assistant to another one, got the roles {', '.join(roles)}"
+        )
+    places = [place for place, role in enumerate(roles) if role == "assistant"]
+    contents = [dialogue[place].content for place in places]
+    answers = _encode_texts(tokenizer, contents, prompts=[prompt] * len(places), stop=stop)
+    ids: list[int] = []
+    actions: list[bool] = []
+    for place, answer, following in zip(places, answers, [*places[1:], None], strict=True):
+        ids += answer
+        actions += [True] * len(answer)
+        if following is not None:
+            others = dialogue[place + 1 : following]
+            if isinstance(prompt, str):
+                rows = [tokenizer(other.content, add_special_tokens=False).input_ids for other in others]
+                between = [token for row in rows for token in row]
+            else:
+                before = (*prompt, *dialogue[: place + 1])
+                between = continuation(tokenizer, before, answer, others, finished=stop)
+            ids += between
+            actions += [False] * len(between)
+    return ids, actions
+
+
+def _encode_texts(
+    tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], *, prompts: Sequence[Prompt] | None, stop: bool
+) -> list[list[int]]:
+    """The token ids of responses that are texts."""
     if not responses:
         return []
     texts = list(responses)

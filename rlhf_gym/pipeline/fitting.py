@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_gym.agents import TokenAlgorithm
+from rlhf_gym.lm.chat import Prompt, Response
 from rlhf_gym.lm.memory import free_memory, micro_batch, sizes, slots_that_fit
-from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.pipeline.agents import agent_class
 from rlhf_gym.pipeline.context import Run, model_config
 from rlhf_gym.pipeline.samples import SLOTS
+from rlhf_gym.preferences.checks import token_counts
 from rlhf_gym.settings import RunConfig
 
 TRAINED = 16
@@ -111,9 +112,7 @@ def fitted(run: Run, before: RunConfig | None) -> Run:
     return replace(run, config=config, memory_notes=tuple(notes))
 
 
-def _longest(run: Run, texts: Sequence[tuple[Any, str]]) -> int:
+def _longest(run: Run, texts: Sequence[tuple[Prompt, Response]]) -> int:
     """Tokens of the longest prompt with its response."""
-    most = sorted(texts, key=lambda pair: len(str(pair[0])) + len(pair[1]))[-LONGEST:]
-    prompts = encode_prompts(run.task.tokenizer, [prompt for prompt, _ in most])
-    responses = encode_responses(run.task.tokenizer, [response for _, response in most])
-    return max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
+    most = sorted(texts, key=lambda pair: len(str(pair[0])) + len(str(pair[1])))[-LONGEST:]
+    return max(token_counts(run.task.tokenizer, most))

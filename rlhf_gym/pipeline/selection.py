@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response
 from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, choose_pairs
@@ -74,7 +74,7 @@ def label_actively(
 def member_deltas(members: Sequence[RewardModel], pairs: Sequence[CandidatePair]) -> np.ndarray:
     """r(x, y1) − r(x, y2) of each member without normalisation, (members, pairs)."""
 
-    def score(prompts: list[Prompt], responses: list[str]) -> np.ndarray:
+    def score(prompts: list[Prompt], responses: list[Response]) -> np.ndarray:
         return np.stack([member.score_texts(prompts, responses, normalise=False) for member in members])
 
     return score_differences(score, pairs)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlhf_gym.lm.chat import Prompt, prompt_key
+from rlhf_gym.lm.chat import Prompt, Response, prompt_key, response_text
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Preference
 
 Edit = Callable[[str, np.random.Generator, Sequence[str]], str]
@@ -70,8 +70,8 @@ def favoured_words(preferences: Sequence[Preference], count: int, *, at_least: i
         count: how many words.
         at_least: the fewest responses that a word must be in.
     """
-    chosen = Counter(word for p in preferences for word in set(p.chosen.split()))
-    rejected = Counter(word for p in preferences for word in set(p.rejected.split()))
+    chosen = Counter(word for p in preferences for word in set(response_text(p.chosen).split()))
+    rejected = Counter(word for p in preferences for word in set(response_text(p.rejected).split()))
     n = len(preferences)
 
     def odds(k: int) -> float:
@@ -81,9 +81,9 @@ def favoured_words(preferences: Sequence[Preference], count: int, *, at_least: i
     return sorted(known, key=lambda word: (odds(rejected[word]) - odds(chosen[word]), word))[:count]
 
 
-def common_words(responses: Sequence[str], count: int) -> list[str]:
+def common_words(responses: Sequence[Response], count: int) -> list[str]:
     """The words that are in most responses; they are filler wherever they are put."""
-    found = Counter(word for response in responses for word in set(response.split()))
+    found = Counter(word for response in responses for word in set(response_text(response).split()))
     return sorted(found, key=lambda word: (-found[word], word))[:count]
 
 
@@ -109,11 +109,11 @@ def choose_overrated(pairs: Sequence[AdversarialPair], count: int) -> list[Adver
         pairs: what was found, in any order.
         count: the most pairs that are chosen.
     """
-    ordered = sorted(pairs, key=lambda p: (-p.gap, prompt_key(p.pair.first.prompt), p.pair.first.response))
+    ordered = sorted(pairs, key=lambda p: (-p.gap, prompt_key(p.pair.first.prompt), prompt_key(p.pair.first.response)))
     queues = {kind: iter([p for p in ordered if p.kind == kind and p.gap >= 0]) for kind in {p.kind for p in pairs}}
     chosen: list[AdversarialPair] = []
     prompts: set[tuple[str, Prompt]] = set()
-    texts: set[tuple[Prompt, str]] = set()
+    texts: set[tuple[Prompt, Response]] = set()
     while len(chosen) < count and queues:
         for kind in sorted(queues):
             for found in queues[kind]:
@@ -131,7 +131,16 @@ def choose_overrated(pairs: Sequence[AdversarialPair], count: int) -> list[Adver
 
 def edited(base: Candidate, name: str, edit: Edit, rng: np.random.Generator, words: Sequence[str]) -> Candidate:
     """The candidate after an edit. Its source names the edit."""
-    return Candidate(base.prompt, edit(base.response, rng, words), f"{name} of {base.source}", base.temperature)
+    response = edit_answer(base.response, edit, rng, words)
+    return Candidate(base.prompt, response, f"{name} of {base.source}", base.temperature)
+
+
+def edit_answer(response: Response, edit: Edit, rng: np.random.Generator, words: Sequence[str]) -> Response:
+    """The response after an edit, which is made to the last answer of a dialogue."""
+    if isinstance(response, str):
+        return edit(response, rng, words)
+    *before, last = response
+    return (*before, replace(last, content=edit(last.content, rng, words)))
 
 
 def _split(response: str) -> tuple[str, list[str]]:

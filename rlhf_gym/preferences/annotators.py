@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response
 from rlhf_gym.preferences.pairing import score_differences
 from rlhf_gym.preferences.records import CandidatePair, Preference
 from rlhf_gym.ranges import NonNegative, Share, Whole, check_arguments
@@ -135,7 +135,7 @@ class BradleyTerryAnnotator:
                 )
         return score_differences(self._scores, pairs) if pairs else np.zeros(0)
 
-    def _scores(self, prompts: list[Prompt], responses: list[str]) -> np.ndarray:
+    def _scores(self, prompts: list[Prompt], responses: list[Response]) -> np.ndarray:
         """The gold score plus the bias of each text, (texts,)."""
         source = f"the gold reward of annotator {self.name!r}"
         scores = function_scores(self.gold, prompts, responses, source=source).astype(np.float64)

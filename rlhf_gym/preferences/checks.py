@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.lm.chat import Prompt, prompt_key
+from rlhf_gym.lm.chat import Prompt, Response, has_template, last_answer, prompt_key, response_text
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.preferences.records import Preference
 
@@ -27,7 +27,7 @@ class PreferenceReport:
     identical: tuple[int, ...]
     """Records whose chosen and rejected texts are the same."""
     empty: tuple[int, ...]
-    """Records whose chosen or rejected text is blank."""
+    """Records with a response in which the assistant says nothing."""
     too_long: tuple[int, ...]
     """Records whose prompt with either response is longer than the given length."""
 
@@ -75,13 +75,11 @@ def check_preferences(
     if max_length is not None:
         if tokenizer is None:
             raise ValueError(f"expected a tokenizer to count max_length={max_length} tokens with, got none")
-        asked = [p.prompt for p in preferences]
-        prompts = encode_prompts(tokenizer, asked)
-        chosen = encode_responses(tokenizer, [p.chosen for p in preferences], prompts=asked)
-        rejected = encode_responses(tokenizer, [p.rejected for p in preferences], prompts=asked)
-        rows = enumerate(zip(prompts, chosen, rejected, strict=True))
-        too_long = tuple(i for i, (x, a, b) in rows if len(x) + max(len(a), len(b)) > max_length)
-    first: dict[tuple[Prompt, str, str], int] = {}
+        chosen = token_counts(tokenizer, [(p.prompt, p.chosen) for p in preferences])
+        rejected = token_counts(tokenizer, [(p.prompt, p.rejected) for p in preferences])
+        longest = enumerate(map(max, chosen, rejected))
+        too_long = tuple(i for i, length in longest if length > max_length)
+    first: dict[tuple[Prompt, Response, Response], int] = {}
     for index, p in enumerate(preferences):
         first.setdefault((p.prompt, p.chosen, p.rejected), index)
     numbered = list(enumerate(preferences))
@@ -92,9 +90,21 @@ def check_preferences(
             i for i, p in numbered if p.chosen != p.rejected and (p.prompt, p.rejected, p.chosen) in first
         ),
         identical=tuple(i for i, p in numbered if p.chosen == p.rejected),
-        empty=tuple(i for i, p in numbered if not p.chosen.strip() or not p.rejected.strip()),
+        empty=tuple(
+            i for i, p in numbered if not response_text(p.chosen).strip() or not response_text(p.rejected).strip()
+        ),
         too_long=too_long,
     )
+
+
+def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[Prompt, Response]]) -> list[int]:
+    """Tokens of each prompt with its response and closing token, of dialogues too whose earlier turns are rewritten."""
+    renders = has_template(tokenizer)
+    answers = [last_answer(*text) if renders and not isinstance(text[0], str) else text for text in texts]
+    asked = [prompt for prompt, _ in answers]
+    prompts = encode_prompts(tokenizer, asked)
+    responses = encode_responses(tokenizer, [said for _, said in answers], prompts=asked)
+    return [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
 
 
 class HasPrompt(Protocol):

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf_gym.lm.chat import Prompt, prompt_key
+from rlhf_gym.lm.chat import Prompt, Response, prompt_key
 from rlhf_gym.preferences.reader import is_finite_number, short
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Preference
 
@@ -20,7 +20,7 @@ PairingStrategy = Literal["random", "all", "tournament"]
 
 
 def pairs_from_ranking(
-    prompt: Prompt, responses: Sequence[str], ranking: Sequence[int], *, annotator: str = ""
+    prompt: Prompt, responses: Sequence[Response], ranking: Sequence[int], *, annotator: str = ""
 ) -> list[Preference]:
     """All pairs of a ranking, the better one chosen, each with weight 1/(number of pairs): 1/C(K,2) without ties.
 
@@ -44,7 +44,7 @@ def pairs_from_ranking(
 
 
 def pairs_from_ratings(
-    prompt: Prompt, responses: Sequence[str], ratings: Sequence[float], *, annotator: str = ""
+    prompt: Prompt, responses: Sequence[Response], ratings: Sequence[float], *, annotator: str = ""
 ) -> list[Preference]:
     """All pairs of unequal ratings, the higher one chosen; margin: the difference; weight: 1/(number of pairs).
 
@@ -64,7 +64,7 @@ def pairs_from_ratings(
 
 
 def _pairs(
-    name: str, prompt: Prompt, responses: Sequence[str], goodness: Sequence[float], annotator: str
+    name: str, prompt: Prompt, responses: Sequence[Response], goodness: Sequence[float], annotator: str
 ) -> list[Preference]:
     if len(responses) < 2:
         raise ValueError(f"expected at least 2 responses to compare, got {len(responses)}")
@@ -105,7 +105,7 @@ def choose_pairs(
     """
     if strategy not in get_args(PairingStrategy):
         raise ValueError(f'expected the strategy "random", "all" or "tournament", got {strategy!r}')
-    by_prompt: dict[Prompt, dict[str, Candidate]] = {}
+    by_prompt: dict[Prompt, dict[Response, Candidate]] = {}
     for candidate in candidates:
         by_prompt.setdefault(candidate.prompt, {}).setdefault(candidate.response, candidate)
     rng = np.random.default_rng(seed)
@@ -136,7 +136,7 @@ def _round_robin(k: int, *, rounds: int) -> list[tuple[int, int]]:
 
 
 def score_differences(
-    score: Callable[[list[Prompt], list[str]], ArrayLike], pairs: Sequence[CandidatePair]
+    score: Callable[[list[Prompt], list[Response]], ArrayLike], pairs: Sequence[CandidatePair]
 ) -> np.ndarray:
     """s(first) − s(second) of each pair, (…, pairs). Each distinct text is scored once.
 

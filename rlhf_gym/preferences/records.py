@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Candidate:
 
     prompt: Prompt
     """The prompt."""
-    response: str
-    """The response."""
+    response: Response
+    """The response: a text, or a dialogue of several turns."""
     source: str = ""
     """Name of the policy that wrote it."""
     temperature: float = 1.0
@@ -74,9 +74,9 @@ class Preference:
 
     prompt: Prompt
     """The prompt that both responses answer."""
-    chosen: str
-    """The preferred response."""
-    rejected: str
+    chosen: Response
+    """The preferred response: a text, or a dialogue of several turns."""
+    rejected: Response
     """The other response."""
     annotator: str = ""
     """The annotator's name."""

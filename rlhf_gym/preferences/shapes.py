@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rlhf_gym.lm.chat import Conversation, Message, Prompt, as_conversation, as_prompt
-from rlhf_gym.preferences.conversations import split_transcripts
+from rlhf_gym.lm.chat import Conversation, Message, Prompt, Response, as_conversation, as_prompt, as_response
+from rlhf_gym.preferences.conversations import split_conversations, split_transcripts
 from rlhf_gym.preferences.pairing import pairs_from_ranking, pairs_from_ratings
 from rlhf_gym.preferences.reader import Row, is_finite_number, short
 from rlhf_gym.preferences.records import Candidate, Demonstration, LabelledSteps, Preference
@@ -43,7 +43,7 @@ class Judged:
 
     prompt: Prompt
     """The prompt."""
-    response: str
+    response: Response
     """The response."""
     rating: float
     """How good it is; of a mere yes or no 1 or 0."""
@@ -113,28 +113,53 @@ def pairs_of_judged(found: Sequence[Preference | Judged]) -> tuple[list[tuple[in
 
 
 def _chosen(row: Row) -> Preference:
-    prompt: Prompt
     chosen = row.get("chosen")
     rejected = row.get("rejected")
-    if isinstance(chosen, list | dict) and isinstance(rejected, list | dict):
-        prompt, chosen, rejected = _conversations(row)
+    asked = _name(row, PROMPTS) is not None or _dialogue(row) is not None
+    in_messages = [isinstance(side, list | dict) for side in (chosen, rejected)]
+    if asked and any(in_messages) and all(_answers(row, name) for name in ("chosen", "rejected")):
+        sides = _behind_prompt(row)
+    elif all(in_messages):
+        whole, other = (_conversation(row, name) for name in ("chosen", "rejected"))
+        sides = split_conversations(whole, other)
     else:
         chosen = _field(row, "chosen", str)
         rejected = _field(row, "rejected", str)
-        if _name(row, PROMPTS) is not None or _dialogue(row) is not None:
-            prompt = prompt_of(row)
-        else:
-            prompt, chosen, rejected = _shared_beginning(row, chosen, rejected)
-    return Preference(prompt, chosen, rejected, **_optional(row, Preference) | {"margin": _margin(row)})
+        sides = (prompt_of(row), chosen, rejected) if asked else _shared_beginning(row, chosen, rejected)
+    return Preference(*sides, **_optional(row, Preference) | {"margin": _margin(row)})
 
 
-def _shared_beginning(row: Row, chosen: str, rejected: str) -> tuple[Prompt, str, str]:
+def _answers(row: Row, name: str) -> bool:
+    """Whether the field holds what follows the prompt alone: a text, or messages that begin with the assistant."""
+    return isinstance(row.get(name), str) or _messages(row, name)[0].role == "assistant"
+
+
+def _behind_prompt(row: Row) -> tuple[Prompt, Response, Response]:
+    """(prompt, chosen, rejected) of a prompt and what follows it, as messages on at least one side.
+
+    A prompt that is a text is what the user says where each side is one message. It stays a text before dialogues.
+    """
+    prompt = prompt_of(row)
+    texts = [row[name] if isinstance(row[name], str) else _messages(row, name) for name in ("chosen", "rejected")]
+    try:
+        chosen, rejected = map(as_response, texts)
+    except ValueError as error:
+        raise ValueError(f'"chosen" and "rejected": {error}') from error
+    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+        if any(isinstance(text, str) for text in texts):  # a message on one side, a text on the other
+            for name in ("chosen", "rejected"):
+                _field(row, name, str)
+        prompt = (Message("user", prompt),)
+    return prompt, chosen, rejected
+
+
+def _shared_beginning(row: Row, chosen: str, rejected: str) -> tuple[Prompt, Response, Response]:
     """(prompt, chosen, rejected) of two texts that begin alike: transcripts, or TRL's texts with an implicit prompt."""
     if "\n\nAssistant:" in chosen or "\n\nAssistant:" in rejected:
-        prompt, chosen, rejected = split_transcripts(chosen, rejected)
-        if "\n\nAssistant:" in chosen or "\n\nAssistant:" in rejected:
-            row.notes.append("transcripts part before their last turn: their responses hold further turns")
-        return prompt, chosen, rejected
+        sides = split_transcripts(chosen, rejected)
+        if any(isinstance(side, str) and "\n\nAssistant:" in side for side in sides[1:]):
+            row.notes.append("transcripts part before their last turn: their responses hold further turns as text")
+        return sides
     same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     shared = chosen[: min(len(chosen), len(rejected)) if same is None else same]
     cut = len(shared.rstrip()) if shared[-1:].isspace() else max(shared.rfind(" "), shared.rfind("\n"))
@@ -145,19 +170,6 @@ def _shared_beginning(row: Row, chosen: str, rejected: str) -> tuple[Prompt, str
         )
     row.notes.append('rows have no "prompt": the words with which both texts begin are taken for it')
     return chosen[:cut], chosen[cut:], rejected[cut:]
-
-
-def _conversations(row: Row) -> tuple[Conversation, str, str]:
-    """(prompt, chosen, rejected) of two conversations."""
-    before, chosen = _conversation(row, "chosen")
-    other, rejected = _conversation(row, "rejected")
-    if before != other:
-        place = next((i for i, (a, b) in enumerate(zip(before, other, strict=False)) if a != b), len(before))
-        raise ValueError(
-            'expected "chosen" and "rejected" to share every message but the last, got two that part at message '
-            f"{min(place, len(before), len(other)) + 1} of {len(before) + 1} and {len(other) + 1}"
-        )
-    return before, chosen, rejected
 
 
 def _margin(row: Row) -> float | None:
@@ -351,8 +363,13 @@ def _argilla2(row: Row) -> list[Preference]:
 def demonstration_of(row: Row) -> Demonstration:
     """A prompt with an answer, or a conversation whose last message is the answer."""
     if (name := _dialogue(row)) is not None:
-        return Demonstration(*_conversation(row, name))
-    return Demonstration(*_answered(row))
+        *before, answer = _conversation(row, name)
+        return Demonstration(tuple(before), answer.content)
+    prompt, response = _answered(row)
+    if not isinstance(response, str):
+        roles = ", ".join(message.role for message in response)
+        raise ValueError(f"expected one message of the assistant to learn, got the roles {roles}")
+    return Demonstration(prompt, response)
 
 
 def steps_of(row: Row) -> LabelledSteps:
@@ -407,8 +424,8 @@ def text_of(row: Row) -> str:
     return _field(row, "text", str)
 
 
-def _answered(row: Row) -> tuple[Prompt, str]:
-    """(prompt, answer): the one field there is that holds an answer, a text or a message."""
+def _answered(row: Row) -> tuple[Prompt, Response]:
+    """(prompt, answer): the one field there is that holds an answer, a text or messages."""
     prompt = prompt_of(row)
     names = [name for name in ANSWERS if name in row]
     if len(names) != 1:
@@ -416,12 +433,10 @@ def _answered(row: Row) -> tuple[Prompt, str]:
         raise ValueError(f"expected the field {'' if not names else 'of one answer, '}{expected}, got {row.names}")
     if isinstance(row.values[names[0]], str):
         return prompt, row[names[0]]
-    match _messages(row, names[0]):
-        case (Message("assistant", content),):
-            return prompt, content
-        case others:
-            roles = ", ".join(message.role for message in others)
-            raise ValueError(f'expected "{names[0]}" to hold one message of the assistant, got the roles {roles}')
+    try:
+        return prompt, as_response(_messages(row, names[0]))
+    except ValueError as error:
+        raise ValueError(f'"{names[0]}": {error}') from error
 
 
 # --- fields -------------------------------------------------------------------------------------------------------
@@ -456,16 +471,16 @@ def _number(row: Row, name: str) -> float:
     return float(value)
 
 
-def _responses(row: Row) -> list[str]:
-    responses: list[str] = _field(row, "responses", list)
+def _responses(row: Row) -> list[Response]:
+    responses = _field(row, "responses", list)
     for response in responses:
-        if not isinstance(response, str):
-            raise ValueError(f'expected "responses" to hold texts, got {short(response)}')
-    return responses
+        if not isinstance(response, str | list):
+            raise ValueError(f'expected "responses" to hold texts or lists of messages, got {short(response)}')
+    return [as_response(response) for response in responses]
 
 
-def _conversation(row: Row, name: str) -> tuple[Conversation, str]:
-    """What leads up to the assistant's answer, and the answer.
+def _conversation(row: Row, name: str) -> Conversation:
+    """A conversation that leads up to an answer of the assistant's.
 
     `name` may hold the whole conversation, or what follows the prompt.
     """
@@ -482,7 +497,7 @@ def _conversation(row: Row, name: str) -> tuple[Conversation, str]:
             f'expected "{name}" to hold messages that lead up to one of the assistant, '
             f"got the roles {', '.join(message.role for message in messages)}"
         )
-    return messages[:-1], messages[-1].content
+    return messages
 
 
 def _with_system(row: Row, messages: Conversation) -> Conversation:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response
 from rlhf_gym.rewards.classifier import is_token_classifier
 from rlhf_gym.rewards.dense import ResponseTokens
 from rlhf_gym.rewards.model import ENSEMBLE_FILE, RewardModel, read_ensemble_file, write_ensemble_file
@@ -95,7 +95,7 @@ class RewardEnsemble(LearnedReward):
     def scores_of_texts(
         self,
         prompts: Sequence[Prompt],
-        responses: Sequence[str],
+        responses: Sequence[Response],
         *,
         closed: Sequence[bool] | None = None,
         tokens: Sequence[ResponseTokens] | None = None,
@@ -110,7 +110,7 @@ class RewardEnsemble(LearnedReward):
         members = torch.cat([scores.members for scores in found])  # (k, B)
         return Scores(self.combine(members), members)
 
-    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> np.ndarray:
         return np.logical_and.reduce([part.room_for(prompts, responses) for part in self.parts])
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -14,7 +14,16 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.files import read_object, reading
-from rlhf_gym.lm.chat import Conversation, Message, Prompt, has_template, prompt_text, render_messages, render_prompt
+from rlhf_gym.lm.chat import (
+    Message,
+    Prompt,
+    Response,
+    has_template,
+    last_answer,
+    prompt_text,
+    render_messages,
+    render_prompt,
+)
 from rlhf_gym.lm.loading import (
     check_model_source,
     context_length,
@@ -338,7 +347,7 @@ class RewardModel(LearnedReward):
     def scores_of_texts(
         self,
         prompts: Sequence[Prompt],
-        responses: Sequence[str],
+        responses: Sequence[Response],
         *,
         closed: Sequence[bool] | None = None,
         tokens: Sequence[ResponseTokens] | None = None,
@@ -351,12 +360,12 @@ class RewardModel(LearnedReward):
             torch.from_numpy(ids), torch.from_numpy(mask), batch_size=batch_size, normalise=normalise
         )
 
-    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> np.ndarray:
         longest = self.max_length
         return np.array([longest is None or len(row) <= longest for row in self.encode(prompts, responses)], dtype=bool)
 
     def encode(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, closed: Sequence[bool] | None = None
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], *, closed: Sequence[bool] | None = None
     ) -> list[list[int]]:
         """The rows to score, in this model's own tokens.
 
@@ -365,9 +374,12 @@ class RewardModel(LearnedReward):
         conversation is a transcript. An encoder reads a pair: the prompt's text, or the content of a conversation of
         one message, and the response.
 
+        A dialogue is read as an episode of several turns is: rendered with its prompt by the template, else as the
+        tokens of such an episode (`encode_actions`); an encoder's pair has its last answer as the response.
+
         Args:
             prompts: B texts or conversations.
-            responses: B texts.
+            responses: B texts or dialogues.
             closed: for each response whether it came to its end, and is closed, or was cut at the length limit; all by
                 default. An encoder's pairs are closed by its tokenizer in any case.
 
@@ -382,16 +394,17 @@ class RewardModel(LearnedReward):
         rows: list[list[int]] = [[] for _ in prompts]
         whole = [i for i, p in enumerate(prompts) if not isinstance(p, str) and has_template(self.tokenizer)]
         pairs = [i for i in range(len(prompts)) if i not in set(whole)]
-        rendered = [_rendered(self.tokenizer, prompts[i], responses[i], closed[i]) for i in whole]  # type: ignore[arg-type]
-        asked = [prompts[i] for i in pairs]
-        said = [responses[i] for i in pairs]
+        rendered = [_rendered(self.tokenizer, *last_answer(prompts[i], responses[i]), closed[i]) for i in whole]
         found = self.tokenizer(rendered, add_special_tokens=False).input_ids if rendered else []
         if self.reads == "classifier":
+            answers = [last_answer(prompts[i], responses[i]) for i in pairs]
+            asked = [prompt for prompt, _ in answers]
             questions = [p if isinstance(p, str) else p[0].content if len(p) == 1 else prompt_text(p) for p in asked]
-            found += self.tokenizer(questions, said).input_ids if questions else []
+            found += self.tokenizer(questions, [said for _, said in answers]).input_ids if questions else []
         else:
+            asked = [prompts[i] for i in pairs]
             beginnings = encode_prompts(self.tokenizer, asked)
-            endings = encode_responses(self.tokenizer, said, prompts=asked)
+            endings = encode_responses(self.tokenizer, [responses[i] for i in pairs], prompts=asked)
             found += [b + (e if closed[i] else e[:-1]) for i, b, e in zip(pairs, beginnings, endings, strict=True)]
         for i, row in zip([*whole, *pairs], found, strict=True):
             rows[i] = row
@@ -471,8 +484,9 @@ def tokenizer_beside(name: str, *, trust_remote_code: bool) -> PreTrainedTokeniz
     return tokenizer
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, response: str, closed: bool) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, closed: bool) -> str:
     """The conversation with the response as its last turn, up to the end of the response where that is not closed."""
+    assert not isinstance(prompt, str)
     text = without_closing(tokenizer, response)
     whole = render_messages(tokenizer, (*prompt, Message("assistant", text)), generation_prompt=False)
     if closed:

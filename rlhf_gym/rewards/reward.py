@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.lm.chat import Prompt, prompt_text
+from rlhf_gym.lm.chat import Prompt, Response, last_answer, prompt_text
 from rlhf_gym.lm.tokens import ActionRows
 from rlhf_gym.ranges import NonNegative, check_arguments
 from rlhf_gym.rewards.dense import DenseRewards, Given, ResponseTokens, Row, check_rewards
@@ -190,6 +190,10 @@ class Reward(ABC):
     def special_tokens(self) -> bool:
         """Whether texts of responses are read with their special tokens, such as `<think>`."""
 
+    reads_dialogues = False
+    """Whether an episode of several turns is given as a dialogue behind its prompt, or else as the last answer alone
+    behind all that came before."""
+
     def renders_conversations(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether a conversation is rendered anew for it, not read as the tokens of a policy with this tokenizer."""
         return True
@@ -216,7 +220,7 @@ class Reward(ABC):
     def scores_of_texts(
         self,
         prompts: Sequence[Prompt],
-        responses: Sequence[str],
+        responses: Sequence[Response],
         *,
         closed: Sequence[bool] | None = None,
         tokens: Sequence[ResponseTokens] | None = None,
@@ -227,7 +231,7 @@ class Reward(ABC):
 
         Args:
             prompts: B texts or conversations.
-            responses: B texts.
+            responses: B texts or dialogues.
             closed: for each response whether it came to its end, so that a closing token ends it; all by default.
             tokens: the policy's tokens of each response, at which there can be rewards. Without them what a response
                 gets in all is its score.
@@ -236,11 +240,11 @@ class Reward(ABC):
         """
 
     @abstractmethod
-    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> np.ndarray:
         """Which of the B texts are short enough to be scored, (B,) bool."""
 
     def preference_scores(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, batch_size: int | None = None
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], *, batch_size: int | None = None
     ) -> np.ndarray:
         """Scores (B,) whose differences are log-odds of a preference: those before normalisation.
 
@@ -254,7 +258,8 @@ class FunctionReward(Reward):
     """A reward function as a reward with one member, and what it is given.
 
     By default it gets texts. A conversation becomes one "Speaker: …" a turn (`rlhf_gym.lm.chat.prompt_text`), and
-    responses are without special tokens. To get more:
+    responses are without special tokens. Of a dialogue it gets what came before the last answer, and that answer.
+    To get more:
 
         FunctionReward(grade, messages=True)  # conversations as they are, tuples of `Message(role, content)`
         FunctionReward(grade, special_tokens=True)  # responses such as "<think>…</think> 4"; the stop token is left out
@@ -294,24 +299,26 @@ class FunctionReward(Reward):
         self.title = f"the reward function {function!r}"
 
     def __call__(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[ResponseTokens] | None = None
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], tokens: Sequence[ResponseTokens] | None = None
     ) -> Answer:
         """What the function says to prompts given as it asks for them: scores (B,), or rewards at tokens.
 
         Raises:
             TypeError: it asks for tokens, and there are none.
         """
-        given = list(prompts) if self.messages else [prompt_text(prompt) for prompt in prompts]
+        answers = [last_answer(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        given = [asked if self.messages else prompt_text(asked) for asked, _ in answers]
+        said = [answer for _, answer in answers]
         if not self.tokens:
-            return self.function(given, list(responses))
+            return self.function(given, said)
         if tokens is None:
             raise TypeError(f"expected the tokens of the responses, for which {self.title} asks, got texts alone")
-        return self.function(given, list(responses), list(tokens))
+        return self.function(given, said, list(tokens))
 
     def rewards(
         self,
         prompts: Sequence[Prompt],
-        responses: Sequence[str],
+        responses: Sequence[Response],
         tokens: Sequence[ResponseTokens] | None = None,
         *,
         source: str | None = None,
@@ -350,7 +357,7 @@ class FunctionReward(Reward):
     def scores_of_texts(
         self,
         prompts: Sequence[Prompt],
-        responses: Sequence[str],
+        responses: Sequence[Response],
         *,
         closed: Sequence[bool] | None = None,
         tokens: Sequence[ResponseTokens] | None = None,
@@ -365,12 +372,12 @@ class FunctionReward(Reward):
         dense = pad_sequence([torch.from_numpy(row) for row in given.rows], batch_first=True)  # (B, T)
         return ScoresAtTokens.of(scores, scores[None], dense, dense[None])
 
-    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> np.ndarray:
         return np.ones(len(prompts), dtype=bool)
 
 
 def function_scores(
-    function: RewardFunction | PromptFunction, prompts: Sequence[Prompt], responses: Sequence[str], *, source: str
+    function: RewardFunction | PromptFunction, prompts: Sequence[Prompt], responses: Sequence[Response], *, source: str
 ) -> np.ndarray:
     """What a reward function says in all, (B,) float32, to prompts given as it asks for them.
 
@@ -391,6 +398,7 @@ class LearnedReward(nn.Module, Reward):
 
     title = "the reward model"
     special_tokens = True
+    reads_dialogues = True
 
     @check_arguments
     def __init__(self, aggregate: Aggregate, uncertainty_weight: NonNegative) -> None:
@@ -439,7 +447,7 @@ class LearnedReward(nn.Module, Reward):
     def score_texts(
         self,
         prompts: Sequence[Prompt],
-        responses: Sequence[str],
+        responses: Sequence[Response],
         *,
         batch_size: int | None = None,
         normalise: bool = True,
@@ -448,7 +456,7 @@ class LearnedReward(nn.Module, Reward):
         return self.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=normalise).scores.numpy()
 
     def fit_normalizers(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, batch_size: int | None = None
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], *, batch_size: int | None = None
     ) -> None:
         """Set the normalizers so that these responses (a reference policy's) score mean 0 and std 1 by each member."""
         raw = self.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=False).members  # (k, B)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Message, Prompt, Response
 from rlhf_gym.lm.tokens import ActionRows, answer_starts, decode, decode_prompts, decode_responses, stop_token_ids
 from rlhf_gym.rewards.dense import ResponseTokens, ScoreError, check_scores
 from rlhf_gym.rewards.reward import FunctionReward, PromptFunction, Reward, RewardFunction, Scores, ScoresAtTokens
@@ -166,7 +166,17 @@ class EpisodeScorer:
             ResponseTokens(text, self._tokenizer, tuple(answer), tuple(mask), part.special_tokens)
             for text, answer, mask in zip(responses, answers, masks, strict=True)
         ]
-        said = part.scores_of_texts(given, responses, closed=closed, tokens=tokens, batch_size=self._batch_size)
+        sides: list[tuple[Prompt, Response]] = list(zip(given, responses, strict=True))
+        if part.reads_dialogues:
+            turns = (rows.action_mask[:, 1:] & ~rows.action_mask[:, :-1]).sum(dim=1).tolist()  # (B,)
+            sides = [_dialogue(*side, count) for side, count in zip(sides, turns, strict=True)]
+        said = part.scores_of_texts(
+            [prompt for prompt, _ in sides],
+            [response for _, response in sides],
+            closed=closed,
+            tokens=tokens,
+            batch_size=self._batch_size,
+        )
         if said.member_dense is None:
             return said
         actions = rows.action_mask.sum(dim=1).tolist()  # (B,)
@@ -175,6 +185,14 @@ class EpisodeScorer:
             dense[:, row, length - len(own) : length] = said.member_dense[:, row, : len(own)]
         together = part.combine(dense.flatten(1)).view(dense.shape[1:])  # (B, T)
         return ScoresAtTokens.of(said.scores, said.members, together, dense)
+
+
+def _dialogue(asked: Prompt, answer: Response, turns: int) -> tuple[Prompt, Response]:
+    """The prompt of an episode of so many turns, and its dialogue; `asked` is all before the last answer."""
+    if isinstance(asked, str) or isinstance(answer, tuple) or turns == 1:
+        return asked, answer
+    first = [place for place, message in enumerate(asked) if message.role == "assistant"][1 - turns]
+    return asked[:first], (*asked[first:], Message("assistant", answer))
 
 
 def _check(part: Reward, members: Tensor, dense: Tensor | None) -> None:

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from rlhf_gym.functional import fit_preference_weights
+from rlhf_gym.lm.chat import response_text
 from rlhf_gym.preferences import Preference, split_by_prompt
 
 L2S = (1.0, 0.1, 0.01, 1e-3, 1e-4)
@@ -142,7 +143,7 @@ def train_baselines(preferences: Sequence[Preference], *, seed: int = 0) -> list
     if len(preferences) > MOST_PAIRS:
         kept = np.sort(np.random.default_rng(seed).permutation(len(preferences))[:MOST_PAIRS])
         preferences = [preferences[int(i)] for i in kept]
-    words = bag_of_words([text for p in preferences for text in (p.chosen, p.rejected)])
+    words = bag_of_words([response_text(side) for p in preferences for side in (p.chosen, p.rejected)])
     kinds = [LENGTH, CURVED_LENGTH, STYLE] + ([] if words is None else [words])
     return [train_baseline(features, preferences, seed=seed) for features in kinds]
 
@@ -152,8 +153,8 @@ def train_baseline(features: Features, preferences: Sequence[Preference], *, see
     _, aside = split_by_prompt(preferences, 0.2, seed=seed)
     prompts = {p.prompt for p in aside}
     measured = np.array([p.prompt in prompts for p in preferences])  # (P,)
-    chosen = features.describe([p.chosen for p in preferences])  # (P, F)
-    rejected = features.describe([p.rejected for p in preferences])  # (P, F)
+    chosen = features.describe([response_text(p.chosen) for p in preferences])  # (P, F)
+    rejected = features.describe([response_text(p.rejected) for p in preferences])  # (P, F)
     spread = np.concatenate([chosen, rejected]).std(axis=0)  # (F,)
     scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)  # (F,)
     d = (chosen - rejected) * scale  # (P, F)

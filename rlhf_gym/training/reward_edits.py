@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response, last_answer, response_text
 from rlhf_gym.preferences import CONFIDENT_WORDS, Preference
 from rlhf_gym.preferences.adversarial import (
     Edit,
     common_words,
+    edit_answer,
     favoured_words,
     insert,
     repeat,
@@ -104,7 +105,7 @@ class EditProbe:
 def probe_edits(
     reward: Reward | RewardFunction,
     prompts: Sequence[Prompt],
-    responses: Sequence[str],
+    responses: Sequence[Response],
     *,
     preferences: Sequence[Preference] = (),
     gold: RewardFunction | None = None,
@@ -149,14 +150,16 @@ def probe_edits(
         gold_change = None if golds is None else golds[rows] - golds[places]  # (n,)
         i = int(change.argmax())
         theirs = None if gold_change is None else float(gold_change[i])
-        example = EditedExample(prompts[places[i]], responses[places[i]], texts[i], float(change[i]), theirs)
+        before = last_answer(prompts[places[i]], responses[places[i]])
+        after = last_answer(prompts[places[i]], texts[i])[1]
+        example = EditedExample(*before, after, float(change[i]), theirs)
         probes.append(_probe(name, change, gold_change, example))
     return probes
 
 
 def score_texts(
     reward: Reward | RewardFunction,
-    texts: Sequence[tuple[Prompt, str]],
+    texts: Sequence[tuple[Prompt, Response]],
     *,
     progress: Progress | None = None,
     at_once: int | None = None,
@@ -174,17 +177,23 @@ def score_texts(
 
 
 def _plans(
-    reward: Reward, prompts: Sequence[Prompt], responses: Sequence[str], sorts: Mapping[str, Sequence[str]], seed: int
-) -> list[tuple[str, list[int], list[str]]]:
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    sorts: Mapping[str, Sequence[str]],
+    seed: int,
+) -> list[tuple[str, list[int], list[Response]]]:
     """For each kind of edit: its name, the indices of the responses that it changed, and the edited responses."""
     kinds = {name: kind.edit for name, kind in EDITS.items() if kind.edit is not insert or sorts.get(name)}
     kinds |= {name: insert for name, found in sorts.items() if found and name not in EDITS}
     plans = []
     for place, (name, edit) in enumerate(kinds.items()):
         rng = np.random.default_rng((seed, place))
-        edited = [edit(response, rng, sorts.get(name, ())) for response in responses]
+        edited = [edit_answer(response, edit, rng, sorts.get(name, ())) for response in responses]
         fit = reward.room_for(prompts, edited)  # (B,)
-        changed = [i for i, text in enumerate(edited) if fit[i] and text.strip() and text != responses[i]]
+        changed = [
+            i for i, text in enumerate(edited) if fit[i] and response_text(text).strip() and text != responses[i]
+        ]
         if changed:
             plans.append((name, changed, [edited[i] for i in changed]))
     return plans
@@ -192,7 +201,7 @@ def _plans(
 
 def _in_deviations(
     reward: Reward,
-    texts: Sequence[tuple[Prompt, str]],
+    texts: Sequence[tuple[Prompt, Response]],
     first: int,
     progress: Progress | None = None,
     at_once: int | None = None,
@@ -203,10 +212,10 @@ def _in_deviations(
     return scores / spread if spread > 0 else scores
 
 
-def _insertions(responses: Sequence[str], preferences: Sequence[Preference]) -> dict[str, Sequence[str]]:
+def _insertions(responses: Sequence[Response], preferences: Sequence[Preference]) -> dict[str, Sequence[str]]:
     """The words to insert, by the edit's name."""
     texts = [text for p in preferences for text in (p.chosen, p.rejected)] or list(responses)
-    used = {word for text in texts for word in text.lower().split()}
+    used = {word for text in texts for word in response_text(text).lower().split()}
     return {
         "padding": common_words(texts, WORDS),
         "praise": favoured_words(preferences, WORDS),

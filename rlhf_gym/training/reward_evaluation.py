@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_gym.functional import confidence, expected_calibration_error, rightness
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response, response_text
 from rlhf_gym.preferences import Preference
 from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import Reward, RewardFunction, as_reward, check_scores
@@ -31,7 +31,8 @@ class RewardMetrics:
     max(σ(Δ), 1 − σ(Δ)), weighed by their pairs (Guo et al. 2017, arXiv 1706.04599)."""
     length_correlation: float
     """Correlation of score with length in words, within pairs: Σ Δr·Δl / √(Σ Δr² · Σ Δl²). Which of a pair comes first
-    is a convention, so no mean is taken out. (Singhal et al. 2023, arXiv 2310.03716, on why to look.)"""
+    is a convention, so no mean is taken out. The length of a dialogue is that of all its answers. (Singhal et al. 2023,
+    arXiv 2310.03716, on why to look.)"""
     n: int
     """Number of pairs."""
 
@@ -86,7 +87,7 @@ def score_pairs(
     texts = {text: i for i, text in enumerate(dict.fromkeys(sides))}
     responses = [response for _, response in texts]
     scores = score_in_steps(reward, list(texts), batch_size=batch_size, progress=progress, at_once=at_once)  # (texts,)
-    words = np.array([len(response.split()) for response in responses], dtype=np.float64)  # (texts,)
+    words = np.array([len(response_text(response).split()) for response in responses], dtype=np.float64)  # (texts,)
     chosen = np.array([texts[p.prompt, p.chosen] for p in preferences])  # (P,)
     rejected = np.array([texts[p.prompt, p.rejected] for p in preferences])  # (P,)
     return ScoredPairs(
@@ -99,7 +100,7 @@ def score_pairs(
 
 def score_in_steps(
     reward: Reward | RewardFunction,
-    texts: Sequence[tuple[Prompt, str]],
+    texts: Sequence[tuple[Prompt, Response]],
     *,
     batch_size: int | None = None,
     progress: Progress | None = None,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_gym.functional.losses import bradley_terry_loss
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.preferences import Preference
-from rlhf_gym.rewards import FunctionReward, RewardModel, RewardNormalizer
+from rlhf_gym.rewards import FunctionReward, ResponseTokens, RewardModel, RewardNormalizer
 from rlhf_gym.settings import RewardModelingConfig
 from rlhf_gym.training.data import check_rows, fingerprint
 from rlhf_gym.training.reward_evaluation import RewardMetrics, evaluate_reward_model
@@ -124,7 +124,7 @@ def train_reward_model(
         lengths=[max(len(rows[i]) for pair in group for i in (pair.chosen, pair.rejected)) for group in groups],
         collate=partial(collate_pairs, rows),
         loss=partial(_summed_loss, label_smoothing=config.label_smoothing, centering=config.centering),
-        evaluate=lambda: evaluate_reward_model(mean_of_heads(reward_model, batch_size=4 * micro_batch_size), heldout),
+        evaluate=lambda: evaluate_reward_model(MeanOfHeads(reward_model, batch_size=4 * micro_batch_size), heldout),
         metrics=RewardMetrics,
         identity={
             "model": f"{type(reward_model.model).__name__} of {reward_model.model.num_parameters()} parameters",
@@ -167,14 +167,27 @@ def bootstrapped(groups: Sequence[Sequence[Pair]], *, heads: int, seed: int) -> 
     ]
 
 
-def mean_of_heads(reward: RewardModel, *, batch_size: int) -> FunctionReward:
+class MeanOfHeads(FunctionReward):
     """The heads' mean before normalisation, whatever they are aggregated by: they have no common origin yet."""
 
-    def score(prompts: list[Prompt], responses: list[str]) -> np.ndarray:
-        found = reward.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=False)
-        return found.members.mean(dim=0).numpy()
+    def __init__(self, reward: RewardModel, *, batch_size: int) -> None:
+        """
+        Args:
+            reward: the model, which reads prompts and responses itself.
+            batch_size: rows of a forward at most.
+        """
+        super().__init__(reward.score_texts)
+        self._reward = reward
+        self._batch_size = batch_size
 
-    return FunctionReward(score, messages=True)
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        tokens: Sequence[ResponseTokens] | None = None,
+    ) -> np.ndarray:
+        found = self._reward.scores_of_texts(prompts, responses, batch_size=self._batch_size, normalise=False)
+        return found.members.mean(dim=0).numpy()
 
 
 def _summed_loss(model: nn.Module, batch: PairBatch, *, label_smoothing: float, centering: float) -> Tensor:
@@ -208,7 +221,7 @@ def _checked_pairs(
         raise ValueError(
             f"expected responses that differ, got {len(preferences)} {what}s whose chosen and rejected are the same"
         )
-    texts: dict[tuple[Prompt, str], int] = {}
+    texts: dict[tuple[Prompt, Response], int] = {}
     first_pair: list[int] = []
     groups: dict[tuple[Prompt, str | int], list[Pair]] = {}
     for i, p in enumerate(preferences):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.functional import chance_probability, cross_fitted_r2, fit_ridge, rightness
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response, response_text
 from rlhf_gym.preferences import Preference
 from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import RewardFunction
@@ -103,7 +103,7 @@ def probe_reward_model(
     *,
     heldout: Sequence[Preference] = (),
     prompts: Sequence[Prompt] = (),
-    responses: Sequence[str] = (),
+    responses: Sequence[Response] = (),
     gold: RewardFunction | None = None,
     words: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
@@ -121,7 +121,7 @@ def probe_reward_model(
         preferences: comparisons to train the baselines on, best those that r_φ was trained on.
         heldout: comparisons about other prompts, to measure r_φ and the baselines on.
         prompts: B texts, best none that r_φ has seen.
-        responses: a policy's responses to them, B texts: they are edited, and scores are in their standard deviations.
+        responses: a policy's responses to them, B: they are edited, and scores are in their standard deviations.
             Those of the held-out pairs by default.
         gold: the gold reward, where there is one; it scores the edits alone.
         words: further kinds of words to insert: name -> words.
@@ -163,9 +163,11 @@ def probe_reward_model(
         progress=progress,
         at_once=at_once,
     )
-    equal = np.array([word_count(p.chosen) == word_count(p.rejected) for p in heldout], dtype=bool)  # (P,)
+    equal = np.array(
+        [word_count(response_text(p.chosen)) == word_count(response_text(p.rejected)) for p in heldout], dtype=bool
+    )  # (P,)
     right = rightness(delta)  # (P,)
-    texts = [text for _, text in asked]
+    texts = [response_text(text) for _, text in asked]
     scores = np.array([known[text] for text in asked])  # (n,)
     effects = word_effects(texts, scores, spread)
     slope = fit_ridge(LENGTH.describe(texts), scores / (spread or 1.0), l2=1e-6)
@@ -214,15 +216,13 @@ def _compared(
     baseline: Baseline,
     heldout: Sequence[Preference],
     delta: np.ndarray,
-    asked: Sequence[tuple[Prompt, str]],
+    asked: Sequence[tuple[Prompt, Response]],
     scores: np.ndarray,
 ) -> BaselineProbe:
     """A trained baseline compared with r_φ, whose Δ (P,) and scores (n,) are known."""
-    texts = [text for _, text in asked]
-    table = baseline.features.describe(
-        [*texts, *(p.chosen for p in heldout), *(p.rejected for p in heldout)]
-    )  # (n + 2P, F)
-    n = len(texts)
+    responses = [*(text for _, text in asked), *(p.chosen for p in heldout), *(p.rejected for p in heldout)]
+    table = baseline.features.describe([response_text(response) for response in responses])  # (n + 2P, F)
+    n = len(asked)
     pairs = len(heldout)
     theirs = (table[n : n + pairs] - table[n + pairs :]) @ baseline.weights  # (P,)
     right = rightness(delta)  # (P,)

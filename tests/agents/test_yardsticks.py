@@ -10,9 +10,11 @@ from rlhf_gym.agents import DPO, BestOfN, TokenPPO
 from rlhf_gym.agents.dpo import make_pairs
 from rlhf_gym.envs import SB3VecEnv, TokenEnv, TokenVectorEnv
 from rlhf_gym.functional.best_of_n import best_of_n_kl
+from rlhf_gym.lm import Message
 from rlhf_gym.lm.loading import Shared
 from rlhf_gym.preferences import Preference
 from tests import tiny
+from tests.chats import CHATML, chat_tokenizer
 from tests.toy import make_tabular_toy, minibatch_gradient, tabular_model, word_reward, word_settings
 
 UNCACHED = pytest.mark.filterwarnings("ignore:.*runs without a cache")
@@ -107,6 +109,51 @@ def test_given_preferences_are_read_as_they_are():
         orders.append(tuple(tuple(e.input_ids) for e in agent._next_pairs(6).episodes[::2]))
     assert len(set(orders)) == 4
     assert len({frozenset(order) for order in orders[1:]}) == 1
+
+
+def test_the_actions_of_a_dialogue_are_the_assistants_tokens():
+    """log π sums over them alone, and the loss is that of these sums."""
+    tokenizer = chat_tokenizer(CHATML)
+    reference, model = (tiny.tiny_gpt2(len(tokenizer), n_positions=256, seed=seed) for seed in (0, 3))
+    hi = (Message("user", "hi"),)
+    env = TokenVectorEnv(
+        1,
+        prompts=[hi],
+        reference=Shared(reference),
+        reward=word_reward,
+        tokenizer=tokenizer,
+        max_new_tokens=4,
+        kl_coef=0.2,
+    )
+    further = (Message("assistant", "ab"), Message("tool", "x"), Message("user", "go"), Message("assistant", "c"))
+    agent = make_dpo(
+        env,
+        preferences=[Preference(hi, further, "d")],
+        n_episodes=2,
+        batch_size=2,
+        policy_kwargs={"model": Shared(model)},
+    )
+    chosen, rejected = collect(agent).episodes
+    start = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    between = "\n<|im_start|>tool\nx<|im_end|>\n<|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\n"
+    pieces = [(start, 0), ("ab<|im_end|>", 1), (between, 0), ("c<|im_end|>", 1)]
+    sums = []
+    for episode, parts in ((chosen, pieces), (rejected, [(start, 0), ("d<|im_end|>", 1)])):
+        rows = [(tokenizer(text, add_special_tokens=False).input_ids, acted) for text, acted in parts]
+        assert episode.input_ids.tolist() == [token for row, _ in rows for token in row]
+        assert episode.action_mask.tolist() == [bool(acted) for row, acted in rows for _ in row]
+        ids = torch.from_numpy(episode.input_ids)
+        with torch.no_grad():
+            tables = [lm(ids[None]).logits[0].log_softmax(-1) for lm in (model, reference)]
+        at = [i for i, acted in enumerate(episode.action_mask) if acted]
+        sums.append([sum(float(table[i - 1, ids[i]]) for i in at) for table in tables])
+    (own, ref), (own_other, ref_other) = sums
+    h = own - ref - (own_other - ref_other)
+    metrics = minibatch_gradient(agent, np.arange(2))
+    assert metrics["train/loss"] == pytest.approx(np.log1p(np.exp(-0.2 * h)), rel=1e-4)
+    assert metrics["train/margin"] == pytest.approx(0.2 * h, rel=1e-4)
+    with pytest.raises(ValueError, match="response 0: expected a dialogue from a message of the assistant"):
+        make_dpo(env, preferences=[Preference(hi, hi, "d")])
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])

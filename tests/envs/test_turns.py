@@ -13,9 +13,10 @@ from gymnasium.vector import AutoresetMode
 
 from rlhf_gym.envs import Episode, Reply, Respondent, TokenEnv, TokenVectorEnv, Turn, Turns
 from rlhf_gym.lm import Message, Shared
+from rlhf_gym.lm.tokens import encode_actions
 from rlhf_gym.rewards import FunctionReward, RewardModel
 from tests.chats import CHATML, GEMMA, LLAMA2, THINKING, chat_tokenizer
-from tests.tiny import tiny_gpt2, tiny_llama
+from tests.tiny import tiny_bert_classifier, tiny_gpt2, tiny_llama, tiny_reward_model
 from tests.toy import word_policy, word_settings
 
 HI = (Message("user", "hi"),)
@@ -87,6 +88,9 @@ def test_a_row_is_the_rendering_of_its_conversation(tokenizer, end, expected) ->
     assert tokenizer.decode(episode.answer_ids) == f"{lead}c{end}"
     assert episode.asked == episode.messages[:-1]
     assert episode.finish_reason == "stop"
+    ((ids, actions),) = encode_actions(tokenizer, [episode.messages[1:]], prompts=[HI])
+    assert [*episode.prompt_ids.tolist(), *ids] == episode.input_ids.tolist()
+    assert [False] * len(episode.prompt_ids) + actions == episode.action_mask.tolist()
 
 
 def test_who_ends_an_episode_and_how() -> None:
@@ -414,3 +418,52 @@ def test_one_turn_is_the_environment_without_turns() -> None:
         found.append(trace)
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+PLAIN = chat_tokenizer(None, eos="</s>")
+OTHER = chat_tokenizer(None, eos="</s>", special=("<a>", "<b>"))
+GEMMAS = chat_tokenizer(GEMMA, special=("<start_of_turn>", "<end_of_turn>"), eos="<eos>")
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize(
+    ("policy", "model", "prompt", "family"),
+    [
+        (chat_tokenizer(CHATML), chat_tokenizer(CHATML), BRIEF, "gpt2"),
+        (chat_tokenizer(CHATML), GEMMAS, HI, "gpt2"),
+        (PLAIN, PLAIN, BRIEF, "gpt2"),
+        (PLAIN, OTHER, HI, "gpt2"),
+        (chat_tokenizer(CHATML, eos="</s>"), PLAIN, HI, "gpt2"),
+        (PLAIN, PLAIN, "a text", "gpt2"),
+        (chat_tokenizer(CHATML), chat_tokenizer(CHATML), HI, "bert"),
+        (PLAIN, PLAIN, BRIEF, "bert"),
+    ],
+)
+def test_a_reward_model_scores_a_dialogue_as_it_scores_the_episode(policy, model, prompt, family, closed) -> None:
+    """As a side of a preference it gets the score that is the episode's last reward, whoever's template renders it."""
+    if family == "bert":
+        reward = RewardModel(tiny_bert_classifier(len(model), n_positions=256), model)
+    else:
+        reward = tiny_reward_model(model, n_positions=512)
+    env = chat_env(
+        Turns(lambda turn: f" go {turn.number}", max_turns=3, max_reply_tokens=60),
+        prompts=[prompt],
+        tokenizer=policy,
+        reward=Shared(reward),
+        kl_coef=0.0,
+        max_new_tokens=30 if closed else 12,
+    )
+    end = "</s>" if policy.chat_template is None else "<|im_end|>"
+    (episode,) = play(env, [f" ab{end} c{end} dear{end if closed else ''}"])
+    assert episode.finish_reason == ("stop" if closed else "length")
+    last = env.last_step.scores[-1]
+    said = (" ab", " go 1", " c", " go 2", " dear")
+    roles = ("assistant", "user", "assistant", "user", "assistant")
+    dialogue = tuple(Message(role, text) for role, text in zip(roles, said, strict=True))
+    if isinstance(prompt, tuple):
+        assert episode.messages == (*prompt, *dialogue)
+    scored = reward.scores_of_texts([prompt], [dialogue], closed=[closed])
+    assert float(scored.scores[0]) == pytest.approx(float(last), abs=1e-5)
+    (row,) = reward.encode([prompt], [dialogue])
+    (other,) = reward.encode([prompt], [(*dialogue[:-1], Message("assistant", " deer"))])
+    assert row != other

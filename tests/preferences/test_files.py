@@ -84,7 +84,8 @@ def test_transcripts_share_their_prompt(write: Callable[..., Path]) -> None:
     record = {"chosen": prompt + " As you like: A", "rejected": prompt + " As if\n\nHuman: ?\n\nAssistant: no"}
     turned_round = {"chosen": record["rejected"], "rejected": record["chosen"]}
     preference, other = read_preferences(write(record, turned_round))
-    assert preference == Preference(turns, "As you like: A", "As if\n\nHuman: ?\n\nAssistant: no")
+    further = (Message("assistant", "As if"), Message("user", "?"), Message("assistant", "no"))
+    assert preference == Preference(turns, "As you like: A", further)
     assert other == Preference(turns, preference.rejected, preference.chosen)
 
 
@@ -148,7 +149,10 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [0, 1]}, "rank as a whole number, 1 for the best, got 0"),
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [1]}, "expected ranking to hold 2, .* got 1"),
         ({"prompt": "p", "responses": ["a"], "ranking": [1]}, "at least 2 responses to compare, got 1"),
-        ({"prompt": "p", "responses": ["a", 2], "ranking": [1, 2]}, 'expected "responses" to hold texts, got 2'),
+        (
+            {"prompt": "p", "responses": ["a", 2], "ranking": [1, 2]},
+            'expected "responses" to hold texts or lists of messages, got 2',
+        ),
         ({"prompt": "p", "responses": ["a", "b"], "ratings": "5"}, "expected \"ratings\" to be a list, got '5'"),
         ({"prompt": "p", "responses": ["a", "b"], "ratings": [1, None]}, "ratings to be finite numbers, got None"),
         ({"responses": ["a", "b"], "ratings": [1, 2]}, 'expected the field "prompt"'),
@@ -157,7 +161,10 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ({"chosen": [], "rejected": []}, "at least one message, got none"),
         ({"chosen": [MESSAGE, {"role": "assistant"}], "rejected": []}, 'messages {"role": text, "content": text}'),
         ({**PLAIN, "prompt": [MESSAGE, ANSWER]}, "for the assistant to answer, got the roles user, assistant"),
-        ({"chosen": [MESSAGE, ANSWER], "rejected": [ANSWER, ANSWER]}, "share every message but the last"),
+        (
+            {"chosen": [MESSAGE, ANSWER], "rejected": [ANSWER, ANSWER]},
+            "share a beginning that both answer, got two that part at message 1 of 2 and 2",
+        ),
     ],
 )
 def test_a_bad_line_is_named(write: Callable[..., Path], record: object, message: str) -> None:

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from rlhf_gym.lm import Message
-from rlhf_gym.preferences import Demonstration, Preference, load_preferences, read_demonstrations, read_prompts
+from rlhf_gym.lm.chat import as_response
+from rlhf_gym.preferences import (
+    Candidate,
+    Demonstration,
+    Preference,
+    load_preferences,
+    pairs_from_ranking,
+    read_demonstrations,
+    read_preferences,
+    read_prompts,
+    write_preferences,
+)
+from rlhf_gym.preferences.files import read_candidates
 
 HI = (Message("user", "Hi"),)
 USER = {"role": "user", "content": "Hi"}
@@ -254,7 +266,10 @@ def test_prompts_of_preferences(tmp_path: Path) -> None:
             "expected parts of a message",
         ),
         ({"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [{}]}]}, "calls of tools"),
-        ({"prompt": "p", "completion": [USER]}, "one message of the assistant, got the roles user"),
+        (
+            {"prompt": "p", "completion": [USER]},
+            "messages from one of the assistant to another one, got the roles user",
+        ),
     ],
 )
 def test_what_means_nothing_for_certain_is_refused(tmp_path: Path, row: Any, message: str) -> None:
@@ -262,14 +277,58 @@ def test_what_means_nothing_for_certain_is_refused(tmp_path: Path, row: Any, mes
         read_demonstrations(file(tmp_path, row))
 
 
-def test_conversations_that_part_early_are_named_and_such_transcripts_are_counted(tmp_path: Path) -> None:
-    one, other = [USER, GOOD, USER, GOOD], [USER, BAD, USER, GOOD]
-    with pytest.raises(ValueError, match="two that part at message 2 of 4 and 4"):
-        load_preferences(file(tmp_path, {"chosen": one, "rejected": other}))
+def test_conversations_and_transcripts_that_part_early_are_dialogues(tmp_path: Path) -> None:
+    """The prompt is what both answer last; written, they are read again as they are."""
+    again = {"role": "user", "content": "?"}
     start = "\n\nHuman: Hi\n\nAssistant:"
-    row = {"chosen": f"{start} Hey\n\nHuman: ?\n\nAssistant: a", "rejected": f"{start} No\n\nHuman: ?\n\nAssistant: a"}
-    found = load_preferences(file(tmp_path, row))
-    assert found.notes == {"transcripts part before their last turn: their responses hold further turns": 1}
+    rows = [
+        {"chosen": [USER, GOOD, again, BAD], "rejected": [USER, BAD, again, BAD]},
+        {"prompt": [USER], "chosen": [GOOD, again, BAD], "rejected": [BAD, again, BAD]},
+        {"chosen": f"{start} Hey\n\nHuman: ?\n\nAssistant: No", "rejected": f"{start} No\n\nHuman: ?\n\nAssistant: No"},
+        {"chosen": [USER, GOOD, again, BAD], "rejected": [USER, GOOD, again, GOOD]},  # part at the last message
+        {"prompt": [USER], "chosen": [GOOD, again, BAD], "rejected": [GOOD, again, GOOD]},
+        {"prompt": [USER], "chosen": [GOOD, again, GOOD], "rejected": "No"},
+        {"prompt": "a text", "chosen": [GOOD, again, GOOD], "rejected": [BAD, again, GOOD]},
+        {"chosen": [USER, GOOD, USER, BAD], "rejected": [USER, GOOD, again, BAD]},  # what the user says differs
+    ]
+    good, bad, asked = Message("assistant", GOOD["content"]), Message("assistant", BAD["content"]), Message("user", "?")
+    loaded = load_preferences(file(tmp_path, *rows))
+    assert not loaded.notes
+    assert loaded.records == [
+        *[Preference(HI, (good, asked, bad), (bad, asked, bad))] * 3,
+        Preference((*HI, good, asked), bad.content, good.content),
+        Preference(HI, (good, asked, bad), (good, asked, good)),
+        Preference(HI, (good, asked, good), "No"),
+        Preference("a text", (good, asked, good), (bad, asked, good)),
+        Preference(HI, (good, *HI, bad), (good, asked, bad)),
+    ]
+    write_preferences(tmp_path / "again.jsonl", loaded.records)
+    assert read_preferences(tmp_path / "again.jsonl") == loaded.records
+
+
+def test_further_turns_that_are_no_dialogue_stay_text_and_are_counted(tmp_path: Path) -> None:
+    """Behind a text that is no turn, and where the last turn is not the assistant's."""
+    further = [" Hey\n\nHuman: ?\n\nAssistant: a", " No\n\nHuman: ?\n\nAssistant: a"]
+    unasked = dict(zip(("chosen", "rejected"), (f"Once.\n\nAssistant:{text}" for text in further), strict=True))
+    start = "\n\nHuman: Hi\n\nAssistant:"
+    asking = {"chosen": f"{start} a", "rejected": f"{start} b\n\nHuman: ?\n\nAssistant: c\n\nHuman: d"}
+    found = load_preferences(file(tmp_path, unasked, asking))
+    assert found.records[0] == Preference("Once.\n\nAssistant:", *further)
+    assert found.records[1].rejected == "b\n\nHuman: ?\n\nAssistant: c\n\nHuman: d"
+    assert found.notes == {"transcripts part before their last turn: their responses hold further turns as text": 2}
+
+
+def test_candidates_and_rankings_hold_dialogues(tmp_path: Path) -> None:
+    dialogue = [GOOD, USER, BAD]
+    said = as_response(dialogue)
+    row = {"prompt": [USER], "responses": [dialogue, "No"], "ranking": [2, 1]}
+    (pair,) = read_preferences(file(tmp_path, row))
+    assert [pair] == pairs_from_ranking(HI, [said, "No"], [2, 1])
+    assert (pair.chosen, pair.rejected) == ("No", said)
+    path = file(tmp_path, {"prompt": [USER], "response": dialogue}, {"prompt": [USER], "responses": [dialogue]})
+    assert read_candidates(path) == [Candidate(HI, said), Candidate(HI, said)]
+    with pytest.raises(ValueError, match="one message of the assistant to learn, got the roles assistant, user, assis"):
+        read_demonstrations(file(tmp_path, {"prompt": [USER], "response": dialogue}))
 
 
 def test_what_a_row_has_beyond_is_counted_once(tmp_path: Path) -> None:
