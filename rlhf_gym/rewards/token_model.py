@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.files import read_object, reading
 from rlhf_gym.lm.agreement import check_rows, padding_error, tolerated
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response
 from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.loading import (
     check_model_source,
@@ -32,7 +32,15 @@ from rlhf_gym.lm.loading import (
 )
 from rlhf_gym.lm.lora import merged
 from rlhf_gym.lm.memory import rows_at_once, sizes
-from rlhf_gym.lm.tokens import ActionRows, closing_id, decode, encode_prompts, encode_responses, pad_rows
+from rlhf_gym.lm.tokens import (
+    ActionRows,
+    closing_id,
+    decode,
+    encode_actions,
+    encode_prompts,
+    encode_responses,
+    pad_rows,
+)
 from rlhf_gym.rewards.classifier import load_token_classifier, new_token_classifier
 from rlhf_gym.rewards.dense import ResponseTokens
 from rlhf_gym.rewards.model import tokenizer_beside
@@ -85,6 +93,7 @@ class TokenRewardModel(LearnedReward):
     """
 
     title = "the token reward model"
+    reads_dialogues = False  # an episode's rewards belong to the tokens of the last answer where texts are read
 
     def __init__(
         self,
@@ -338,7 +347,7 @@ class TokenRewardModel(LearnedReward):
     def scores_of_texts(
         self,
         prompts: Sequence[Prompt],
-        responses: Sequence[str],
+        responses: Sequence[Response],
         *,
         closed: Sequence[bool] | None = None,
         tokens: Sequence[ResponseTokens] | None = None,
@@ -356,7 +365,7 @@ class TokenRewardModel(LearnedReward):
         rows = [self.text_row(p, r, c, own) for p, r, c, own in given]
         return self._placed(rows, [len(own) for own in tokens], batch_size, normalise=normalise)
 
-    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+    def room_for(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> np.ndarray:
         rows = [self.text_row(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         return np.array([self.max_length is None or len(row.ids) <= self.max_length for row in rows], dtype=bool)
 
@@ -398,9 +407,14 @@ class TokenRewardModel(LearnedReward):
         return StepRow(ids, reads, [])
 
     def text_row(
-        self, prompt: Prompt, response: str, closed: bool = True, tokens: ResponseTokens | None = None
+        self, prompt: Prompt, response: Response, closed: bool = True, tokens: ResponseTokens | None = None
     ) -> StepRow:
-        """A response as text; with the policy's `tokens` of it, at which of them its rewards are."""
+        """A response as text; with the policy's `tokens` of it, at which of them its rewards are.
+
+        A dialogue is read as an episode of several turns is, with the steps of all its answers.
+        """
+        if not isinstance(response, str):
+            return self._dialogue_row(prompt, response, closed)
         if self.at in ("turn", "token"):
             if self.at == "token" and tokens is not None:
                 raise ValueError(self._not_aligned("tokens that the model does not know"))
@@ -416,6 +430,16 @@ class TokenRewardModel(LearnedReward):
         if tokens is not None:
             pays = [tokens.position(end) for end in ends] + [len(tokens) - 1] * bool(left.strip())
         return row._replace(pays=pays)
+
+    def _dialogue_row(self, prompt: Prompt, dialogue: Response, closed: bool) -> StepRow:
+        """A dialogue as an episode whose policy has this model's tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError("expected a token reward model with a tokenizer to read texts, got one without")
+        asked = encode_prompts(self.tokenizer, [prompt])[0]
+        ((ids, actions),) = encode_actions(self.tokenizer, [dialogue], prompts=[prompt])
+        end = len(ids) - (not closed)
+        acted = np.array([False] * len(asked) + actions[:end])  # (L,)
+        return self.sampled_row([*asked, *ids[:end]], acted, self.tokenizer)
 
     def sampled_row(self, ids: Sequence[int], acted: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> StepRow:
         """An episode's tokens (L,) with the mask of its actions (L,), as a policy with this tokenizer sampled them."""

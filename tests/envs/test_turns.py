@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from transformers import GPT2ForTokenClassification
 
 from rlhf_gym.envs import Episode, Reply, Respondent, TokenEnv, TokenVectorEnv, Turn, Turns
 from rlhf_gym.lm import Message, Shared
 from rlhf_gym.lm.tokens import encode_actions
-from rlhf_gym.rewards import FunctionReward, RewardModel
+from rlhf_gym.rewards import FunctionReward, LearnedReward, RewardModel, TokenRewardModel
 from tests.chats import CHATML, GEMMA, LLAMA2, THINKING, chat_tokenizer
 from tests.tiny import tiny_bert_classifier, tiny_gpt2, tiny_llama, tiny_reward_model
 from tests.toy import word_policy, word_settings
@@ -425,6 +426,7 @@ OTHER = chat_tokenizer(None, eos="</s>", special=("<a>", "<b>"))
 GEMMAS = chat_tokenizer(GEMMA, special=("<start_of_turn>", "<end_of_turn>"), eos="<eos>")
 
 
+@pytest.mark.filterwarnings("ignore:rewards at tokens are known only")
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize(
     ("policy", "model", "prompt", "family"),
@@ -435,13 +437,20 @@ GEMMAS = chat_tokenizer(GEMMA, special=("<start_of_turn>", "<end_of_turn>"), eos
         (PLAIN, OTHER, HI, "gpt2"),
         (chat_tokenizer(CHATML, eos="</s>"), PLAIN, HI, "gpt2"),
         (PLAIN, PLAIN, "a text", "gpt2"),
+        (chat_tokenizer(CHATML), chat_tokenizer(CHATML), HI, "tokens"),
+        (PLAIN, PLAIN, BRIEF, "tokens"),
+        (PLAIN, PLAIN, "a text", "tokens"),
         (chat_tokenizer(CHATML), chat_tokenizer(CHATML), HI, "bert"),
         (PLAIN, PLAIN, BRIEF, "bert"),
     ],
 )
 def test_a_reward_model_scores_a_dialogue_as_it_scores_the_episode(policy, model, prompt, family, closed) -> None:
     """As a side of a preference it gets the score that is the episode's last reward, whoever's template renders it."""
-    if family == "bert":
+    reward: LearnedReward
+    if family == "tokens":  # what it pays at each turn adds up to the score
+        settings = {"n_positions": 512, "model_class": GPT2ForTokenClassification, "num_labels": 2}
+        reward = TokenRewardModel(tiny_gpt2(len(model), **settings), model, at="turn")
+    elif family == "bert":
         reward = RewardModel(tiny_bert_classifier(len(model), n_positions=256), model)
     else:
         reward = tiny_reward_model(model, n_positions=512)
@@ -457,6 +466,8 @@ def test_a_reward_model_scores_a_dialogue_as_it_scores_the_episode(policy, model
     (episode,) = play(env, [f" ab{end} c{end} dear{end if closed else ''}"])
     assert episode.finish_reason == ("stop" if closed else "length")
     last = env.last_step.scores[-1]
+    if env.last_step.dense is not None:
+        last += env.last_step.dense[-1].sum()
     said = (" ab", " go 1", " c", " go 2", " dear")
     roles = ("assistant", "user", "assistant", "user", "assistant")
     dialogue = tuple(Message(role, text) for role, text in zip(roles, said, strict=True))
@@ -464,6 +475,5 @@ def test_a_reward_model_scores_a_dialogue_as_it_scores_the_episode(policy, model
         assert episode.messages == (*prompt, *dialogue)
     scored = reward.scores_of_texts([prompt], [dialogue], closed=[closed])
     assert float(scored.scores[0]) == pytest.approx(float(last), abs=1e-5)
-    (row,) = reward.encode([prompt], [dialogue])
-    (other,) = reward.encode([prompt], [(*dialogue[:-1], Message("assistant", " deer"))])
-    assert row != other
+    other = (Message("assistant", " aB"), *dialogue[1:])
+    assert reward.scores_of_texts([prompt], [other]).scores != scored.scores
