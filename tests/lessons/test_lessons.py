@@ -11,7 +11,7 @@ import pytest
 from rlhf_gym.lessons import GATES, Cell, LessonError, NotYet, check, find_lessons, solved
 from rlhf_gym.lessons.checking import RECORD_VARIABLE
 from rlhf_gym.lessons.gates import gates_of
-from tests.lessons import wrong_lesson_0, wrong_lesson_1
+from tests.lessons import wrong_lesson_0, wrong_lesson_1, wrong_lesson_2, wrong_lesson_3, wrong_lesson_4
 
 LESSONS = {lesson.number: lesson for lesson in find_lessons()}
 
@@ -66,7 +66,13 @@ def test_lessons_have_all_their_parts() -> None:
         assert [cell.gate for cell in cells if cell.kind == "Gate"] == gates_of(lesson.number)
 
 
-WRONG = wrong_lesson_0.WRONG | wrong_lesson_1.WRONG
+WRONG = {
+    **wrong_lesson_0.WRONG,
+    **wrong_lesson_1.WRONG,
+    **wrong_lesson_2.WRONG,
+    **wrong_lesson_3.WRONG,
+    **wrong_lesson_4.WRONG,
+}
 """Plausible wrong answers to each gate, and what it says of them."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.cli import main
+from rlhf_gym.files import append_jsonl
 from rlhf_gym.lessons import (
     Cell,
     LessonError,
@@ -26,6 +27,14 @@ from rlhf_gym.lessons import (
     write_cells,
 )
 from rlhf_gym.lessons.cells import read_notebook, solutions_last
+from rlhf_gym.lessons.checking import RECORD_FILE
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passed gates go to a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
 
 RIGHT = {"probability": 0.01, "log_probability": -4.605}
 FILE = """# %% [markdown]
@@ -110,11 +119,13 @@ def test_a_prediction_is_compared_and_not_judged(capsys) -> None:
     assert capsys.readouterr().out == "You predicted up. Found: down.\nFound: 0.1235.\n"
 
 
-def test_a_lesson_begins_when_the_one_before_is_passed(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_lesson_begins_when_the_one_before_is_passed(capsys) -> None:
     begin(0)
     with pytest.raises(ValueError, match="expected the number of a lesson, got 77"):
         begin(77)
+    with pytest.raises(NotYet, match=r"Lesson 0 comes first. .*: 0a, 0b, 0c, 0d. .*begin\(1, anyway=True\)"):
+        begin(1)
+    begin(1, anyway=True)
     with pytest.raises(LessonError, match="Gate 0b: You added"):
         check("0b", probability=0.8, log_probability=-4.605)
     with pytest.raises(NotYet, match="Gate 0b: `probability` is still a blank"):
@@ -124,6 +135,11 @@ def test_a_lesson_begins_when_the_one_before_is_passed(tmp_path, monkeypatch, ca
     check("0b", **RIGHT)
     assert main(["lessons", "list"]) == 0
     assert "1 of 4" in capsys.readouterr().out
+    with pytest.raises(NotYet, match=r"Lesson 0 comes first\. .*: 0a, 0c, 0d\. "):
+        begin(1)
+    for gate in ("0a", "0c", "0d"):
+        append_jsonl(Path(RECORD_FILE), {"gate": gate, "passed": True})
+    begin(1)
 
 
 def test_a_gate_says_what_it_cannot_use() -> None:

@@ -23,7 +23,8 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"preference_loss": lambda c, r: -logsigmoid(c - r).sum()}, "sum over the pairs"),
         ({"preference_loss": lambda c, r: -logsigmoid((c - r).mean())}, "mean of Δ first"),
         ({"preference_loss": lambda c, r: -(c - r).sigmoid().log().mean()}, "rounded to 0"),
-        ({"preference_loss": lambda c, r: relu(r - c).mean()}, "either answer wins half"),
+        ({"preference_loss": lambda c, r: relu(r - c).mean()}, "does not change when r⁺ grows"),
+        ({"preference_loss": lambda c, r: relu(1 + r - c).mean()}, "either answer wins half"),
         ({"preference_loss": lambda c, r: -logsigmoid(c - r).mean().item()}, "No gradient flows"),
     ],
     "1c": [

@@ -10,8 +10,11 @@ from collections.abc import Callable
 
 from rlhf_gym.lessons.gates.lesson_0 import GATES as OF_LESSON_0
 from rlhf_gym.lessons.gates.lesson_1 import GATES as OF_LESSON_1
+from rlhf_gym.lessons.gates.lesson_2 import GATES as OF_LESSON_2
+from rlhf_gym.lessons.gates.lesson_3 import GATES as OF_LESSON_3
+from rlhf_gym.lessons.gates.lesson_4 import GATES as OF_LESSON_4
 
-GATES: dict[str, Callable[..., None]] = {**OF_LESSON_0, **OF_LESSON_1}
+GATES: dict[str, Callable[..., None]] = {**OF_LESSON_0, **OF_LESSON_1, **OF_LESSON_2, **OF_LESSON_3, **OF_LESSON_4}
 """Each gate under its name: the lesson's number and a letter, in the order in which they are met."""
 
 

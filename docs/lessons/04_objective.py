@@ -1,0 +1,262 @@
+# %% [markdown]
+# # Lesson 4: The objective as reward plus log prior
+#
+# **Question.** J(π) = E[r] − β·KL(π‖π_ref). Which policy is the best one, and what does β mean?
+#
+# You need: lesson 3, and Lagrange multipliers for the last part. Time: 60 minutes of reading, 10 seconds of computing.
+
+# %%
+import numpy as np
+
+from rlhf_gym.envs import tabular_task
+from rlhf_gym.lessons import begin, check, compare, plot
+
+begin(4)
+
+# %% [markdown]
+# ## Everything in one sum
+#
+# Write the KL as a mean over y ~ π, and take it into the expectation:
+#
+#     J(π) = E_π[r(y)] − β·E_π[log π(y) − log π_ref(y)]
+#          = E_π[r(y) − β·log π(y) + β·log π_ref(y)]
+#
+# Three terms, token by token (log π(y) = Σ_t log π(y_t|s_t), and the same for π_ref):
+#
+# - r(y): the reward;
+# - −β·log π(y): its mean is β times the entropy of π. It pays for being undecided. This is maximum-entropy RL;
+# - β·log π_ref(y): a reward for what π_ref finds probable. It is a prior, as in Bayes' rule: grammar, fluency,
+#   knowledge.
+#
+# ## A task small enough to enumerate
+#
+# 4 tokens, 3 steps: 64 responses. So each expectation is a sum of 64 terms, and nothing is estimated.
+
+# %%
+task = tabular_task(seed=0)
+r = task.rewards  # (64,)
+pi_ref = task.probabilities(task.reference)  # (64,)
+beta = task.beta
+print(len(r), "responses, β =", beta)
+print(f"E_ref[r] = {(pi_ref * r).sum():.3f}, the highest r is {r.max():.3f}")
+
+# %% [markdown]
+# ## Exercise 4a: three terms
+#
+# `pi`, `pi_ref` and `r` have the shape (n,). Return the three terms of J as three numbers: the mean reward, β times the
+# entropy, and β times the mean of log π_ref. Their sum must be J. All probabilities are above 0.
+
+
+# %% Exercise 4a
+def three_terms(pi, pi_ref, r, beta):
+    reward = ...
+    entropy = ...
+    prior = ...
+    return reward, entropy, prior
+
+
+# %% Solution 4a [markdown]
+# <details><summary>Solution 4a</summary>
+#
+# ```python
+# def three_terms(pi, pi_ref, r, beta):
+#     reward = (pi * r).sum()
+#     entropy = -beta * (pi * np.log(pi)).sum()
+#     prior = beta * (pi * np.log(pi_ref)).sum()
+#     return reward, entropy, prior
+# ```
+#
+# </details>
+
+# %% Gate 4a
+check("4a", three_terms=three_terms)
+
+# %%
+uniform = np.full(64, 1 / 64)
+for name, pi in {"π_ref": pi_ref, "uniform": uniform}.items():
+    terms = three_terms(pi, pi_ref, r, beta)
+    print(
+        f"{name:8} reward {terms[0]:.3f}  entropy {terms[1]:+.3f}  prior {terms[2]:+.3f}  "
+        f"sum {sum(terms):.4f}  J {task.objective(pi):.4f}"
+    )
+
+# %% [markdown]
+# For π_ref the last two terms cancel: its KL from itself is 0. The uniform policy has more entropy, and pays more for
+# it.
+#
+# ## The best policy
+#
+# Write the reward as β·log e^{r/β}. Then J is minus a KL, and a constant:
+#
+#     J(π) = −β·E_π[log π(y) − log(π_ref(y)·e^{r(y)/β})]
+#          = −β·KL(π‖π*) + β·log Z
+#
+#     π*(y) = π_ref(y)·e^{r(y)/β} / Z,   Z = Σ_y π_ref(y)·e^{r(y)/β}
+#
+# A KL is at least 0, and 0 only where both are the same. So π* is the best policy, and J* = β·log Z.
+# π_ref is the prior, e^{r/β} the likelihood, π* the posterior.
+#
+# ## Exercise 4b: by hand
+#
+# Three responses: π_ref = (.5, .3, .2), r = (0, 1, 2), β = 1. Work out π* and J* to three digits.
+# (e = 2.718, e² = 7.389, log 2.793 = 1.027.)
+
+# %% Exercise 4b
+pi_star = ...  # a list of three numbers
+best = ...
+
+# %% Solution 4b [markdown]
+# <details><summary>Solution 4b</summary>
+#
+# ```python
+# pi_star = [0.179, 0.292, 0.529]  # (.5, .8155, 1.4778)/2.7933
+# best = 1.027
+# ```
+#
+# </details>
+
+# %% Gate 4b
+check("4b", pi_star=pi_star, best=best)
+
+# %% [markdown]
+# ## Exercise 4c: as a function
+#
+# Return π* for arrays of shape (n,). r/β may be 1000, and e^{1000} is too large for a computer. So work with logarithms
+# first, take away the largest one, and then use the exponential. A constant factor falls out in the end.
+
+
+# %% Exercise 4c
+def best_policy(pi_ref, r, beta):
+    log_weight = ...
+    weight = ...
+    return ...
+
+
+# %% Solution 4c [markdown]
+# <details><summary>Solution 4c</summary>
+#
+# ```python
+# def best_policy(pi_ref, r, beta):
+#     log_weight = np.log(pi_ref) + r / beta
+#     weight = np.exp(log_weight - log_weight.max())
+#     return weight / weight.sum()
+# ```
+#
+# </details>
+
+# %% Gate 4c
+check("4c", best_policy=best_policy)
+
+# %%
+pi_star = best_policy(pi_ref, r, beta)
+print(f"J(π_ref) = {task.objective(pi_ref):.4f}, J(π*) = {task.objective(pi_star):.4f}, J* = {task.best:.4f}")
+print(f"E*[r] = {(pi_star * r).sum():.3f}, KL(π*‖π_ref) = {task.kl(pi_star):.3f} nats")
+
+# %% [markdown]
+# **Prediction.** Take the prior away: maximise E[r] + β·entropy alone. By how many nats is that policy away from π_ref?
+# More or less than π*?
+
+# %% Prediction
+without_prior = ...  # "more" or "less"
+
+# %%
+maximum_entropy = best_policy(np.ones(64), r, beta)
+for name, pi in {"π*": pi_star, "without the prior": maximum_entropy}.items():
+    print(f"{name:18} KL {task.kl(pi):.3f} nats, E[log π_ref] {(pi * np.log(pi_ref)).sum():.2f}")
+compare(without_prior, "more" if task.kl(maximum_entropy) > task.kl(pi_star) else "less")
+
+# %% [markdown]
+# With a language model the difference is enormous. Nearly all sequences of tokens are no language at all, and only
+# β·log π_ref says so. r_φ was never asked about them.
+#
+# ## β is a Lagrange multiplier
+#
+# Another way to say what one wants: maximise E[r] *subject to* KL(π‖π_ref) ≤ δ. With a multiplier β ≥ 0 the
+# Lagrangian is
+#
+#     E_π[r] − β·(KL(π‖π_ref) − δ)
+#
+# For a given β its maximum is the same π*. So a penalty and a constraint are two names of one family of policies. β
+# is the price of a nat: at the optimum one nat more of KL buys β more of reward.
+#
+# **Prediction.** When β grows, what does KL(π*‖π_ref) do: "grows", "falls", or "both"?
+
+# %% Prediction
+direction = ...
+
+# %%
+betas = np.geomspace(0.05, 5, 60)
+kls = [task.kl(best_policy(pi_ref, r, b)) for b in betas]
+rewards = [float((best_policy(pi_ref, r, b) * r).sum()) for b in betas]
+plot("frontier", kls, {"E[r]": rewards}, "KL(π*‖π_ref), nats", "reward")
+compare(direction, "falls" if all(np.diff(kls) < 0) else "grows or both")
+for b, kl, reward in list(zip(betas, kls, rewards))[::12]:
+    print(f"β {b:.3f}   KL {kl:.3f}   E[r] {reward:.3f}")
+
+# %% [markdown]
+# The curve is the frontier: no policy is above it. Its slope is β.
+#
+# **Change one line.** In `betas`, go from .005 instead of .05. The KL stops growing. Why?
+# (The policy says only the best response then, and its KL is −log π_ref of that one.)
+#
+# ## Exercise 4d: find β for a given KL
+#
+# Return the β for which KL(π*‖π_ref) = δ. `kl_at(beta)` gives this KL, and falls when β grows. Halve an interval of
+# log β: if the KL in the middle is too large, β must be larger.
+
+
+# %% Exercise 4d
+def beta_for(kl_at, delta):
+    low, high = 1e-3, 1e3
+    for _ in range(60):
+        middle = np.sqrt(low * high)  # the middle of the logarithms
+        too_small = ...  # whether β must be larger than this
+        if too_small:
+            low = middle
+        else:
+            high = middle
+    return middle
+
+
+# %% Solution 4d [markdown]
+# <details><summary>Solution 4d</summary>
+#
+# ```python
+# def beta_for(kl_at, delta):
+#     low, high = 1e-3, 1e3
+#     for _ in range(60):
+#         middle = np.sqrt(low * high)  # the middle of the logarithms
+#         too_small = kl_at(middle) > delta
+#         if too_small:
+#             low = middle
+#         else:
+#             high = middle
+#     return middle
+# ```
+#
+# </details>
+
+# %% Gate 4d
+check("4d", beta_for=beta_for)
+
+# %%
+for delta in (0.1, 0.5, 1.0):
+    found = beta_for(lambda b: task.kl(best_policy(pi_ref, r, b)), delta)
+    pi = best_policy(pi_ref, r, found)
+    print(f"KL ≤ {delta}: β = {found:.3f}, E[r] = {(pi * r).sum():.3f}, KL = {task.kl(pi):.3f}")
+
+# %% [markdown]
+# In training nobody knows π*. An *adaptive* β does the same in small steps: after each rollout β grows if the KL is
+# above its target, and falls if it is below (Ziegler et al. 2019). `rlhf_gym` has a fixed β, an adaptive one, and a
+# constraint.
+#
+# ## What follows for DPO
+#
+# Solve π* ∝ π_ref·e^{r/β} for the reward: r(y) = β·log(π*(y)/π_ref(y)) + β·log Z. Put this into the Bradley–Terry
+# model of lesson 1. The constant β·log Z falls out, because both answers have the same prompt:
+#
+#     P(y⁺ ≻ y⁻) = σ(β·log(π(y⁺)/π_ref(y⁺)) − β·log(π(y⁻)/π_ref(y⁻)))
+#
+# So one can fit π to the preferences directly, without r_φ and without RL. That is DPO (Rafailov et al. 2023). One
+# loses what RL has: responses of the policy itself, scored while it learns. DPO sees only the pairs that were written
+# before.
