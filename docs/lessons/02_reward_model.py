@@ -181,9 +181,7 @@ words = np.array([len(text.split()) for text in responses])
 scores = r_phi(questions, responses)
 true_labels = BradleyTerryAnnotator(gold, temperature=0.0).label(pairs[split:])
 for judge, judged in {"held-out labels": heldout, "gold": true_labels}.items():
-    print(
-        f"{judge:15}: r_φ is right in {accuracy(r_phi, judged):.2f}, the longer answer wins in {longer_wins(judged):.2f}"
-    )
+    print(f"{judge:15}  r_φ is right {accuracy(r_phi, judged):.2f}   the longer answer wins {longer_wins(judged):.2f}")
 by_r_phi = np.corrcoef(words, scores)[0, 1]
 by_gold = np.corrcoef(words, gold(questions, responses))[0, 1]
 print(f"correlation with the number of words: r_φ {by_r_phi:+.2f}, gold {by_gold:+.2f}")
