@@ -72,9 +72,11 @@ def check_vector_env(env, again):
             assert keys == set(info["final_info"])
         else:
             assert keys == set(info)
-    first, _ = env.reset(seed=1)
-    others = [env.reset(seed=seed)[0]["input_ids"] for seed in range(2, 8)]
-    assert any((first["input_ids"] != ids).any() for ids in others), "the seed does not reach the prompts"
+    begun = []  # prompts, and what is replied to a first token: a game has one prompt
+    for seed in range(1, 8):
+        env.reset(seed=seed)
+        begun.append(env.step(np.full(n, 3 * env.single_action_space.n // 4))[0]["input_ids"])
+    assert any((begun[0] != ids).any() for ids in begun), "the seed reaches neither prompts nor replies"
     env.close()
 
 
@@ -108,7 +110,7 @@ def assert_same_infos(actual, expected):
 
 
 def test_the_ids_are_registered():
-    assert IDS == ["rlhf_gym/Chat-v0", "rlhf_gym/Reviews-v0", "rlhf_gym/Token-v0"]
+    assert IDS == ["rlhf_gym/Chat-v0", "rlhf_gym/Guess-v0", "rlhf_gym/Reviews-v0", "rlhf_gym/Token-v0"]
 
 
 @pytest.mark.parametrize("render_mode", ["ansi", "rgb_array"])
@@ -151,8 +153,11 @@ def test_same_seed_same_episode(name, folders):
     for one, other in zip(first[0], again[0], strict=True):
         np.testing.assert_array_equal(one, other)
     assert first[1] == again[1]
-    prompts = {tuple(env.reset(seed=seed)[0]["input_ids"]) for seed in range(8)}
-    assert len(prompts) > 1
+    begun = set()
+    for seed in range(8):
+        env.reset(seed=seed)
+        begun.add(tuple(env.step(3 * env.action_space.n // 4)[0]["input_ids"]))
+    assert len(begun) > 1
 
 
 def test_gymnasium_can_make_it_from_the_module_name_alone(folders):
