@@ -77,7 +77,8 @@ def test_the_studies_depart_from_one_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["rounds", "adversarial_pairs", "kl_control", "sampling_study", "active_learning", "customer"]
+    "script",
+    ["rounds", "adversarial_pairs", "kl_control", "sampling_study", "active_learning", "customer", "guessing_game"],
 )
 def test_scripts_are_there(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = __import__(script)
