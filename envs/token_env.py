@@ -129,7 +129,9 @@ def reviews_vector_env(num_envs: int = 1, **overrides: Any) -> TokenVectorEnv:
 def _reviews_arguments() -> dict[str, Any]:
     task = reviews_task()
     if task.sft is None or task.reward_model is None:
-        raise FileNotFoundError(f"expected the weights of the reviews task in {DATA}; scripts/build_reviews makes them")
+        raise FileNotFoundError(
+            f"expected the weights of the reviews task in {DATA}; scripts/models/build_reviews.py makes them"
+        )
     return {
         "prompts": task.prompts,
         "tokenizer": task.tokenizer,

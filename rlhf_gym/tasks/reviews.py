@@ -20,7 +20,7 @@ from rlhf_gym.tasks.reviews_words import ASPECTS, HEADINGS, ITEMS, KINDS, NAMES,
 from rlhf_gym.tasks.task import Demonstration, Generated, Task
 
 DATA = Path(__file__).parent / "data" / "reviews"
-"""The shipped weights. `scripts/build_reviews.py` makes them."""
+"""The shipped weights. `scripts/models/build_reviews.py` makes them."""
 MAX_PROMPT_LENGTH = 12
 MAX_NEW_TOKENS = 32
 """The language's own texts have at most 28 tokens, mostly far fewer."""

@@ -5,7 +5,7 @@ A `Style` says how often what happens: `REVIEW` is the style of the demonstratio
 registers that a small language model is pretrained on. All styles write the same kinds of sentences.
 
 FROZEN: the shipped models (`data/reviews`) were trained on this language, and figures were measured with them. Whoever
-changes a probability here runs `scripts/build_reviews.py` and measures everything again.
+changes a probability here runs `scripts/models/build_reviews.py` and measures everything again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""python scripts/build_reviews.py: rebuild the models that the embedded reviews task ships.
+"""python scripts/models/build_reviews.py: rebuild the models that the embedded reviews task ships.
 
 The first stages of `rlhf-gym run` on the task itself, from random weights: pretrain, SFT, collect, reward model. What
 they leave is copied to rlhf_gym/tasks/data/reviews. Five to ten minutes on 2 cores. Gold, the language and the prompts
@@ -17,7 +17,7 @@ from rlhf_gym.runs import RunFolder
 from rlhf_gym.settings import RunConfig, StageName
 from rlhf_gym.training import SFTConfig
 
-DATA = Path(__file__).resolve().parent.parent / "rlhf_gym" / "tasks" / "data" / "reviews"
+DATA = Path(__file__).resolve().parents[2] / "rlhf_gym" / "tasks" / "data" / "reviews"
 SHIPPED: dict[str, StageName] = {"pretrained": "pretrain", "sft": "sft", "reward_model": "reward"}
 
 
