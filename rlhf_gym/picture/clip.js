@@ -92,8 +92,9 @@
     plot.dot(at, now.objective, `point ${trace}`, 7);
     const right = px > (plot.frame.left + plot.frame.right) / 2;
     const text = now.gradient ? `gradient ${shown(now.gradient, 2, true)}` : "gradient 0";
-    const under = py < plot.frame.top + 46;
-    plot.words(px + (right ? -12 : 12), py + (under ? 26 : -14), text, `strong ${trace} ${right ? "end" : ""}`);
+    const above = right === gain > 0; // beside the line, not on it
+    const y0 = Math.min(Math.max(py + (above ? -12 : 26), plot.frame.top + 10), plot.frame.bottom - 26);
+    plot.words(px + (right ? -12 : 12), y0, text, `strong ${trace} ${right ? "end" : ""}`);
   }
 
   function drawTime(paths, range, at) {

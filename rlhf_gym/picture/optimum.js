@@ -86,10 +86,7 @@
     for (const i of order) stems.segment(rewards[i], 0, rewards[i], reference[i], "stem grey");
     for (const i of order) stems.segment(rewards[i], 0, rewards[i], probabilities[i], "stem blue");
     for (const i of order) stems.dot(rewards[i], probabilities[i], "full blue", 4.2);
-    for (const [value, className] of [[mean, "grey"], [reward, "blue"]]) {
-      const [x, y] = [stems.X(value), stems.frame.bottom];
-      stems.add("polygon", { points: `${x},${y - 1} ${x - 6},${y + 10} ${x + 6},${y + 10}`, class: `pointer ${className}` });
-    }
+    for (const [value, className] of [[mean, "grey"], [reward, "blue"]]) stems.segment(value, 0, value, top, `level ${className}`);
     const side = rewards[picked] > 1.4 ? "end" : "middle";
     stems.words(at + (side === "end" ? 6 : 0), stems.frame.top - 4, responses[picked].split("").join(" "), `strong ${side}`);
   }
@@ -110,8 +107,8 @@
     frontier.dot(0, now.objective, "goal", 6);
     frontier.dot(now.kl, now.reward, "point blue", 7);
     frontier.label(0, now.objective, "J*", "strong gold end", -11, 5);
-    const right = now.kl > 0.55 * x[1];
-    frontier.label(now.kl, now.reward, "π*", `strong blue ${right ? "end" : ""}`, right ? -6 : 8, right ? 24 : 18);
+    const room = frontier.X(now.kl) > frontier.frame.left + 44;
+    frontier.label(now.kl, now.reward, "π*", `strong blue ${room ? "end" : ""}`, room ? -9 : 10, room ? -9 : 24);
   }
 
   draw();

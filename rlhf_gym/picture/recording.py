@@ -13,7 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from rlhf_gym.agents import TokenPPO
 from rlhf_gym.envs import EpisodeView
 from rlhf_gym.monitoring import inspect_episodes
-from rlhf_gym.tasks import Task, reviews_task
+from rlhf_gym.tasks.reviews import heldout_topics
+from rlhf_gym.tasks.reviews_gold import reviews_gold
 
 RECORDING = Path(__file__).parent / "recording.json"
 """The runs on the shipped page. `scripts/picture.py --record` makes them."""
@@ -39,24 +40,22 @@ def record(
         learned from so far, the means of `score`, `gold`, `kl` (nats a response), `entropy` (nats a token) and `length`
         (tokens), and the `samples`.
     """
-    task = reviews_task()
-    prompts = task.heldout_prompts[:judged]
+    prompts = [topic.prompt() for topic in heldout_topics()[:judged]]
     runs = []
     for kl_coef in kl_coefs:
         env = gym.make_vec("rlhf_gym/Reviews-v0", num_envs=64, reward_timing="deferred", kl_coef=kl_coef)
-        observer = _Observer(task, prompts, shown, seed)
+        observer = _Observer(prompts, shown, seed)
         agent = TokenPPO("LMPolicy", env, learning_rate=1.5e-4, n_episodes=64, seed=seed, device="cpu")  # type: ignore[arg-type]
         agent.learn(tokens, callback=observer)
         runs.append({"kl_coef": kl_coef, "steps": observer.steps})
-    return {"prompts": list(prompts[:shown]), "judged": len(prompts), "runs": runs}
+    return {"prompts": prompts[:shown], "judged": len(prompts), "runs": runs}
 
 
 class _Observer(BaseCallback):
     """Look at the policy before each rollout, and when training ends."""
 
-    def __init__(self, task: Task, prompts: Sequence[Any], shown: int, seed: int) -> None:
+    def __init__(self, prompts: list[str], shown: int, seed: int) -> None:
         super().__init__()
-        self.task = task
         self.prompts = prompts
         self.shown = shown
         self.seed = seed
@@ -67,10 +66,10 @@ class _Observer(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         views = inspect_episodes(self.model, prompts=self.prompts, seed=self.seed)  # type: ignore[arg-type]
-        gold = self.task.gold(self.prompts, [text_of(view.tokens) for view in views])
+        gold = reviews_gold(self.prompts, [text_of(view.tokens) for view in views])  # (judged,)
         means = {
-            "score": np.mean([view.score for view in views]),
-            "gold": np.mean(gold),
+            "score": np.mean([_score(view) for view in views]),
+            "gold": gold.mean(),
             "kl": np.mean([_log_ratios(view).sum() for view in views]),
             "entropy": np.concatenate([view.entropy for view in views]).mean(),
             "length": np.mean([len(view.tokens) for view in views]),
@@ -89,6 +88,11 @@ def text_of(tokens: Sequence[str]) -> str:
     return "".join(tokens).rstrip().removesuffix("<eos>").rstrip()
 
 
+def _score(view: EpisodeView) -> float:
+    assert view.score is not None  # the episode is over
+    return view.score
+
+
 def _log_ratios(view: EpisodeView) -> np.ndarray:
     assert view.log_ratios is not None  # the environment has a reference
     return view.log_ratios
@@ -101,6 +105,6 @@ def _sample(view: EpisodeView, gold: float) -> dict[str, Any]:
     return {
         "tokens": list(view.tokens),
         **rounded,
-        "score": round(float(view.score), DIGITS),
+        "score": round(_score(view), DIGITS),
         "gold": round(gold, DIGITS),
     }

@@ -81,10 +81,10 @@
     plot.begin({
       x: [0, end / 1000],
       y: [low, high],
-      xName: "thousand tokens",
+      xName: plot.host.clientWidth < 260 ? "thousand tokens" : "thousand tokens learned from",
       yName: " ",
       xTicks: ticks(0, end / 1000, Math.max(2, plot.host.clientWidth / 90)),
-      yTicks: ticks(low, high, 3),
+      yTicks: ticks(low, high, 4),
       left: 34,
       right: 8,
       top: 10,
