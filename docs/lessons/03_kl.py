@@ -21,8 +21,7 @@ begin(3)
 #
 # π_ref is the SFT policy, frozen. β > 0 is the price of leaving it. There are two reasons to stay near:
 #
-# - r_φ was trained on texts of π_ref. Far from them its scores mean little (lesson 2). A map is right where it was
-#   drawn.
+# - r_φ was trained on texts of π_ref. About texts that are unlike them its scores say little (lesson 2).
 # - π_ref can do things that r_φ does not reward: grammar, facts, other tasks. What is not rewarded is soon lost.
 #
 # ## The direction

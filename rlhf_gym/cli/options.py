@@ -191,7 +191,7 @@ class CopyLessons:
     folder: Positional[Path]
     """The folder; made if there is none. Files that are there already are not overwritten."""
     format: Literal["ipynb", "py", "html"] = "ipynb"
-    """Notebooks, Python files to run, or pages to read."""
+    """Notebooks, Python files to run, or pages to read. For pages each lesson runs once, to show what it prints."""
     with_solutions: bool = False
     """Put the solutions in the exercises' places, for teachers."""
 

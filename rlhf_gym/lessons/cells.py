@@ -154,15 +154,24 @@ def read_notebook(text: str) -> list[Cell]:
     return [Cell(source, title, kind == "markdown") for kind, source, title in found if kind in ("markdown", "code")]
 
 
-def page(cells: Sequence[Cell], title: str) -> str:
-    """A web page of these cells, complete in one file; solutions are folded away."""
+def page(cells: Sequence[Cell], title: str, printed: Sequence[str] | None = None) -> str:
+    """A web page of these cells, complete in one file; solutions, and what cells print, are folded away.
+
+    Args:
+        cells: the n cells.
+        title: of the page.
+        printed: what each cell prints, n texts; by default nothing.
+    """
     markdown = MarkdownIt("commonmark", {"html": True}).enable("table")
     parts = []
-    for cell in cells:
+    for cell, output in zip(cells, printed or [""] * len(cells), strict=True):
         if cell.markdown:
             parts.append(markdown.render(cell.source))
         else:
             css = {"Exercise": "blank", "Prediction": "blank", "Gate": "gate"}.get(cell.kind, "code")
             parts.append(f'<pre class="{css}"><code>{html.escape(cell.source)}</code></pre>\n')
+            if output and cell.kind != "Gate":
+                text = f"<pre>{html.escape(output)}</pre>"
+                parts.append(f"<details><summary>What it prints</summary>{text}</details>\n")
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{"".join(parts)}</body></html>\n'

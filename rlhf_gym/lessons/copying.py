@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rlhf_gym.files import write_text
 from rlhf_gym.lessons.cells import Cell, notebook, page, read_cells, solutions_last, solved, write_cells
+from rlhf_gym.lessons.checking import RECORD_VARIABLE
 
 Format = Literal["ipynb", "py", "html"]
 
@@ -47,7 +53,8 @@ def copy_lessons(folder: Path, format: Format = "ipynb", *, with_solutions: bool
 
     Args:
         folder: made if there is none.
-        format: "ipynb" notebooks, "py" files to run, "html" pages to read.
+        format: "ipynb" notebooks, "py" files to run, "html" pages to read. For pages each lesson runs once, with its
+            solutions, so that they have what it prints.
         with_solutions: put the solutions into the exercises' places, for a teacher.
 
     Raises:
@@ -64,8 +71,29 @@ def copy_lessons(folder: Path, format: Format = "ipynb", *, with_solutions: bool
         if format == "ipynb":
             text = notebook(cells)
         elif format == "html":
-            text = page(cells, lesson.title)
+            text = page(cells, lesson.title, printed(solved(lesson.cells)))
         else:
             text = write_cells(solutions_last(cells))
         write_text(path, text)
     return paths
+
+
+def printed(cells: Sequence[Cell]) -> list[str]:
+    """What each cell prints when they run one after the other; nothing of texts."""
+    names = {"__name__": "lesson"}
+    found = []
+    before = os.environ.get(RECORD_VARIABLE)
+    with tempfile.TemporaryDirectory() as place:
+        os.environ[RECORD_VARIABLE] = str(Path(place) / "record.jsonl")
+        try:
+            for cell in cells:
+                output = io.StringIO()
+                if not cell.markdown:
+                    with contextlib.redirect_stdout(output):
+                        exec(compile(cell.source, cell.title or "cell", "exec"), names)
+                found.append(output.getvalue())
+        finally:
+            del os.environ[RECORD_VARIABLE]
+            if before is not None:
+                os.environ[RECORD_VARIABLE] = before
+    return found

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from rlhf_gym.files import read_jsonl, write_text
+from rlhf_gym.lessons.answers import LessonError
 from rlhf_gym.lessons.cells import read_notebook
 from rlhf_gym.lessons.checking import RECORD_VARIABLE
 from rlhf_gym.lessons.gates import gates_of
@@ -115,6 +116,7 @@ def _grade(student: str, lesson: int, code: str, folder: Path, seconds: float) -
                 check=False,
             )
             last = (done.stderr.strip().splitlines() or [""])[-1] if done.returncode else ""
+            last = last.removeprefix(f"{LessonError.__module__}.")
         except subprocess.TimeoutExpired:
             last = f"stopped after {seconds:g} seconds"
         checked = {line["gate"]: line for line in read_jsonl(record)} if record.is_file() else {}

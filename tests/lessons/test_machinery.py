@@ -18,6 +18,7 @@ from rlhf_gym.lessons import (
     check,
     compare,
     copy_lessons,
+    copying,
     find_lessons,
     grade_folder,
     notebook,
@@ -111,6 +112,13 @@ def test_a_page_folds_solutions_away() -> None:
     assert '<pre class="blank"><code>def f(x):' in made
 
 
+def test_a_page_has_what_cells_print() -> None:
+    cells = [Cell("a = 1"), Cell("text", markdown=True), Cell("print(a < 2)")]
+    outputs = copying.printed(cells)
+    assert outputs == ["", "", "True\n"]
+    assert "<summary>What it prints</summary><pre>True\n</pre>" in page(cells, "", outputs)
+
+
 def test_a_prediction_is_compared_and_not_judged(capsys) -> None:
     with pytest.raises(NotYet, match="Write your prediction first"):
         compare(..., 3.0)
@@ -150,25 +158,32 @@ def test_a_gate_says_what_it_cannot_use() -> None:
 
 
 @pytest.mark.parametrize("format", ["ipynb", "py", "html"])
-def test_lessons_are_copied_and_never_overwritten(tmp_path, format) -> None:
+def test_lessons_are_copied_and_never_overwritten(tmp_path, format, monkeypatch) -> None:
+    if format == "html":
+        monkeypatch.setattr(copying, "find_lessons", lambda: find_lessons()[4:5])  # the others run longer
     paths = copy_lessons(tmp_path / "mine", format)
-    assert [path.stem for path in paths] == [lesson.path.stem for lesson in find_lessons()]
+    assert [path.stem for path in paths] == [lesson.path.stem for lesson in copying.find_lessons()]
     with pytest.raises(FileExistsError, match="expected a folder without lessons"):
         copy_lessons(tmp_path / "mine", format)
     text = paths[0].read_text(encoding="utf-8")
     if format == "py":
         assert text.index("# %% Gate 0d") < text.index("# %% Solution 0a")
-    assert "for token in tokens:" in text
+    if format == "html":
+        assert "<details><summary>What it prints</summary><pre>64 responses, β = 0.5" in text
+        assert "low = middle" in text
 
 
-SHORT = 'from rlhf_gym.lessons import begin, check\nbegin(0)\ncheck("0b", probability={}, log_probability=-4.605)\n'
+SHORT = """from rlhf_gym.lessons import begin, check, compare
+begin(0)
+check("0b", probability={}, log_probability=-4.605)
+"""
 
 
 def test_a_class_is_graded(tmp_path, capsys) -> None:
     """A student with a folder, one with a file, one with a notebook, and files that are no lessons."""
     handed = tmp_path / "class"
     (handed / "anna").mkdir(parents=True)
-    (handed / "anna" / "00_text_as_mdp.py").write_text(SHORT.format(0.01))
+    (handed / "anna" / "00_text_as_mdp.py").write_text(SHORT.format(0.01) + "compare(..., 3)\n")
     (handed / "ben.py").write_text(SHORT.format(0.8))
     cells = [Cell(SHORT.format("...")), Cell("%matplotlib inline")]
     (handed / "cem.ipynb").write_text(notebook(cells))
@@ -184,11 +199,10 @@ def test_a_class_is_graded(tmp_path, capsys) -> None:
     found = {(row["student"], row["gate"]): row for row in rows}
     assert len(found) == len(rows) == 12
     assert found["anna", "0b"]["passed"] == "True"
-    assert found["anna", "0d"]["message"] == "not reached: no check of it"
+    assert found["anna", "0d"]["message"].startswith("not reached: NotYet: Write your prediction first")
     assert "added the probabilities" in found["ben", "0b"]["message"]
     assert found["ben", "0d"]["message"] == "not reached: gate 0b failed"
     assert "`probability` is still a blank" in found["cem", "0b"]["message"]
-    assert {row["passed"] for row in rows} == {"True", "False"}
 
 
 def test_a_file_that_never_ends_is_stopped(tmp_path: Path) -> None:
