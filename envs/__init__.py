@@ -3,7 +3,14 @@
 assert __name__ == "rlhf_gym.envs", f"import this package as rlhf_gym.envs, not as {__name__}"
 
 from rlhf_gym.envs.enumerable import EnumerableTask, gpt2_task, tabular_task, with_replies
-from rlhf_gym.envs.episode import ActionLogProb, Episode, EpisodeRewards, EpisodeScores, Observation
+from rlhf_gym.envs.episode import (
+    ActionLogProb,
+    Episode,
+    EpisodeRewards,
+    EpisodeScores,
+    Observation,
+    candidates_from_episodes,
+)
 from rlhf_gym.envs.language_respondent import LMRespondent
 from rlhf_gym.envs.masks import ActionMask
 from rlhf_gym.envs.respondents import FunctionRespondent, Reply, Respondent, Turn
@@ -55,6 +62,7 @@ __all__ = [
     "TokenVectorEnv",
     "Turn",
     "Turns",
+    "candidates_from_episodes",
     "gpt2_task",
     "tabular_task",
     "with_replies",

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.lm.chat import Conversation, Prompt
-from rlhf_gym.lm.tokens import ActionRows, answer_starts, decode_prompts
+from rlhf_gym.lm.chat import Conversation, Message, Prompt, Response, as_response
+from rlhf_gym.lm.tokens import ActionRows, answer_starts, decode, decode_prompts, decode_responses, stop_token_ids
+from rlhf_gym.preferences import Candidate
 
 Observation = dict[str, np.ndarray]
 """`input_ids` (N, L) int64 and `attention_mask` (N, L) int8, left-aligned and right-padded."""
@@ -169,6 +170,44 @@ def prompts_of(episodes: Sequence[Episode], tokenizer: PreTrainedTokenizerBase) 
     """What each episode's last answer answers; as a text, special tokens included, where it was given as token ids."""
     decoded = decode_prompts(tokenizer, [e.prompt_ids.tolist() for e in episodes])
     return [text if e.asked is None else e.asked for e, text in zip(episodes, decoded, strict=True)]
+
+
+def candidates_from_episodes(
+    episodes: Sequence[Episode], tokenizer: PreTrainedTokenizerBase, source: str = "", *, temperature: float = 1.0
+) -> list[Candidate]:
+    """Played episodes as candidates, to be compared by whoever compares responses.
+
+    The response is a dialogue where others spoke between the actions, else a text. Behind a prompt that is a text or
+    token ids, what others said becomes messages of the user's.
+
+    Args:
+        episodes: finished episodes, of one turn or several.
+        tokenizer: the policy's.
+        source: the name of the policy that played them.
+        temperature: the temperature at which it sampled.
+    """
+    stop_ids = stop_token_ids(tokenizer)
+    decoded = decode_prompts(tokenizer, [e.prompt_ids.tolist() for e in episodes])
+    found = []
+    for episode, text in zip(episodes, decoded, strict=True):
+        prompt = text if episode.prompt is None else episode.prompt
+        if episode.messages is not None and isinstance(prompt, tuple):
+            response = as_response(episode.messages[len(prompt) :])
+        else:
+            response = _decoded_response(episode, tokenizer, stop_ids)
+        found.append(Candidate(prompt, response, source, temperature))
+    return found
+
+
+def _decoded_response(episode: Episode, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> Response:
+    """What was said in an episode without messages."""
+    begin = len(episode.prompt_ids)
+    turns = np.split(episode.input_ids[begin:], np.flatnonzero(np.diff(episode.action_mask[begin:])) + 1)
+    answers = decode_responses(tokenizer, [turn.tolist() for turn in turns[::2]], stop_ids)
+    said: list[Message] = []
+    for answer, reply in zip(answers, ["", *decode(tokenizer, [turn.tolist() for turn in turns[1::2]])], strict=True):
+        said += [Message("user", reply), Message("assistant", answer)]
+    return as_response(said[1:])
 
 
 def stack_rows(episodes: Sequence[Episode]) -> ActionRows:

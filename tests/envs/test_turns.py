@@ -12,9 +12,19 @@ import torch
 from gymnasium.vector import AutoresetMode
 from transformers import GPT2ForTokenClassification
 
-from rlhf_gym.envs import Episode, Reply, Respondent, TokenEnv, TokenVectorEnv, Turn, Turns
+from rlhf_gym.envs import (
+    Episode,
+    Reply,
+    Respondent,
+    TokenEnv,
+    TokenVectorEnv,
+    Turn,
+    Turns,
+    candidates_from_episodes,
+)
 from rlhf_gym.lm import Message, Shared
 from rlhf_gym.lm.tokens import encode_actions
+from rlhf_gym.preferences import Candidate, choose_pairs
 from rlhf_gym.rewards import FunctionReward, LearnedReward, RewardModel, TokenRewardModel
 from tests.chats import CHATML, GEMMA, LLAMA2, THINKING, chat_tokenizer
 from tests.tiny import tiny_bert_classifier, tiny_gpt2, tiny_llama, tiny_reward_model
@@ -419,6 +429,30 @@ def test_one_turn_is_the_environment_without_turns() -> None:
         found.append(trace)
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("prompt", [HI, BRIEF, "a text", None])
+def test_candidates_of_episodes_are_dialogues(prompt) -> None:
+    """What others said is no action: encoded, candidates are the episodes again. A single turn is a text."""
+    tokenizer = chat_tokenizer(CHATML)
+    ids = tokenizer("a text", add_special_tokens=False).input_ids
+    env = chat_env(
+        Turns(lambda turn: None if turn.answer == "bye" else f"go {turn.number}", max_turns=3, max_reply_tokens=60),
+        prompts=[ids if prompt is None else prompt],
+        tokenizer=tokenizer,
+    )
+    end = "<|im_end|>"
+    episodes = play(env, [f"ab{end}c{end}d{end}"]) + play(env, [f"bye{end}"])
+    dialogue, text = candidates_from_episodes(episodes, tokenizer, "me", temperature=0.7)
+    said = [("assistant", "ab"), ("user", "go 1"), ("assistant", "c"), ("user", "go 2"), ("assistant", "d")]
+    assert dialogue == Candidate(prompt or "a text", tuple(Message(*turn) for turn in said), "me", 0.7)
+    assert text == Candidate(prompt or "a text", "bye", "me", 0.7)
+    for episode, candidate in zip(episodes, (dialogue, text), strict=True):
+        ((row, actions),) = encode_actions(tokenizer, [candidate.response], prompts=[candidate.prompt])
+        assert row == episode.input_ids[len(episode.prompt_ids) :].tolist()
+        assert actions == episode.action_mask[len(episode.prompt_ids) :].tolist()
+    (pair,) = choose_pairs([dialogue, text])
+    assert {pair.first, pair.second} == {dialogue, text}
 
 
 PLAIN = chat_tokenizer(None, eos="</s>")

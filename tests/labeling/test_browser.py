@@ -191,6 +191,34 @@ def test_rankings_and_ratings_by_keys(browser: Chromium, tmp_path: Path) -> None
     assert said == [("ranking", (1, 2, 3, 4)), ("ratings", (5, 4, 3, 2))]
 
 
+def test_the_turns_of_dialogues_are_shown_on_both_sides(browser: Chromium, tmp_path: Path) -> None:
+    """Who speaks stands above each turn, those of others look otherwise, and the keys are as ever."""
+    asked = (Message("user", "Hi"),)
+    long = (Message("assistant", "Hey"), Message("user", EVIL), Message("tool", "42"), Message("assistant", "Bye"))
+    short = (Message("assistant", "No"), Message("user", "?"), Message("assistant", ""))
+    path = tmp_path / "labels.sqlite"
+    with LabelStore(path) as store:
+        store.add(comparisons([CandidatePair(Candidate(asked, long), Candidate(asked, short))], batch=BATCH))
+    with page(path, BATCH, free_port()) as served:
+        tab = enter(browser, served, "ada")
+        cards = tab.evaluate(
+            "[...document.querySelectorAll('#cards .card')].map((card) => [...card.querySelectorAll('.turn')]"
+            ".map((turn) => [turn.firstChild.textContent, turn.lastChild.textContent, turn.matches('.other')]))"
+        )
+        names = {"assistant": "Assistant", "user": "Human", "tool": "Tool"}
+        expected = [
+            [[names[m.role], m.content or "(nothing)", m.role != "assistant"] for m in said] for said in (long, short)
+        ]
+        assert sorted(cards) == sorted(expected)
+        ground = "[...document.querySelectorAll('#cards .turn')].map((turn) => getComputedStyle(turn).backgroundColor)"
+        assert len(set(tab.evaluate(ground))) == 2
+        tab.press(str(1 + cards.index(expected[0])))
+        tab.wait(THANKS)
+    with LabelStore(path) as store:
+        (judgement,) = store.judgements()
+        assert store.item(judgement.item).candidates[int(judgement.value[0])].response == long
+
+
 def test_a_conversation_is_shown_as_turns_and_answered_by_keys(browser: Chromium, tmp_path: Path) -> None:
     turns = [("system", "Be brief."), ("user", EVIL), ("assistant", "Hey"), ("tool", "42\n" * 60), ("user", "And now?")]
     asked = tuple(Message(role, said) for role, said in turns)

@@ -303,3 +303,30 @@ def test_conversations_stay_messages(store: LabelStore, tmp_path: Path) -> None:
     write_log(tmp_path / "log.jsonl", store)
     (record, _) = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
     assert record["prompt"] == [vars(message) for message in asked]
+
+
+def test_dialogues_stay_messages(store: LabelStore, tmp_path: Path) -> None:
+    """Into the store, out as preferences and as the log, through a file and back in, also beside a text."""
+    asked = (Message("user", "Hi"),)
+    long = (Message("assistant", "Hey"), Message("tool", "42"), Message("assistant", "Bye"))
+    other = (*long[:2], Message("assistant", "No"))
+    items = comparisons([CandidatePair(Candidate(asked, long, "A"), Candidate(asked, other, "B"))], batch=BATCH)
+    items.append(Item("ranking", tuple(Candidate(asked, r, str(r)) for r in (long, "a text", other)), BATCH))
+    assert store.add(items) == 2 and store.add(items) == 0
+    assert [item.responses for item in store.items()] == [(long, other), (long, "a text", other)]
+    store.record(chosen("1", 1))
+    store.record(Judgement("2", 2, "ada", "ranking", (2, 1, 3)))
+    exported = labelled_preferences(store).preferences
+    assert [(p.chosen, p.rejected) for p in exported] == [
+        (long, other),
+        ("a text", long),
+        (long, other),
+        ("a text", other),
+    ]
+    write_preferences(tmp_path / "pairs.jsonl", exported)
+    read = read_preferences(tmp_path / "pairs.jsonl")
+    assert read == exported
+    assert add_preferences(store, read, "again") == (4, 0) and add_preferences(store, read, "again") == (0, 4)
+    write_log(tmp_path / "log.jsonl", store)
+    record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert record["responses"] == [[vars(message) for message in side] for side in (long, other)]

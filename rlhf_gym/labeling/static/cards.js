@@ -16,7 +16,7 @@ export function showText(into, said) {
   into.replaceChildren();
   const turns = Array.isArray(said) ? said.map((message) => [SPEAKERS[message.role] ?? capital(message.role), message.content.trim()])
     : turnsOf(said);
-  into.append(...turns.map(([speaker, words]) => element("div", { className: "turn" },
+  into.append(...turns.map(([speaker, words]) => element("div", { className: speaker && speaker !== SPEAKERS.assistant ? "turn other" : "turn" },
     ...(speaker ? [element("span", { className: "speaker", textContent: speaker })] : []),
     words || element("span", { className: "blank", textContent: "(nothing)" }))));
 }
