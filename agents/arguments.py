@@ -20,7 +20,7 @@ class Plumbing(TypedDict, total=False):
     """What every agent takes that is no setting of its algorithm, as in SB3."""
 
     n_envs: Count
-    """The number of slots, where `env` is an id (64)."""
+    """The number of slots, of all ranks together, where `env` is an id (64)."""
     stats_window_size: Count
     """As in SB3."""
     tensorboard_log: str | None

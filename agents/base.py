@@ -153,14 +153,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         **plumbing: Unpack[Plumbing],
     ) -> None:
         """What a subclass's `__init__` calls; the arguments are documented there and in `TokenArguments`."""
-        ranks()  # before anything is put on a device: each rank has its own
+        ranks()  # before anything is put on a device, of which each rank has one
         check_words(type(self).__name__, plumbing, Plumbing)
         check_regularisers(regularisers)
         policy_kwargs = dict(plumbing.get("policy_kwargs") or {})
         if not self.uses_critic:
             check_no_critic(type(self).__name__, policy_kwargs)
         if isinstance(env, str):
-            env = make_env(env, n_envs=plumbing.get("n_envs", 64), **self._env_settings())
+            slots = -(-plumbing.get("n_envs", 64) // ranks().size)
+            env = make_env(env, n_envs=slots, **self._env_settings())
         self.n_episodes = n_episodes
         self.batch_size = batch_size or n_episodes
         self.n_epochs = n_epochs

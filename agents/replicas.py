@@ -53,7 +53,7 @@ def whole_rollout(own: Rollout | None, env: TokenVectorEnv) -> Rollout | None:
 def sum_gradients(policy: LMActorCriticPolicy, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     """Put the sum over the ranks in place of every gradient; returns that of the metrics.
 
-    All travel as one flat tensor. A parameter that has a gradient on no rank keeps none. The denominators of the loss
+    All travel at once. A parameter that has a gradient on no rank keeps none. The denominators of the loss
     are those of the whole minibatch, so that nothing is divided here.
     """
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -61,12 +61,9 @@ def sum_gradients(policy: LMActorCriticPolicy, metrics: dict[str, Tensor]) -> di
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     has = torch.tensor([float(p.grad is not None) for p in trained], device=device)  # (parameters,)
     values = torch.stack([metrics[name].to(device, torch.float32) for name in metrics])  # (metrics,)
-    pieces = [*(gradient.reshape(-1) for gradient in gradients), has, values]
-    flat = torch.cat(pieces)
-    ranks().add_up(flat, "the gradients of a minibatch")
-    *summed, has, values = flat.split([piece.numel() for piece in pieces])
-    for parameter, gradient, known in zip(trained, summed, has.tolist(), strict=True):
-        parameter.grad = gradient.view_as(parameter) if known else None
+    ranks().add_up([*gradients, has, values], "the gradients of a minibatch")
+    for parameter, gradient, known in zip(trained, gradients, has.tolist(), strict=True):
+        parameter.grad = gradient if known else None
     return dict(zip(metrics, values, strict=True))
 
 

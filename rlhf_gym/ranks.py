@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -56,6 +57,7 @@ class Ranks:
         """Seconds in meetings so far, most of them waiting."""
         self._notes = notes
         self._meetings = 0
+        self._table: tuple[int, Tensor | None] | None = None  # the memory that `add_up` shares, by its width
 
     @property
     def leads(self) -> bool:
@@ -84,11 +86,61 @@ class Ranks:
         """Whether the flag is set on any rank."""
         return any(self.gather(flag, what))
 
-    def add_up(self, tensor: Tensor, what: str) -> None:
-        """Put the sum over the ranks in place of a tensor; every rank gets the same bits."""
-        if self.size > 1:
-            with self._meeting(what):
-                dist.all_reduce(tensor)
+    def add_up(self, tensors: Sequence[Tensor], what: str) -> None:
+        """Put the sums over the ranks in place of tensors of float32; every rank gets the same bits.
+
+        They travel as one: through memory that the ranks share, on the CPUs of one machine, else by `all_reduce`.
+        """
+        if self.size == 1:
+            return
+        rows = [tensor.reshape(-1) for tensor in tensors]
+        with self._meeting(what), torch.no_grad():
+            table = self._shared(sum(map(len, rows))) if all(row.device.type == "cpu" for row in rows) else None
+            if table is None:
+                flat = torch.cat(rows)  # (n,)
+                dist.all_reduce(flat)
+            else:
+                torch.cat(rows, out=table[self.rank])
+                dist.all_reduce(torch.zeros(1))  # all have written theirs, and read the sums of the last time
+                *each, flat = table.tensor_split(self.size, dim=1)[self.rank]  # (n / size,) each
+                torch.add(each[0], each[1], out=flat)
+                for other in each[2:]:
+                    flat += other
+                dist.all_reduce(torch.zeros(1))
+                flat = table[-1]
+            for tensor, summed in zip(tensors, flat.split([len(row) for row in rows]), strict=True):
+                tensor.copy_(summed.view_as(tensor))
+
+    def _shared(self, count: int) -> Tensor | None:
+        """A row for each rank and one for the sum, (size + 1, count) float32, in memory of all; None if not all see it.
+
+        Memory that was made before is used again as long as `count` stays.
+        """
+        if self._table is None or self._table[0] != count:
+            path = ""
+            shape = (self.size + 1, count)
+            if self.leads:
+                with suppress(OSError):  # no such folder, or too little memory
+                    descriptor, path = tempfile.mkstemp(prefix="rlhf_gym.", dir="/dev/shm")
+                    try:
+                        os.posix_fallocate(descriptor, 0, 4 * shape[0] * shape[1])
+                    except OSError:
+                        os.unlink(path)
+                        raise
+                    finally:
+                        os.close(descriptor)
+            paths = [path]
+            dist.broadcast_object_list(paths, src=0)
+            seen = torch.tensor(float(os.path.isfile(paths[0])))
+            table = None
+            if seen:
+                numbers = torch.from_file(paths[0], shared=True, size=shape[0] * shape[1], dtype=torch.float32)
+                table = numbers.view(shape)
+            dist.all_reduce(seen)
+            if path and os.path.isfile(path):
+                os.unlink(path)  # who has opened it keeps it
+            self._table = count, table if seen == self.size else None
+        return self._table[1]
 
     def copy_from_first(self, tensors: Iterable[Tensor], what: str) -> None:
         """Put rank 0's numbers in place of these tensors'."""

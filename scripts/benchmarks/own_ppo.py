@@ -72,7 +72,7 @@ def make_agent(given: models.Iteration) -> TokenPPO:
     positions = models.PROMPT + given.response
     tokenizer = models.tokenizer_of(shape)
     env = TokenVectorEnv(
-        given.episodes,
+        -(-given.episodes // ranks().size),
         prompts=models.random_prompts(shape, 4 * given.episodes),
         tokenizer=tokenizer,
         reference=Shared(models.causal_lm(shape, positions, **where).requires_grad_(False)),

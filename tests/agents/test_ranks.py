@@ -165,7 +165,7 @@ def test_a_process_by_itself_is_one_rank(monkeypatch):
     assert group.any(True, "here")
     assert not group.any(False, "here")
     tensor = torch.ones(2)
-    group.add_up(tensor, "here")
+    group.add_up([tensor], "here")
     assert tensor.tolist() == [1.0, 1.0]
     assert isinstance(group, Ranks)
     assert group.waited == 0
