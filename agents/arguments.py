@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, ForwardRef, Literal, TypedDict, Unpack, get_args, get_origin, get_type_hints
 
 import gymnasium as gym
 import torch
@@ -34,6 +35,19 @@ class Plumbing(TypedDict, total=False):
     device: torch.device | str
     """As in SB3."""
     _init_setup_model: bool
+
+
+PLUMBING: Plumbing = {
+    "n_envs": 64,
+    "stats_window_size": 100,
+    "tensorboard_log": None,
+    "policy_kwargs": None,
+    "verbose": 0,
+    "seed": None,
+    "device": "auto",
+    "_init_setup_model": True,
+}
+"""The values of those that are not given."""
 
 
 class LearnerArguments(Plumbing, total=False):
@@ -68,6 +82,32 @@ def check_words(agent: str, arguments: Mapping[str, Any], known: type) -> None:
     unknown = sorted(set(arguments) - set(known.__annotations__))
     if unknown:
         raise TypeError(f"{agent} takes no {', '.join(unknown)}")
+
+
+def spell_out(constructor: Any, defaults: Mapping[str, Any]) -> None:
+    """Let `help` and editors show each keyword of a constructor's `**arguments` by its own name.
+
+    Args:
+        constructor: its `**arguments` are those of a `TypedDict`; another one stays as it is.
+        defaults: the values of those that are not given.
+    """
+    signature = inspect.signature(constructor)
+    *own, last = signature.parameters.values()
+    hint = get_type_hints(inspect.unwrap(constructor)).get(last.name) if last.kind is last.VAR_KEYWORD else None
+    if get_origin(hint) is not Unpack:
+        return
+    known = get_args(hint)[0].__annotations__
+    more = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults[name],
+            annotation=kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind,
+        )
+        for name, kind in known.items()
+        if not name.startswith("_")
+    ]
+    constructor.__signature__ = signature.replace(parameters=[*own, *more])
 
 
 def check_regularisers(regularisers: Sequence[Regulariser]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import signal
 import threading
@@ -30,12 +31,14 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from rlhf_gym.agents.arguments import (
+    PLUMBING,
     LearnsFrom,
     Plumbing,
     check_no_critic,
     check_regularisers,
     check_words,
     make_env,
+    spell_out,
     unwrap_env,
 )
 from rlhf_gym.agents.kl_control import FixedKL, KLController, kl_controller_from
@@ -134,6 +137,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     max_refills: int = 0
     """How often groups without spread are replaced in a rollout, at most."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """The constructor shows all its arguments, those too that every agent takes."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            base = inspect.signature(TokenAlgorithm.__init__).parameters
+            defaults = {name: each.default for name, each in base.items() if each.default is not each.empty}
+            spell_out(cls.__init__, {**defaults, **PLUMBING})
+
     @check_arguments
     def __init__(
         self,
@@ -156,11 +167,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         ranks()  # before anything is put on a device, of which each rank has one
         check_words(type(self).__name__, plumbing, Plumbing)
         check_regularisers(regularisers)
-        policy_kwargs = dict(plumbing.get("policy_kwargs") or {})
+        plumbing = {**PLUMBING, **plumbing}
+        policy_kwargs = dict(plumbing["policy_kwargs"] or {})
         if not self.uses_critic:
             check_no_critic(type(self).__name__, policy_kwargs)
         if isinstance(env, str):
-            slots = -(-plumbing.get("n_envs", 64) // ranks().size)
+            slots = -(-plumbing["n_envs"] // ranks().size)
             env = make_env(env, n_envs=slots, **self._env_settings())
         self.n_episodes = n_episodes
         self.batch_size = batch_size or n_episodes
@@ -183,12 +195,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             max_grad_norm=max_grad_norm,
             use_sde=False,
             sde_sample_freq=-1,
-            stats_window_size=plumbing.get("stats_window_size", 100),
-            tensorboard_log=plumbing.get("tensorboard_log"),
+            stats_window_size=plumbing["stats_window_size"],
+            tensorboard_log=plumbing["tensorboard_log"],
             policy_kwargs=policy_kwargs,
-            verbose=plumbing.get("verbose", 0),
-            seed=plumbing.get("seed"),
-            device=plumbing.get("device", "auto"),
+            verbose=plumbing["verbose"],
+            seed=plumbing["seed"],
+            device=plumbing["device"],
             _init_setup_model=False,
             supported_action_spaces=(spaces.Discrete,),
         )
@@ -213,7 +225,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 self.engine.kl_controller = None  # that of an earlier agent
                 kl_controller = FixedKL(self.engine.kl_coef)
         self.kl_controller = kl_controller or FixedKL(0.0)
-        if plumbing.get("_init_setup_model", True):
+        if plumbing["_init_setup_model"]:
             self._setup_model()
 
     @staticmethod

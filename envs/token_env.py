@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, SupportsInt
 
@@ -37,6 +38,14 @@ class TokenEnv(gym.Env):
         self.action_space = self.engine.single_action_space
         self.render_mode = render_mode
         self._over = True
+
+    __signature__ = inspect.Signature(  # what `help` and editors show
+        [
+            each.replace(kind=each.KEYWORD_ONLY)
+            for name, each in inspect.signature(TokenVectorEnv).parameters.items()
+            if name not in ("num_envs", "autoreset_mode")
+        ]
+    )
 
     @property
     def tokenizer(self) -> Any:

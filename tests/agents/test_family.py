@@ -1,6 +1,7 @@
 """What holds for every policy-gradient agent: one word swaps it, its optimum is π*, it resumes bit for bit."""
 
 import inspect
+import pydoc
 import re
 from pathlib import Path
 
@@ -462,3 +463,14 @@ def test_best_of_n_says_how_it_is_evaluated():
     best = BestOfN("LMPolicy", word_env(), n=2, seed=0)
     with pytest.raises(TypeError, match=r"use evaluate\(n_prompts\) for its mean score, or generate\(prompts\)"):
         evaluate_policy(best, best.get_env(), n_eval_episodes=2)
+
+
+@pytest.mark.parametrize("kind", [*LEARNERS])
+def test_help_shows_every_argument_with_its_default(kind):
+    parameters = inspect.signature(kind).parameters
+    assert all(each.kind is not each.VAR_KEYWORD for each in parameters.values())
+    common = {"learning_rate", "n_episodes", "micro_batch_size", "max_grad_norm", "n_envs", "seed", "device", "verbose"}
+    assert common <= set(parameters)
+    assert ("target_kl" in parameters) == (kind is not DPO)
+    assert (parameters["n_envs"].default, parameters["max_grad_norm"].default) == (64, 1.0)
+    assert "policy_kwargs: 'dict[str, Any] | None' = None" in pydoc.render_doc(kind, renderer=pydoc.plaintext)
