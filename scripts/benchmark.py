@@ -3,13 +3,13 @@
     python scripts/benchmark.py                                          # CPU, two sizes with random weights
     python scripts/benchmark.py --only loop reward --sizes tiny          # a part of it
     python scripts/benchmark.py --only ranks --sizes small --ranks 2     # two processes that train one agent
-    python scripts/benchmark.py --peer-python .trl/bin/python --markdown docs/tables/speed.md
+    python scripts/benchmark.py --peer-python .trl/bin/python --markdown docs/studies/speed_table.md
     python scripts/benchmark.py --model FOLDER --rounds 3 --warm-ups 2   # every row on a real model
     python scripts/benchmark.py --device cuda --model FOLDER             # on a GPU
 
 Every comparison has the same model, batch, lengths, dtype and threads on both sides, measured in turn, and is the
 median over the rounds of the ratio within a round; two machines' tokens a second say nothing about each other, ratios
-do. `docs/speed.md` says what each row means. The peer's PPO runs in a Python of its own, which has TRL 1.12 (`pip
+do. `docs/studies/speed.md` says what each row means. The peer's PPO runs in a Python of its own, with TRL 1.12 (`pip
 install torch trl==1.12.0 accelerate datasets peft`); without one its rows say that it is missing.
 """
 

@@ -1,8 +1,8 @@
-"""python scripts/gallery.py: four runs that fail on purpose, their cures, and the figures of docs/gallery.md.
+"""python scripts/gallery.py: four runs that fail on purpose, their cures, and figures for a page.
 
 On the embedded task, from its shipped SFT policy: PPO without a KL penalty; a learning rate that makes the policy
 collapse; annotators who like length; annotators who like certainty. Each is run again with its cure. Prints tables,
-draws four pictures in docs/images and puts the figures into docs/gallery.md, between its marks; about five minutes on
+draws four pictures in docs/images and puts the figures between the marks of docs/studies/gallery.md; five minutes on
 one core. Interrupted, it goes on where it stopped. It leaves out more than one seed: this is a gallery, not a study.
 """
 
@@ -268,12 +268,12 @@ def make_gallery(settings: Settings, docs: Path) -> None:
         found = [measure(arm) for arm in arms]
         draw_figure(name, found, docs / "images" / f"{name}.png")
         text = section(name, found, sound)
-        study.put_into_page(docs / "gallery.md", name, "gallery.py", text)
+        study.put_into_page(docs / "studies" / "gallery.md", name, "gallery.py", text)
         print(f"{name}\n{text}")
 
 
 def main(run_dir: Path = Path("runs/gallery"), docs: Path = study.DOCS) -> None:
-    """Make the gallery; `docs` is the folder of gallery.md and images/."""
+    """Make the gallery; `docs` is the folder of studies/gallery.md and images/."""
     make_gallery(Settings(run_dir), docs)
 
 

@@ -5,7 +5,7 @@ model, four of them as an ensemble, and four heads on one trunk, all trained on 
 learns for 16,000 tokens under each remedy, without a KL penalty unless that is the remedy. Gold judges the responses of
 every iteration, and in the end the policy on prompts nothing was trained on.
 
-Prints the table, writes it into docs/remedies.md (between its marks) and draws docs/images/remedies.png. Every run's
+Prints the table, writes it between the marks of docs/studies/remedies.md, draws docs/images/remedies.png. Every run's
 figures are a file; an interrupted study goes on. About five minutes a seed on one core. It leaves out any tuning: each
 remedy has one setting, or a few; λ of the ensembles was chosen on other seeds.
 """
@@ -317,7 +317,7 @@ def main(
     arms: tuple[Name, ...] = tuple(BY_NAME),
     docs: Path = study.DOCS,
 ) -> None:
-    """Compare the arms of these names; `docs` is the folder of remedies.md and images/remedies.png."""
+    """Compare the arms of these names; `docs` is the folder of studies/remedies.md and images/remedies.png."""
     write(Study(run_dir), [NONE, *(BY_NAME[name] for name in arms if name != NONE.name)], seeds, docs)
 
 
@@ -330,7 +330,7 @@ def write(runs: Study, arms: Sequence[Arm], seeds: int, docs: Path) -> None:
     print(f"\n{study.markdown_table(HEADER, lines)}\n* 0 lies outside the 95 % interval (Student's t over the seeds)")
     before = [runs.heldout(study.task_from_sft().sft, seed)["gold"] for seed in range(seeds)]
     print(f"n/m: seeds won; gold of SFT at the end: {study.spread(before)}")
-    study.put_into_page(docs / "remedies.md", "table", "remedies.py", study.markdown_table(HEADER, lines))
+    study.put_into_page(docs / "studies" / "remedies.md", "table", "remedies.py", study.markdown_table(HEADER, lines))
     draw_figure(found, docs / "images" / "remedies.png")
 
 

@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """What was compared with what, and what came out; docs/speed.md says what it should be."""
+    """What was compared with what, and what came out; docs/studies/speed.md says what it should be."""
 
     what: str
     size: str

@@ -139,7 +139,7 @@ def test_wrong_arguments_are_refused(script, capsys):
 
 
 def test_the_snippet_of_the_page_runs(capsys):
-    page = (SCRIPTS.parent / "docs" / "comparison.md").read_text()
+    page = (SCRIPTS.parent / "docs" / "studies" / "comparison.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     namespace = {}
     exec(block, namespace)

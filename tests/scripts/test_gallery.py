@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import gallery
 from gallery import CERTAIN, Settings, certainty, counter_labels, read_alarms
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "gallery.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "studies" / "gallery.md").read_text()
 
 
 def tiny(config: RunConfig) -> RunConfig:
@@ -34,18 +34,18 @@ def tiny(config: RunConfig) -> RunConfig:
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
     root = tmp_path_factory.mktemp("gallery")
     settings = Settings(root / "runs", labels=60, tokens=500, changes=tiny)
-    (root / "docs").mkdir()
-    (root / "docs" / "gallery.md").write_text(PAGE)
+    (root / "docs" / "studies").mkdir(parents=True)
+    (root / "docs" / "studies" / "gallery.md").write_text(PAGE)
     gallery.make_gallery(settings, root / "docs")
     return root, settings
 
 
 def test_the_page_has_all_failures_and_no_holes(built: tuple[Path, Settings]) -> None:
     root, _ = built
-    page = (root / "docs" / "gallery.md").read_text()
+    page = (root / "docs" / "studies" / "gallery.md").read_text()
     for name in ("hacking", "collapse", "length", "confidence"):
         assert (root / "docs" / "images" / f"{name}.png").stat().st_size > 10_000
-        assert f"(images/{name}.png)" in page
+        assert f"(../images/{name}.png)" in page
     assert "nan" not in page and "None" not in page and "{" not in page
     assert page.count("| annotators without the fault |") == 2
 
@@ -71,7 +71,7 @@ def test_made_again_nothing_is_run_again(
     built: tuple[Path, Settings], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, settings = built
-    before = (root / "docs" / "gallery.md").read_text()
+    before = (root / "docs" / "studies" / "gallery.md").read_text()
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("expected no training of what is there")
@@ -79,7 +79,7 @@ def test_made_again_nothing_is_run_again(
     monkeypatch.setattr("rlhf_gym.agents.TokenPPO.learn", refuse)
     monkeypatch.setattr("rlhf_gym.pipeline.reward.train_reward_model", refuse)
     gallery.make_gallery(settings, root / "docs")
-    assert (root / "docs" / "gallery.md").read_text() == before
+    assert (root / "docs" / "studies" / "gallery.md").read_text() == before
     assert capsys.readouterr().out.count("±") == 14, "a row an arm, SFT, and the run without a fault"
 
 

@@ -58,7 +58,8 @@ def tiny(config: RunConfig) -> RunConfig:
 
 def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    (tmp_path / "remedies.md").write_text("<!-- table: scripts/remedies.py -->\n<!-- end of table -->\n")
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "remedies.md").write_text("<!-- table: scripts/remedies.py -->\n<!-- end of table -->\n")
     study = Study(root, labels=60, members=2, tokens=600, changes=tiny)
     arms = [NONE, BY_NAME["shared-uwo"], BY_NAME["fresh"]]
     remedies.write(study, arms, 1, tmp_path)
@@ -66,7 +67,7 @@ def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
     assert set(files) == {f"{name}.json" for name in ("none", "shared-uwo", "fresh")}
     remedies.write(study, arms, 1, tmp_path)
     assert files == {p.name: p.stat().st_mtime_ns for p in (root / "seed-0").glob("*.json")}, "nothing anew"
-    assert all(f"| {arm.label} |" in (tmp_path / "remedies.md").read_text() for arm in arms)
+    assert all(f"| {arm.label} |" in (tmp_path / "studies" / "remedies.md").read_text() for arm in arms)
     assert (tmp_path / "images" / "remedies.png").stat().st_size > 10_000
     found = {arm: {0: study.figures(arm, 0)} for arm in (NONE, BY_NAME["fresh"])}
     ways = [trajectory(f[0]) for f in found.values()]
