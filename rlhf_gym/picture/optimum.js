@@ -88,7 +88,7 @@
     for (const i of order) stems.dot(rewards[i], probabilities[i], "full blue", 4.2);
     for (const [value, className] of [[mean, "grey"], [reward, "blue"]]) stems.segment(value, 0, value, top, `level ${className}`);
     const side = rewards[picked] > 1.4 ? "end" : "middle";
-    stems.words(at + (side === "end" ? 6 : 0), stems.frame.top - 4, responses[picked].split("").join(" "), `strong ${side}`);
+    stems.words(at + (side === "end" ? 6 : 0), stems.frame.top + 13, responses[picked].split("").join(" "), `strong ${side}`);
   }
 
   /** The best E[r] at each KL. Its slope at π* is β, and the tangent meets the vertical axis at J*. */
