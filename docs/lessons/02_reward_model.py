@@ -387,7 +387,8 @@ check("2f", causes=causes)
 # | any error of one r_φ | several of them, an ensemble: where they differ, trust none |
 #
 # The responses that are labelled matter too. At a low temperature both answers are alike, and a label says little.
-# At a high one there are errors in them that the policy would never make.
+# At a high one there are errors in them that the policy would never make. One may mix: samples at several temperatures,
+# the likeliest response (by beam search), and responses of several checkpoints.
 #
 # r_φ may also share its body with the policy, with one more head on it. That saves memory, and ties the judge to the
 # judged. This project keeps them apart.

@@ -7,9 +7,11 @@
 
 # %%
 import numpy as np
+import torch
 
 from rlhf_gym.envs import tabular_task
 from rlhf_gym.lessons import begin, check, compare, plot
+from rlhf_gym.lm import token_log_probs
 
 begin(4)
 
@@ -84,6 +86,16 @@ for name, pi in {"π_ref": pi_ref, "uniform": uniform}.items():
 # For π_ref the last two terms cancel: its KL from itself is 0. The uniform policy has more entropy, and pays more for
 # it.
 #
+# The same token by token, for one response: its log-probability is the sum over its tokens, and so is the prior.
+
+# %%
+number = int(r.argmax())
+ids = torch.cat([torch.zeros(1, 1, dtype=torch.int64), task.strings[number : number + 1]], dim=1)  # prompt, response
+tokens = token_log_probs(task.reference, ids, torch.tensor([ids.shape[1]]))[0, 1:]  # log π_ref(y_t|s_t), (3,)
+print("β·log π_ref of each token:", [round(beta * float(one), 3) for one in tokens])
+print(f"sum {beta * float(tokens.sum()):.4f}, β·log π_ref(y) {beta * np.log(pi_ref[number]):.4f}")
+
+# %% [markdown]
 # ## The best policy
 #
 # Write the reward as β·log e^{r/β}. Then J is minus a KL, and a constant:
@@ -99,7 +111,7 @@ for name, pi in {"π_ref": pi_ref, "uniform": uniform}.items():
 # ## Exercise 4b: by hand
 #
 # Three responses: π_ref = (.5, .3, .2), r = (0, 1, 2), β = 1. Work out π* and J* to three digits.
-# (e = 2.718, e² = 7.389, log 2.793 = 1.027.)
+# (e = 2.718, e² = 7.389. Use a calculator for the logarithm.)
 
 # %% Exercise 4b
 pi_star = ...  # a list of three numbers

@@ -1,6 +1,6 @@
 """What a lesson's file calls: `begin` a lesson, `compare` a prediction with what was found, `check` an answer.
 
-Gates that were passed are kept in the file `lessons_passed.jsonl` of the folder that one works in.
+What was checked is kept in the file `lessons_record.jsonl` of the folder that one works in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rlhf_gym.files import append_jsonl, read_jsonl
 from rlhf_gym.lessons.answers import LessonError, NotYet, blank_in
 from rlhf_gym.lessons.gates import GATES, gates_of
 
-RECORD_FILE = "lessons_passed.jsonl"
+RECORD_FILE = "lessons_record.jsonl"
 """What was checked, a line each: gate, passed, message, seconds since the lesson began."""
 RECORD_VARIABLE = "RLHF_GYM_LESSONS_RECORD"
 """The environment variable that names another such file. Set by the grading; lessons then begin in any order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,13 @@ from rlhf_gym.lessons import (
     grade_folder,
     notebook,
     page,
+    plot,
     read_cells,
     solved,
     write_cells,
 )
 from rlhf_gym.lessons.cells import read_notebook, solutions_last
-from rlhf_gym.lessons.checking import RECORD_FILE
+from rlhf_gym.lessons.checking import RECORD_FILE, RECORD_VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -215,3 +217,24 @@ def test_a_file_that_never_ends_is_stopped(tmp_path: Path) -> None:
 def test_a_folder_without_lessons_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="of lessons in"):
         grade_folder(tmp_path)
+
+
+def test_a_picture_is_saved_where_there_is_no_screen(tmp_path: Path, capsys) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    plot("curve", [0, 1, 2], {"a": [1, 2, 3], "b": [3, 2, 1]}, "x", "y")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"Picture: {tmp_path / 'curve.png'}\n"
+    assert pyplot.get_fignums() == []
+
+
+def test_no_picture_is_drawn_when_a_lesson_is_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RECORD_VARIABLE, str(tmp_path / "record.jsonl"))
+    plot("curve", [0, 1], {"a": [1, 2]}, "x", "y")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_a_lesson_goes_on(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    plot("curve", [0, 1], {"a": [1, 2]}, "x", "y")
+    assert "A picture needs matplotlib" in capsys.readouterr().out

@@ -45,7 +45,8 @@ def loss_of_a_batch(preference_loss: Any) -> None:
         )
         return float(result)
 
-    apart, equal = loss([2.0], [0.0]), loss([0.0], [0.0])
+    apart = loss([2.0], [0.0])
+    equal = loss([0.0], [0.0])
     if apart > equal:
         fail("Your loss grows when r⁺ grows. The loss of a preference must fall then.")
     require(apart < equal, "Your loss does not change when r⁺ grows.")

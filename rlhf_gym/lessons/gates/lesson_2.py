@@ -67,7 +67,8 @@ def stupid_rule(longer_wins: Any) -> None:
 
 def effect_of_an_edit(effect: Any) -> None:
     """You can ask a reward model what it pays for, by changing one thing."""
-    questions, responses = ["q"] * 4, ["a", "a b", "a b c", "a b c d e f"]
+    questions = ["q"] * 4
+    responses = ["a", "a b", "a b c", "a b c d e f"]
 
     def score(questions: list[str], responses: list[str]) -> np.ndarray:
         return np.array([2.0 * len(response.split()) ** 1.5 for response in responses])
@@ -75,7 +76,8 @@ def effect_of_an_edit(effect: Any) -> None:
     def edit(response: str) -> str:
         return f"{response} more"
 
-    before, after = score(questions, responses), score(questions, [edit(response) for response in responses])
+    before = score(questions, responses)
+    after = score(questions, [edit(response) for response in responses])
     right = float(np.mean(after - before) / np.std(before))
     found = number("effect(…)", ask("effect", effect, score, questions, responses, edit))
     if near(found, right, 1e-4) or near(found, float(np.mean(after - before) / np.std(before, ddof=1)), 1e-4):
@@ -100,7 +102,8 @@ def exploiting_the_model(exploit: Any, r_phi: Any, gold: Any, questions: list[st
         before = np.asarray(score(questions, responses), dtype=np.float64)
         return float(np.mean(np.asarray(score(questions, edited), dtype=np.float64) - before) / before.std())
 
-    by_r_phi, by_gold = change(r_phi), change(gold)
+    by_r_phi = change(r_phi)
+    by_gold = change(gold)
     measured = f"r_φ changes by {by_r_phi:+.2f} and gold by {by_gold:+.2f} standard deviations."
     if by_r_phi < 1 and by_gold > -0.5:
         fail(f"{measured} Neither is enough. Join edits that r_φ likes and gold does not.")

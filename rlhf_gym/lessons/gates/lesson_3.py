@@ -37,7 +37,8 @@ def directions(kl: Any, reverse_kl: Any) -> None:
 
 def estimators(k1: Any, k2: Any, k3: Any) -> None:
     """You know three estimates of the KL, and which of them may be negative."""
-    log_p, log_q = _PI.log(), _REF.log()
+    log_p = _PI.log()
+    log_q = _REF.log()
     exact = float((_PI * (log_p - log_q)).sum())
 
     def values(name: str, function: Any) -> Tensor:
@@ -132,7 +133,8 @@ def loss_of_the_policy(policy_loss: Any) -> None:
     def minus_j(log_prob: Tensor) -> Tensor:
         return -(log_prob.exp() * (score - beta * (log_prob - _REF.log()))).sum()
 
-    found, wanted = on_samples(policy_loss), gradient(minus_j)
+    found = on_samples(policy_loss)
+    wanted = gradient(minus_j)
     two = policy_loss(torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 3.0]), beta)
     if torch.allclose(found, wanted, atol=1e-5):
         require(near(float(two), 3.5, 1e-4), "The loss of a batch is the mean over its responses, not the sum.")
