@@ -26,6 +26,7 @@ from study import COLOURS, kept, markdown_table, minus, picture, put_into_page
 
 from rlhf_gym.functional import share_interval
 from rlhf_gym.lm import load_causal_lm, load_tokenizer
+from rlhf_gym.lm.chat import response_text
 from rlhf_gym.pipeline import Samples, draw, log_probs, proxy_scores, run
 from rlhf_gym.preferences import Preference, check_preferences, read_preferences, split_by_prompt, write_preferences
 from rlhf_gym.rewards import load_reward
@@ -91,9 +92,9 @@ class WordJudge:
 
     def __init__(self, preferences: Sequence[Preference]) -> None:
         self.words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-        self.words.fit([text for p in preferences for text in (p.chosen, p.rejected)])
-        apart = self.words.transform([p.chosen for p in preferences])
-        apart -= self.words.transform([p.rejected for p in preferences])  # (n, F)
+        self.words.fit([response_text(side) for p in preferences for side in (p.chosen, p.rejected)])
+        apart = self.words.transform([response_text(p.chosen) for p in preferences])
+        apart -= self.words.transform([response_text(p.rejected) for p in preferences])  # (n, F)
         signs = np.where(np.arange(len(preferences)) % 2, -1, 1)  # (n,): either answer may stand first
         self.model = LogisticRegression(fit_intercept=False).fit(apart.multiply(signs[:, None]).tocsr(), signs)
 
@@ -161,7 +162,9 @@ def page_text(
     """How right r_φ and the judge are about people, and how the agents fare against the untouched model."""
     total, usable, learned, judged = counts
     metrics = folder.metrics("reward") or {}
-    by_words = float((judge([p.chosen for p in measured]) > judge([p.rejected for p in measured])).mean())
+    chosen = judge([response_text(p.chosen) for p in measured])
+    rejected = judge([response_text(p.rejected) for p in measured])
+    by_words = float((chosen > rejected).mean())
     right = [
         ["r_φ", f"{learned}", interval(metrics["accuracy"], len(measured))],
         ["judge of words", f"{judged}", interval(by_words, len(measured))],

@@ -104,7 +104,7 @@
     text.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") leave(); });
     text.addEventListener("keydown", (event) => {
       if (event.key === "Escape") return leave();
-      const tokens = [...text.children], at = tokens.indexOf(document.activeElement);
+      const tokens = [...text.querySelectorAll(".tok")], at = tokens.indexOf(document.activeElement);
       const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0,
         End: tokens.length - 1 }[event.key];
       if (at < 0 || to === undefined) return;

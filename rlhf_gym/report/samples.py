@@ -178,7 +178,10 @@ def _side(side: Side, full: dict[str, float]) -> str:
 
 def _tokens(view: EpisodeView, full: dict[str, float]) -> str:
     parts = []
-    for t, token in enumerate(view.tokens):
+    for t, token in view.pieces:
+        if t is None:  # what others said
+            parts.append(f'<span class="said">{escape(token.strip())}</span>')
+            continue
         amounts = {column.name: float(column.amounts[t]) for column in view.columns}
         shades = {name: _colour(amounts[name], full[name]) for name in amounts if name in full}
         colours = ";".join(f"--{name}:{colour}" for name, colour in shades.items() if colour)

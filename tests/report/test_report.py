@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_gym.envs import EpisodeView
 from rlhf_gym.functional import BEST_OF_N, fit_best_of_n
+from rlhf_gym.lm import Message
 from rlhf_gym.report import write_report
 from rlhf_gym.report.charts import Axis, Band, Chart, Line, round_ticks, smooth, tick_label
 from rlhf_gym.report.goodhart import GoodhartFit, goodhart_chart, goodhart_facts, peak_words
 from rlhf_gym.report.parts import typeset
 from rlhf_gym.report.run import Histories
+from rlhf_gym.report.samples import Side, samples_page
 from rlhf_gym.runs import RunFolder
-from rlhf_gym.runs.records import read_best_of_n
+from rlhf_gym.runs.records import JudgedView, read_best_of_n
 from rlhf_gym.settings import RunConfig
 from tests.run_folders import made_up_run, read_page, settings_of
 
@@ -136,6 +139,19 @@ def test_tokens_carry_their_figures(tmp_path: Path) -> None:
             if f"--{name}" in style:
                 assert style[f"--{name}"].startswith("rgba(var(--more)") == (figures[name] > 0)
     assert [a["value"] for tag, a in page.tags if tag == "input"] == ["KL", "value", "return", "advantage"]
+
+
+def test_what_others_said_stands_between_the_turns() -> None:
+    """Set apart, escaped, without figures; the tokens around it keep theirs."""
+    asked = (Message("user", "Hi"),)
+    amounts = np.array([0.5, -0.5, 1.0])
+    view = EpisodeView(asked, ("so ", "what", "bye"), log_probs=amounts, ref_log_probs=0 * amounts, others=((2, EVIL),))
+    page = Page(samples_page("Samples", "", [(asked, [Side("a policy", "train", JudgedView(view, None))])]))
+    (text,) = (i for i, (_, a) in enumerate(page.tags) if a.get("class") == "text")
+    spans = [a for tag, a in page.tags[text + 1 :] if tag == "span"]
+    assert [a["class"] for a in spans] == ["tok", "tok", "said", "tok"]
+    assert [a["data-f"].split(",")[0] for a in spans if a["class"] == "tok"] == ["0.5", "-0.5", "1"]
+    assert EVIL.strip() in page.text and "script" not in [tag for tag, _ in page.tags]
 
 
 def test_runs_whose_critics_were_not_kept_show_the_kl(tmp_path: Path) -> None:
