@@ -28,9 +28,20 @@ class PageSettings:
     """A file of guidelines for annotators; by default guidelines.md in the run's folder, or a short built-in text."""
     lease_minutes: Positive = 10.0
     """How long an item that is shown to one annotator is kept from the others."""
+    annotators: tuple[str, ...] = ()
+    """Names of the annotators: each gets an address of their own, and nobody else is let in. By default whoever has the
+    address gives any name, which proves nothing about who they are."""
+    certificate: Path | None = None
+    """A TLS certificate (PEM), for a page that other machines reach; with --key."""
+    key: Path | None = None
+    """The certificate's private key (PEM)."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError(f"expected a certificate and its key, got {self.certificate} and {self.key}")
+        if len(set(self.annotators)) < len(self.annotators):
+            raise ValueError(f"expected different names of annotators, got {', '.join(self.annotators)}")
 
 
 def check_installed() -> None:

@@ -6,6 +6,7 @@ own order, so nothing in the browser tells one policy from another.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -60,6 +61,8 @@ class Session:
     """How long an item that is shown to one annotator is kept from the others."""
     hosts: Hosts = field(default_factory=Hosts)
     """The names under which a browser may ask for the page."""
+    annotators: tuple[str, ...] = ()
+    """The annotators who are let in, each by a token of their own (`own_token`); none for anybody with the token."""
 
     @property
     def enough(self) -> int:
@@ -73,18 +76,21 @@ class _Body(BaseModel):
     annotator: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
 
+ItemNumber = Annotated[int, Field(ge=0, lt=2**63)]  # SQLite has no larger ones
+
+
 class LeaseBody(_Body):
     """A request for items."""
 
     count: Annotated[int, Field(ge=0, le=20)] = 1
-    exclude: Annotated[list[int], Field(max_length=500)] = []
+    exclude: Annotated[list[ItemNumber], Field(max_length=500)] = []
 
 
 class JudgementBody(_Body):
     """A judgement, by the order in which the responses were shown."""
 
     id: Annotated[str, Field(min_length=8, max_length=100)]
-    item: int
+    item: ItemNumber
     action: Literal["chosen", "tie", "ranking", "ratings", "skip"]
     value: Annotated[list[float], Field(max_length=100)] = []
     seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 0.0
@@ -95,7 +101,11 @@ class UndoBody(_Body):
     """A request to undo the judgement of an item, or this annotator's last judgement."""
 
     id: Annotated[str, Field(min_length=8, max_length=100)]
-    item: int | None = None
+    item: ItemNumber | None = None
+
+
+class StrangerError(Exception):
+    """A token was used under the name of somebody else."""
 
 
 def create_app(session: Session) -> ASGIApp:
@@ -105,9 +115,11 @@ def create_app(session: Session) -> ASGIApp:
     app.add_exception_handler(LookupError, _answer(404))
     app.add_exception_handler(ConflictError, _answer(409))
     app.add_exception_handler(ValueError, _answer(422))
+    app.add_exception_handler(StrangerError, _answer(403))
+    app.add_exception_handler(sqlite3.OperationalError, _unavailable)
     _add_pages(app)
     _add_api(app, session)
-    return Guard(app, session.token, session.hosts)
+    return Guard(app, session.token, session.hosts, session.annotators)
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -124,12 +136,19 @@ def _add_api(app: FastAPI, session: Session) -> None:
     store = session.store
     batch = session.batch
 
+    def check_who(request: Request, annotator: str) -> None:
+        own = request.state.annotator
+        if own and annotator.strip() != own:
+            raise StrangerError(f"expected the annotator {own!r}, whose token it is, got {annotator.strip()!r}")
+
     @app.get("/api/session")
-    def about() -> dict[str, Any]:
-        return {"store": f"{store.name}/{batch}", "title": session.title, "guidelines": session.guidelines}
+    def about(request: Request) -> dict[str, Any]:
+        who = {"annotator": request.state.annotator}
+        return {"store": f"{store.name}/{batch}", "title": session.title, "guidelines": session.guidelines} | who
 
     @app.post("/api/lease")
-    def lease(body: LeaseBody) -> dict[str, Any]:
+    def lease(body: LeaseBody, request: Request) -> dict[str, Any]:
+        check_who(request, body.annotator)
         enough = session.enough
         progress = store.progress(batch, body.annotator.strip())
         found: list[Assignment] = []
@@ -145,7 +164,8 @@ def _add_api(app: FastAPI, session: Session) -> None:
         }
 
     @app.post("/api/judgements")
-    def judge(body: JudgementBody) -> dict[str, Any]:
+    def judge(body: JudgementBody, request: Request) -> dict[str, Any]:
+        check_who(request, body.annotator)
         annotator = body.annotator.strip()
         shown = store.shown(annotator, body.item)
         if shown is None:
@@ -156,7 +176,8 @@ def _add_api(app: FastAPI, session: Session) -> None:
         return {"new": store.record(judgement)}
 
     @app.post("/api/undo")
-    def undo(body: UndoBody) -> dict[str, Any]:
+    def undo(body: UndoBody, request: Request) -> dict[str, Any]:
+        check_who(request, body.annotator)
         number = body.item
         if number is None:  # the same undo may come again after a lost reply
             last = store.find(body.id) or store.last(body.annotator, batch)
@@ -201,6 +222,12 @@ def _answer(status: int) -> Callable[[Request, Exception], JSONResponse]:
         return JSONResponse({"error": str(error.args[0] if error.args else error)}, status_code=status)
 
     return handle
+
+
+def _unavailable(request: Request, error: Exception) -> JSONResponse:
+    """The store could not be read or written just now: locked, or its disk is full. The page keeps what it sent."""
+    said = {"error": f"expected a store that can be written to, got: {error}; it is tried again"}
+    return JSONResponse(said, status_code=503, headers={"Retry-After": "2"})
 
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:

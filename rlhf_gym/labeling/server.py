@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
@@ -10,15 +11,27 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import h11
 import uvicorn
 from rich.console import Console
 from rich.markup import escape
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rlhf_gym.files import expanded
 from rlhf_gym.labeling import PageSettings
 from rlhf_gym.labeling.app import Session, create_app
-from rlhf_gym.labeling.guard import LOOPBACK, Hosts
-from rlhf_gym.labeling.store import LabelStore
+from rlhf_gym.labeling.guard import LOOPBACK, Hosts, own_token
+from rlhf_gym.labeling.store import LabelStore, check_name
+
+try:
+    import resource
+except ImportError:  # a system without such limits
+    resource = None  # type: ignore[assignment]
+
+try:
+    import resource
+except ImportError:  # a system without such limits
+    resource = None  # type: ignore[assignment]
 
 TOKEN_FILE = ".label-token"
 """The token's file in the run's folder; a page that is open stays valid over a restart."""
@@ -38,6 +51,9 @@ Judge each pair by itself. The side on which a response stands means nothing.
 _DEFAULT_PORT = 8765
 _MAX_GUIDELINES = 50_000  # characters
 _START_SECONDS = 30.0
+_HEAD_SECONDS = 10.0  # how long the head of a request may take
+_MOST_CONNECTIONS = 256
+_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _POLL_SECONDS = 0.25
 _THANKS_SECONDS = 2.0  # the page is served on for so long after the last label, so that it can say that all is done
 
@@ -76,16 +92,20 @@ def serve(
         target=target,
         lease_seconds=60 * settings.lease_minutes,
         hosts=allowed_hosts(settings.host),
+        annotators=tuple(check_name(name) for name in settings.annotators),
     )
-    if not is_loopback(settings.host):
+    if not is_loopback(settings.host) and settings.certificate is None:
         console.print(
             f"[bold yellow]warning:[/bold yellow] listening on {escape(settings.host)}: everybody who can reach this "
-            "machine and has the token can label, and the connection is not encrypted",
+            "machine and has the token can label, and the connection is not encrypted (--certificate and --key)",
             highlight=False,
             soft_wrap=True,
         )
-    with LabelServer(session, settings.host, settings.port) as server:
-        console.print(f"  label here: [bold]{escape(server.url)}[/bold]", highlight=False, soft_wrap=True)
+    tls = {"certificate": settings.certificate, "key": settings.key}
+    with LabelServer(session, settings.host, settings.port, **tls) as server:
+        for name, url in server.urls.items():
+            whose = f" ({name})" if name else ""
+            console.print(f"  label here{escape(whose)}: [bold]{escape(url)}[/bold]", highlight=False, soft_wrap=True)
         with console.status("") as status:
             finished = False
             while not finished:
@@ -164,13 +184,72 @@ def _bind(host: str, port: int | None) -> socket.socket:
     raise OSError(f"expected to listen on {host}, {asked}, got: {problem.strerror}. Choose another --port") from problem
 
 
+class Connection(H11Protocol):
+    """A connection that is closed where no request comes in time, and refused where there are too many.
+
+    uvicorn has a time limit between requests, and none for a request that never ends.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request, or refuse it at once."""
+        super().connection_made(transport)
+        if len(self.connections) > _most_connections():
+            transport.write(_BUSY)
+            transport.close()
+        else:
+            self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; the time limit ends with the head of a request."""
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._wait()
+        elif self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the time limit."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+
+
+def _most_connections() -> int:
+    """Half of the files that the process may have open are left to the store and to the rest of the program."""
+    files = 2 * _MOST_CONNECTIONS if resource is None else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(8, min(_MOST_CONNECTIONS, files // 2))
+
+
 class LabelServer:
     """The page, served inside a `with` statement."""
 
-    def __init__(self, session: Session, host: str = "127.0.0.1", port: int | None = None) -> None:
-        """Take the port. Nothing is served before the `with`."""
+    def __init__(
+        self,
+        session: Session,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        *,
+        certificate: Path | None = None,
+        key: Path | None = None,
+    ) -> None:
+        """Take the port. Nothing is served before the `with`.
+
+        Raises:
+            OSError: the port is in use, or there are no such certificate and key.
+        """
+        for path in (certificate, key):
+            if path is not None and not path.is_file():
+                raise FileNotFoundError(f"expected a PEM file at {path}, got none")
         self.session = session
         self.host = host
+        self.scheme = "http" if certificate is None else "https"
         self._socket = _bind(host, port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
@@ -181,7 +260,11 @@ class LabelServer:
             ws="none",
             timeout_graceful_shutdown=3,
             server_header=False,
+            http=Connection,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
         )
+        config.load()  # a certificate that cannot be read is an error here, not in the thread
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="labelling page", daemon=True
@@ -189,17 +272,27 @@ class LabelServer:
 
     @property
     def url(self) -> str:
-        """The page's address. The token stands behind the #, which browsers do not send."""
+        """The page's address for anybody, or for the first annotator where each has one of their own."""
+        return next(iter(self.urls.values()))
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """The page's address for each annotator by name, or for anybody, under "".
+
+        The token stands behind the #, which browsers do not send.
+        """
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         host = f"[{host}]" if ":" in host else host
-        return f"http://{host}:{self.port}/#token={self.session.token}"
+        token = self.session.token
+        tokens = {name: own_token(token, name) for name in self.session.annotators} or {"": token}
+        return {name: f"{self.scheme}://{host}:{self.port}/#token={own}" for name, own in tokens.items()}
 
     @property
     def finished(self) -> bool:
         """Whether there are as many labels as were asked for, or only skipped items are left."""
         store = self.session.store
         labels = store.progress(self.session.batch).labels
-        return labels >= self.session.enough or not store.pending(self.session.batch)
+        return labels >= self.session.enough or not store.has_pending(self.session.batch)
 
     def __enter__(self) -> LabelServer:
         self._thread.start()

@@ -40,7 +40,7 @@ MAX_SECONDS = 86_400.0
 """The longest time that a judgement may have taken."""
 
 _VERSION = 1
-_BUSY_SECONDS = 30.0  # how long one process waits for another that writes
+_BUSY_SECONDS = 10.0  # how long one process waits for another that writes
 _BALANCED = 8  # in each block of so many comparisons, left and right are exactly balanced
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -303,6 +303,7 @@ def _open_database(path: Path) -> sqlite3.Connection:
             connection.execute(f"PRAGMA user_version = {_VERSION}")
         elif version != _VERSION:
             raise ValueError(f"expected a store of judgements of version {_VERSION} at {path}, got version {version}")
+        connection.execute("UPDATE meta SET value = value")  # a file that cannot be written to fails here, not later
         connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
         connection.close()
@@ -329,6 +330,8 @@ class LabelStore:
         self.path = expanded(path)
         self._database = _open_database(self.path)
         self._lock = threading.RLock()
+        self._totals: dict[str, list[int]] = {}  # of each batch: items, labels wanted, labels; as of `_seen`
+        self._seen = -1
 
     def __enter__(self) -> LabelStore:
         return self
@@ -368,6 +371,7 @@ class LabelStore:
         for item in items:
             if not is_text(json.dumps(asdict(item), ensure_ascii=False)):
                 raise ValueError(f"expected text to judge, got {LONE_SURROGATE} in {str(item.responses)[:60]!r}")
+        self._totals.clear()
         with self._writing():
             known = {row[0] for row in self._rows("SELECT key FROM items")}
             if exclusive:
@@ -448,15 +452,15 @@ class LabelStore:
         """Whether this annotator may get something more once others have given it back."""
         return bool(self._rows(f"SELECT 1 FROM {_OPEN} LIMIT 1", _asked(annotator, batch, exclude)))
 
-    def pending(self, batch: str) -> int:
-        """How many items still want labels and have not been skipped by everybody who saw them."""
+    def has_pending(self, batch: str) -> bool:
+        """Whether an item still wants labels and has not been skipped by everybody who saw it."""
         rows = self._rows(
-            "SELECT count(*) FROM items i WHERE i.batch = ? AND i.labels < i.labels_wanted "
+            "SELECT 1 FROM items i WHERE i.batch = ? AND i.labels < i.labels_wanted "
             "AND (EXISTS (SELECT 1 FROM leases l WHERE l.item = i.id AND l.expires > ?) "
-            "OR NOT EXISTS (SELECT 1 FROM standing s WHERE s.item = i.id AND s.action = 'skip'))",
+            "OR NOT EXISTS (SELECT 1 FROM standing s WHERE s.item = i.id AND s.action = 'skip')) LIMIT 1",
             (batch, time.time()),
         )
-        return int(rows[0][0])
+        return bool(rows)
 
     def shown(self, annotator: str, number: int) -> tuple[int, ...] | None:
         """The order in which this annotator sees an item; None where it was never lent to them."""
@@ -542,6 +546,8 @@ class LabelStore:
         counted = bool(before) and before[0][0] != "skip"
         change = int(judgement.action not in ("undo", "skip")) - int(counted)
         self._execute("UPDATE items SET labels = labels + ? WHERE id = ?", (change, judgement.item))
+        for batch in self._totals.keys() & {self.item(judgement.item).batch}:
+            self._totals[batch][2] += change
 
     def find(self, identity: str) -> Judgement | None:
         """The record with this id; None where there is none."""
@@ -570,9 +576,7 @@ class LabelStore:
 
     def progress(self, batch: str, annotator: str = "") -> Progress:
         """How much of a batch is labelled, and how much of that by this annotator."""
-        items, wanted, labels = self._rows(
-            "SELECT count(*), total(labels_wanted), total(labels) FROM items WHERE batch = ?", (batch,)
-        )[0]
+        items, wanted, labels = self._totals_of(batch)
         judged, skipped = self._rows(
             f"SELECT count(*), total(s.action = 'skip') FROM {_STANDING} WHERE s.annotator = ? AND i.batch = ?",
             (annotator, batch),
@@ -583,7 +587,19 @@ class LabelStore:
             (annotator,),
         )
         pace = float(np.median([row[0] for row in recent])) if recent else None
-        return Progress(items, int(wanted), int(labels), judged - int(skipped), int(skipped), pace)
+        return Progress(items, wanted, labels, judged - int(skipped), int(skipped), pace)
+
+    def _totals_of(self, batch: str) -> list[int]:
+        """Items, labels wanted and labels of a batch, counted anew where another connection has written since."""
+        with self._lock:
+            seen = self._rows("PRAGMA data_version")[0][0]  # https://sqlite.org/pragma.html#pragma_data_version
+            if seen != self._seen:
+                self._totals.clear()
+                self._seen = seen
+            if batch not in self._totals:
+                count = "SELECT count(*), total(labels_wanted), total(labels) FROM items WHERE batch = ?"
+                self._totals[batch] = [int(number) for number in self._rows(count, (batch,))[0]]
+            return self._totals[batch]
 
     def check(self) -> None:
         """Check that the file is sound, and that what is derived from the log agrees with it.
@@ -615,10 +631,12 @@ class LabelStore:
             self._execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._execute("COMMIT")
             except BaseException:
-                self._execute("ROLLBACK")
+                self._totals.clear()
+                if self._database.in_transaction:  # a full disk may have ended it
+                    self._execute("ROLLBACK")
                 raise
-            self._execute("COMMIT")
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self._database.execute(statement, values)

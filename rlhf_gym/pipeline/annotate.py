@@ -74,7 +74,7 @@ def annotate_on_page(run: Run, round: int, pairs: Sequence[CandidatePair], *, pa
         with LabelStore(path) as store:
             items = comparisons(pairs, batch=batch, round=round, labels=run.config.collect.judges_per_pair)
             store.add(items, seed=run.config.seed, exclusive=True)
-            if store.pending(batch):
+            if store.has_pending(batch):
                 check_installed()
                 from rlhf_gym.labeling.server import serve  # FastAPI and uvicorn are extras
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
+import shutil
 import socket
+import sqlite3
+import ssl
+import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+from rlhf_gym.labeling import PageSettings
 from rlhf_gym.labeling.app import Session, by_item, create_app
+from rlhf_gym.labeling.guard import Guard, Hosts, own_token
 from rlhf_gym.labeling.server import (
     DEFAULT_GUIDELINES,
     LabelServer,
@@ -19,7 +29,7 @@ from rlhf_gym.labeling.server import (
     load_token,
     read_guidelines,
 )
-from rlhf_gym.labeling.store import Item, LabelStore, comparisons
+from rlhf_gym.labeling.store import Item, Judgement, LabelStore, comparisons
 from rlhf_gym.preferences import Candidate, CandidatePair
 
 TOKEN = "the-token-of-this-test"
@@ -220,7 +230,8 @@ def test_others_have_it_all_is_waiting(client: TestClient) -> None:
 
 def test_about_the_session(client: TestClient, store: LabelStore) -> None:
     about = client.get("/api/session").json()
-    assert about == {"store": f"{store.name}/{BATCH}", "title": "<i>run</i>", "guidelines": "Be kind."}
+    told = {"title": "<i>run</i>", "guidelines": "Be kind.", "annotator": ""}
+    assert about == {"store": f"{store.name}/{BATCH}"} | told
     assert client.get("/docs").status_code == client.get("/openapi.json").status_code == 404
 
 
@@ -301,3 +312,184 @@ def test_text_has_the_contrast_that_accessibility_asks_for() -> None:
             bright, dim = sorted((_luminance(scheme[front]), _luminance(scheme[back])), reverse=True)
             needed = 3 if front == "field" else 4.5
             assert (bright + 0.05) / (dim + 0.05) >= needed, (front, back, scheme[front], scheme[back])
+
+
+# --- what a network does ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(store: LabelStore, monkeypatch):
+    monkeypatch.setattr("rlhf_gym.labeling.server._HEAD_SECONDS", 0.5)
+    monkeypatch.setattr("rlhf_gym.labeling.guard.BODY_SECONDS", 0.5)
+    with LabelServer(Session(store, BATCH, TOKEN)) as server:
+        yield server
+
+
+def send(server: LabelServer, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What the server answers to these bytes, sent with pauses between them, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # closed by the server
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+    return answer
+
+
+def head(server: LabelServer, *lines: str) -> bytes:
+    start = ["POST /api/lease HTTP/1.1", f"Host: 127.0.0.1:{server.port}", f"Authorization: Bearer {TOKEN}"]
+    return "\r\n".join([*start, "Content-Type: application/json", *lines, "", ""]).encode()
+
+
+def test_connections_that_never_ask_are_closed(server: LabelServer) -> None:
+    assert send(server) == b""
+    assert send(server, b"GET / HT") == b""
+    assert send(server, b"G", b"E", b"T", b" ", b"/", pause=0.2) == b""  # a byte now and then buys no time
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server: LabelServer) -> None:
+    answer = send(server, head(server, "Content-Length: 50"), b'{"annotator"')
+    assert b" 408 " in answer and b"got 12 bytes of it" in answer
+
+
+@pytest.mark.parametrize("length", [["Content-Length: 20"], []], ids=["with a length", "alone"])
+def test_a_body_in_chunks_is_refused_whatever_length_it_claims(server: LabelServer, length: list[str]) -> None:
+    answer = send(
+        server, head(server, "Transfer-Encoding: chunked", "Connection: close", *length), b"4\r\nabcd\r\n0\r\n\r\n"
+    )
+    assert b" 411 " in answer or b" 400 " in answer
+    assert b'"items"' not in answer
+
+
+def test_a_body_longer_than_it_says_is_cut_off(client: TestClient) -> None:
+    async def app(scope, receive, send):
+        raise AssertionError("the application is not asked")
+
+    sent = []
+    parts = [{"type": "http.request", "body": b"x" * 40_000, "more_body": True}] * 3
+
+    async def receive():
+        return parts.pop()
+
+    async def collect(message):
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"20")]
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+    asyncio.run(Guard(app, TOKEN, Hosts())(scope, receive, collect))
+    assert sent[0]["status"] == 413 and len(parts) == 1
+
+
+def test_too_many_connections_are_told_to_come_again(server: LabelServer, monkeypatch) -> None:
+    monkeypatch.setattr("rlhf_gym.labeling.server._MOST_CONNECTIONS", 8)
+    monkeypatch.setattr("rlhf_gym.labeling.server._HEAD_SECONDS", 30)
+    address = ("127.0.0.1", server.port)
+    held = [socket.create_connection(address, timeout=10) for _ in range(8)]
+    time.sleep(0.2)
+    answer = send(server)
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 2" in answer
+    for connection in held:
+        connection.close()
+    time.sleep(0.2)
+    assert b" 401 " in send(server, b"GET /api/session HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+
+
+# --- a store in trouble -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("problem", ["database is locked", "database or disk is full", "disk I/O error"])
+def test_a_store_in_trouble_is_tried_again_and_nothing_is_lost(client, store, monkeypatch, problem: str) -> None:
+    lease(client)
+    execute = LabelStore._execute
+
+    def fail(self, statement, values=()):
+        if statement.startswith("INSERT INTO judgements") or (statement == "COMMIT" and problem.endswith("full")):
+            raise sqlite3.OperationalError(problem)
+        return execute(self, statement, values)
+
+    monkeypatch.setattr(LabelStore, "_execute", fail)
+    answer = judge(client)
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "2" and problem in answer.json()["error"]
+    monkeypatch.undo()
+    assert judge(client).json() == {"new": True}
+    store.check()
+    assert store.progress(BATCH).labels == 1
+
+
+def test_a_store_that_cannot_be_written_to_is_refused_when_it_is_opened(store: LabelStore, monkeypatch) -> None:
+    connect = sqlite3.connect
+    monkeypatch.setattr("sqlite3.connect", lambda path, **more: connect(f"file:{path}?mode=ro", uri=True, **more))
+    with pytest.raises(OSError, match=r"expected to be able to write to the store of judgements .*readonly"):
+        LabelStore(store.path)
+
+
+@pytest.mark.parametrize("number", [2**63, -1, 10**30])
+def test_numbers_that_the_store_cannot_hold_are_refused(client: TestClient, number: int) -> None:
+    assert judge(client, item=number).status_code == 422
+    assert client.post("/api/lease", json={"annotator": "ada", "exclude": [number]}).status_code == 422
+    assert client.post("/api/undo", json={"annotator": "ada", "id": ID, "item": number}).status_code == 422
+
+
+def test_totals_follow_what_other_processes_write(store: LabelStore) -> None:
+    with LabelStore(store.path) as other:
+        assert store.progress(BATCH).labels == other.progress(BATCH).labels == 0
+        other.record(Judgement(ID, 1, "bob", "chosen", (0,)))
+        assert store.progress(BATCH).labels == 1
+        store.record(Judgement(ID[::-1], 2, "ada", "chosen", (0,)))
+        store.record(Judgement(ID * 2, 2, "ada", "undo"))
+        assert store.progress(BATCH).labels == other.progress(BATCH).labels == 1
+        other.add(comparisons([CandidatePair(Candidate("q", "a", "x"), Candidate("q", "b", "y"))], batch=BATCH))
+        assert (store.progress(BATCH).items, store.progress(BATCH).wanted) == (7, 7)
+
+
+# --- annotators with tokens of their own ------------------------------------------------------------------------------
+
+
+def test_a_token_of_ones_own_lets_in_nobody_else(store: LabelStore) -> None:
+    session = Session(store, BATCH, TOKEN, annotators=("ada", "bob"))
+    own = own_token(TOKEN, "ada")
+    assert own == own_token(TOKEN, "ada") != own_token(TOKEN, "bob")
+    with TestClient(create_app(session), base_url=ADDRESS) as client:
+        ada = {"Authorization": f"Bearer {own}"}
+        assert client.get("/api/session", headers=ada).json()["annotator"] == "ada"
+        assert client.get("/api/session", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 401
+        assert client.post("/api/lease", json={"annotator": "ada"}, headers=ada).json()["items"]
+        for path, body in (
+            ("lease", {}),
+            ("judgements", {"id": ID, "item": 1, "action": "skip"}),
+            ("undo", {"id": ID}),
+        ):
+            answer = client.post(f"/api/{path}", json={"annotator": "bob"} | body, headers=ada)
+            assert answer.status_code == 403 and "expected the annotator 'ada'" in answer.json()["error"]
+
+
+def test_each_annotator_has_an_address(store: LabelStore) -> None:
+    with LabelServer(Session(store, BATCH, TOKEN, annotators=("ada", "bob"))) as server:
+        assert list(server.urls) == ["ada", "bob"]
+        assert server.urls["bob"].endswith(f"#token={own_token(TOKEN, 'bob')}")
+    assert PageSettings(annotators=("ada",)).annotators == ("ada",)
+    with pytest.raises(ValueError, match="expected different names"):
+        PageSettings(annotators=("ada", "ada"))
+    with pytest.raises(ValueError, match="expected a certificate and its key"):
+        PageSettings(certificate=Path("a.pem"))
+
+
+def test_with_a_certificate_the_connection_is_encrypted(store: LabelStore, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    subprocess.run(made, check=True, capture_output=True)
+    with pytest.raises(FileNotFoundError, match="expected a PEM file"):
+        LabelServer(Session(store, BATCH, TOKEN), certificate=tmp_path / "none.pem", key=key)
+    with LabelServer(Session(store, BATCH, TOKEN), certificate=certificate, key=key) as server:
+        assert server.url.startswith("https://127.0.0.1:")
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        request = urllib.request.Request(f"https://127.0.0.1:{server.port}/api/session", headers=headers)
+        with urllib.request.urlopen(request, context=trusting, timeout=10) as answer:
+            assert json.load(answer)["annotator"] == ""

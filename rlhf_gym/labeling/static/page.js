@@ -54,8 +54,12 @@ async function begin() {
   if (given) history.replaceState(null, "", location.pathname + location.search); // so that nobody sees it, or shares it by mistake
   here.annotator = (annotator ?? "").trim().slice(0, 60);
   byId("name").value = here.annotator || remember(localStorage, "annotator");
-  if (here.token && here.annotator) await enter();
-  else welcome();
+  if (!here.token) return welcome();
+  if (here.annotator) return enter();
+  try {
+    if ((await call("/api/session")).annotator) return enter();
+  } catch { /* said once a name is given */ }
+  welcome();
 }
 
 function welcome(problem = "") {
@@ -73,6 +77,8 @@ async function enter() {
       : error.status ? error.message : "The server does not answer. Is it running?");
     return;
   }
+  here.annotator = here.session.annotator || here.annotator; // a token of one's own says whose it is
+  if (!here.annotator) return welcome();
   remember(sessionStorage, "token", here.token);
   remember(localStorage, "annotator", here.annotator);
   byId("title").textContent = here.session.title;
