@@ -40,12 +40,16 @@ ROOMS = {
 }
 
 
-def on_files(files: Files, config: Any, **_: Any) -> Files:
-    """Add the pages that are made of the code."""
+def on_startup(**_: Any) -> None:
+    """Lay the package out as a wheel does; mkdocstrings looks for the folder before any other event."""
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.copytree(ROOT / "rlhf_gym", SOURCE / "rlhf_gym", ignore=shutil.ignore_patterns("data", "__pycache__"))
     for room in ("envs", "agents"):
         shutil.copytree(ROOT / room, SOURCE / "rlhf_gym" / room, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """Add the pages that are made of the code."""
     pages = {f"api/{room}.md": api_page(room, text) for room, text in ROOMS.items()}
     pages |= {f"lessons/{path.stem}.md": lesson_page(path) for path in LESSONS}
     for name, content in pages.items():
@@ -68,7 +72,7 @@ def on_config(config: Any, **_: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files, **_: Any) -> str:
     """Links that lead out of docs/ become text; those to a lesson's file lead to its page."""
-    markdown = re.sub(r"\]\((\d\d_\w+)\.py\)", r"](\1.md)", markdown)
+    markdown = re.sub(r"\]\(((?:lessons/)?\d\d_\w+)\.py\)", r"](\1.md)", markdown)
     depth = page.file.src_uri.count("/")
     outside = rf"\[([^\]]+)\]\((?:\.\./){{{depth + 1}}}(?!docs/)[^)]*\)"
     return re.sub(outside, r"\1", markdown)
