@@ -104,6 +104,8 @@ class EpisodeScores(NamedTuple):
     """What each of r_φ's k members gives in all, shape (k, E); None while deferred."""
     dense: np.ndarray | None = None
     """The reward of each action beside score and KL, shape (E, T), 0 at padding; None where there is none."""
+    causal: np.ndarray | None = None
+    """The part of it that could be told when its token was written, shape (E, T); None where there is none."""
 
 
 class EpisodeRewards(NamedTuple):

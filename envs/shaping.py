@@ -304,6 +304,11 @@ def function_rewards(
     return Given(given.scores, [np.pad(row, (n, 0)) for row, n in zip(given.rows, before, strict=True)])
 
 
+def _is_causal(term: ScoreTerm) -> bool:
+    """Whether a term is a verifier that can be asked at every step."""
+    return isinstance(term, AddVerifier) and isinstance(term.function, FunctionReward) and term.function.causal
+
+
 class Shaping:
     """The terms of an environment, in their order, with the statistics of those that keep some.
 
@@ -335,19 +340,50 @@ class Shaping:
         """The shaped scores (E,) float32 of `apply`, without what falls on tokens."""
         return self.apply(episodes, scores)[0]
 
-    def apply(self, episodes: Sequence[Episode], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Shaped scores (E,) float32, from those of r_φ, (E,), and what terms add at tokens, (E, T), if any do."""
+    @property
+    def at_tokens(self) -> bool:
+        """Whether a term is one that gives rewards at tokens."""
+        asking = [term.function for term in self.terms if isinstance(term, AddVerifier)]
+        given = any(isinstance(function, FunctionReward) and function.at_tokens for function in asking)
+        return given or any(isinstance(term, PotentialShaping) for term in self.terms)
+
+    @property
+    def causal(self) -> list[AddVerifier]:
+        """The terms that can be asked at every step, as they are applied."""
+        return [term for term in self._applied if _is_causal(term)]  # type: ignore[misc]
+
+    def now(self, episodes: Sequence[Episode]) -> np.ndarray:
+        """What the causal terms add at the last action of unfinished episodes, (E,) float32."""
+        added = np.zeros(len(episodes), dtype=np.float32)  # (E,)
+        for term in self.causal:
+            assert term.tokenizer is not None
+            given = function_rewards(term.function, episodes, term.tokenizer, source=f"the verifier {term.function!r}")
+            if given.rows is not None:
+                added += np.float32(term.coef) * np.array([row[-1] for row in given.rows], dtype=np.float32)
+        return added
+
+    def apply(
+        self, episodes: Sequence[Episode], scores: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Shaped scores (E,) float32, from those of r_φ, (E,), and what terms add at tokens, (E, T), if any do.
+
+        The last is what causal terms add, which is part of what all add.
+        """
         lengths = [e.response_length for e in episodes]
         shaped = scores.astype(np.float64)  # (E,)
         added: list[np.ndarray] = []  # (E, T) each
+        causal: list[np.ndarray] = []  # (E, T) each
         for term, applied in zip(self.terms, self._applied, strict=True):
             said = applied(episodes, shaped)
             if isinstance(said, DenseRewards):
                 given = check_rewards(said, len(episodes), lengths, source=f"{term!r}")
                 added.append(pad_actions(given.rows or ()))
+                if _is_causal(applied):
+                    causal.append(added[-1])
                 said = given.scores
             shaped = check_scores(said, len(episodes), source=f"{term!r}").astype(np.float64)
-        return shaped.astype(np.float32), sum(added[1:], start=added[0]) if added else None
+        together = [sum(tables[1:], start=tables[0]) if tables else None for tables in (added, causal)]
+        return shaped.astype(np.float32), together[0], together[1]
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The statistics of all terms, for JSON."""

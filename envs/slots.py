@@ -36,6 +36,7 @@ class Slots:
         self.log_probs = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
         self.rewards = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
         self.turn_rewards = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T)
+        self.dense = np.zeros((num_slots, max_new_tokens), dtype=np.float32)  # (N, T), without those of turns
         self.messages: list[Conversation | None] = [None] * num_slots  # of ended conversations with others
         self._columns = np.arange(width)
 
@@ -45,7 +46,7 @@ class Slots:
         self.action_mask[slot] = False
         self.lengths[slot] = 0
         self.response_lengths[slot] = 0
-        for table in (self.log_ratios, self.log_probs, self.rewards, self.turn_rewards):
+        for table in (self.log_ratios, self.log_probs, self.rewards, self.turn_rewards, self.dense):
             table[slot] = 0
 
     def begin(self, slot: int, prompt: PromptIds, number: int) -> None:

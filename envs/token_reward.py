@@ -35,7 +35,7 @@ from rlhf_gym.lm.parts import LMParts
 from rlhf_gym.lm.sampling import token_log_prob
 from rlhf_gym.lm.split import LowerStates, Split
 from rlhf_gym.ranges import NonNegative, check_arguments
-from rlhf_gym.rewards import EpisodeScorer
+from rlhf_gym.rewards import EpisodeScorer, FunctionReward
 from rlhf_gym.settings.agents import KLPlace
 
 
@@ -137,13 +137,43 @@ class TokenReward:
         scored = self.scorer(*stack_rows(episodes), prompts=[episode.asked for episode in episodes])
         raw = scored.scores.cpu().numpy()  # (E,)
         dense = None if scored.dense is None else scored.dense.cpu().numpy()  # (E, T)
+        causal = dense if self._asks_causally else None  # (E, T)
         shaped = raw  # (E,)
         if self.shaping:
-            shaped, added = self.shaping.apply(episodes, raw)
+            shaped, added, at_once = self.shaping.apply(episodes, raw)
             dense = _sum(dense, added)
+            causal = _sum(causal, at_once)
+        if self.causal:  # a function that was asked at each step may give nothing to whole responses
+            nothing = np.zeros((len(episodes), max(e.response_length for e in episodes)), dtype=np.float32)  # (E, T)
+            dense = _sum(dense, nothing)
+            causal = _sum(causal, nothing)
         unfinished = np.array([e.finish_reason == "length" for e in episodes])
         members = scored.member_totals.cpu().numpy()  # (k, E)
-        return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw, members, dense)
+        return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw, members, dense, causal)
+
+    @property
+    def _asks_causally(self) -> bool:
+        return isinstance(self.scorer.reward, FunctionReward) and self.scorer.reward.causal
+
+    @property
+    def causal(self) -> bool:
+        """Whether some rewards at tokens can be told at every step."""
+        return self._asks_causally or bool(self.shaping.causal)
+
+    @property
+    def at_tokens(self) -> bool:
+        """Whether r_φ or a term is one that gives rewards at tokens."""
+        return self.scorer.reward.at_tokens or self.shaping.at_tokens
+
+    def now(self, episodes: Sequence[Episode]) -> np.ndarray:
+        """What causal functions give the last action of unfinished episodes, (E,) float32."""
+        given = self.shaping.now(episodes)  # (E,)
+        if self._asks_causally:
+            scored = self.scorer(*stack_rows(episodes), prompts=[episode.asked for episode in episodes])
+            if scored.dense is not None:
+                last = torch.tensor([episode.response_length - 1 for episode in episodes])  # (E,)
+                given = given + scored.dense[torch.arange(len(episodes)), last].numpy()
+        return given
 
     def __call__(
         self,

@@ -55,7 +55,7 @@ from rlhf_gym.lm.loading import Shared
 from rlhf_gym.lm.split import LowerStates
 from rlhf_gym.lm.tokens import check_vocabulary, decode, pad_token_id, token_texts
 from rlhf_gym.ranges import Count, NonNegative, Range, check_arguments
-from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction
+from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction, ScoreError
 from rlhf_gym.settings.agents import KLPlace
 
 RewardTiming = Literal["step", "deferred"]
@@ -74,7 +74,8 @@ class TokenVectorEnv(VectorEnv):
     - Information, the same keys at every step: `response_length` so far, `ref_log_prob` (Σ log π_ref of it), where a
       policy is attached `kl` (Σ log-ratio of it, in nats), `score` (0 until the end) and `stopped` (whether a stop
       token, or with `turns` the other side, has ended it). With `texts=True` also `prompt` and `response`, empty until
-      the end. With `turns` also `turns` (those ended so far) and `turn_reward` (what they earned).
+      the end. With `turns` also `turns` (those ended so far) and `turn_reward` (what they earned). Where r_φ or a term
+      gives rewards at tokens also `dense_reward` (Σ of them so far, those of turns included).
 
     `reset(options={"episodes": n})` starts n episodes, refilling slots. A slot with nothing left to do is parked: its
     mask is empty, its action is not read and its reward is 0. `reset(options={"prompts": […]})` plays these prompts,
@@ -202,6 +203,8 @@ class TokenVectorEnv(VectorEnv):
             missing_eos_penalty=missing_eos_penalty,
             shaping=Shaping(shaping, self.tokenizer),
         )
+        if turns is not None and self.token_reward.causal:
+            raise ValueError("expected no turns with a causal reward function: it is asked about one response")
         self.action_mask = action_mask
         if action_mask is not None:
             action_mask.check(
@@ -460,6 +463,8 @@ class TokenVectorEnv(VectorEnv):
         slots.append(acting, actions, log_ratios, log_probs)
         stopped = acting & self._stops[np.where(acting, actions, 0)]
         terminated = stopped | (acting & (slots.response_lengths >= self.max_new_tokens))
+        if self.token_reward.causal and self.reward_timing == "step":
+            step_rewards = step_rewards + self._dense_now(acting & ~terminated)
         if self._dialogues is not None:
             terminated, stopped, turn_rewards = self._dialogues.end_turns(acting, stopped)
             step_rewards = step_rewards + turn_rewards * (self.reward_timing == "step")
@@ -499,6 +504,8 @@ class TokenVectorEnv(VectorEnv):
         known: dict[str, Any] = {}
         if self.reward_timing == "step":
             known["rewards"] = slots.rewards[slot, taken].copy()
+            dense = slots.dense[slot, taken] + slots.turn_rewards[slot, taken]
+            known["dense"] = dense if self.token_reward.at_tokens or dense.any() else None
             if self.token_reward.reference is not None:
                 known["log_probs"] = slots.log_probs[slot, taken].copy()
                 known["ref_log_probs"] = known["log_probs"] - slots.log_ratios[slot, taken]
@@ -596,9 +603,9 @@ class TokenVectorEnv(VectorEnv):
             scores = self.token_reward.scores(episodes)
             ended = [e.slot for e in episodes]
             step_rewards[ended] += scores.scores
-            if scores.dense is not None:
-                step_rewards[ended] += scores.dense.sum(axis=1)  # what is known only now falls on the last action
-            return scores._replace(dense=self._paid(episodes, scores.dense))
+            if scores.dense is not None:  # what is known only now falls on the last action
+                step_rewards[ended] += scores.dense.sum(axis=1) - self._slots.dense[ended].sum(axis=1)
+            return scores._replace(dense=self._paid(episodes, scores))
         unscored = {episode.slot for episode in self._pending.values()}
         for episode in episodes:
             if self._feed.left is None and episode.slot in unscored:
@@ -611,22 +618,54 @@ class TokenVectorEnv(VectorEnv):
         unknown = np.full(len(episodes), np.nan, dtype=np.float32)  # (episodes,)
         return EpisodeScores(unknown, unknown)
 
-    def _paid(self, episodes: list[Episode], dense: np.ndarray | None) -> np.ndarray | None:
-        """The dense part of each action's reward as it was paid, (episodes, T); None where there is none."""
+    def _dense_now(self, going_on: np.ndarray) -> np.ndarray:
+        """What causal functions give the actions just appended, (N,) float32, noted; 0 in slots not `going_on`."""
+        now = np.zeros(self.num_envs, dtype=np.float32)  # (N,)
+        rows = np.flatnonzero(going_on)
+        if len(rows):
+            now[rows] = self.token_reward.now([self._slots.episode(i, "length") for i in rows.tolist()])
+            self._slots.dense[rows, self._slots.response_lengths[rows] - 1] = now[rows]
+        return now
+
+    def _paid(self, episodes: list[Episode], scores: EpisodeScores) -> np.ndarray | None:
+        """The dense part of each action's reward as it was paid, (episodes, T), noted; None where there is none.
+
+        Raises:
+            ScoreError: a causal function says something else of a token than it said when the token was written.
+        """
         width = max((e.response_length for e in episodes), default=0)  # T
-        paid = earned_at_turns(episodes, width)
-        if dense is None:
-            return paid
-        paid = np.zeros((len(episodes), width), dtype=np.float32) if paid is None else paid
-        if not self._said_late:
+        turns = earned_at_turns(episodes, width)
+        if scores.dense is None:
+            return turns
+        last = np.array([e.response_length - 1 for e in episodes])  # (episodes,)
+        paid = np.zeros((len(episodes), width), dtype=np.float32)
+        if scores.causal is not None:
+            paid += scores.causal
+            for row, episode in enumerate(episodes):
+                self._check_causal(self._slots.dense[episode.slot, : last[row]], paid[row, : last[row]])
+        late = (scores.dense - paid).sum(axis=1)  # (episodes,)
+        paid[np.arange(len(episodes)), last] += late
+        for row, episode in enumerate(episodes):
+            self._slots.dense[episode.slot, : last[row] + 1] = paid[row, : last[row] + 1]
+        if not self._said_late and (scores.causal is None or np.any(scores.dense != scores.causal)):
             self._said_late = True
             warnings.warn(
                 "rewards at tokens are known only when a response has ended: with reward_timing='step' their sum falls "
                 "on its last action. reward_timing='deferred' puts each at its own token",
                 stacklevel=5,
             )
-        paid[np.arange(len(episodes)), [e.response_length - 1 for e in episodes]] += dense.sum(axis=1)
-        return paid
+        return paid if turns is None else paid + turns
+
+    @staticmethod
+    def _check_causal(before: np.ndarray, after: np.ndarray) -> None:
+        """What a causal function said of tokens as they were written is what it says at the end, both (T - 1,)."""
+        other = np.flatnonzero(~np.isclose(before, after, rtol=1e-4, atol=1e-5))
+        if len(other):
+            t = int(other[0])
+            raise ScoreError(
+                f"expected a causal reward function to say of token {t} at the end what it said when it was written, "
+                f"{before[t]}, got {after[t]}: without causal=True it is asked once, at the end"
+            )
 
     def _info(
         self, shown: np.ndarray, episodes: Sequence[Episode] = (), scores: EpisodeScores | None = None
@@ -647,6 +686,8 @@ class TokenVectorEnv(VectorEnv):
             info["score"] = np.zeros(self.num_envs)  # (N,)
             if self.token_reward.shaping:
                 info["raw_score"] = info["score"].copy()
+            if self.token_reward.at_tokens:
+                info["dense_reward"] = (slots.dense + slots.turn_rewards).sum(axis=1, dtype=np.float64)
             if scores is not None:
                 info["score"][ended] = scores.scores
                 if "raw_score" in info:

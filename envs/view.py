@@ -26,7 +26,7 @@ from rlhf_gym.functional.policy_gradient import discounted_returns, gae
 from rlhf_gym.lm.chat import Prompt, as_prompt, prompt_text, to_json
 from rlhf_gym.lm.tokens import token_texts
 
-ARRAYS = ("log_probs", "ref_log_probs", "values", "rewards", "returns", "advantages", "entropy")
+ARRAYS = ("log_probs", "ref_log_probs", "values", "rewards", "returns", "advantages", "entropy", "dense")
 CONTROLS = (
     {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
     | {0x7F: "␡"}
@@ -69,13 +69,15 @@ class EpisodeView:
     values: np.ndarray | None = None
     """V(s_t) of the state acted from, (T,)."""
     rewards: np.ndarray | None = None
-    """r_t, (T,): −β times the log-ratio (with the KL in the reward), and the score on the last action."""
+    """r_t, (T,): −β times the log-ratio (with the KL in the reward), `dense`, and the score on the last action."""
     returns: np.ndarray | None = None
     """The critic's targets Â_t + V_t; without a critic the rewards from t on, (T,)."""
     advantages: np.ndarray | None = None
     """Generalised advantage estimates Â_t, before any whitening, (T,)."""
     entropy: np.ndarray | None = None
     """H(π(·|s_t)) in nats, (T,)."""
+    dense: np.ndarray | None = None
+    """The part of r_t beside score and KL, (T,); None where nothing gives rewards at tokens."""
     score: float | None = None
     """The shaped score of r_φ for the whole response; None while the episode goes on."""
     finish_reason: str | None = None
@@ -128,6 +130,7 @@ class EpisodeView:
             ("log π_ref", self.ref_log_probs, True),
             ("KL", self.log_ratios, True),
             ("value", self.values, False),
+            ("dense", self.dense, True),
             ("reward", self.rewards, True),
             ("return", self.returns, False),
             ("advantage", self.advantages, False),
@@ -140,6 +143,8 @@ class EpisodeView:
         """One line on the whole response: score, KL, return, length, ending."""
         ratios = self.log_ratios
         parts = [] if self.score is None else [f"score {signed(self.score)}"]
+        if self.dense is not None:
+            parts.append(f"Σ dense {signed(float(self.dense.sum()))}")
         if ratios is not None:
             parts.append(f"KL {signed(float(ratios.sum()))} nats")
         if self.rewards is not None and self.score is not None:
@@ -191,6 +196,9 @@ class EpisodeView:
             lines.append(_ansi_line("KL", self, styles, f"Σ = {ratios.sum():+.2f} nats"))
         if self.values is not None:
             lines.append(_ansi_line("value", self, _violet_to_green(self.values), _range(self.values)))
+        if self.dense is not None:
+            total = f"Σ = {self.dense.sum():+.2f}"
+            lines.append(_ansi_line("dense", self, _violet_to_green(self.dense), total))
         if self.rewards is not None:
             total = f"Σ = {self.rewards.sum():+.2f}"
             lines.append(_ansi_line("reward", self, _violet_to_green(self.rewards), total))
@@ -253,6 +261,8 @@ class EpisodeView:
         data: dict[str, Any] = {"prompt": to_json(self.prompt), "tokens": list(self.tokens)}
         for name in ARRAYS:
             array = vars(self)[name]
+            if name == "dense" and array is None:
+                continue
             data[name] = None if array is None else [round(float(x), digits) for x in array]
         score = None if self.score is None else round(self.score, digits)
         settings = {"finish_reason": self.finish_reason, "gamma": self.gamma, "gae_lambda": self.gae_lambda}
@@ -312,7 +322,7 @@ def scales(views: Sequence[EpisodeView]) -> dict[str, float]:
     not pale the rest.
     """
     found: dict[str, float] = {}
-    for name in ("KL", "value", "reward", "return", "advantage"):
+    for name in ("KL", "value", "dense", "reward", "return", "advantage"):
         rows = [column.amounts for view in views for column in view.columns if column.name == name]
         amounts = np.abs(np.concatenate(rows)) if rows else np.zeros(0)
         if amounts.size:
@@ -464,7 +474,7 @@ LESS = "0,140,128"
 YELLOW = "214,160,0"
 """Red, green and blue behind what others said."""
 FULL_ALPHA = 0.6
-COLOURED = ("KL", "value", "return", "advantage")
+COLOURED = ("KL", "value", "dense", "return", "advantage")
 """The quantities by which tokens can be coloured."""
 
 CSS = (

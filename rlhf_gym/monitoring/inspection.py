@@ -96,6 +96,7 @@ def inspect_episodes(
                 values=values,
                 rewards=rewards,
                 entropy=said.entropy[row],
+                dense=None if earned.dense is None else earned.dense[row, taken],
                 score=float(earned.scores[row]),
                 finish_reason=episode.finish_reason,
                 gamma=gamma,

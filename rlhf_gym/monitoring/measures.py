@@ -43,7 +43,7 @@ class ScoredEpisodes(NamedTuple):
     episodes: Sequence[Episode]
     """The episodes, in the order they were started."""
     scores: np.ndarray
-    """The shaped scores of r_φ, (E,)."""
+    """The shaped scores of r_φ, with the sums of what they got at tokens, (E,)."""
     log_probs: Sequence[np.ndarray] | None
     """log π of each one's actions, (T_e,) each; None where the policy was not attached."""
     ref_log_probs: Sequence[np.ndarray] | None
@@ -85,7 +85,7 @@ def last_rollout(agent: TokenAlgorithm) -> ScoredEpisodes | None:
         ref = [row[: episode.response_length] for row, episode in padded]
     return ScoredEpisodes(
         rollout.episodes,
-        rollout.rewards.scores,
+        rollout.rewards.totals,
         rollout.log_probs,
         ref,
         rollout.rewards.member_scores,
@@ -115,7 +115,8 @@ class EpisodeCollector:
         for engine in engines:
             last = engine.last_step
             self._episodes += last.episodes
-            self._scores += last.scores.tolist()
+            dense = 0.0 if last.dense is None else last.dense.sum(axis=1, dtype=np.float64)
+            self._scores += (last.scores + dense).tolist()
             self._log_ratios += last.episode_log_ratios
             self._members += [] if last.member_scores is None else list(last.member_scores.T)
             self._attached = self._attached and engine.attached is not None

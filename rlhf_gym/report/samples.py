@@ -31,6 +31,7 @@ class Shade(NamedTuple):
 SHADES = {
     "KL": Shade("log π − log π_ref of each token: how training changed its probability", "less likely", "more likely"),
     "value": Shade("V(s), the critic’s estimate before the token", "low return expected", "high return expected"),
+    "dense": Shade("what the token earned beside KL and score", "less than 0", "more than 0"),
     "return": Shade("the critic’s target; without a critic the rewards from this token on", "low", "high"),
     "advantage": Shade(
         "how much better the token was than the critic expected (GAE, not whitened)",

@@ -55,6 +55,10 @@ class RewardEnsemble(LearnedReward):
         return len(self.members)
 
     @property
+    def at_tokens(self) -> bool:
+        return any(part.at_tokens for part in self.parts)
+
+    @property
     def device(self) -> torch.device:
         return self.parts[0].device
 

@@ -194,6 +194,11 @@ class Reward(ABC):
     """Whether an episode of several turns is given as a dialogue behind its prompt, or else as the last answer alone
     behind all that came before."""
 
+    @property
+    def at_tokens(self) -> bool:
+        """Whether it is one that gives rewards at tokens."""
+        return False
+
     def renders_conversations(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether a conversation is rendered anew for it, not read as the tokens of a policy with this tokenizer."""
         return True
@@ -264,6 +269,7 @@ class FunctionReward(Reward):
         FunctionReward(grade, messages=True)  # conversations as they are, tuples of `Message(role, content)`
         FunctionReward(grade, special_tokens=True)  # responses such as "<think>…</think> 4"; the stop token is left out
         FunctionReward(grade, tokens=True)  # grade(prompts, responses, tokens), a `ResponseTokens` for each response
+        FunctionReward(grade, causal=True)  # the same, asked at every step too
 
     It returns scores (B,), or rewards at tokens (`check_rewards`). It can be called as a reward function can, and
     stands wherever one does.
@@ -276,6 +282,7 @@ class FunctionReward(Reward):
         messages: bool = False,
         special_tokens: bool = False,
         tokens: bool = False,
+        causal: bool = False,
     ) -> None:
         """
         Args:
@@ -283,6 +290,9 @@ class FunctionReward(Reward):
             messages: give it conversations as messages, and texts as they are, instead of texts alone.
             special_tokens: give it responses with their special tokens.
             tokens: give it as third argument the tokens of each response, and where they stand in its text.
+            causal: a promise that what it says of a token depends on nothing behind that token; it gets tokens, too.
+                With `reward_timing="step"` it is then asked at each step about the response so far, and what it says of
+                the last token is paid at once. Its scores count when a response has ended.
 
         Raises:
             TypeError: `function` cannot be called.
@@ -294,7 +304,8 @@ class FunctionReward(Reward):
             )
         self.function: Callable[..., Answer] = function
         self.messages = messages
-        self.tokens = tokens
+        self.tokens = tokens or causal
+        self.causal = causal
         self._special_tokens = special_tokens
         self.title = f"the reward function {function!r}"
 
@@ -335,6 +346,10 @@ class FunctionReward(Reward):
     @property
     def special_tokens(self) -> bool:
         return self._special_tokens
+
+    @property
+    def at_tokens(self) -> bool:
+        return self.tokens
 
     def __len__(self) -> int:
         return 1

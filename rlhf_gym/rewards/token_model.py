@@ -227,6 +227,10 @@ class TokenRewardModel(LearnedReward):
         return (self,)
 
     @property
+    def at_tokens(self) -> bool:
+        return True
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 

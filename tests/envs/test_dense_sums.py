@@ -9,8 +9,19 @@ import pytest
 import torch
 
 from rlhf_gym.agents import TokenPPO, TokenReinforce
-from rlhf_gym.envs import AddVerifier, ClipScore, Episode, LengthPenalty, PotentialShaping, TokenVectorEnv, Turns
+from rlhf_gym.envs import (
+    AddVerifier,
+    ClipScore,
+    Episode,
+    EpisodeView,
+    LengthPenalty,
+    PotentialShaping,
+    TokenEnv,
+    TokenVectorEnv,
+    Turns,
+)
 from rlhf_gym.envs.enumerable import EnumerableTask
+from rlhf_gym.monitoring import inspect_episodes
 from rlhf_gym.rewards import DenseRewards, FunctionReward, ResponseTokens, ScoreError, check_rewards
 from tests.tiny import tiny_tokenizer
 from tests.toy import make_tabular_toy, word_policy, word_reward, word_settings
@@ -181,6 +192,143 @@ def test_what_the_other_side_gives_for_turns_is_dense_too():
         else:
             for episode, score, log_ratios, dense in ended:
                 assert sums[episode.number] == pytest.approx(dense + score - BETA * log_ratios.sum(), abs=1e-5)
+
+
+# -- functions asked at every step -----------------------------------------------------------------------------------
+
+
+def goods(prompts, responses, tokens):
+    """The number of words "good" up to each token: it depends on nothing behind it; and a score of the whole."""
+    counts = [np.cumsum([token == 3 for token in some.ids]) for some in tokens]
+    return DenseRewards([0.5 * row for row in counts], word_reward(prompts, responses))
+
+
+CAUSAL = FunctionReward(goods, causal=True)
+PLAYED = [[3, 4, 3, 6, 1], [3, 3, 5], [4, 4, 4, 4, 4, 4, 4, 3]]
+"""Responses to play in one slot: three that end by a stop token or at the horizon of 8."""
+
+
+@pytest.mark.parametrize(
+    ("reward", "shaping", "scale"),
+    [
+        (CAUSAL, (), 1.0),
+        (CAUSAL, (LengthPenalty(0.1), ClipScore(-1, 1)), 1.0),
+        (word_reward, (AddVerifier(CAUSAL, 2.0),), 2.0),
+        (CAUSAL, (AddVerifier(CAUSAL, 2.0),), 3.0),
+    ],
+)
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_causal_function_is_paid_at_its_token_in_a_plain_loop(reward, shaping, scale, attached):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is paid late
+        env = TokenEnv(**word_settings(reward=reward, shaping=shaping, kl_coef=BETA))
+        if attached:
+            env.attach(word_policy(env))
+        for response in PLAYED:
+            env.reset()
+            kl = 0.0
+            total = 0.0
+            for t, token in enumerate(response):
+                _, earned, terminated, _, info = env.step(token)
+                ratio = float(env.engine.last_step.log_ratios[0])
+                kl += ratio
+                total += earned
+                now = 0.5 * scale * response[: t + 1].count(3)
+                score = info["score"] if terminated else 0.0
+                assert earned == pytest.approx(now + score - BETA * ratio, abs=1e-5)
+                so_far = 0.5 * scale * sum(response[: i + 1].count(3) for i in range(t + 1))
+                assert info["dense_reward"] == pytest.approx(so_far, abs=1e-5)
+            assert terminated
+            assert total == pytest.approx(info["dense_reward"] + info["score"] - BETA * kl, abs=1e-5)
+            row = env.engine.last_step.dense[0]
+            expected = 0.5 * scale * np.cumsum([token == 3 for token in response])
+            np.testing.assert_allclose(row, expected, atol=1e-5)
+            np.testing.assert_allclose(env.view().dense, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shaping", [(), (AddVerifier(CAUSAL, 2.0), LengthPenalty(0.1))])
+def test_causal_rewards_are_the_deferred_ones(shaping):
+    deferred = environment(CAUSAL, "deferred", shaping=shaping)
+    played(deferred)
+    episodes = deferred.pending_episodes
+    found = deferred.score_episodes(episodes)
+    rows = {e.number: (found.dense[i, : e.response_length], found.totals[i]) for i, e in enumerate(episodes)}
+    stepwise = environment(CAUSAL, "step", shaping=shaping)
+    sums, ended = played(stepwise)
+    assert len(ended) == len(episodes)
+    for episode, score, log_ratios, dense in ended:
+        row, total = rows[episode.number]
+        assert dense == pytest.approx(row.sum(), abs=1e-5)
+        assert sums[episode.number] == pytest.approx(total - BETA * log_ratios.sum(), abs=1e-4)
+        assert score + dense == pytest.approx(total, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:rewards at tokens are known only")
+def test_what_is_late_beside_a_causal_function_falls_on_the_last_action():
+    env = TokenEnv(**word_settings(reward=CAUSAL, shaping=(AddVerifier(KINDS["rows_of"]),), kl_coef=0.0))
+    env.reset()
+    earned = [env.step(token)[1] for token in PLAYED[0]]
+    late = sum(0.1 * t for t in range(1, 6))
+    score = env.engine.last_step.scores[0]
+    np.testing.assert_allclose(earned, [0.5, 0.5, 1.0, 1.0, 1.0 + late + score], atol=1e-5)
+
+
+def test_a_function_that_is_not_causal_is_found_out():
+    def by_length(prompts, responses, tokens):
+        return [np.full(len(some), float(len(some))) for some in tokens]
+
+    env = TokenEnv(**word_settings(reward=FunctionReward(by_length, causal=True)))
+    env.reset()
+    env.step(4)
+    with pytest.raises(ScoreError, match=r"say of token 0 at the end what it said .*written, 1\.0, got 2\.0"):
+        env.step(1)
+
+    def scores_at_the_end(prompts, responses, tokens):
+        return [1.0 if 1 in some.ids else {len(some) - 1: 2.0} for some in tokens]
+
+    env = TokenEnv(**word_settings(reward=FunctionReward(scores_at_the_end, causal=True)))
+    env.reset()
+    env.step(4)
+    with pytest.raises(ScoreError, match=r"written, 2\.0, got 0\.0"):
+        env.step(1)
+
+
+def test_a_causal_function_is_about_one_response():
+    turns = Turns(lambda turn: None, max_turns=2, max_turn_tokens=2, max_reply_tokens=2)
+    with pytest.raises(ValueError, match="expected no turns with a causal reward function"):
+        environment(CAUSAL, "step", turns=turns)
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:rewards at tokens are known only")
+def test_views_and_information_show_dense_rewards_where_there_are_some():
+    plain = TokenEnv(**word_settings())
+    dense = TokenEnv(**word_settings(reward=KINDS["both"]))
+    for env in (plain, dense):
+        _, before = env.reset()
+        for token in PLAYED[0]:
+            info = env.step(token)[-1]
+        assert before.keys() == info.keys()
+        assert ("dense_reward" in info) == (env is dense)
+    view = plain.view()
+    assert view.dense is None and "dense" not in view.to_dict()
+    assert "dense" not in view.table() + view.html() + view.ansi()
+    view = dense.view()
+    np.testing.assert_allclose(view.dense, [0, 0, 0, 0, 1.5], atol=1e-6)
+    assert info["dense_reward"] == pytest.approx(1.5)
+    assert "Σ dense +1.50" in view.summary
+    assert view.table().splitlines()[0].split()[-4:] == ["KL", "dense", "reward", "return"]
+    assert "dense" in view.html() and "dense" in view.ansi()
+    np.testing.assert_allclose(EpisodeView.from_dict(view.to_dict()).dense, view.dense, atol=1e-6)
+
+
+def test_the_inspector_shows_each_reward_at_its_token():
+    env = TokenEnv(**word_settings(reward=KINDS["both"], reward_timing="deferred"))
+    (view,) = inspect_episodes(word_policy(env), env, prompts=[[3, 4]], responses=[PLAYED[0]])
+    np.testing.assert_allclose(view.dense, [0.1, 0.2, 0.3, 0.4, 0.5], atol=1e-6)
+    assert float(view.rewards.sum()) == pytest.approx(1.5 + view.score - 0.1 * float(view.log_ratios.sum()), abs=1e-5)
 
 
 # -- shaping by a potential ------------------------------------------------------------------------------------------
