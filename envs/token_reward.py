@@ -80,6 +80,11 @@ class TokenReward:
         """The controller that owns β, if there is one."""
         self.missing_eos_penalty = missing_eos_penalty
         self.shaping = shaping
+        self._asks_causally = isinstance(scorer.reward, FunctionReward) and scorer.reward.causal
+        self.causal = self._asks_causally or bool(shaping.causal)
+        """Whether some rewards at tokens can be told at every step."""
+        self.at_tokens = scorer.reward.at_tokens or shaping.at_tokens
+        """Whether r_φ or a term is one that gives rewards at tokens."""
         self.use_reference(reference)
 
     @property
@@ -150,20 +155,6 @@ class TokenReward:
         unfinished = np.array([e.finish_reason == "length" for e in episodes])
         members = scored.member_totals.cpu().numpy()  # (k, E)
         return EpisodeScores(shaped - np.float32(self.missing_eos_penalty) * unfinished, raw, members, dense, causal)
-
-    @property
-    def _asks_causally(self) -> bool:
-        return isinstance(self.scorer.reward, FunctionReward) and self.scorer.reward.causal
-
-    @property
-    def causal(self) -> bool:
-        """Whether some rewards at tokens can be told at every step."""
-        return self._asks_causally or bool(self.shaping.causal)
-
-    @property
-    def at_tokens(self) -> bool:
-        """Whether r_φ or a term is one that gives rewards at tokens."""
-        return self.scorer.reward.at_tokens or self.shaping.at_tokens
 
     def now(self, episodes: Sequence[Episode]) -> np.ndarray:
         """What causal functions give the last action of unfinished episodes, (E,) float32."""
