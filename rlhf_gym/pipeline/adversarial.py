@@ -87,9 +87,10 @@ def check_round(run: Run, round: int) -> None:
     Raises:
         ValueError: it has not.
     """
-    if run.config.task.reward_model is not None:
+    if not run.config.task.compares:
         raise ValueError(
-            f"expected a reward model that the run trained, got one from elsewhere ({run.config.task.reward_model}): "
+            "expected a reward model that the run trained on preferences, got one from elsewhere "
+            f"({run.config.task.reward_model or run.config.task.step_labels}): "
             "there are no preferences to train it on again"
         )
     if run.folder.metrics("reward", round) is None:

@@ -77,8 +77,8 @@ class Parts:
     """The agent's seed."""
 
     def preferences(self) -> list[Preference] | None:
-        """The pairs that the round's reward model was trained on; None where the reward model is the user's own."""
-        return None if self.run.config.task.reward_model is not None else all_preferences(self.run, self.round)[0]
+        """The pairs that the round's reward model was trained on; None where it was trained on none."""
+        return all_preferences(self.run, self.round)[0] if self.run.config.task.compares else None
 
     def kl_controller(self, settings: PolicyGradientSettings) -> KLController:
         """The controller of β that the settings ask for."""

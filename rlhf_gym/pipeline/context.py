@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from rlhf_gym.files import read_json
 from rlhf_gym.lm import thresholds
 from rlhf_gym.lm.loading import load_causal_lm, load_config
-from rlhf_gym.preferences import Preference
+from rlhf_gym.preferences import LabelledSteps, Preference
 from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import LearnedReward, RewardNormalizer, load_reward
 from rlhf_gym.runs.folder import RunFolder
@@ -49,6 +49,8 @@ class Run:
     """The terminal that shows progress."""
     notes: tuple[str, ...] = ()
     """What was left out of the user's files, not used of them, or odd about them, a sentence each."""
+    steps: tuple[LabelledSteps, ...] | None = None
+    """The user's own labelled steps, if there are any."""
     memory_notes: tuple[str, ...] = ()
     """What was chosen because of the memory that is free, a sentence each."""
 

@@ -91,8 +91,10 @@ def fitted(run: Run, before: RunConfig | None) -> Run:
         config = replace(config, sft=part("sft", config.sft, longest, TRAINED))
     if config.task.reward_model is None:
         pairs = [(p.prompt, text) for p in run.preferences or () for text in (p.chosen, p.rejected)]
+        pairs += [(some.prompt, config.reward.step_separator.join(some.steps)) for some in run.steps or ()]
         longest = _longest(run, pairs) if pairs else whole
-        training = part("reward", config.reward.training, 2 * longest, TRAINED)
+        rows = 1 if run.steps is not None else 2
+        training = part("reward", config.reward.training, rows * longest, TRAINED)
         config = replace(config, reward=replace(config.reward, training=training))
     learner = config.agent.learner()
     if learner is not None and learner not in kept:

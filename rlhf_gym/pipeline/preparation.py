@@ -28,11 +28,12 @@ from rlhf_gym.preferences import (
     Records,
     check_preferences,
     load_preferences,
+    load_steps,
     load_texts,
     read_texts,
     split_by_prompt,
 )
-from rlhf_gym.rewards import EpisodeScorer, RewardModel
+from rlhf_gym.rewards import EpisodeScorer, RewardModel, TokenRewardModel
 from rlhf_gym.runs.folder import RunFolder, absolute, check_folder
 from rlhf_gym.settings import RunConfig, StageName, TaskConfig
 from rlhf_gym.settings.stages import is_source_name
@@ -77,11 +78,17 @@ def prepare(
             skip_bad=config.task.skip_bad,
             attribute=config.task.attribute,
         )
+    steps = None
+    if config.task.step_labels is not None:
+        steps = load_steps(config.task.step_labels, tokenizer=task.tokenizer, skip_bad=config.task.skip_bad)
+        split_by_prompt(steps.records, config.collect.heldout_fraction, seed=config.seed)
     given = tuple(task.preferences) if own is None else tuple(own.records)
     out = Console() if console is None else console
     texts = [*config.agent.files, *([] if config.monitor.held_out is None else [config.monitor.held_out])]
     odd = [note for path in texts for note in load_texts(path, skip_bad=config.task.skip_bad).summary()]
-    run = Run(config, folder, task, given or None, floor, device, out, (*task.notes, *odd))
+    odd += [] if steps is None else steps.summary()
+    labelled = None if steps is None else tuple(steps.records)
+    run = Run(config, folder, task, given or None, floor, device, out, (*task.notes, *odd), labelled)
     _check_task(run)
     if own is not None:
         own = _usable_preferences(own, run)
@@ -141,7 +148,7 @@ def _check_task(run: Run) -> None:
             f"expected rounds=1 with the preferences that {task.name!r} brings, got {config.rounds}: "
             "a further round collects fresh preferences"
         )
-    if task.gold is None and run.preferences is None and config.task.reward_model is None and not people:
+    if task.gold is None and run.preferences is None and config.task.compares and not people:
         raise ValueError(
             f"expected someone to compare the responses of {task.name!r}: it has no gold reward to simulate an "
             "annotator with. Give --preferences FILE, or --reward-model FOLDER, or let people label: --labeler web"
@@ -166,7 +173,7 @@ def _check_task(run: Run) -> None:
     for source in config.collect.sources:
         if not is_source_name(source):
             check_model_source(source, what="a policy that writes candidates")
-            if run.preferences is None and config.task.reward_model is None:
+            if run.preferences is None and config.task.compares:
                 load_causal_lm(source)  # it is read after the SFT stage, which its damage should not cost
     if config.task.reward_model is not None:
         _check_reward_model(run)
@@ -194,7 +201,9 @@ def _check_model(run: Run) -> int:
     longest = task.max_prompt_length + task.max_new_tokens
     if parts.context_length is None or longest <= parts.context_length:  # else the longest prompt is named below
         Decoder(parts).check(longest)
-    if run.config.task.reward_model is None:
+    if run.steps is not None:
+        _check_steps(model, run)
+    elif run.config.task.compares:
         _check_classifier(model)
     if learner is not None:
         if learner.freeze_layers:
@@ -214,6 +223,22 @@ def _check_classifier(model: PreTrainedModel) -> None:
     reward = RewardModel.from_language_model(model if small is None else small)
     ids = torch.zeros(1, 4, dtype=torch.int64, device=reward.device)  # (1, 4)
     reward.scores_of_tokens(ids, torch.ones_like(ids))
+
+
+def _check_steps(model: PreTrainedModel, run: Run) -> None:
+    """A token reward model can be made of the language model, and the labelled responses fit it.
+
+    Raises:
+        ValueError: they do not.
+    """
+    small = small_copy(model)
+    separator = run.config.reward.step_separator
+    reward = TokenRewardModel.from_language_model(
+        model if small is None else small, run.task.tokenizer, separator=separator
+    )
+    rows = [reward.labelled_row(some.prompt, some.steps).ids for some in run.steps or ()]
+    vocab_size = LMParts(model).vocab_size
+    check_rows(rows, what="labelled response", max_length=context_length(run), vocab_size=vocab_size)
 
 
 def _check_reward_model(run: Run) -> None:

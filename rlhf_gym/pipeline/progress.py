@@ -56,6 +56,7 @@ class TrainingProgress(KVWriter):
         """Show the iteration's figures and move the bar."""
         shown = (
             ("score", "rlhf/score", "+.2f"),
+            ("dense", "rlhf/dense_reward", "+.2f"),
             ("gold", "rlhf/gold", "+.2f"),
             ("KL", "rlhf/kl", ".2f"),
             ("β", "rlhf/kl_coef", ".3f"),

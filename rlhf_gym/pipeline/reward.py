@@ -20,16 +20,18 @@ from rlhf_gym.pipeline.costs import Timing, steps_of
 from rlhf_gym.pipeline.probes import reward_probes
 from rlhf_gym.pipeline.samples import Samples, draw, score_samples
 from rlhf_gym.pipeline.staleness import staleness
-from rlhf_gym.preferences import Preference, read_preferences, split_by_prompt
-from rlhf_gym.rewards import LearnedReward, RewardEnsemble, RewardModel, RewardNormalizer
+from rlhf_gym.preferences import LabelledSteps, Preference, read_preferences, split_by_prompt
+from rlhf_gym.rewards import LearnedReward, RewardEnsemble, RewardModel, RewardNormalizer, TokenRewardModel
 from rlhf_gym.training import (
     RewardModelingConfig,
     ScoredPairs,
+    StepMetrics,
     diagnose_reward_model,
     reward_complaints,
     reward_metrics,
     score_pairs,
     train_reward_model,
+    train_token_reward_model,
 )
 
 ADVICE = "A smaller --reward.learning-rate (ten times, say) and gradients held by --reward.max-grad-norm 1 are the cure"
@@ -46,6 +48,8 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if run.config.task.reward_model is not None:
         return _own_reward(run)
+    if run.steps is not None:
+        return _reward_of_steps(run, folder, run.steps)
     train, heldout = training_preferences(run, round)
     timing = Timing(folder)
     with timing.of("training"):
@@ -59,6 +63,12 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
     metrics = examine(run, pairs)
     normalise(reward, run, reference_samples(run, timing), timing, at_once=step)
     metrics |= reward_probes(run, reward, train, heldout, timing)
+    _keep(reward, folder)
+    return metrics | staleness(run, round) | {"pairs": len(train), "members": config.members}
+
+
+def _keep(reward: LearnedReward, folder: Path) -> None:
+    """Write the reward model into `folder/model`, and remove what it was made of."""
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     reward.save_pretrained(partial)
@@ -66,7 +76,6 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
     partial.rename(folder / "model")
     for path in folder.glob("member-*"):
         shutil.rmtree(path)
-    return metrics | staleness(run, round) | {"pairs": len(train), "members": config.members}
 
 
 def examine(run: Run, pairs: ScoredPairs) -> dict[str, Any]:
@@ -124,6 +133,63 @@ def normalise(
         raise UnfitRewardError(
             f"{error}: this reward model says the same to all responses of the SFT policy. {ADVICE}"
         ) from error
+
+
+def _reward_of_steps(run: Run, folder: Path, steps: Sequence[LabelledSteps]) -> dict[str, Any]:
+    """r_φ from labelled steps: a token classifier, or several as an ensemble; held-out figures are members' means.
+
+    Raises:
+        UnfitRewardError: it tells good steps no better than saying always the same, and `reward.force` is not set.
+    """
+    config = run.config.reward
+    train, heldout = split_by_prompt(steps, run.config.collect.heldout_fraction, seed=run.config.seed)
+    timing = Timing(folder)
+    members: list[TokenRewardModel] = []
+    found: list[StepMetrics] = []
+    with timing.of("training"):
+        for i in range(config.members):
+            policy = load_causal_lm(run.sft, dtype=torch.float32)
+            member = TokenRewardModel.from_language_model(
+                policy, run.task.tokenizer, separator=config.step_separator, seed=run.config.seed + i
+            )
+            training = replace(config.training, seed=config.training.seed + i)
+            found.append(_train_on_steps(member, run, folder / f"member-{i}", training, train, heldout))
+            members.append(member.to(run.device))
+    metrics: dict[str, Any] = {
+        name: float(np.mean([vars(each)[name] for each in found])) for name in ("accuracy", "log_loss", "good")
+    }
+    metrics |= {"steps": sum(len(r.labels) for r in train), "heldout_steps": found[0].steps, "members": len(members)}
+    same = max(metrics["good"], 1 - metrics["good"])
+    metrics["complaints"] = []
+    if same < 1 and metrics["heldout_steps"] >= 20 and metrics["accuracy"] <= same:
+        metrics["complaints"] = [
+            f"r_φ is right about {metrics['accuracy']:.1%} of held-out steps: saying always the same is in {same:.1%}"
+        ]
+        if not config.force:
+            raise UnfitRewardError(f"{metrics['complaints'][0]}. To go on all the same: --reward.force")
+    reward: LearnedReward = members[0]
+    if len(members) > 1:
+        reward = RewardEnsemble(members, config.aggregate, uncertainty_weight=config.uncertainty_weight)
+    normalise(reward, run, reference_samples(run, timing), timing)
+    metrics |= reward_probes(run, reward, [], [], timing)
+    _keep(reward, folder)
+    return metrics
+
+
+def _train_on_steps(
+    reward: TokenRewardModel,
+    run: Run,
+    folder: Path,
+    config: RewardModelingConfig,
+    train: Sequence[LabelledSteps],
+    heldout: Sequence[LabelledSteps],
+) -> StepMetrics:
+    config = replace(config, use_cpu=config.use_cpu or run.device == "cpu")
+    try:
+        return train_token_reward_model(reward, train, heldout=heldout, config=config, output_dir=folder)
+    except FloatingPointError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UnfitRewardError(f"{error}. {ADVICE}") from error
 
 
 def _own_reward(run: Run) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def stages_of(run: Run) -> Iterator[Stage]:
 
 
 def _round(run: Run, round: int) -> Iterator[Stage]:
-    own = "" if run.config.task.reward_model is None else "skipped: the reward model is there"
+    there = "the reward model is there" if run.steps is None else "r_φ learns from labelled steps"
+    own = "" if run.config.task.compares else f"skipped: {there}"
     yield Stage("collect", round, lambda: collect_stage(run, round), collect_line, idle=own)
     yield Stage("reward", round, lambda: reward_stage(run, round), reward_line)
     yield Stage("train", round, lambda: train_stage(run, round), train_line)

@@ -35,6 +35,7 @@ from rlhf_gym.settings import StageName
 CHECKPOINT = "checkpoint.zip"
 SHOWN = (
     "rlhf/score",
+    "rlhf/dense_reward",
     "rlhf/kl",
     "rlhf/kl_initial",
     "rlhf/entropy",

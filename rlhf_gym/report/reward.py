@@ -10,6 +10,7 @@ from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.report.charts import Chart, IntervalChart, Line
 from rlhf_gym.report.parts import DASH, PROXY, row, share_cell, signed, table, typeset
 from rlhf_gym.report.run import ReportRun
+from rlhf_gym.runs.summaries import steps_sentence
 from rlhf_gym.training.reward_edits import EDITS
 
 
@@ -19,6 +20,9 @@ def reward_section(run: ReportRun) -> str:
     if metrics is None:
         return ""
     probes = probes_part(metrics.get("probes"))
+    if "log_loss" in metrics:
+        complaints = "".join(f'<p class="warning">{typeset(c)}.</p>' for c in metrics["complaints"])
+        return f"<h2>The reward model</h2><p>{escape(steps_sentence(metrics))}.</p>{complaints}{probes}"
     if "reliability" not in metrics:
         return f"<h2>The reward model</h2>{probes}" if probes else ""
     chart = reliability_chart(metrics["reliability"])

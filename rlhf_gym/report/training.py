@@ -38,6 +38,7 @@ class Quantity(NamedTuple):
 GOLD = Quantity("rlhf/gold", "gold reward", "No agent sees gold: it is read off the responses it was learning from.")
 SCORE = Quantity("rlhf/score", "score of r_φ", "What is maximised, before the KL penalty, in SFT standard deviations.")
 LOGGED = (
+    Quantity("rlhf/dense_reward", "rewards at tokens, their sum a response", "What is maximised beside the score."),
     Quantity("rlhf/kl", "KL to π_ref, nats a response", "Σ log π − log π_ref over the response.", from_zero=True),
     Quantity("rlhf/kl_coef", "β of the KL penalty", "The price of a nat, as its controller set it."),
     Quantity("rlhf/entropy", "entropy, nats a token", "Near 0 the policy always writes the same.", from_zero=True),

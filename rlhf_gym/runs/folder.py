@@ -252,7 +252,7 @@ def absolute(config: RunConfig) -> RunConfig:
     task = config.task
     changes: dict[str, Any] = {
         name: absolute_path(path)
-        for name in ("corpus", "prompts", "demonstrations", "preferences")
+        for name in ("corpus", "prompts", "demonstrations", "preferences", "step_labels")
         if (path := vars(task)[name]) is not None
     }
     for name in ("model", "reward_model", "chat_template"):

@@ -71,6 +71,8 @@ def reward_line(metrics: dict[str, Any]) -> str:
     if "source" in metrics:
         accuracy = f"; accuracy {metrics['accuracy']:.1%} on {metrics['n']:,} pairs" if "accuracy" in metrics else ""
         return f"{metrics['source']}, normalised on the SFT policy's responses{accuracy}{probes_line(metrics)}"
+    if "log_loss" in metrics:
+        return f"{steps_sentence(metrics)}{probes_line(metrics)}"
     parts = [] if metrics["clean_accuracy"] in (0, metrics["accuracy"]) else [f"{metrics['clean_accuracy']:.1%} clean"]
     if metrics.get("length_controlled") is not None:
         parts.append(f"{metrics['length_controlled']:.1%} length-controlled")
@@ -80,6 +82,16 @@ def reward_line(metrics: dict[str, Any]) -> str:
     complaints = "".join(f"; going on although {c.split(': ')[0]}" for c in metrics.get("complaints", []))
     line = f"{how}{metrics['pairs']:,} pairs; accuracy {metrics['accuracy']:.1%}{aside}{calibration}"
     return f"{line} on {metrics['n']:,} held out{_staleness_line(metrics)}{complaints}{probes_line(metrics)}"
+
+
+def steps_sentence(metrics: dict[str, Any]) -> str:
+    """How a reward model that was trained on labelled steps does on those held out."""
+    how = f"{metrics['members']} models on " if metrics["members"] > 1 else ""
+    same = max(metrics["good"], 1 - metrics["good"])
+    return (
+        f"{how}{metrics['steps']:,} labelled steps; right about {metrics['accuracy']:.1%} of "
+        f"{metrics['heldout_steps']:,} held out (always the same: {same:.1%}), log loss {metrics['log_loss']:.3f}"
+    )
 
 
 def probes_line(metrics: dict[str, Any]) -> str:
@@ -117,8 +129,8 @@ def train_line(metrics: dict[str, Any]) -> str:
         return f"{agent}: nothing to learn, it chooses among responses of the SFT policy"
     gold = f", gold {first['rlhf/gold']:+.2f} → {last['rlhf/gold']:+.2f}" if "rlhf/gold" in last else ""
     kl = last.get("rlhf/kl_initial", last["rlhf/kl"])
-    score = f"{first['rlhf/score']:+.2f} → {last['rlhf/score']:+.2f}"
-    return f"{seeds}: score {score}{gold}, KL {kl:.1f} nats{_stop_line(metrics)}{metrics.get('alarms', '')}"
+    earned = [each["rlhf/score"] + each.get("rlhf/dense_reward", 0.0) for each in (first, last)]  # at tokens as well
+    return f"{seeds}: score {earned[0]:+.2f} → {earned[1]:+.2f}{gold}, KL {kl:.1f} nats{_stop_line(metrics)}{metrics.get('alarms', '')}"
 
 
 def _stop_line(metrics: dict[str, Any]) -> str:

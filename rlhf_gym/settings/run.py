@@ -41,6 +41,9 @@ class TaskConfig:
     """Your own demonstrations, JSONL of {"prompt", "response"}; without them SFT is left out."""
     preferences: Path | None = None
     """Your own preferences, JSONL of {"prompt", "chosen", "rejected"}, instead of collecting them."""
+    step_labels: Path | None = None
+    """Your own responses in steps, JSONL of {"prompt", "completions", "labels"}: r_φ learns which steps are good, and
+    rewards each. Nothing is collected."""
     reward_model: str | None = None
     """A reward model that is there already, a folder or a hub name: nothing is collected, none is trained."""
     skip_bad: bool = False
@@ -71,13 +74,23 @@ class TaskConfig:
             raise ValueError(f"expected a model to answer the prompts of {self.prompts}, got none: add --model")
         if self.model is None and self.demonstrations is not None:
             raise ValueError(f"expected a model to learn from {self.demonstrations}, got none: add --model")
+        if self.step_labels is not None and (self.preferences is not None or self.reward_model is not None):
+            raise ValueError(
+                f"expected either step labels or preferences or a reward model, got {self.step_labels} and "
+                f"{self.preferences or self.reward_model}"
+            )
         check_ranges(self)
+
+    @property
+    def compares(self) -> bool:
+        """Whether r_φ is learned from preferences, which are collected where none are given."""
+        return self.reward_model is None and self.step_labels is None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The user's files that the task is made of."""
         template = None if self.chat_template in ("auto", "none") else Path(self.chat_template)
-        given = (self.corpus, self.prompts, self.demonstrations, self.preferences, template)
+        given = (self.corpus, self.prompts, self.demonstrations, self.preferences, self.step_labels, template)
         return tuple(path for path in given if path is not None)
 
 
@@ -134,9 +147,11 @@ class RunConfig:
             self._check_own_reward()
         elif "disagreement" in self.monitor.stop_on and self.reward.members < 2:
             raise ValueError(f"expected reward.members >= 2 to stop on their disagreement, got {self.reward.members}")
-        if self.rounds > 1 and (self.task.preferences is not None or self.task.reward_model is not None):
+        if self.task.step_labels is not None and (self.reward.trunk == "shared" or self.reward.training.bootstrap):
+            raise ValueError("expected members with trunks of their own and no bootstrap with step labels, got another")
+        if self.rounds > 1 and (self.task.preferences is not None or not self.task.compares):
             raise ValueError(
-                f"expected rounds=1 with preferences or a reward model of your own, got {self.rounds}: "
+                f"expected rounds=1 with preferences, step labels or a reward model of your own, got {self.rounds}: "
                 "a further round collects fresh preferences"
             )
 

@@ -130,6 +130,8 @@ class RewardConfig:
     """How members become one score: "mean", "min", or "uwo" (mean − λ·variance)."""
     uncertainty_weight: NonNegative = 0.1
     """λ of "uwo"."""
+    step_separator: str = "\n"
+    """The text that ends a step of a response, where r_φ learns from step labels."""
     reference_samples: Several = 1000
     """SFT responses over which scores are normalised to mean 0 and standard deviation 1."""
     probe_samples: Whole = 250
@@ -140,6 +142,8 @@ class RewardConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         one_of(self, aggregate=Aggregate, trunk=Trunk)
+        if not self.step_separator:
+            raise ValueError("expected a step_separator, got an empty one")
         if self.trunk == "shared" and self.members < 2:
             raise ValueError(f"expected members >= 2 to share a trunk, got {self.members}")
 
