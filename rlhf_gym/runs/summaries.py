@@ -130,7 +130,8 @@ def train_line(metrics: dict[str, Any]) -> str:
     gold = f", gold {first['rlhf/gold']:+.2f} → {last['rlhf/gold']:+.2f}" if "rlhf/gold" in last else ""
     kl = last.get("rlhf/kl_initial", last["rlhf/kl"])
     earned = [each["rlhf/score"] + each.get("rlhf/dense_reward", 0.0) for each in (first, last)]  # at tokens as well
-    return f"{seeds}: score {earned[0]:+.2f} → {earned[1]:+.2f}{gold}, KL {kl:.1f} nats{_stop_line(metrics)}{metrics.get('alarms', '')}"
+    score = f"{earned[0]:+.2f} → {earned[1]:+.2f}"
+    return f"{seeds}: score {score}{gold}, KL {kl:.1f} nats{_stop_line(metrics)}{metrics.get('alarms', '')}"
 
 
 def _stop_line(metrics: dict[str, Any]) -> str:
