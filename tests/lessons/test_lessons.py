@@ -11,7 +11,14 @@ import pytest
 from rlhf_gym.lessons import GATES, Cell, LessonError, NotYet, check, find_lessons, solved
 from rlhf_gym.lessons.checking import RECORD_VARIABLE
 from rlhf_gym.lessons.gates import gates_of
-from tests.lessons import wrong_lesson_0, wrong_lesson_1, wrong_lesson_2, wrong_lesson_3, wrong_lesson_4
+from tests.lessons import (
+    wrong_lesson_0,
+    wrong_lesson_1,
+    wrong_lesson_2,
+    wrong_lesson_3,
+    wrong_lesson_4,
+    wrong_lesson_5,
+)
 
 LESSONS = {lesson.number: lesson for lesson in find_lessons()}
 
@@ -72,6 +79,7 @@ WRONG = {
     **wrong_lesson_2.WRONG,
     **wrong_lesson_3.WRONG,
     **wrong_lesson_4.WRONG,
+    **wrong_lesson_5.WRONG,
 }
 """Plausible wrong answers to each gate, and what it says of them."""
 
