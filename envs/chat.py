@@ -60,13 +60,13 @@ def _customer_arguments() -> dict[str, Any]:
     task = customer_task()
     if task.sft is None:
         raise FileNotFoundError(
-            f"expected the weights of the customer task in {MODELS}; scripts/customer.py makes them"
+            f"expected the weights of the dialogues in {MODELS}; scripts/models/build_customer.py makes them"
         )
     return {
         "prompts": task.prompts,
         "tokenizer": task.tokenizer,
         "reference": task.sft,
-        "reward": task.gold,
+        "reward": task.reward_model,
         "respondent": customer,
         "max_turns": MAX_TURNS,
         "max_turn_tokens": MAX_TURN_TOKENS,

@@ -41,7 +41,7 @@ from rlhf_gym.tasks.task import Demonstration, Generated, Task
 Mood = Literal["content", "offended", "missed", "doubtful"]
 
 MODELS = DATA.parent / "customer"
-"""The shipped weights. `scripts/customer.py --ship-models` makes them."""
+"""The shipped weights. `scripts/models/build_customer.py` makes them."""
 MAX_TURNS = 3
 MAX_TURN_TOKENS = 20
 MAX_REPLY_TOKENS = 10
