@@ -1,9 +1,9 @@
 """python scripts/models/build_customer.py: rebuild the models that the embedded dialogues with a customer ship.
 
-The policy begins with the weights of the reviews' pretrained model, whose words it shares, and learns the answers of the
-task's scripted speaker. The reward model is that of the first seed of scripts/customer.py. What comes out is put into
-rlhf_gym/tasks/data/customer. A minute on one core. Customer, gold and prompts are code and are not touched; PPO is no
-part of it.
+The policy begins with the weights of the reviews' pretrained model, whose words it shares, and learns the answers of
+the task's scripted speaker. The reward model is that of the first seed of scripts/customer.py. What comes out is put
+into rlhf_gym/tasks/data/customer. A minute of CPU time. Customer, gold and prompts are code and are not touched; PPO is
+no part of it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def untrained_policy() -> GPT2LMHeadModel:
 
 
 def main(run_dir: Path = Path("runs/build_customer")) -> None:
-    """Train the policy in `run_dir`, gone on with if it is there, and the reward model, and put both into the package."""
+    """Train the policy in `run_dir`, gone on with if it is there, and the reward model; the package gets both."""
     task = customer_task()
     shown = (list(task.demonstrations), list(task.heldout_demonstrations))
     train_sft(untrained_policy(), task.tokenizer, shown[0], heldout=shown[1], config=SFT, output_dir=run_dir)
