@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import warnings
@@ -24,12 +25,9 @@ def launch(
 ) -> subprocess.CompletedProcess[str]:
     """Run the cases on so many ranks, one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RANK", "WORLD"))}
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **variables}
     done = subprocess.run(
         [*command, "-m", "tests.ranked", str(folder), *cases],
-        env=environment,
+        env=environment(**variables),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -37,6 +35,34 @@ def launch(
     )
     assert not check or done.returncode == 0, done.stderr[-6000:]
     return done
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """What a rank finds in its environment, beside what its launcher says."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RANK", "WORLD"))}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **variables}
+
+
+def start_without_launcher(folder: Path, size: int, case: str, *, timeout: float = 240) -> list[tuple[int, str]]:
+    """Run the case on so many ranks that nobody looks after; the exit status and the messages of each one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.ranked", str(folder), case],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **common),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    said = [process.communicate(timeout=timeout)[1] for process in started]
+    return [(process.returncode, messages) for process, messages in zip(started, said, strict=True)]
 
 
 def results(folder: Path, case: str, size: int) -> list[Any]:
@@ -355,6 +381,13 @@ def failing(how: str, folder: Path) -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
+    if "RANKED_OWN_GROUP" in os.environ:
+        torch.distributed.init_process_group("gloo")
+
+        def refuse(*_: Any) -> None:
+            raise OSError("no room")
+
+        os.posix_fallocate = refuse  # there is no memory to share: gradients go by all_reduce
     for case in sys.argv[2:]:
         torch.manual_seed(0)
         name, *argument = case.split(":")

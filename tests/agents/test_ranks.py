@@ -11,7 +11,7 @@ from rlhf_gym.agents import TokenPPO
 from rlhf_gym.cli.app import parse
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.ranks import Ranks, ranks
-from tests.ranked import KINDS, iterations, launch, make_agent, record, results
+from tests.ranked import KINDS, iterations, launch, make_agent, record, results, start_without_launcher
 from tests.toy import word_settings
 
 
@@ -22,7 +22,8 @@ def test_ranks_learn_what_one_process_learns_from_the_same_episodes(size, tmp_pa
     alone = {kind: record(kind, tmp_path) for kind in KINDS}
     assert 3 <= alone["ppo"]["state"]["updates"] < 12  # target_kl has ended some updates
     assert alone["grpo"]["state"]["updates"] == 12
-    launch(tmp_path, size, *(f"same:{kind}" for kind in KINDS))
+    # four find the group that the script has made, and share no memory; two make their own group, and do
+    launch(tmp_path, size, *(f"same:{kind}" for kind in KINDS), **({"RANKED_OWN_GROUP": "yes"} if size == 4 else {}))
     for kind in KINDS:
         one = alone[kind]
         for other in results(tmp_path, f"same:{kind}", size):
@@ -106,6 +107,22 @@ def test_a_rank_that_fails_ends_all(how, tmp_path):
         assert "did not find rank 1, which was last seen at" in done.stderr
     else:
         assert "Signal 9 (SIGKILL)" in done.stderr
+
+
+def test_ranks_without_a_launcher_learn_of_one_another(tmp_path):
+    """One says what was raised, and where; the other one ends after it, silently."""
+    (status, silent), (other, message) = start_without_launcher(tmp_path, 2, "failing:raises")
+    assert (status, other) == (1, 1)
+    assert "Traceback" not in silent
+    assert message.count("ValueError: this reward knows no such word") == 1
+    assert "raised on rank 1 of 2" in message
+
+
+def test_a_rank_that_is_killed_without_a_launcher_is_missed(tmp_path):
+    (status, message), (killed, _) = start_without_launcher(tmp_path, 2, "failing:is killed")
+    assert (status, killed) == (1, -9)
+    assert message.count("StoppedError: expected all 2 ranks at the end of a rollout; rank 0 waited") == 1
+    assert "did not find rank 1, which was last seen at" in message
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants two GPUs, there are fewer")
