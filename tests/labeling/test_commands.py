@@ -165,7 +165,7 @@ def test_candidates_of_files(tmp_path: Path) -> None:
     found = read_candidates(file)
     assert [(c.response, c.source, c.temperature) for c in found] == [("a", "", 1.0), ("b", "", 1.0), ("c", "x", 2)]
     for record, message in (
-        ({"prompt": "p", "responses": [1]}, '"responses" to hold texts, got 1'),
+        ({"prompt": "p", "responses": [1]}, '"responses" to hold texts or lists of messages, got 1'),
         ({"prompt": "p", "response": "c", "temperature": "hot"}, 'line 1: expected "temperature"'),
         ({"prompt": "p"}, 'expected the field "response"'),
     ):
