@@ -68,6 +68,7 @@ def reason(error: Exception) -> str:
     text = str(error).strip()
     if not isinstance(error, ValueError | OSError | EOFError | ImportError | RuntimeError) or not text:
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    text = "; ".join([text, *getattr(error, "__notes__", ())])
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 
 

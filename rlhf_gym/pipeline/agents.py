@@ -42,7 +42,7 @@ from rlhf_gym.lm.lora import check_peft
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Preference, read_texts
-from rlhf_gym.rewards import ScoreError, function_scores, import_reward_function
+from rlhf_gym.rewards import FunctionReward, ScoreError, function_scores, import_reward_function
 from rlhf_gym.settings import (
     AgentSettings,
     LearnerSettings,
@@ -53,6 +53,9 @@ from rlhf_gym.settings import (
 )
 from rlhf_gym.tasks import Task
 from rlhf_gym.training.data import demonstration_rows
+
+VERIFIER_SECONDS = 600.0
+"""How long a verifier may take for the responses of a rollout."""
 
 
 def agent_class(settings: AgentSettings) -> type[TokenAlgorithm] | type[BestOfN]:
@@ -128,7 +131,8 @@ class Parts:
         if settings.clip_score is not None:
             terms.append(ClipScore(*settings.clip_score))
         if settings.verifier is not None:
-            terms.append(AddVerifier(import_reward_function(settings.verifier), settings.verifier_coef))
+            verifier = FunctionReward(import_reward_function(settings.verifier), seconds=VERIFIER_SECONDS)
+            terms.append(AddVerifier(verifier, settings.verifier_coef))
         if settings.length_penalty:
             terms.append(LengthPenalty(settings.length_penalty, after=settings.length_penalty_after))
         if settings.repetition_penalty:
@@ -222,7 +226,8 @@ def check_verifier(name: str, task: Task) -> None:
     verifier = import_reward_function(name)
     prompts = list(task.prompts[:2])
     try:
-        function_scores(verifier, prompts, [""] * len(prompts), source=f"the verifier {name!r}")
+        asked = FunctionReward(verifier, seconds=VERIFIER_SECONDS)
+        function_scores(asked, prompts, [""] * len(prompts), source=f"the verifier {name!r}")
     except ScoreError:
         raise
     except Exception as error:  # whatever the user's own code raises

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.lm.chat import Prompt, Response, last_answer, prompt_text
 from rlhf_gym.lm.tokens import ActionRows
-from rlhf_gym.ranges import NonNegative, check_arguments
+from rlhf_gym.ranges import NonNegative, Positive, check_arguments
 from rlhf_gym.rewards.dense import DenseRewards, Given, ResponseTokens, Row, check_rewards
 from rlhf_gym.settings.stages import Aggregate
 
@@ -259,6 +260,27 @@ class Reward(ABC):
         return self.scores_of_texts(prompts, responses, batch_size=batch_size, normalise=several).scores.numpy()
 
 
+def _within(seconds: float, function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What a function returns or raises, called in a thread that is waited for so long."""
+    said: list[Answer] = []
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            said.append(function(*arguments))
+        except BaseException as error:  # handed on to the caller's thread
+            raised.append(error)
+
+    thread = threading.Thread(target=call, name="reward function", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"expected an answer within {seconds:g} s, got none")
+    if raised:
+        raise raised[0]
+    return said[0]
+
+
 class FunctionReward(Reward):
     """A reward function as a reward with one member, and what it is given.
 
@@ -275,6 +297,7 @@ class FunctionReward(Reward):
     stands wherever one does.
     """
 
+    @check_arguments
     def __init__(
         self,
         function: RewardFunction | PromptFunction | TokensFunction,
@@ -283,6 +306,7 @@ class FunctionReward(Reward):
         special_tokens: bool = False,
         tokens: bool = False,
         causal: bool = False,
+        seconds: Positive | None = None,
     ) -> None:
         """
         Args:
@@ -293,6 +317,8 @@ class FunctionReward(Reward):
             causal: a promise that what it says of a token depends on nothing behind that token; it gets tokens, too.
                 With `reward_timing="step"` it is then asked at each step about the response so far, and what it says of
                 the last token is paid at once. Its scores count when a response has ended.
+            seconds: how long one call may take, for one that may never end, such as of a program that it runs. The
+                function is then called in a thread, which is left behind where it takes longer. None: no limit.
 
         Raises:
             TypeError: `function` cannot be called.
@@ -306,6 +332,7 @@ class FunctionReward(Reward):
         self.messages = messages
         self.tokens = tokens or causal
         self.causal = causal
+        self.seconds = seconds
         self._special_tokens = special_tokens
         self.title = f"the reward function {function!r}"
 
@@ -316,15 +343,25 @@ class FunctionReward(Reward):
 
         Raises:
             TypeError: it asks for tokens, and there are none.
+            TimeoutError: it took longer than `seconds`.
+            Exception: whatever it raises, with a note that says about which responses.
         """
         answers = [last_answer(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         given = [asked if self.messages else prompt_text(asked) for asked, _ in answers]
         said = [answer for _, answer in answers]
-        if not self.tokens:
-            return self.function(given, said)
-        if tokens is None:
+        if self.tokens and tokens is None:
             raise TypeError(f"expected the tokens of the responses, for which {self.title} asks, got texts alone")
-        return self.function(given, said, list(tokens))
+        more = [list(tokens or ())] if self.tokens else []
+        try:
+            if self.seconds is None:
+                return self.function(given, said, *more)
+            return _within(self.seconds, self.function, given, said, *more)
+        except Exception as error:
+            if said:
+                error.add_note(
+                    f"by {self.title}, asked about {len(said)} responses, the first of them {said[0]!r:.100}"
+                )
+            raise
 
     def rewards(
         self,
