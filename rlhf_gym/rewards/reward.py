@@ -357,10 +357,7 @@ class FunctionReward(Reward):
                 return self.function(given, said, *more)
             return _within(self.seconds, self.function, given, said, *more)
         except Exception as error:
-            if said:
-                error.add_note(
-                    f"by {self.title}, asked about {len(said)} responses, the first of them {said[0]!r:.100}"
-                )
+            error.add_note(f"by {self.title}, asked about {len(said)} responses, {said[0] if said else ''!r:.80} first")
             raise
 
     def rewards(
