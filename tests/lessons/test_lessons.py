@@ -18,6 +18,7 @@ from tests.lessons import (
     wrong_lesson_3,
     wrong_lesson_4,
     wrong_lesson_5,
+    wrong_lesson_6,
 )
 
 LESSONS = {lesson.number: lesson for lesson in find_lessons()}
@@ -80,6 +81,7 @@ WRONG = {
     **wrong_lesson_3.WRONG,
     **wrong_lesson_4.WRONG,
     **wrong_lesson_5.WRONG,
+    **wrong_lesson_6.WRONG,
 }
 """Plausible wrong answers to each gate, and what it says of them."""
 

@@ -14,6 +14,7 @@ from rlhf_gym.lessons.gates.lesson_2 import GATES as OF_LESSON_2
 from rlhf_gym.lessons.gates.lesson_3 import GATES as OF_LESSON_3
 from rlhf_gym.lessons.gates.lesson_4 import GATES as OF_LESSON_4
 from rlhf_gym.lessons.gates.lesson_5 import GATES as OF_LESSON_5
+from rlhf_gym.lessons.gates.lesson_6 import GATES as OF_LESSON_6
 
 GATES: dict[str, Callable[..., None]] = {
     **OF_LESSON_0,
@@ -22,6 +23,7 @@ GATES: dict[str, Callable[..., None]] = {
     **OF_LESSON_3,
     **OF_LESSON_4,
     **OF_LESSON_5,
+    **OF_LESSON_6,
 }
 """Each gate under its name: the lesson's number and a letter, in the order in which they are met."""
 
