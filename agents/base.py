@@ -198,7 +198,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             stats_window_size=plumbing["stats_window_size"],
             tensorboard_log=plumbing["tensorboard_log"],
             policy_kwargs=policy_kwargs,
-            verbose=plumbing["verbose"],
+            verbose=plumbing["verbose"] if ranks().leads else 0,
             seed=plumbing["seed"],
             device=plumbing["device"],
             _init_setup_model=False,

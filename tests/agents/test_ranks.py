@@ -101,6 +101,7 @@ def test_a_rank_that_fails_ends_all(how, tmp_path):
     if how == "raises":
         assert done.stderr.count("ValueError: this reward knows no such word") == 1
         assert "raised on rank 1 of 2" in done.stderr
+        assert done.stdout.count("Using cpu device") == 1  # rank 0 alone prints
         assert "StoppedError" not in done.stderr
     elif how == "hangs":
         assert done.stderr.count("StoppedError: expected all 2 ranks at the end of a rollout; rank 0 waited") == 1
