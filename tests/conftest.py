@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,6 +15,40 @@ import torch
 
 # One thread: tiny models run faster so, alike on any number of cores, and side by side with others.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
+
+
+SKIPPED: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where all that is needed is installed, a skipped test is a missing installation."""
+    parser.addoption("--expected-skips", metavar="REGEX", help="fail where a test is skipped for another reason")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note the reason of each skipped test."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        SKIPPED.append(_why(report))
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Note the reason of each skipped file."""
+    if report.skipped:
+        SKIPPED.append(_why(report))
+
+
+def _why(report: pytest.TestReport | pytest.CollectReport) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    return f"{report.nodeid}: {reason}"
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail after a skip that was not expected."""
+    expected = session.config.getoption("--expected-skips")
+    missed = [skip for skip in SKIPPED if expected and not re.search(expected, skip)]
+    if missed and exitstatus == 0 and not hasattr(session.config, "workerinput"):
+        print("\nexpected no test to be skipped, but for " + expected + ", got:", *missed, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True)
