@@ -214,7 +214,8 @@ def rloo_advantages(scores: Tensor) -> Tensor:
 
     Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!"; for RLHF, Ahmadian et al. 2024, "Back to
     Basics", arXiv 2402.14740. b_i does not depend on response i, so it leaves the gradient unbiased. Each row sums to
-    0. It is computed as k/(k − 1)·(R_i − mean), which loses nothing where all scores share a large offset.
+    0. It is computed as k/(k − 1)·(R_i − mean), which loses nothing where all scores share a large offset. Where all
+    score the same, all get 0.
 
     Shapes: scores (B, k); the result (B, k).
 
@@ -223,7 +224,7 @@ def rloo_advantages(scores: Tensor) -> Tensor:
     """
     _check_groups(scores)
     k = scores.shape[1]
-    return (scores - scores.mean(dim=1, keepdim=True)) * (k / (k - 1))
+    return _centred(scores) * (k / (k - 1))
 
 
 def group_normalised_advantages(scores: Tensor, *, scale: bool = True, epsilon: float = 1e-4) -> Tensor:
@@ -239,10 +240,16 @@ def group_normalised_advantages(scores: Tensor, *, scale: bool = True, epsilon: 
         ValueError: k < 2.
     """
     _check_groups(scores)
-    centred = scores - scores.mean(dim=1, keepdim=True)  # (B, k)
+    centred = _centred(scores)  # (B, k)
     if not scale:
         return centred
-    return centred / (scores.std(dim=1, keepdim=True) + epsilon)
+    return centred / (centred.std(dim=1, keepdim=True) + epsilon)
+
+
+def _centred(scores: Tensor) -> Tensor:
+    """R_i − mean of each row, (B, k). Equal scores give exactly 0, which their own rounded mean does not."""
+    apart = scores - scores[:, :1]  # (B, k)
+    return apart - apart.mean(dim=1, keepdim=True)
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------

@@ -190,9 +190,15 @@ def test_group_normalised_by_hand() -> None:
     assert group_normalised_advantages(SCORES, scale=False)[0].tolist() == [-3.0, -2.0, 1.0, 4.0]
 
 
-def test_a_group_of_equal_scores_teaches_nothing() -> None:
-    assert rloo_advantages(torch.ones(1, 4)).tolist() == [[0.0] * 4]
-    assert group_normalised_advantages(torch.full((1, 4), 2.5)).tolist() == [[0.0] * 4]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", range(2, 17))
+def test_a_group_of_equal_scores_teaches_nothing(k: int, dtype: torch.dtype) -> None:
+    """Exactly 0. In fp32 the mean of five scores of 123.456 is another number: what is left, over ε, would be .07."""
+    scores = torch.tensor([1.0, 2.5, 0.1, 0.3, -0.37, 123.456], dtype=dtype)[:, None].expand(-1, k)  # (6, k)
+    assert not has_spread(scores).any()
+    assert (rloo_advantages(scores) == 0).all()
+    assert (group_normalised_advantages(scores) == 0).all()
+    assert (group_normalised_advantages(scores, scale=False) == 0).all()
 
 
 @pytest.mark.parametrize("function", [rloo_advantages, group_normalised_advantages, has_spread])
