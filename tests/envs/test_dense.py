@@ -69,7 +69,7 @@ def test_rewards_by_all_routes(function, attached):
         assert earned.scores[i] == pytest.approx(score, abs=1e-5)
         assert earned.totals[i] == pytest.approx(dense.sum() + score, abs=1e-5)
         at_last[-1] += dense.sum()
-        np.testing.assert_allclose(rewards, at_last + kl, atol=1e-4)
+        np.testing.assert_allclose(rewards, at_last + kl, atol=1e-5)
 
 
 def test_a_verifier_gives_rewards_at_tokens_beside_those_of_the_reward():

@@ -42,7 +42,7 @@ def test_places_are_the_likeliest_tokens_in_order_and_rewards_hold_their_exact_l
             logits = reference_logits(env, before[1], slot)
             assert shortlist[slot].tolist() == logits.topk(5).indices.tolist()
             expected = -float(logits.log_softmax(-1)[before[0][slot]])  # over the vocabulary, not the shortlist
-            assert env.unwrapped.last_step.log_ratios[slot] == pytest.approx(expected, abs=1e-4)
+            assert env.unwrapped.last_step.log_ratios[slot] == pytest.approx(expected, abs=1e-5)
             if not ended[slot]:
                 length = before[1]["attention_mask"][slot].sum()
                 assert observation["input_ids"][slot, length] == before[0][slot]
