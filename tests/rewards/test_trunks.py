@@ -14,12 +14,15 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     CodeGenConfig,
+    Gemma2Config,
     Llama4TextConfig,
     LlamaForSequenceClassification,
     MambaConfig,
+    MistralConfig,
     ModernBertDecoderConfig,
     OlmoeConfig,
     OPTConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     XGLMConfig,
@@ -79,6 +82,23 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, bool]] = {
 }
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 5,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0, 3.0, 2.0, 1.5],
+}
+THRESHOLDS: dict[str, PreTrainedConfig] = {
+    # ROWS have 1, 4, 5 and 9 tokens: fewer than the threshold, as many, and more
+    "windows": MistralConfig(**SMALL, sliding_window=4),
+    "windows and capped logits": Gemma2Config(**SMALL, head_dim=8, sliding_window=4),
+    "chunks": Llama4TextConfig(
+        **SMALL, head_dim=8, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=4
+    ),
+}
+
+
 def batch(rows: list[list[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     ids, mask = pad_rows(rows, length=length)
     return torch.from_numpy(ids), torch.from_numpy(mask)
@@ -95,6 +115,14 @@ def assert_scores(reward: LearnedReward, expected: torch.Tensor, length: int | N
     torch.testing.assert_close(reward.score_tokens(*batch(ROWS, length)), expected, rtol=1e-5, atol=1e-5)
 
 
+def begun(config: PreTrainedConfig) -> RewardModel:
+    """A reward model begun from a random language model of this configuration."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        language_model = AutoModelForCausalLM.from_config(config).eval()
+    return RewardModel.from_language_model(language_model, tiny_tokenizer(pad_is_eos=True))
+
+
 def row(ids: list[int]) -> torch.Tensor:
     return torch.tensor([ids])
 
@@ -102,10 +130,7 @@ def row(ids: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_reward_model_begins_on_any_trunk(family: str, tmp_path: Path) -> None:
     config, known = FAMILIES[family]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        language_model = AutoModelForCausalLM.from_config(config).eval()
-    reward = RewardModel.from_language_model(language_model, tiny_tokenizer(pad_is_eos=True))
+    reward = begun(config)
     assert reward.reads == "last_token"
     expected = alone(reward.model)
     assert expected.std() > 1e-2
@@ -121,6 +146,24 @@ def test_a_reward_model_begins_on_any_trunk(family: str, tmp_path: Path) -> None
     if known:
         theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
         torch.testing.assert_close(alone(theirs), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_scores_are_those_of_each_row_alone_on_both_sides_of_a_threshold(name: str) -> None:
+    reward = begun(THRESHOLDS[name])
+    expected = alone(reward.model)
+    for length in (None, 20):
+        assert_scores(reward, expected, length)
+
+
+def test_positions_that_switch_bound_what_is_scored_and_padding_switches_nothing() -> None:
+    positions = {"original_max_position_embeddings": 5, "rope_parameters": LONGROPE}
+    reward = begun(Phi3Config(**named("pad_token_id"), pad_token_id=0, **positions))
+    expected = alone(reward.model)[:3]
+    for length in (None, 20):
+        torch.testing.assert_close(reward.score_tokens(*batch(ROWS[:3], length)), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"rows of at most 5 tokens .*got 9 in row 3"):
+        reward.score_tokens(*batch(ROWS))
 
 
 def test_a_checkpoint_of_a_family_without_a_classifier_is_no_reward_model(tmp_path: Path) -> None:
