@@ -19,6 +19,7 @@ from tests.lessons import (
     wrong_lesson_4,
     wrong_lesson_5,
     wrong_lesson_6,
+    wrong_lesson_7,
 )
 
 LESSONS = {lesson.number: lesson for lesson in find_lessons()}
@@ -82,6 +83,7 @@ WRONG = {
     **wrong_lesson_4.WRONG,
     **wrong_lesson_5.WRONG,
     **wrong_lesson_6.WRONG,
+    **wrong_lesson_7.WRONG,
 }
 """Plausible wrong answers to each gate, and what it says of them."""
 

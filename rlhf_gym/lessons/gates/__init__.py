@@ -15,6 +15,7 @@ from rlhf_gym.lessons.gates.lesson_3 import GATES as OF_LESSON_3
 from rlhf_gym.lessons.gates.lesson_4 import GATES as OF_LESSON_4
 from rlhf_gym.lessons.gates.lesson_5 import GATES as OF_LESSON_5
 from rlhf_gym.lessons.gates.lesson_6 import GATES as OF_LESSON_6
+from rlhf_gym.lessons.gates.lesson_7 import GATES as OF_LESSON_7
 
 GATES: dict[str, Callable[..., None]] = {
     **OF_LESSON_0,
@@ -24,6 +25,7 @@ GATES: dict[str, Callable[..., None]] = {
     **OF_LESSON_4,
     **OF_LESSON_5,
     **OF_LESSON_6,
+    **OF_LESSON_7,
 }
 """Each gate under its name: the lesson's number and a letter, in the order in which they are met."""
 
