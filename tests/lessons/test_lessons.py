@@ -20,6 +20,7 @@ from tests.lessons import (
     wrong_lesson_5,
     wrong_lesson_6,
     wrong_lesson_7,
+    wrong_lesson_8,
 )
 
 LESSONS = {lesson.number: lesson for lesson in find_lessons()}
@@ -84,6 +85,7 @@ WRONG = {
     **wrong_lesson_5.WRONG,
     **wrong_lesson_6.WRONG,
     **wrong_lesson_7.WRONG,
+    **wrong_lesson_8.WRONG,
 }
 """Plausible wrong answers to each gate, and what it says of them."""
 

@@ -16,6 +16,7 @@ from rlhf_gym.lessons.gates.lesson_4 import GATES as OF_LESSON_4
 from rlhf_gym.lessons.gates.lesson_5 import GATES as OF_LESSON_5
 from rlhf_gym.lessons.gates.lesson_6 import GATES as OF_LESSON_6
 from rlhf_gym.lessons.gates.lesson_7 import GATES as OF_LESSON_7
+from rlhf_gym.lessons.gates.lesson_8 import GATES as OF_LESSON_8
 
 GATES: dict[str, Callable[..., None]] = {
     **OF_LESSON_0,
@@ -26,6 +27,7 @@ GATES: dict[str, Callable[..., None]] = {
     **OF_LESSON_5,
     **OF_LESSON_6,
     **OF_LESSON_7,
+    **OF_LESSON_8,
 }
 """Each gate under its name: the lesson's number and a letter, in the order in which they are met."""
 
