@@ -315,6 +315,32 @@ def watched(folder: Path) -> dict[str, Any]:
     }
 
 
+def unequal(folder: Path) -> dict[str, Any]:
+    """Twenty rollouts; the last rank has one slot, the others eight each, so that it steps more often than they do."""
+    from rlhf_gym.agents import TokenPPO
+    from rlhf_gym.envs import TokenVectorEnv
+    from rlhf_gym.ranks import ranks
+    from tests.toy import word_settings
+
+    group = ranks()
+    slots = 1 if group.rank == group.size - 1 else 8
+    env = TokenVectorEnv(slots, **word_settings(reward_timing="step"))
+    arguments = {"n_episodes": 16, "batch_size": 2, "n_epochs": 1, "learning_rate": 1e-3, "seed": 0, "device": "cpu"}
+    agent = TokenPPO("LMPolicy", env, **arguments)
+    steps, plain = [0], env.step
+
+    def counted(actions: Any) -> Any:
+        steps[-1] += 1
+        return plain(actions)
+
+    env.step = counted  # type: ignore[method-assign]
+    for number in range(20):
+        agent.learn(1, reset_num_timesteps=number == 0)
+        steps.append(0)
+    weights = [p.detach().clone() for p in agent.policy.parameters()]
+    return {"steps": steps[:-1], "weights": weights, "tokens": agent.num_timesteps, "updates": agent._n_updates}
+
+
 # -- failures ------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def test_ranks_learn_what_one_process_learns_from_the_same_episodes(size, tmp_pa
     assert 3 <= alone["ppo"]["state"]["updates"] < 12  # target_kl has ended some updates
     assert alone["grpo"]["state"]["updates"] == 12
     # four find the group that the script has made, and share no memory; two make their own group, and do
-    launch(tmp_path, size, *(f"same:{kind}" for kind in KINDS), **({"RANKED_OWN_GROUP": "yes"} if size == 4 else {}))
+    own_group = {"RANKED_OWN_GROUP": "yes"} if size == 4 else {}
+    launch(tmp_path, size, *(f"same:{kind}" for kind in KINDS), "unequal", **own_group)
     for kind in KINDS:
         one = alone[kind]
         for other in results(tmp_path, f"same:{kind}", size):
@@ -34,6 +36,13 @@ def test_ranks_learn_what_one_process_learns_from_the_same_episodes(size, tmp_pa
                 for line in (mine, theirs):
                     line.pop("train/value_clip_fraction", None)  # rounding decides about values at the edge
                 assert theirs == pytest.approx(mine, abs=1e-5, rel=1e-4, nan_ok=True), kind
+
+    *others, slow = results(tmp_path, "unequal", size)  # ranks that step unequally often meet all the same
+    for other in others:
+        assert len(slow["steps"]) == len(other["steps"]) == 20
+        assert sum(slow["steps"]) > 1.5 * sum(other["steps"])
+        assert (other["tokens"], other["updates"]) == (slow["tokens"], 20 * 8)
+        assert all(torch.equal(a, b) for a, b in zip(slow["weights"], other["weights"], strict=True))
 
 
 def test_prompts_random_states_and_files_of_two_ranks(tmp_path):
@@ -106,6 +115,8 @@ def test_a_rank_that_fails_ends_all(how, tmp_path):
     elif how == "hangs":
         assert done.stderr.count("StoppedError: expected all 2 ranks at the end of a rollout; rank 0 waited") == 1
         assert "did not find rank 1, which was last seen at" in done.stderr
+        (waited,) = re.findall(r"rank 0 waited ([\d.]+) s", done.stderr)
+        assert 2 < float(waited) < 60  # the group's limit is 3 s; the other one sleeps for 120
     else:
         assert "Signal 9 (SIGKILL)" in done.stderr
 
