@@ -135,7 +135,7 @@ compare(times_larger, noise(shift, 0.0)[1] / noise(shift, 1.0)[1])
 # Nobody knows the mean of R at a prompt. Three ways to estimate it:
 #
 # - draw k responses to the prompt, and take the mean of the *other* k − 1: RLOO, REINFORCE leave-one-out;
-# - the mean of all k, divided by their standard deviation: GRPO;
+# - draw k responses, take the mean of all k, and divide what is left by their standard deviation: GRPO;
 # - a model that predicts it: a critic. It comes below.
 #
 # ## Exercise 5c: RLOO by hand

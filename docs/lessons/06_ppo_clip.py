@@ -8,7 +8,6 @@
 # %%
 import math
 
-import numpy as np
 import torch
 
 from rlhf_gym.envs import tabular_task
@@ -301,8 +300,8 @@ compare(clip_is_enough, "yes" if kl(pi, pi_ref) < 1 else "no")
 # %% [markdown]
 # Many small steps make a long way. Only the penalty knows where the way began.
 #
-# Other programs stop the steps on a rollout when KL(π_old‖π) passes a bound, as well as clipping. That is a bound on
-# the step too, and no replacement for the penalty. It is `target_kl` in SB3 and in `rlhf_gym`.
+# Some programs clip, and also stop the steps on a rollout when KL(π_old‖π) passes a bound. That is a bound on the step
+# too, and no replacement for the penalty. It is `target_kl` in SB3 and in `rlhf_gym`.
 #
 # ## Exercise 6e: which of the two?
 #

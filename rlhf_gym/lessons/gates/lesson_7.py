@@ -196,7 +196,7 @@ def step_of_a_minibatch(minibatch_step: Any) -> None:
 
 
 def optimum_reached(policy: Any, task: Any) -> None:
-    """Your PPO finds the optimum: J* − J < .01. So its signs, indices and factors are right."""
+    """Your PPO finds the optimum: J* − J < .01. A wrong sign or index would miss it."""
     require(not isinstance(policy, tuple), "`policy` is a pair. `train` returns the policy and its history.")
     try:
         j = task.objective(policy.model)
