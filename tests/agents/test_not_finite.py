@@ -9,6 +9,7 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import Shared, generate, load_causal_lm
 from rlhf_gym.lm.finite import not_finite
 from rlhf_gym.lm.sampling import greedy, sample
+from rlhf_gym.rewards import ScoreError
 from tests import tiny
 from tests.toy import word_settings
 
@@ -109,6 +110,23 @@ def test_a_reference_that_says_nan_is_named():
         agent.engine.token_reward.reference.module.wpe.weight[2:] = float("nan")
     with pytest.raises(FloatingPointError, match="expected finite log-probabilities under π_ref in a rollout"):
         agent.learn(10)
+
+
+def test_a_reward_of_nan_is_named_and_neither_weights_nor_file_change(tmp_path):
+    def reward(prompts, responses):
+        return [*[0.5] * (len(responses) - 1), last]
+
+    last = 1.0
+    env = TokenVectorEnv(4, **word_settings(reward_timing="deferred", reward=reward))
+    agent = TokenPPO("LMPolicy", env, n_episodes=8, batch_size=4, seed=0, device="cpu").learn(20)
+    agent.save(tmp_path / "agent.zip")
+    good = (tmp_path / "agent.zip").read_bytes()
+    kept = {name: value.clone() for name, value in agent.policy.state_dict().items()}
+    last = float("nan")
+    with pytest.raises(ScoreError, match=r"expected finite scores from .*reward.*, got nan for episode 7"):
+        agent.learn(20, reset_num_timesteps=False)
+    assert (tmp_path / "agent.zip").read_bytes() == good
+    assert all(torch.equal(value, kept[name]) for name, value in agent.policy.state_dict().items())
 
 
 # -- the start: π and π_ref are the same function ------------------------------------------------------------------
