@@ -13,6 +13,7 @@ from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.turns import Turns
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.lm.loading import Shared
+from rlhf_gym.ranges import Count, check_arguments
 from rlhf_gym.tasks.guessing import PROMPT_LENGTH, GuessingGame, guessing_policy, guessing_tokenizer, rules
 
 
@@ -35,7 +36,8 @@ def guess_vector_env(num_envs: int = 1, **arguments: Any) -> TokenVectorEnv:
     return TokenVectorEnv(num_envs, **_with_game(**arguments))
 
 
-def _with_game(*, n: int = 8, **overrides: Any) -> dict[str, Any]:
+@check_arguments
+def _with_game(*, n: Count = 8, **overrides: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "prompts": [rules(n)],
         "tokenizer": guessing_tokenizer(n),

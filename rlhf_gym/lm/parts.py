@@ -138,10 +138,11 @@ class LMParts(Trunk):
         training = self.model.training
         self.model.eval()
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, min(known, self.vocab_size), (2, 7), generator=generator).to(self.device)  # (2, 7)
+        longest = min(7, self.context_length or 7)  # L
+        ids = torch.randint(0, min(known, self.vocab_size), (2, longest), generator=generator).to(self.device)  # (2, L)
         name = type(self.model).__name__
         try:
-            rows = (ids[:1, :3], ids[1:])  # (1, 3) and (1, 7)
+            rows = (ids[:1, :3], ids[1:])  # (1, 3) and (1, L)
             alone = [
                 self.model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0]
                 for row in rows
@@ -150,7 +151,7 @@ class LMParts(Trunk):
                 check_weights(self.model, name)
                 raise FloatingPointError(f"expected finite logits from {name}, got NaN or infinite ones")
             try:
-                states = self.hidden_states(ids)  # (2, 7, H)
+                states = self.hidden_states(ids)  # (2, L, H)
                 errors = (self._use_head(head, states, alone) for head in _heads(self.model, self.module))
                 error = next((error for error in errors if error <= tolerated(self.dtype)), None)
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, AssertionError) as problem:
@@ -180,7 +181,7 @@ class LMParts(Trunk):
         self.lm_head = head
         self._scale = 1.0
         try:
-            together = self.logits(states)  # (2, 7, V)
+            together = self.logits(states)  # (2, L, V)
             self._scale = _factor(together[1], alone[1], self.model.config.get_text_config().to_dict())
             pairs = zip(self.logits(states), alone, strict=True)
             error = max(difference(found[: len(row)].to(row.dtype), row) for found, row in pairs)

@@ -82,6 +82,28 @@ def test_there_is_a_number_to_guess(call):
         call(0)
 
 
+@pytest.mark.parametrize(
+    ("n", "message"),
+    [
+        (0, "expected n >= 1, got 0"),
+        (2.5, "expected a whole number as n, got 2.5"),
+        ("8", "whole number as n, got '8'"),
+    ],
+)
+def test_the_environment_names_a_wrong_n(n, message):
+    with pytest.raises(ValueError, match=message):
+        make(n)
+
+
+def test_a_game_of_one_number_is_one_guess():
+    """The SFT policy has room for 6 tokens there, fewer than a model is otherwise looked at with."""
+    env = gym.make("rlhf_gym/Guess-v0", n=1, kl_coef=0.0)
+    env.reset(seed=0)
+    guess = guessing_tokenizer(1).convert_tokens_to_ids("1")
+    _, reward, terminated, truncated, info = env.step(guess)
+    assert (reward, terminated, truncated, info["turns"]) == (-1.0, True, False, 1)
+
+
 # -- the game -------------------------------------------------------------------------------------------------------
 
 
