@@ -429,10 +429,11 @@ class TokenRewardModel(LearnedReward):
             reads = list(range(begun, len(ids))) if self.at == "token" else [len(ids) - 1]
             return StepRow(ids, reads, [] if tokens is None else [len(tokens) - 1])
         steps, ends, left = self._steps(response)
-        row = self.labelled_row(prompt, [*steps, *([left] if left.strip() else [])])
+        left = left.rstrip()  # as of sampled tokens, where white space behind the last word is not read
+        row = self.labelled_row(prompt, [*steps, *([left] if left else [])])
         pays = []
         if tokens is not None:
-            pays = [tokens.position(end) for end in ends] + [len(tokens) - 1] * bool(left.strip())
+            pays = [tokens.position(end) for end in ends] + [len(tokens) - 1] * bool(left)
         return row._replace(pays=pays)
 
     def _dialogue_row(self, prompt: Prompt, dialogue: Response, closed: bool) -> StepRow:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE
 from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
     BertForTokenClassification,
     GPT2ForTokenClassification,
     LlamaForTokenClassification,
+    PreTrainedTokenizerFast,
 )
 
 from rlhf_gym.envs import AddVerifier, ClipScore, LengthPenalty, TokenVectorEnv
@@ -246,3 +250,17 @@ def test_each_turn_of_several_has_steps_of_its_own():
     torch.testing.assert_close(
         found.dense[0], torch.stack([torch.zeros(()), torch.zeros(()), row[3], torch.zeros(()), row[7]])
     )
+
+
+@pytest.mark.parametrize(("at", "text"), [("sentence", "fine film \n\n"), ("separator", "good was fine film \n")])
+def test_white_space_behind_the_last_step_is_not_read(at, text):
+    """A text earns what the same text earns as sampled tokens, and as the text without the white space."""
+    characters = Tokenizer(BPE({c: i for i, c in enumerate("#\n abdefgilmnosw")}, []))
+    characters.decoder = Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=characters, eos_token="#")
+    model = token_model(tokenizer=tokenizer, at=at)
+    prompt, ids = (tokenizer(part).input_ids for part in ("good", text))
+    mask = np.array([False] * len(prompt) + [True] * len(ids))
+    sampled = model.rewards_of(model.log_odds([model.sampled_row([*prompt, *ids], mask, tokenizer)])[0]).sum()
+    read = model.scores_of_texts(["good"] * 2, [text, text.rstrip()]).scores
+    torch.testing.assert_close(read, sampled.expand(2))
