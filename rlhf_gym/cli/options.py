@@ -210,3 +210,5 @@ class GradeLessons:
     def __post_init__(self) -> None:
         if not self.seconds > 0:
             raise ValueError(f"expected seconds > 0, got {self.seconds}")
+        if self.output.is_dir():  # found before lessons run for an hour
+            raise ValueError(f"expected a file to write the table to, got the folder {self.output}")

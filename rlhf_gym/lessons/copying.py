@@ -59,7 +59,10 @@ def copy_lessons(folder: Path, format: Format = "ipynb", *, with_solutions: bool
 
     Raises:
         FileExistsError: a file would be overwritten. Nothing is written then.
+        NotADirectoryError: `folder` is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"expected a folder, got the file {folder}")
     lessons = find_lessons()
     paths = [folder / f"{lesson.path.stem}.{format}" for lesson in lessons]
     there = [path.name for path in paths if path.exists()]

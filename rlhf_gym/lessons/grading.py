@@ -108,6 +108,7 @@ def _grade(student: str, lesson: int, code: str, folder: Path, seconds: float) -
                 [sys.executable, str(script)],
                 cwd=folder,
                 env=environment,
+                stdin=subprocess.DEVNULL,  # input() is an error at once, and takes nothing from the teacher's keyboard
                 capture_output=True,
                 text=True,
                 encoding="utf-8",

@@ -214,6 +214,27 @@ def test_a_file_that_never_ends_is_stopped(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_that_asks_at_the_keyboard_gets_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "eve.py").write_text("if False:\n    begin(0)\ninput()\n")
+    assert {result.message for result in grade_folder(tmp_path, seconds=100)} == {
+        "not reached: EOFError: EOF when reading a line"
+    }
+
+
+def test_a_folder_is_no_table_and_a_file_no_folder(tmp_path: Path, capsys) -> None:
+    """Both are found before a lesson runs, and nothing is left behind."""
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "dan.py").write_text("begin(0)\n")
+    (tmp_path / "grades").mkdir()
+    with pytest.raises(SystemExit):
+        main(["lessons", "check", "class", "--output", "grades"])
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "expected a file to write the table to, got the folder grades" in said
+    with pytest.raises(NotADirectoryError, match="expected a folder, got the file"):
+        copy_lessons(tmp_path / "class" / "dan.py")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["class", "dan.py", "grades"]
+
+
 def test_a_folder_without_lessons_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="of lessons in"):
         grade_folder(tmp_path)
