@@ -21,6 +21,7 @@ from tests.lessons import (
     wrong_lesson_6,
     wrong_lesson_7,
     wrong_lesson_8,
+    wrong_lesson_9,
 )
 
 LESSONS = {lesson.number: lesson for lesson in find_lessons()}
@@ -86,6 +87,7 @@ WRONG = {
     **wrong_lesson_6.WRONG,
     **wrong_lesson_7.WRONG,
     **wrong_lesson_8.WRONG,
+    **wrong_lesson_9.WRONG,
 }
 """Plausible wrong answers to each gate, and what it says of them."""
 

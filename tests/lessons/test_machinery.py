@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlhf_gym.cli import main
@@ -31,6 +32,7 @@ from rlhf_gym.lessons import (
 )
 from rlhf_gym.lessons.cells import read_notebook, solutions_last
 from rlhf_gym.lessons.checking import RECORD_FILE, RECORD_VARIABLE
+from rlhf_gym.lessons.clinic import CASES, COLUMNS, clinic_runs
 
 
 @pytest.fixture(autouse=True)
@@ -259,3 +261,13 @@ def test_without_matplotlib_a_lesson_goes_on(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     plot("curve", [0, 1], {"a": [1, 2]}, "x", "y")
     assert "A picture needs matplotlib" in capsys.readouterr().out
+
+
+def test_the_recorded_runs_of_the_clinic_are_complete() -> None:
+    runs = clinic_runs()
+    assert sorted(runs) == sorted(case.letter for case in CASES.values()) == list("ABCDEFG")
+    for curves in runs.values():
+        assert list(curves) == list(COLUMNS)
+        assert {len(values) for values in curves.values()} == {len(curves["tokens"])}
+        assert np.isfinite(list(curves.values())).all()
+        assert (np.diff(curves["tokens"]) > 0).all()

@@ -17,6 +17,7 @@ from rlhf_gym.lessons.gates.lesson_5 import GATES as OF_LESSON_5
 from rlhf_gym.lessons.gates.lesson_6 import GATES as OF_LESSON_6
 from rlhf_gym.lessons.gates.lesson_7 import GATES as OF_LESSON_7
 from rlhf_gym.lessons.gates.lesson_8 import GATES as OF_LESSON_8
+from rlhf_gym.lessons.gates.lesson_9 import GATES as OF_LESSON_9
 
 GATES: dict[str, Callable[..., None]] = {
     **OF_LESSON_0,
@@ -28,6 +29,7 @@ GATES: dict[str, Callable[..., None]] = {
     **OF_LESSON_6,
     **OF_LESSON_7,
     **OF_LESSON_8,
+    **OF_LESSON_9,
 }
 """Each gate under its name: the lesson's number and a letter, in the order in which they are met."""
 
