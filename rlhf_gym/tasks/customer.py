@@ -46,8 +46,10 @@ MAX_TURNS = 3
 MAX_TURN_TOKENS = 20
 MAX_REPLY_TOKENS = 10
 MAX_PROMPT_LENGTH = 13
-HURRIED, PATIENT = "so", "well"
-"""The first word of a customer in a hurry, and of a patient one."""
+HURRIED = "so"
+"""The first word of a customer in a hurry."""
+PATIENT = "well"
+"""The first word of a patient one."""
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} <eos> {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
@@ -183,12 +185,12 @@ def _demonstration(openings: Sequence[Conversation], seed: tuple[int, int, int])
         asked = _asked_of(messages[-1].content)
         aspect = asked if asked in ASPECTS else str(rng.choice(ASPECTS))
         answer = " ".join(sample_words(_topic(messages[0].content, aspect), _ANSWERS, rng))
-        asked_before, messages = messages, (*messages, Message("assistant", answer))
-        reply = customer_reply(messages, rng)
+        answered = (*messages, Message("assistant", answer))
+        reply = customer_reply(answered, rng)
         turns -= 1
         if reply is None or not turns:
-            return Demonstration(asked_before, answer)
-        messages = (*messages, Message("user", reply))
+            return Demonstration(messages, answer)
+        messages = (*answered, Message("user", reply))
 
 
 def customer_tokenizer() -> PreTrainedTokenizerFast:
