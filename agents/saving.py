@@ -97,6 +97,9 @@ def read_state(path: Path) -> AgentState:
     with reading("a saved agent", path), zipfile.ZipFile(path) as archive:
         if not set(expected) <= set(archive.namelist()):
             raise InputError(f"expected a zip with {', '.join(expected)}, {path} holds {', '.join(archive.namelist())}")
+        packed = [member for member in archive.infolist() if member.file_size > member.compress_size]
+        if packed:  # a few bytes could unpack to gigabytes
+            raise InputError(f"expected members stored as they are, {path} holds {packed[0].filename} compressed")
         data = json.loads(archive.read(DATA))
         if data.get("format", 1) != FORMAT:
             raise InputError(

@@ -25,6 +25,7 @@ from rlhf_gym.files import InputError, expanded, read_object, reading
 from rlhf_gym.lm import thresholds
 from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.lora import ADAPTER_CONFIG, check_peft
+from rlhf_gym.lm.tensors import check_declared_sizes
 
 T = TypeVar("T")
 
@@ -103,6 +104,9 @@ def load_pretrained(auto_class: Any, source: str | Path, what: str, *, hint: str
         ValueError: weights are missing or of another shape; Transformers would draw missing ones at random.
     """
     name = check_model_source(source, what=what)
+    if Path(name).is_dir() and not (Path(name) / ADAPTER_CONFIG).is_file():
+        with reading(what, repr(name)):
+            check_declared_sizes(Path(name), what)
     with reading(what, repr(name)), quiet_transformers():
         model, info = auto_class.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs

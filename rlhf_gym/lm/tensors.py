@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_gym.files import InputError
+from rlhf_gym.files import InputError, read_object
 
 OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad)
 """Found again by name; another must be given again at loading."""
@@ -66,6 +68,47 @@ def _check_moments(state: dict[int, dict[str, Tensor]], parameters: Sequence[Ten
         for name, value in own.items():
             wanted = torch.zeros(()) if name == "step" else parameters[index]
             check_tensor(f"{name} of parameter {index} in the optimizer", value, wanted)
+
+
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+WIDTHS = ("hidden_size", "n_embd", "d_model", "vocab_size")
+"""Fields of a config.json that are layers, and those that are a dimension of some weight."""
+
+
+def check_declared_sizes(folder: Path, what: str) -> None:
+    """The sizes in a folder's config.json are not larger than its weights can be: before anything so large is built.
+
+    A layer has a weight of its own, or a few share one; a width is a dimension of some weight.
+
+    Raises:
+        InputError: they are larger.
+    """
+    shapes = [shape for path in sorted(folder.glob("*.safetensors")) for shape in _shapes(path)]
+    if not shapes:
+        return  # whoever reads the weights says that there are none
+    config = read_object(folder / "config.json")
+    largest = max((size for shape in shapes for size in shape), default=0)
+    for part in (config, config.get("text_config")):
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if name in WIDTHS and isinstance(value, int) and value > largest:
+                raise InputError(f"expected {what} whose weights have {name}={value:,}, got at most {largest:,}")
+            if name in LAYERS and isinstance(value, int) and value > 4 * len(shapes) + 64:
+                raise InputError(f"expected {what} with weights of {name}={value:,}, got {len(shapes):,} tensors")
+
+
+def _shapes(path: Path) -> list[tuple[int, ...]]:
+    """The shapes in a file of safetensors, from its header: 8 bytes of the header's length, and a JSON object.
+
+    Nothing where the header is damaged: whoever reads the weights says so.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= path.stat().st_size else b""
+    try:
+        entries = json.loads(text)
+        return [tuple(map(int, entry["shape"])) for name, entry in entries.items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return []
 
 
 def check_names(what: str, given: Iterable[str], expected: Iterable[str]) -> None:

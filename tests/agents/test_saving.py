@@ -11,9 +11,9 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 
-from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, LMActorCriticPolicy, TokenPPO
+from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, LMActorCriticPolicy, TokenPPO, TokenReinforce
 from rlhf_gym.agents.base import finish_before_interrupt
-from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.envs import TokenVectorEnv, tabular_task
 from rlhf_gym.lm.loading import Shared
 from tests import tiny
 from tests.toy import word_settings
@@ -503,3 +503,16 @@ def test_a_file_that_was_only_written_again_is_loaded(a_saved_agent, tmp_path):
     path = rewritten(a_saved_agent, tmp_path / "same.zip", lambda name, content: None)
     loaded, known = (TokenPPO.load(p, word_env(), device="cpu") for p in (path, a_saved_agent))
     assert all(torch.equal(a, b) for a, b in zip(loaded.policy.parameters(), known.policy.parameters(), strict=True))
+
+
+def test_a_file_that_unpacks_to_more_than_it_holds_is_refused(tmp_path):
+    agent = TokenReinforce(env=tabular_task(0).env(4), n_episodes=4, policy_kwargs={"use_cache": False})
+    agent.save(tmp_path / "agent.zip")
+    with (
+        zipfile.ZipFile(tmp_path / "agent.zip") as archive,
+        zipfile.ZipFile(tmp_path / "packed.zip", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name) if name != "policy.safetensors" else b"\0" * 10**7)
+    with pytest.raises(ValueError, match=r"expected members stored as they are, .* compressed"):
+        TokenReinforce.load(tmp_path / "packed.zip", env=agent.env)

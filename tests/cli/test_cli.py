@@ -105,7 +105,10 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         (OWN + "--reward-model {model}", "expected a reward model with its scalar head"),
         (OWN + "--reward-model {other_reward}", "got a vocabulary of 17 tokens and no tokenizer"),
         (OWN + "--reward-model {short_reward}", "room for 9 tokens (the longest prompt and response), got a context"),
-        (OWN + "--preferences {preferences} --rounds 2", "expected rounds=1 with preferences or a reward model"),
+        (
+            OWN + "--preferences {preferences} --rounds 2",
+            "expected rounds=1 with preferences, step labels",
+        ),
         ("--device nowhere", "expected a device that is there, such as cpu or auto, got 'nowhere'"),
         ("--seeds 0", "expected seeds >= 1, got 0"),
         ("--agent.kl-coef -1", "expected kl_coef >= 0"),
