@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
+import ssl
 import threading
 import time
 from pathlib import Path
@@ -243,6 +244,7 @@ class LabelServer:
 
         Raises:
             OSError: the port is in use, or there are no such certificate and key.
+            ValueError: they are no certificate and its key.
         """
         for path in (certificate, key):
             if path is not None and not path.is_file():
@@ -250,8 +252,6 @@ class LabelServer:
         self.session = session
         self.host = host
         self.scheme = "http" if certificate is None else "https"
-        self._socket = _bind(host, port)
-        self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             create_app(session),
             log_level="warning",
@@ -264,7 +264,12 @@ class LabelServer:
             ssl_certfile=certificate,
             ssl_keyfile=key,
         )
-        config.load()  # a certificate that cannot be read is an error here, not in the thread
+        try:
+            config.load()  # a certificate that cannot be read is an error here, not in the thread
+        except ssl.SSLError as error:
+            raise ValueError(f"expected a PEM certificate and its key, got {certificate} and {key}: {error}") from error
+        self._socket = _bind(host, port)
+        self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="labelling page", daemon=True

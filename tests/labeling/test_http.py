@@ -486,6 +486,8 @@ def test_with_a_certificate_the_connection_is_encrypted(store: LabelStore, tmp_p
     subprocess.run(made, check=True, capture_output=True)
     with pytest.raises(FileNotFoundError, match="expected a PEM file"):
         LabelServer(Session(store, BATCH, TOKEN), certificate=tmp_path / "none.pem", key=key)
+    with pytest.raises(ValueError, match=r"expected a PEM certificate and its key, got \S*/key.pem and \S*/key.pem"):
+        LabelServer(Session(store, BATCH, TOKEN), certificate=key, key=key)
     with LabelServer(Session(store, BATCH, TOKEN), certificate=certificate, key=key) as server:
         assert server.url.startswith("https://127.0.0.1:")
         trusting = ssl.create_default_context(cafile=str(certificate))
