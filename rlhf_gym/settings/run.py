@@ -139,6 +139,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         one_of(self, reference=Reference)
+        if isinstance(self.logger, str) or len(set(self.logger)) < len(self.logger):  # two would write one file
+            raise ValueError(f"expected logger as a tuple of different names, got {self.logger!r}")
         for name in self.logger:
             if name not in get_args(LogFormat):
                 raise ValueError(f"expected logger to name some of {', '.join(get_args(LogFormat))}, got {name!r}")

@@ -79,6 +79,9 @@ def test_loggers_may_change_when_a_run_goes_on(interrupted: RunFolder) -> None:
 
 
 def test_other_names_are_refused() -> None:
+    for repeated in (("csv", "csv"), "csv"):
+        with pytest.raises(ValueError, match="expected logger as a tuple of different names, got"):
+            RunConfig(logger=repeated)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected logger to name some of tensorboard, csv, wandb, got 'excel'"):
         RunConfig(logger=("excel",))  # type: ignore[arg-type]
 
