@@ -273,7 +273,7 @@ def _within(seconds: float, function: Callable[..., Answer], *arguments: Any) ->
 
     thread = threading.Thread(target=call, name="reward function", daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(min(seconds, threading.TIMEOUT_MAX))
     if thread.is_alive():
         raise TimeoutError(f"expected an answer within {seconds:g} s, got none")
     if raised:

@@ -39,7 +39,7 @@ def test_a_function_that_never_ends_is_left_behind():
     never.set()
 
 
-@pytest.mark.parametrize("seconds", [None, 30.0])
+@pytest.mark.parametrize("seconds", [None, 30.0, 1e12])
 def test_one_that_ends_in_time_is_as_without_a_limit(seconds):
     quick = FunctionReward(lambda prompts, responses: [float(len(text)) for text in responses], seconds=seconds)
     assert quick(["p", "p"], ["ab", "c"]) == [2.0, 1.0]
