@@ -225,7 +225,7 @@ compare(changed_guess, changed)
 # %% [markdown]
 # - The *KL of a token* is the one that sees it in time.
 # - The *length* says nothing here: r_φ has no taste for length. *Repetition* comes late.
-# - *Entropy* first rises a little, and falls much later. There are many bad texts.
+# - *Entropy* first rises, and falls much later. There are many bad texts.
 # - *Disagreement* hardly moves. The three models learned from other labels, but of the same kind, about the same kind
 #   of texts. They make the same errors. It sees only errors that members do not share.
 #
@@ -315,7 +315,7 @@ plot("law", d[order], {"measured": gain[1:][order], "fit": law.curve(kl[1:])[ord
 
 # %% [markdown]
 # Two numbers describe 67 points well. But look at the interval: neighbouring points err alike, and one run says little
-# about b. docs/studies/overoptimization.md has five runs for each of twelve reward models.
+# about b. docs/studies/overoptimization.md has five runs for each of its reward models.
 #
 # ## Why selecting by a noisy score disappoints
 #

@@ -27,8 +27,9 @@ begin(9)
 # ## Seven patients
 #
 # Seven real runs of PPO, recorded with the package (`python -m rlhf_gym.lessons.clinic` makes them again). Each writes
-# 16,000 tokens, 64 responses an iteration. One is healthy. Each of the others differs from it in one thing. There is no
-# gold here: you have what one has in practice.
+# 16,000 tokens, 64 responses an iteration. One is healthy. In each of the others one thing is wrong. (In some of them β
+# is smaller too, or the learning rate does not fall, so that the fault shows.) There is no gold here: you have what one
+# has in practice.
 #
 # | curve | what it is |
 # |---|---|
@@ -99,12 +100,13 @@ diagnoses = {"A": ..., "B": ..., "C": ..., "D": ..., "E": ..., "F": ..., "G": ..
 check("9a", diagnoses=diagnoses, runs=runs)
 
 # %% [markdown]
-# D shows why one must look at the critic too: its score is as good as C's. Here the advantages were noisier and it did
-# not matter. On a longer task it would.
+# D shows why one must look at the critic too: its score is as good as C's. In so short a run a useless critic did no
+# harm. B's critic explains little as well, up to 3 %, but its responses are what stands out. More than one thing may be
+# wrong with a run, and one begins with the largest.
 #
-# F is not an error of PPO. The policy found what the reward pays for. And A looks like F at the end, with a difference:
-# in A the score *fell*. Nothing in the reward asked for it. An update that was too large did it, and a policy that
-# always writes the same learns nothing from what it writes.
+# F is not an error of PPO. The policy found what the reward pays for. And A looks like F for a while, with a
+# difference: in A the score *fell*. Nothing in the reward asked for it. An update that was too large did it, and a
+# policy that always writes the same learns nothing from what it writes.
 #
 # What shows each failure, and what one can do:
 #

@@ -59,7 +59,9 @@ class Case:
 
 def wordy() -> Reward:
     """The task's reward model with a taste for length: .25 for each word."""
-    model = RewardModel.from_pretrained(reviews_task().reward_model)
+    shipped = reviews_task().reward_model
+    assert shipped is not None
+    model = RewardModel.from_pretrained(shipped)
 
     def score(prompts: list[str], responses: list[str]) -> list[float]:
         found = model.score_texts(prompts, responses)
@@ -104,7 +106,7 @@ def record(case: Case, *, tokens: int = 16_000, n_episodes: int = 64, seed: int 
         n_episodes: episodes an iteration.
         seed: of everything.
     """
-    own = {} if case.reward is None else {"reward": case.reward()}
+    own: dict[str, Any] = {} if case.reward is None else {"reward": case.reward()}
     env = gym.make_vec("rlhf_gym/Reviews-v0", num_envs=64, reward_timing="deferred", kl_coef=case.kl_coef, **own)
     settings: dict[str, Any] = {"vf_coef": 1.0, "policy_kwargs": {"critic": "separate"}, **case.agent}
     agent = TokenPPO(

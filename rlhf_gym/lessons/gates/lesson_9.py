@@ -117,7 +117,7 @@ def labels_by_hand(
     choices: Any,
     pairs: Sequence[tuple[str, str, str]],
     twice: Sequence[tuple[int, int]],
-    train: Callable[[list[Preference]], Callable[[list[str], list[str]], np.ndarray]],
+    train: Callable[[list[Preference]], Callable[[list[Any], list[Any]], np.ndarray]],
     heldout: Sequence[Preference],
 ) -> None:
     """A reward model has learned from your labels."""
