@@ -150,6 +150,8 @@ def _behind_prompt(row: Row) -> tuple[Prompt, Response, Response]:
             for name in ("chosen", "rejected"):
                 _field(row, name, str)
         prompt = (Message("user", prompt),)
+    elif isinstance(prompt, str):
+        row.notes.append("dialogues follow a prompt that is a text: their turns are read as text, without a template")
     return prompt, chosen, rejected
 
 

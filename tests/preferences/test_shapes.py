@@ -293,7 +293,8 @@ def test_conversations_and_transcripts_that_part_early_are_dialogues(tmp_path: P
     ]
     good, bad, asked = Message("assistant", GOOD["content"]), Message("assistant", BAD["content"]), Message("user", "?")
     loaded = load_preferences(file(tmp_path, *rows))
-    assert not loaded.notes
+    text = "dialogues follow a prompt that is a text: their turns are read as text, without a template"
+    assert loaded.notes == {text: 1}
     assert loaded.records == [
         *[Preference(HI, (good, asked, bad), (bad, asked, bad))] * 3,
         Preference((*HI, good, asked), bad.content, good.content),
