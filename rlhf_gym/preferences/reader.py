@@ -25,6 +25,7 @@ TABLE_SUFFIXES = {".parquet", ".arrow", ".feather"}
 _NOT_TEXT = {".csv", ".tsv", ".xls", ".xlsx", ".zip", ".7z", ".xz", ".zst", ".bz2", ".pkl", ".pt"}
 _LARGEST = 1e38
 """A float32 goes up to 3.4e38, and so the difference of two numbers is one as well."""
+_LONGEST_LINE = 2**28
 _SHOWN = 10
 """Bad rows that one message names; it says how many more there are."""
 
@@ -208,7 +209,7 @@ def file_rows(path: Path, what: str) -> Source:
         return
     _refuse_others(path, what)
     with reading(f"a file of {what}s", path), _opened(path) as file:
-        lines = iter(file)
+        lines = _lines(file, path)
         head: list[bytes] = []
         for line in lines:
             head.append(line)
@@ -228,7 +229,7 @@ def file_lines(path: Path, what: str) -> Source:
     """The lines of a text file that are not blank."""
     _refuse_others(path, what)
     with reading(f"a file of {what}s", path), _opened(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file, path), start=1):
             text = _decoded(line)
             if isinstance(text, ValueError) or text.strip():
                 yield f"{path}, line {number}", text
@@ -250,6 +251,14 @@ def _refuse_others(path: Path, what: str) -> None:
 
 def _opened(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """The lines of a file, each read within bounds: a few kilobytes of gzip may hold one of gigabytes."""
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise InputError(f"expected lines of less than {_LONGEST_LINE >> 20} MB in {path}, got a longer one")
+        yield line
 
 
 def _chain(head: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:

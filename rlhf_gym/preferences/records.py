@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,6 +95,12 @@ class Preference:
     """Name of the policy that wrote the chosen response."""
     rejected_source: str = ""
     """Name of the policy that wrote the rejected response."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"expected a finite weight > 0 of a preference, got {self.weight}")
+        if self.margin is not None and not 0 <= self.margin < math.inf:
+            raise ValueError(f"expected a finite margin >= 0 of a preference or None, got {self.margin}")
 
     @classmethod
     def between(

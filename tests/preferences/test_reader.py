@@ -178,3 +178,20 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     for path in values:
         with pytest.raises((ValueError, OSError), match="preferences"):
             read_preferences(path)
+
+
+@pytest.mark.parametrize("name", ["long.jsonl", "long.jsonl.gz", "long.txt"])
+def test_a_line_without_end_is_refused_before_it_is_read_whole(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("rlhf_gym.preferences.reader._LONGEST_LINE", 2**20)
+    line = b"x" * 2**21
+    (tmp_path / name).write_bytes(gzip.compress(line) if name.endswith("gz") else line)
+    read = read_prompts if name.endswith("txt") else load_preferences
+    with pytest.raises(ValueError, match=r"expected lines of less than 1 MB in .*, got a longer one"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("change", [{"weight": -1}, {"weight": 0}, {"weight": float("nan")}, {"margin": -0.5}])
+def test_a_preference_that_would_teach_the_reverse_is_refused(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"expected a finite {name} >"):
+        Preference("p", "a", "b", **change)
