@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 import subprocess
@@ -12,8 +13,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from rlhf_gym.files import read_jsonl, write_text
+from rlhf_gym.files import write_text
 from rlhf_gym.lessons.answers import LessonError
 from rlhf_gym.lessons.cells import read_notebook
 from rlhf_gym.lessons.checking import RECORD_VARIABLE
@@ -96,6 +98,23 @@ def _code(path: Path) -> str:
     return re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE)
 
 
+def _read_record(path: Path) -> dict[str, dict[str, Any]]:
+    """What a lesson's record says of each gate; lines that it did not finish, or that are no record, are left out."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    checked = {}
+    for line in lines:
+        try:
+            said = json.loads(line)
+            checked[str(said["gate"])] = {
+                "passed": said["passed"] is True,
+                "message": str(said["message"]),
+                "seconds": float(said["seconds"]),
+            }
+        except (ValueError, KeyError, TypeError):
+            continue
+    return checked
+
+
 def _grade(student: str, lesson: int, code: str, folder: Path, seconds: float) -> list[GateResult]:
     with tempfile.TemporaryDirectory() as place:
         record = Path(place) / "record.jsonl"
@@ -120,7 +139,7 @@ def _grade(student: str, lesson: int, code: str, folder: Path, seconds: float) -
             last = last.removeprefix(f"{LessonError.__module__}.")
         except subprocess.TimeoutExpired:
             last = f"stopped after {seconds:g} seconds"
-        checked = {line["gate"]: line for line in read_jsonl(record)} if record.is_file() else {}
+        checked = _read_record(record)
     failed = [gate for gate, line in checked.items() if not line["passed"]]
     why = f"not reached: gate {failed[-1]} failed" if failed else f"not reached: {last or 'no check of it'}"
     results = []

@@ -216,6 +216,15 @@ def test_a_file_that_never_ends_is_stopped(tmp_path: Path) -> None:
     }
 
 
+def test_a_record_that_was_cut_off_costs_its_last_line_alone(tmp_path: Path) -> None:
+    """A lesson that is stopped while it writes, or that writes there itself, does not end the grading of the class."""
+    good = {"gate": "0a", "passed": True, "message": "", "seconds": 1.0}
+    lines = [json.dumps(good), "[1]", json.dumps(good | {"gate": "0b", "seconds": "soon"}), '{"gate": "0c", "pas']
+    code = f"import os\nopen(os.environ[{RECORD_VARIABLE!r}], 'w').write({chr(10).join(lines)!r})\n"
+    (tmp_path / "fay.py").write_text("if False:\n    begin(0)\n" + code)
+    assert [result.gate for result in grade_folder(tmp_path, seconds=100) if result.passed] == ["0a"]
+
+
 def test_a_file_that_asks_at_the_keyboard_gets_no_answer(tmp_path: Path) -> None:
     (tmp_path / "eve.py").write_text("if False:\n    begin(0)\ninput()\n")
     assert {result.message for result in grade_folder(tmp_path, seconds=100)} == {
