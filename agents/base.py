@@ -387,7 +387,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         them stop at the end of their rollouts.
         """
         self._check_whole()
-        if isinstance(total_timesteps, bool) or not isinstance(total_timesteps, Real) or not total_timesteps >= 0:
+        number = isinstance(total_timesteps, Real) and not isinstance(total_timesteps, bool)
+        least = 0 if reset_num_timesteps else -math.inf  # the last rollout may have passed what a total leaves to do
+        if not (number and total_timesteps >= least):
             raise ValueError(f"expected total_timesteps, a number of tokens >= 0, got {total_timesteps!r}")
         progress_bar = progress_bar and ranks().leads
         total_timesteps, callback = self._setup_learn(

@@ -291,6 +291,8 @@ def test_an_agent_refuses_a_total_that_means_nothing(total):
     with pytest.raises(ValueError, match="expected total_timesteps, a number of tokens >= 0, got"):
         agent.learn(total)
     assert agent.num_timesteps == 0
+    agent.learn(-5, reset_num_timesteps=False)  # what is left of a total that the last rollout has passed
+    assert agent.num_timesteps == 0
 
 
 @pytest.mark.parametrize("said", [np.array(["1.0"] * 4), np.zeros(4) * 1j, ["1"] * 4], ids=["texts", "complex", "list"])

@@ -233,9 +233,9 @@ def test_ptx_interrupted_is_never_stopped(tmp_path):
 def test_ptx_says_what_it_expects():
     for arguments, message in (
         ({"texts": [], "coef": 1.0}, "at least one text, got none"),
-        ({"texts": TEXTS, "coef": -1.0}, "coef >= 0 and batch_size >= 1, got -1.0 and 32"),
-        ({"texts": TEXTS, "coef": 1.0, "batch_size": 0}, "got 1.0 and 0"),
-        ({"texts": TEXTS, "coef": 1.0, "max_length": 1}, "max_length >= 2 .* got 1"),
+        ({"texts": TEXTS, "coef": -1.0}, "expected coef >= 0, got -1.0"),
+        ({"texts": TEXTS, "coef": 1.0, "batch_size": 0}, "expected batch_size >= 1, got 0"),
+        ({"texts": TEXTS, "coef": 1.0, "max_length": 1}, "expected max_length >= 2, got 1"),
     ):
         with pytest.raises(ValueError, match=message):
             PretrainingMix(**arguments)
@@ -535,7 +535,7 @@ def test_stops_a_stock_agent_too():
 
 def test_stopping_says_what_it_expects():
     for limit, patience in ((0.0, 1), (1.0, 0)):
-        with pytest.raises(ValueError, match="expected limit > 0 and patience >= 1"):
+        with pytest.raises(ValueError, match=r"expected (limit|patience) >=? "):
             StopOnKL(limit, patience)
     with pytest.raises(ValueError, match="expected rollouts with a KL to π_ref, got DPO"):
         DPO(env=word_env(), n_episodes=8, device="cpu").learn(10, callback=StopOnKL(1.0))

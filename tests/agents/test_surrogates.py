@@ -153,11 +153,11 @@ def test_wrong_surrogates_say_what_was_expected():
         make_agent("rloo", surrogate=Clip)
     with pytest.raises(ValueError, match=r"expected dual > 1, got 0\.5"):
         Clip(dual=0.5)
-    with pytest.raises(ValueError, match=r"expected low >= 0 and high >= 0, got -0\.1"):
+    with pytest.raises(ValueError, match=r"expected high >= 0, got -0\.1"):
         CISPO(high=-0.1)
     with pytest.raises(ValueError, match="critic_warmup >= 0, got -1"):
         make_agent("ppo", critic_warmup=-1)
-    with pytest.raises(ValueError, match="alpha > 0 and finite, got 0"):
+    with pytest.raises(ValueError, match="expected alpha > 0, got 0"):
         LengthAdaptive(0.0)
     with pytest.raises(ValueError, match="max_refills >= 0, got -2"):
         make_agent("rloo", max_refills=-2)
