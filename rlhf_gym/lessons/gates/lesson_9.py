@@ -48,8 +48,11 @@ def diagnoses_of_runs(diagnoses: Any, runs: Mapping[str, Curves]) -> None:
 
 def _against(claimed: str, run: Curves) -> str | None:
     """What in the curves of a run speaks against a diagnosis; None where no single number does."""
-    score, kl, length = run["score"], run["kl"], run["length"]
-    different, clipped = run["different"], run["clipped"]
+    score = run["score"]
+    kl = run["kl"]
+    length = run["length"]
+    different = run["different"]
+    clipped = run["clipped"]
     match claimed:
         case "kl" if kl[-1] < 10:
             return (
@@ -82,7 +85,9 @@ def treatment(learning_rate: Any, treated: Callable[[float], Curves]) -> None:
     rate = number("learning_rate", learning_rate)
     require(rate > 0, f"The learning rate is {rate:g}. It must be above 0.")
     run = treated(rate)
-    score, entropy, kl = run["score"], run["entropy"], run["kl"]
+    score = run["score"]
+    entropy = run["entropy"]
+    kl = run["kl"]
     measured = (
         f"With {rate:g} the score goes from {score[0]:+.2f} to {score[-1]:+.2f}, the entropy from {entropy[0]:.2f} to "
         f"{entropy[-1]:.2f}, and the KL to {kl[-1]:.2f} nats."
