@@ -40,7 +40,10 @@ class SamplingParams:
     @property
     def is_plain(self) -> bool:
         """Whether the distribution is the model's own."""
-        return self == SamplingParams()
+        return self == PLAIN
+
+
+PLAIN = SamplingParams()
 
 
 def behaviour_logits(
