@@ -264,3 +264,14 @@ def test_white_space_behind_the_last_step_is_not_read(at, text):
     sampled = model.rewards_of(model.log_odds([model.sampled_row([*prompt, *ids], mask, tokenizer)])[0]).sum()
     read = model.scores_of_texts(["good"] * 2, [text, text.rstrip()]).scores
     torch.testing.assert_close(read, sampled.expand(2))
+
+
+def test_the_pad_token_may_be_the_eos():
+    told = []
+    for pad in ("pad_token", "eos_token"):
+        tokenizer = tiny_tokenizer()
+        tokenizer.pad_token = getattr(tokenizer, pad)
+        model = token_model(tokenizer=tokenizer)
+        told.append(model.scores_of_texts(["the soup", "the bread was"], ["good . fine .", "poor ."]).totals)
+    torch.testing.assert_close(told[0], told[1], rtol=0, atol=0)
+    assert told[0].abs().min() > 0.1
