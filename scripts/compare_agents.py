@@ -32,12 +32,12 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import ppo_single_file
-import study
 from sb3_contrib import QRDQN, TRPO, MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
+from studies import study
 from transformers import PreTrainedModel
 
 from rlhf_gym import agents, envs

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import compare_agents
 import gymnasium as gym
 import numpy as np
-import study
 from stable_baselines3.common.utils import LinearSchedule
+from studies import study
 
 from rlhf_gym import agents
 from rlhf_gym.agents import CISPO, Clip, KLInLoss, LengthAdaptive, SequenceClip, TokenGRPO, TokenPPO, TokenReinforce

@@ -1,9 +1,9 @@
 """python scripts/models/build_customer.py: rebuild the models that the embedded dialogues with a customer ship.
 
 The policy begins with the weights of the reviews' pretrained model, whose words it shares, and learns the answers of
-the task's scripted speaker. The reward model is that of the first seed of scripts/customer.py. What comes out is put
-into rlhf_gym/tasks/data/customer. A minute of CPU time. Customer, gold and prompts are code and are not touched; PPO is
-no part of it.
+the task's scripted speaker. The reward model is that of the first seed of scripts/studies/customer.py. What comes out
+is put into rlhf_gym/tasks/data/customer. A minute of CPU time. Customer, gold and prompts are code and are not
+touched; PPO is no part of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlhf_gym.tasks import customer_task, reviews_task
 from rlhf_gym.tasks.customer import MODELS
 from rlhf_gym.training import SFTConfig, train_sft
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "studies"))
 from customer import learn_reward
 
 SFT = SFTConfig(epochs=4, learning_rate=3e-3, batch_size=64, save_steps=0, use_cpu=True)

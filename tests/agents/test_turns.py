@@ -35,7 +35,7 @@ def test_a_rollout_is_its_episodes_alone(timing):
     """log π, values and rewards of every action, as each row alone gives them, refills and slots notwithstanding."""
     env = turn_env(3, reward_timing=timing)
     policy = word_policy(env)
-    torch.nn.init.normal_(policy.value_head.linear.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(policy.value_head.linear.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     env.attach(policy if timing == "step" else None)
     rollout = collect_rollout(policy, env, 9)
     reference = env.token_reward.reference.model

@@ -11,7 +11,7 @@ import pytest
 from rlhf_gym.files import write_jsonl
 from rlhf_gym.monitoring.alarms import MonitorRecord
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "studies"))
 import alarms
 
 

@@ -12,7 +12,7 @@ from rlhf_gym.lm import Shared, load_causal_lm
 from rlhf_gym.rewards import RewardModel
 from rlhf_gym.tasks import customer_task, reviews_task
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "studies"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "models"))
 import build_customer
 import customer

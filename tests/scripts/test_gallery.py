@@ -13,7 +13,7 @@ import pytest
 from rlhf_gym.preferences import Preference, read_preferences
 from rlhf_gym.settings import EvaluateConfig, RunConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "studies"))
 import gallery
 from gallery import CERTAIN, Settings, certainty, counter_labels, read_alarms
 

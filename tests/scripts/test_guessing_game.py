@@ -1,4 +1,4 @@
-"""`scripts/guessing_game.py` on a tiny budget: its table, its picture, and figures that are kept."""
+"""`scripts/studies/guessing_game.py` on a tiny budget: its table, its picture, and figures that are kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "studies"))
 import guessing_game
 import study
 

@@ -1,4 +1,4 @@
-"""`scripts/overoptimization.py` on a sweep of two arms: files that are gone on with, fits, tables, picture."""
+"""`scripts/studies/overoptimization.py` on a sweep of two arms: files that are gone on with, fits, tables, picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from rlhf_gym.functional import RL
 from rlhf_gym.training import RewardModelingConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "studies"))
 import overoptimization
 from overoptimization import (
     SWEEP,

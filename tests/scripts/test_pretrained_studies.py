@@ -14,7 +14,7 @@ from rlhf_gym.preferences import Preference
 from rlhf_gym.settings import TaskConfig, default_config
 
 pytest.importorskip("peft")
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "studies"))
 import film_reviews
 import harmless_chat
 from harmless_chat import WordJudge, share

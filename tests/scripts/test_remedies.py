@@ -11,7 +11,7 @@ import pytest
 
 from rlhf_gym.settings import PPOSettings, RunConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "studies"))
 import remedies
 from remedies import ARMS, BY_NAME, NONE, Study, difference, rows, stutters, trajectory
 
@@ -59,7 +59,9 @@ def tiny(config: RunConfig) -> RunConfig:
 def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     (tmp_path / "studies").mkdir()
-    (tmp_path / "studies" / "remedies.md").write_text("<!-- table: scripts/remedies.py -->\n<!-- end of table -->\n")
+    (tmp_path / "studies" / "remedies.md").write_text(
+        "<!-- table: scripts/studies/remedies.py -->\n<!-- end of table -->\n"
+    )
     study = Study(root, labels=60, members=2, tokens=600, changes=tiny)
     arms = [NONE, BY_NAME["shared-uwo"], BY_NAME["fresh"]]
     remedies.write(study, arms, 1, tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from rlhf_gym.files import write_jsonl
 from rlhf_gym.runs import RunFolder
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "studies"))
 import study
 
 

@@ -1,4 +1,4 @@
-"""python scripts/remedies.py: what helps against reward hacking, by how much, all remedies side by side in one table.
+"""python scripts/studies/remedies.py: what helps against reward hacking, all remedies side by side in one table.
 
 On the embedded task, from its shipped SFT policy. Each seed has 1,000 preferences, a fifth of them flipped, one reward
 model, four of them as an ensemble, and four heads on one trunk, all trained on these same preferences and kept. PPO
@@ -330,7 +330,9 @@ def write(runs: Study, arms: Sequence[Arm], seeds: int, docs: Path) -> None:
     print(f"\n{study.markdown_table(HEADER, lines)}\n* 0 lies outside the 95 % interval (Student's t over the seeds)")
     before = [runs.heldout(study.task_from_sft().sft, seed)["gold"] for seed in range(seeds)]
     print(f"n/m: seeds won; gold of SFT at the end: {study.spread(before)}")
-    study.put_into_page(docs / "studies" / "remedies.md", "table", "remedies.py", study.markdown_table(HEADER, lines))
+    study.put_into_page(
+        docs / "studies" / "remedies.md", "table", "studies/remedies.py", study.markdown_table(HEADER, lines)
+    )
     draw_figure(found, docs / "images" / "remedies.png")
 
 

@@ -1,4 +1,4 @@
-"""python scripts/film_reviews.py --model FOLDER --reviews FILE: a real model learns to go on kindly about films.
+"""python scripts/studies/film_reviews.py --model FOLDER --reviews FILE: a real model learns to praise films.
 
 After Ziegler et al. 2019 (arXiv:1909.08593). A pretrained model goes on from the first four words of a film review.
 SFT on some reviews, good and bad, brings it to their style. r_φ learns from pairs of reviews that people labelled good
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = page_text(found, before, task)
     print(text)
     if a.page is not None:
-        put_into_page(a.page, "film reviews", Path(__file__).name, text)
+        put_into_page(a.page, "film reviews", "studies/film_reviews.py", text)
     draw_picture(a, found)
     print(f"{(time.perf_counter() - began) / 60:.0f} minutes; what was there already took none")
 

@@ -1,4 +1,4 @@
-"""python scripts/alarms.py: which alarms fire on which run, and how often on healthy ones.
+"""python scripts/studies/alarms.py: which alarms fire on which run, and how often on healthy ones.
 
 On the embedded task. Healthy runs are `rlhf-gym run` as it is (β = .1) with a reward ensemble of three, so that
 disagreement is measured too. Beside each stands the same run without KL penalty, in which the policy exploits errors
@@ -7,7 +7,7 @@ The other runs are made to go wrong in one way each. Prints a table run × alarm
 fired; "·" silent, blank where the alarm has nothing to go by), when gold peaked without the KL penalty and what had
 fired by then, and how many alarms the healthy runs raised.
 
-    python scripts/alarms.py --seeds 200 201 202 203 204 205 206 207
+    python scripts/studies/alarms.py --seeds 200 201 202 203 204 205 206 207
 
 Runs are kept in `--run-dir` and gone on with if they are there; alarms are told anew from what was measured, so other
 thresholds can be tried without running anything again (`rlhf_gym.monitoring.AlarmThresholds`). Twenty minutes on one

@@ -1,4 +1,4 @@
-"""python scripts/guessing_game.py [--ns 8 --seeds 1]: questions that PPO needs in the guessing game, and the optimum.
+"""python scripts/studies/guessing_game.py [--ns 8 --seeds 1]: questions PPO needs in the game, and the optimum.
 
 PPO starts from the SFT policy (β = .01, a learning rate that falls to 0), then plays `GAMES` games with other secrets,
 sampling from its policy; so does the SFT policy. Prints a table and draws docs/images/guessing_game.png; some ten

@@ -1,7 +1,7 @@
 """What the sampling temperature does to preference data, on the embedded reviews.
 
-    python scripts/sampling_study.py            # a table; a few minutes on one core
-    python scripts/sampling_study.py --seeds 1  # quicker, without error bars
+    python scripts/studies/sampling_study.py            # a table; a few minutes on one core
+    python scripts/studies/sampling_study.py --seeds 1  # quicker, without error bars
 
 At each temperature the SFT policy writes 4 responses to each of 400 prompts, which are paired at random. Two simulated
 annotators, who doubt and err, compare every pair; a reward model is trained on what the first of them says. It is

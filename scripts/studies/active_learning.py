@@ -1,6 +1,6 @@
 """How many labels active selection saves, on the embedded reviews with a fifth of all labels wrong.
 
-    python scripts/active_learning.py       # tables; about five minutes on one core
+    python scripts/studies/active_learning.py       # tables; about five minutes on one core
 
 The instrument is quick and fair: reward models that are linear in the SFT policy's own states (its embeddings and its
 last layer, summed over the response), fitted anew to all labels after every batch. Each seed has prompts, responses,

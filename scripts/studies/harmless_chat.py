@@ -1,4 +1,4 @@
-"""python scripts/harmless_chat.py --model FOLDER --comparisons FILE: a chat model, and what 1,500 human pairs carry.
+"""python scripts/studies/harmless_chat.py --model FOLDER --comparisons FILE: what 1,500 human pairs carry.
 
 FILE holds comparisons of conversations, such as Anthropic's HH-RLHF (Bai et al. 2022, arXiv:2204.05862). One part of
 the pairs trains r_φ, a second part measures it, and the pairs that are too long for both train a judge of words. PPO
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = page_text(a, found, folder, judge, measured, counts=(len(pairs), len(usable), len(learned), len(judged)))
     print(text)
     if a.page is not None:
-        put_into_page(a.page, "harmless chat", Path(__file__).name, text)
+        put_into_page(a.page, "harmless chat", "studies/harmless_chat.py", text)
     draw_picture(a, folder)
     print(f"{(time.perf_counter() - began) / 60:.0f} minutes; what was there already took none")
 

@@ -1,4 +1,4 @@
-"""python scripts/gallery.py: four runs that fail on purpose, their cures, and figures for a page.
+"""python scripts/studies/gallery.py: four runs that fail on purpose, their cures, and figures for a page.
 
 On the embedded task, from its shipped SFT policy: PPO without a KL penalty; a learning rate that makes the policy
 collapse; annotators who like length; annotators who like certainty. Each is run again with its cure. Prints tables,
@@ -268,7 +268,7 @@ def make_gallery(settings: Settings, docs: Path) -> None:
         found = [measure(arm) for arm in arms]
         draw_figure(name, found, docs / "images" / f"{name}.png")
         text = section(name, found, sound)
-        study.put_into_page(docs / "studies" / "gallery.md", name, "gallery.py", text)
+        study.put_into_page(docs / "studies" / "gallery.md", name, "studies/gallery.py", text)
         print(f"{name}\n{text}")
 
 

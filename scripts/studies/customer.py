@@ -1,4 +1,4 @@
-"""python scripts/customer.py: the whole circle on the embedded dialogues with a customer, as a table and a picture.
+"""python scripts/studies/customer.py: the whole circle on dialogues with a customer, as a table and a picture.
 
 The shipped SFT policy talks twice to each customer. An annotator, simulated by gold, compares the two dialogues
 (Bradley–Terry). r_φ learns from whole dialogues, and PPO from r_φ with a KL penalty. Gold judges both policies with

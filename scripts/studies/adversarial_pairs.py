@@ -1,4 +1,4 @@
-"""python scripts/adversarial_pairs.py: what labels about overrated responses do for r_φ and for PPO without KL.
+"""python scripts/studies/adversarial_pairs.py: what labels about overrated responses do for r_φ and for PPO without KL.
 
 On the embedded task, from its shipped SFT policy, each seed by itself: preferences, a reward model, PPO with KL penalty
 and without. Then responses that the reward model overrates are looked for (repetition, padding, inserted praise,

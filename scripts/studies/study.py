@@ -38,7 +38,7 @@ from rlhf_gym.settings import CollectConfig, EvaluateConfig, PPOSettings, Reward
 from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.training import RewardModelingConfig, train_reward_model
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 IMAGES = DOCS / "images"
 INK = "#1c1d20"
 SOFT = "#5f646c"

@@ -1,4 +1,4 @@
-"""python scripts/rounds.py: are fresh labels about the policy's own responses worth more than as many about SFT's?
+"""python scripts/studies/rounds.py: are fresh labels worth more than as many about SFT's responses?
 
 On the embedded task, from its shipped SFT policy. Both arms are told the same number of preferences by the same
 simulated annotator, and their PPO sees the same number of tokens:

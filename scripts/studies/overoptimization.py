@@ -1,7 +1,7 @@
 """How far can a reward model be trusted? Gao et al.'s figure on the embedded task: gold rises, peaks and falls.
 
-    python scripts/overoptimization.py             # 5 seeds, tables and docs/images/overoptimization.png; half an hour
-    python scripts/overoptimization.py --seeds 3   # less sure
+    python scripts/studies/overoptimization.py             # 5 seeds, tables and a picture; half an hour
+    python scripts/studies/overoptimization.py --seeds 3   # less sure
 
 One factor at a time around a base (a reward model of 114k weights, 2,000 preferences, a tenth of them flipped): the
 size of the reward model, the number of preferences, and the share of flipped ones. For each arm and seed a reward model

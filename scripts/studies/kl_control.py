@@ -1,4 +1,4 @@
-"""python scripts/kl_control.py: does each controller of β hold the KL where it should? On the embedded reviews.
+"""python scripts/studies/kl_control.py: does each controller of β hold the KL where it should? On the embedded reviews.
 
 PPO learns from the shipped r_φ by the settings of `rlhf-gym run` (learning rate falling to 0, β = .1 at first), as long
 as a run of that does. "fixed" leaves β alone; "adaptive" is Ziegler's rule with a horizon of 1,000 responses (that of
