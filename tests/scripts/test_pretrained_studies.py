@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def page(path: Path, name: str, script: str) -> Path:
-    path.write_text(f"# A page\n\n<!-- {name}: scripts/{script} -->\n<!-- end of {name} -->\n")
+    path.write_text(f"# A page\n\n<!-- {name}: scripts/studies/{script} -->\n<!-- end of {name} -->\n")
     return path
 
 
