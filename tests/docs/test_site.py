@@ -15,6 +15,7 @@ import pytest
 
 import rlhf_gym.agents
 import rlhf_gym.envs
+from tests.devtools import chromium, find_chromium
 from tests.docs.test_links import ROOT
 
 pytest.importorskip("mkdocs")
@@ -52,6 +53,18 @@ def test_the_search_finds_pages_of_every_door(site: Path) -> None:
     places = {entry["location"].partition("#")[0] for entry in index["docs"]}
     doors = {"start.html", "lessons/00_text_as_mdp.html", "own_model.html", "studies/results.html", "api/agents.html"}
     assert doors <= places
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="no Chromium on the path to drive")
+def test_the_search_works_where_pages_are_opened_as_files(site: Path) -> None:
+    with chromium() as browser:
+        tab = browser.tab()
+        tab.open((site / "index.html").as_uri())
+        box = "document.querySelector('[data-md-component=search-query]')"
+        tab.evaluate(f"{box}.focus(); {box}.value = 'bradley'; {box}.dispatchEvent(new Event('keyup'))")
+        tab.wait("document.querySelectorAll('.md-search-result__link').length > 2")
+        assert "preferences.html" in tab.evaluate("document.querySelector('.md-search-result__list').innerHTML")
+        assert not tab.problems
 
 
 @pytest.mark.parametrize("room", [rlhf_gym.agents, rlhf_gym.envs])
