@@ -1,11 +1,13 @@
 """Every block of Python and of shell in the README and the docs is run, or read by what would run it.
 
-A page's Python runs in order in one namespace, as a reader would run it. Commands take minutes to hours: those of
-`rlhf-gym` are read by its own parser, the options of scripts are looked up in them.
+A page's Python runs in order in one namespace, as a reader would run it. Commands that take no time are run too. The
+others take minutes to hours: those of `rlhf-gym` are read by its own parser, the options of scripts are looked up in
+them.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import tomllib
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_gym.cli.app import parse
+from rlhf_gym.cli.app import parse, run_command
 from tests.docs.test_links import PAGES, ROOT
 from tests.tiny_runs import save_model
 
@@ -28,6 +30,10 @@ ELSEWHERE = {
     "docs/studies/comparison.md": "tests/scripts/test_compare.py",
 }
 """Pages whose Python another test runs, and looks at what came out."""
+
+
+QUICK = ("cd ", "rlhf-gym lessons copy", "rlhf-gym lessons list", "rlhf-gym preferences")
+"""Commands that are run, but for those that ask the hub."""
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -103,3 +109,24 @@ def test_the_command_is_one(name: str, command: str, folder: Path, monkeypatch: 
         assert (ROOT / program).is_file()
     else:
         assert program in ("cd", "tensorboard", "mkdocs")
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if any(c.startswith(QUICK) for c in commands(name))])
+def test_the_quick_commands_of_a_page_run_in_order(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "FOLDER")
+    pair = {"prompt": "the film is", "chosen": "good", "rejected": "bad"}
+    (tmp_path / "FILE").write_text(json.dumps(pair) + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for command in commands(name):
+        program, *words = shlex.split(command)
+        if not command.startswith(QUICK) or "hub:" in command:
+            continue
+        if program == "cd":
+            monkeypatch.chdir(*words)
+        else:
+            assert run_command(parse(words)) == 0, command
+    if name == "docs/labeling.md":
+        exported = json.loads((tmp_path / "labels.jsonl").read_text(encoding="utf-8"))
+        assert exported.items() >= pair.items()
+    if name == "docs/lessons/README.md":
+        assert len(list((tmp_path / "my_lessons").glob("[0-9][0-9]_*.ipynb"))) == 10
