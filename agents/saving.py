@@ -21,7 +21,7 @@ from rlhf_gym import __version__
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.rollout import LengthAdaptive
 from rlhf_gym.agents.surrogates import CISPO, Clip, SequenceClip
-from rlhf_gym.files import InputError, reading
+from rlhf_gym.files import InputError, reading, settle
 from rlhf_gym.lm.tensors import OPTIMIZERS, check_names, check_tensor
 
 FORMAT = 3
@@ -78,7 +78,7 @@ def write_state(state: AgentState, path: Path) -> None:
         for name, table in tensors.items():
             content = safetensors.torch.save({key: value.contiguous() for key, value in table.items()})
             archive.writestr(name + TENSORS, content)
-    partial.replace(path)
+    settle(partial, path)
 
 
 def read_state(path: Path) -> AgentState:
@@ -177,8 +177,9 @@ def policy_from_json(saved: dict[str, Any], extra: dict[str, Any], kind: type[LM
     not_saved = {"self", "use_sde", "observation_space", "action_space", "lr_schedule"}
     check_names("the arguments of a policy", saved, inspect.signature(kind.__init__).parameters.keys() - not_saved)
     arguments = dict(saved)
-    for name in ("model", "critic_model"):
-        arguments[name] = None if saved[name] is None else AutoConfig.for_model(**saved[name])
+    with reading("the configuration of the policy's model", "a saved agent"):
+        for name in ("model", "critic_model"):
+            arguments[name] = None if saved[name] is None else AutoConfig.for_model(**saved[name])
     if "optimizer_class" not in extra:
         known = {kind.__name__: kind for kind in OPTIMIZERS}
         if saved["optimizer_class"] not in known:

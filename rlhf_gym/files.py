@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 LONE_SURROGATE = "a lone surrogate (half of a character, like \\ud800)"
 """What a text must not hold: no encoding can write it, and no tokenizer reads it."""
+PACKED = "data.json"
+"""The member of a zip of `write_packed`."""
 _LONGEST = 1500
 """Characters of a library's message that are kept: some list every weight of a model."""
 
@@ -70,6 +75,88 @@ def reason(error: Exception) -> str:
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
     text = "; ".join([text, *getattr(error, "__notes__", ())])
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
+
+
+def settle(written: Path, path: Path) -> None:
+    """Give a file that has been written its name, both on the disk before this returns, whatever becomes of the power.
+
+    Args:
+        written: the file.
+        path: its new name, in the same folder; a file of that name is replaced.
+    """
+    with written.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(written, path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def checkpoint_before(path: Path) -> Path:
+    """The name under which the checkpoint before the last is kept."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def checkpoint_next(path: Path) -> Path:
+    """The name under which the next checkpoint is written, until it is whole."""
+    return path.with_name(f"{path.stem}.next{path.suffix}")
+
+
+def rotate_checkpoint(path: Path) -> None:
+    """Let the next checkpoint, which is on the disk, be the last, and the last the one before."""
+    if path.is_file():
+        os.replace(path, checkpoint_before(path))
+    settle(checkpoint_next(path), path)
+
+
+def read_checkpoint(path: Path, read: Callable[[Path], T]) -> tuple[T | None, str]:
+    """What the last checkpoint holds that can be read, the last or the one before; and what to say about it.
+
+    Args:
+        path: the last.
+        read: raises an `InputError` for a file that is damaged.
+
+    Returns:
+        (contents, message). The contents are None where no checkpoint can be read; the message is "" where none is
+        damaged.
+    """
+    said: list[str] = []
+    for each in (path, checkpoint_before(path)):
+        if each.is_file():
+            try:
+                return read(each), "; ".join([*said, f"{each.name} is gone on from"] if said else [])
+            except InputError as error:
+                said.append(f"{each} is damaged ({error})")
+    return None, "; ".join([*said, "it begins anew"] if said else [])
+
+
+def remove_checkpoints(path: Path) -> None:
+    """Remove the last checkpoint, the one before, and what was written of a next one."""
+    for each in (checkpoint_next(path), checkpoint_before(path), path):
+        each.unlink(missing_ok=True)
+
+
+def write_packed(path: Path, content: Any) -> None:
+    """Write JSON as the one member of a zip, which has a checksum, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(PACKED, json.dumps(content))
+    os.replace(partial, path)
+
+
+def read_packed(path: Path) -> Any:
+    """What `write_packed` wrote; None where there is no such file, or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with reading("JSON", path), zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read(PACKED))
+    except InputError:
+        return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_gym.files import read_packed, write_packed
 from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.decoding import Decoding, write_responses
 from rlhf_gym.preferences import Candidate
 from rlhf_gym.rewards import LearnedReward, load_reward
+from rlhf_gym.runs.manifest import UNFINISHED
 from rlhf_gym.settings import CollectConfig
 
 
@@ -55,18 +57,23 @@ def draw_candidates(run: Run, round: int) -> list[Candidate]:
     found: dict[tuple[int, int], Candidate] = {}
     for number, writer in enumerate(writers):
         places = [(i, j) for i, share in enumerate(shares) for j, whose in enumerate(share) if whose == number]
-        samples = write_responses(
-            run.load_policy(writer.source),
-            run.task,
-            [prompts[i] for i, _ in places],
-            writer.decoding,
-            seed=run.config.seed + 1000 * round + number,
-            temperature=writer.temperature,
-            top_p=writer.top_p,
-            reward=reward,
-            progress=run.progress(f"responses of {writer.name}"),
-        )
-        for place, prompt, response in zip(places, samples.prompts, samples.responses, strict=True):
+        asked = [prompts[i] for i, _ in places]
+        kept = run.folder.stage("collect", round) / UNFINISHED / f"responses-{number}.zip"
+        responses = read_packed(kept)
+        if responses is None:
+            responses = write_responses(
+                run.load_policy(writer.source),
+                run.task,
+                asked,
+                writer.decoding,
+                seed=run.config.seed + 1000 * round + number,
+                temperature=writer.temperature,
+                top_p=writer.top_p,
+                reward=reward,
+                progress=run.progress(f"responses of {writer.name}"),
+            ).responses
+            write_packed(kept, responses)
+        for place, prompt, response in zip(places, asked, responses, strict=True):
             found[place] = writer.candidate(prompt, response)
     return [found[place] for place in sorted(found)]
 

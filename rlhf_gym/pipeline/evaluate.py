@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from rlhf_gym.files import write_jsonl
+from rlhf_gym.files import read_packed, write_jsonl, write_packed
 from rlhf_gym.functional import best_of_n_kl
-from rlhf_gym.lm.chat import Prompt, to_json
+from rlhf_gym.lm.chat import Prompt, as_prompt, to_json
+from rlhf_gym.lm.generation import Generation
 from rlhf_gym.lm.tokens import token_texts
 from rlhf_gym.pipeline.agents import settings_label
 from rlhf_gym.pipeline.best_of_n import measure_best_of_n
@@ -21,6 +22,7 @@ from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.costs import Timing, affordable, allowed, steps_of
 from rlhf_gym.pipeline.samples import Samples, distinct_2, draw, gold_scores, log_probs, proxy_scores
 from rlhf_gym.rewards import LearnedReward
+from rlhf_gym.runs.manifest import UNFINISHED
 from rlhf_gym.settings import StageName
 
 LEAST_PROMPTS = 8
@@ -52,6 +54,27 @@ class Measured:
         """log π(y|x) − log π_SFT(y|x) of each response, in nats, (B,): its mean estimates KL(π‖π_SFT)."""
         return np.array([(a - b).sum() for a, b in zip(self.log_probs, self.sft_log_probs, strict=True)])
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for JSON, which holds these numbers exactly."""
+        return {
+            "prompts": [to_json(prompt) for prompt in self.samples.prompts],
+            "responses": self.samples.responses,
+            "generations": [g._replace(log_probs=g.log_probs.tolist()) for g in self.samples.generations],
+            "proxy": self.proxy.tolist(),
+            "gold": None if self.gold is None else self.gold.tolist(),
+            "log_probs": [row.tolist() for row in self.log_probs],
+            "sft_log_probs": [row.tolist() for row in self.sft_log_probs],
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Measured:
+        """What `to_json` gave."""
+        made = [Generation(asked, said, why, np.float32(rows)) for asked, said, why, rows in saved["generations"]]
+        samples = Samples([as_prompt(prompt) for prompt in saved["prompts"]], saved["responses"], made)
+        gold = None if saved["gold"] is None else np.array(saved["gold"])
+        rows = [[np.float32(row) for row in saved[name]] for name in ("log_probs", "sft_log_probs")]
+        return cls(samples, np.array(saved["proxy"]), gold, *rows)
+
 
 def evaluate_stage(run: Run) -> dict[str, Any]:
     """Figures of all policies; their responses go to `samples/`."""
@@ -68,9 +91,9 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
         )
     reward = run.load_reward(config.rounds)
     sft = run.load_policy(run.sft)
-    base = _measure(run, sft, sft, reward, prompts, "the SFT policy")
+    base = _kept(run, "sft", lambda: _measure(run, sft, sft, reward, prompts, "the SFT policy"))
     n = config.evaluate.best_of
-    best = _best_of(run, sft, reward, prompts, n=n, seed=config.seed + 8)
+    best = _kept(run, "best_of", lambda: _best_of(run, sft, reward, prompts, n=n, seed=config.seed + 8))
     best_metrics = _entry("best_of", f"best of {n}", best, base, None) | _bound(n)
     entries = [_entry("sft", "SFT", base, base, best), best_metrics]
     folder = run.folder.stage("evaluate") / "samples"
@@ -82,10 +105,7 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
         name = f"{kind}-round-{round}-seed-{seed}"
         model = run.load_policy(run.folder.seed(kind, round, seed) / "model")
         chooses = config.agent.best_of
-        if chooses is None:
-            measured = _measure(run, model, sft, reward, prompts, name)
-        else:
-            measured = _best_of(run, sft, reward, prompts, n=chooses, seed=run.config.seed + 1000 * seed + 9)
+        measured = _kept(run, name, lambda: _measured(run, model, sft, reward, prompts, name, seed))  # noqa: B023
         _write(folder / f"{name}.jsonl", measured)
         entry = _entry(kind, name, measured, base, best) | {"round": round, "seed": seed}
         entries.append(entry if chooses is None else entry | _bound(chooses))
@@ -153,6 +173,33 @@ def trained_policies(run: Run) -> list[tuple[Any, int, int]]:
         if round == 1 and run.trains_without_kl:
             found += [("without_kl", round, seed) for seed in run.seeds]
     return found
+
+
+def _kept(run: Run, name: str, measure: Callable[[], Measured]) -> Measured:
+    """What was measured before an interrupt, or what is measured now, and kept until the evaluation is complete."""
+    path = run.folder.stage("evaluate") / UNFINISHED / f"{name}.zip"
+    saved = read_packed(path)
+    if saved is None:
+        measured = measure()
+        write_packed(path, measured.to_json())
+        return measured
+    return Measured.from_json(saved)
+
+
+def _measured(
+    run: Run,
+    model: PreTrainedModel,
+    sft: PreTrainedModel,
+    reward: LearnedReward,
+    prompts: Sequence[Prompt],
+    name: str,
+    seed: int,
+) -> Measured:
+    """What a seed's agent left, which for best-of-n is a way to choose among the SFT policy's responses."""
+    chooses = run.config.agent.best_of
+    if chooses is None:
+        return _measure(run, model, sft, reward, prompts, name)
+    return _best_of(run, sft, reward, prompts, n=chooses, seed=run.config.seed + 1000 * seed + 9)
 
 
 def _measure(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
+from torch import Tensor
 
 from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.envs.episode import prompts_of
-from rlhf_gym.files import read_jsonl, write_jsonl
+from rlhf_gym.files import append_jsonl, checkpoint_next, read_jsonl, rotate_checkpoint, write_jsonl
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.progress import Progress
 from rlhf_gym.rewards import RewardFunction, function_scores
@@ -22,25 +23,44 @@ from rlhf_gym.rewards import RewardFunction, function_scores
 class IterationLog(KVWriter):
     """Appends each iteration's figures to a JSONL file, under the names of SB3's logger.
 
+    The agent's checkpoint has the lines too (`TokenAlgorithm.keep`): those of a file that was damaged come back.
+
     Args:
         path: the file; what it holds of iterations after `tokens` is removed (they will be gone through again).
         tokens: response tokens generated so far.
     """
 
     def __init__(self, path: Path, *, tokens: int) -> None:
-        kept = [record for record in read_jsonl(path) if record["tokens"] <= tokens]
-        write_jsonl(path, kept)
         self.path = path
-        self.kept = kept
-        self.iteration = len(kept)
+        self._begin_with([record for record in read_jsonl(path) if record["tokens"] <= tokens])
+
+    def _begin_with(self, records: list[dict[str, Any]]) -> None:
+        write_jsonl(self.path, records)
+        self.records = records
+        self.iteration = len(records)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lines so far, for the agent's checkpoint."""
+        return {"records": list(self.records)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the file hold these lines."""
+        self._begin_with(list(state["records"]))
+
+    def weights(self) -> dict[str, Tensor]:
+        """There are none."""
+        return {}
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """There are none."""
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Append the iteration's figures as one line."""
         self.iteration += 1
         scalars = {name: value for name, value in key_values.items() if "json" not in key_excluded[name]}
         figures = {name: float(value) for name, value in sorted(scalars.items()) if np.isfinite(value)}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": self.iteration, "tokens": int(step), **figures}) + "\n")
+        self.records.append({"iteration": self.iteration, "tokens": int(step), **figures})
+        append_jsonl(self.path, self.records[-1])
 
     def close(self) -> None:
         """Does nothing: the file is closed after every line."""
@@ -106,7 +126,12 @@ class Watch(BaseCallback):
     def _on_rollout_start(self) -> None:
         # Between iterations: what is saved here is the start of this one.
         if self.iteration and self.iteration % self.checkpoint_every == 0:
-            self.model.save(self.checkpoint)
+            self.save(self.model)
+
+    def save(self, agent: BaseAlgorithm) -> None:
+        """Write a checkpoint; the one before stays until it is on the disk, and after."""
+        agent.save(checkpoint_next(self.checkpoint))
+        rotate_checkpoint(self.checkpoint)
 
     def _on_step(self) -> bool:
         now = time.monotonic()
@@ -132,4 +157,4 @@ class Watch(BaseCallback):
         """Keep what an interrupted run has done: up to its last whole iteration, and that one's figures."""
         if "train/loss" in agent.logger.name_to_value:  # the update was let finish, its figures were not yet written
             agent.dump_logs(self.iteration)
-        agent.save(self.checkpoint)
+        self.save(agent)

@@ -166,6 +166,7 @@ def _go_through(run: Run, stage: Stage, label: str) -> None:
         return
     done = run.folder.metrics(stage.name, stage.round)
     if done is not None:
+        run.folder.tidy(stage.name, stage.round)
         terminal.say_stage(run.console, label, "done", stage.line(done))
         return
     started = time.perf_counter()

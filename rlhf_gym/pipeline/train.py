@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import Logger
 
 from rlhf_gym.agents import StopOnKL, TokenAlgorithm
 from rlhf_gym.envs.prompts import PromptIds
-from rlhf_gym.files import read_json, write_json, write_jsonl
+from rlhf_gym.files import read_checkpoint, read_json, remove_checkpoints, write_json, write_jsonl
 from rlhf_gym.lm import Shared, load_causal_lm
 from rlhf_gym.lm.chat import to_json
 from rlhf_gym.lm.tokens import decode
@@ -63,9 +63,11 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
     reward = Shared(run.load_reward(round))
     label = settings_label(settings) + (", without KL" if stage == "without_kl" else "")
     for place, seed in enumerate(run.seeds):
-        if read_json(run.folder.seed(stage, round, seed) / METRICS_FILE) is None:
+        folder = run.folder.seed(stage, round, seed)
+        if read_json(folder / METRICS_FILE) is None:
             of = "" if len(run.seeds) == 1 else f", seed {place + 1} of {len(run.seeds)}"
             train_agent(run, stage, round, seed, reward=reward, label=label + of)
+        remove_checkpoints(folder / CHECKPOINT)
     logs = [iterations(run.folder.seed(stage, round, seed)) for seed in run.seeds]
     ends = [read_json(run.folder.seed(stage, round, seed) / METRICS_FILE) for seed in run.seeds]
     limit = settings.kl_limit
@@ -105,20 +107,24 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
     folder.mkdir(parents=True, exist_ok=True)
     env = make_env(run, stage, round, seed, reward)
     checkpoint = folder / CHECKPOINT
-    if checkpoint.is_file():
-        given = settings.loading_arguments(Parts(run, round, seed))
-        load: Any = agent_class(settings)
-        agent: TokenAlgorithm = load.load(checkpoint, env=env, device=run.device, **given)
-    else:
-        agent = make_agent(run, stage, round, seed, env)
+    kind: Any = agent_class(settings)
+
+    def load(path: Path) -> TokenAlgorithm:
+        return kind.load(path, env=env, device=run.device, **settings.loading_arguments(Parts(run, round, seed)))
+
+    loaded, trouble = read_checkpoint(checkpoint, load)
+    if trouble:
+        run.console.print(f"  {trouble}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    agent = make_agent(run, stage, round, seed, env) if loaded is None else loaded
     log = IterationLog(folder / ITERATIONS, tokens=agent.num_timesteps)
+    agent.keep("iterations", log)
     with run.progress(f"{label}, tokens").over(settings.total_tokens, done=agent.num_timesteps) as shown:
         others = logger_outputs(
             run.config.logger,
             folder,
             name=f"{run.folder.root.name}/{folder.relative_to(run.folder.root).as_posix()}",
             group=run.folder.root.name,
-            before=[{name: value for name, value in line.items() if "/" in name} for line in log.kept],
+            before=[{name: value for name, value in line.items() if "/" in name} for line in log.records],
         )
         agent.set_logger(Logger(folder=None, output_formats=[log, TrainingProgress(shown), *others]))
         gold_every = settings.gold_interval
@@ -161,7 +167,6 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
             "ended_by": monitor.ended_by,
         },
     )
-    checkpoint.unlink(missing_ok=True)
 
 
 def make_monitor(run: Run, stage: StageName, folder: Path) -> RLHFMonitor:

@@ -5,12 +5,14 @@ pretrain/, sft/             model/ and metrics.json
 round-1/collect/            candidates.jsonl, preferences.jsonl, heldout_preferences.jsonl
 round-1/reward/             model/, timing.json (seconds that its work took, and the samples that followed from them)
 round-1/train/seed-0/       model/, metrics.jsonl and monitor.jsonl (a line an iteration), alarms.jsonl, views.jsonl,
-                            timing.json, checkpoint.zip while it runs; events.out.tfevents.…, progress.csv and
+                            timing.json, checkpoint.zip and the one before it, checkpoint.before.zip, while it
+                            runs; events.out.tfevents.…, progress.csv and
                             wandb/, where the run has these loggers
 round-1/without_kl/seed-0/  the same without KL penalty
 evaluate/                   metrics.json, samples/*.jsonl
 report.html
 
+While collect and evaluate run, unfinished/ in their folders has the responses of the policies that have written theirs.
 A stage's metrics.json is written last: where it stands, the stage is complete. Its manifest.json, written before, lists
 what the stage left.
 """
@@ -28,7 +30,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlhf_gym.files import InputError, StoppedError, absolute_path, expanded, read_json, write_json
-from rlhf_gym.runs.manifest import damages, digest, write_manifest
+from rlhf_gym.runs.manifest import UNFINISHED, damages, digest, write_manifest
 from rlhf_gym.settings import STAGES, RunConfig, StageName, read_config
 from rlhf_gym.settings.saved import CONFIG_FILE, flatten, saved_config, to_json
 from rlhf_gym.settings.stages import is_source_name
@@ -93,6 +95,11 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         write_manifest(folder, METRICS_FILE, metrics)
         write_json(folder / METRICS_FILE, metrics)
+        self.tidy(name, round)
+
+    def tidy(self, name: StageName, round: int = 1) -> None:
+        """Remove what a stage that is complete now had kept to go on from."""
+        shutil.rmtree(self.stage(name, round) / UNFINISHED, ignore_errors=True)
 
     def complete_stages(self) -> Iterator[tuple[StageName, int]]:
         """The complete stages and their rounds."""

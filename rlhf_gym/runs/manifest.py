@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from rlhf_gym.files import json_text, read_json, write_json
 
 MANIFEST_FILE = "manifest.json"
-NOT_LISTED = ("timing.json", "events.out.tfevents.*", "progress.csv", "wandb/*", "*/wandb/*")
+UNFINISHED = "unfinished"
+"""The folder in a stage's of what it has done so far, while it is not complete."""
+NOT_LISTED = ("timing.json", "events.out.tfevents.*", "progress.csv", "wandb/*", "*/wandb/*", f"{UNFINISHED}/*")
 """Files that may change after their stage, or be cleared away: patterns of names and of paths."""
 
 

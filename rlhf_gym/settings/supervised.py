@@ -41,7 +41,7 @@ class SupervisedConfig:
     evaluate_each_epoch: bool = True
     """Measure the held-out data after each epoch, not only at the end."""
     save_steps: Whole = 500
-    """Steps between the checkpoints to resume from; 0 for none."""
+    """Steps between the checkpoints to resume from, or half a minute where that is sooner; 0 for none."""
     log_steps: Count = 10
     """Steps between the entries of the history."""
     bf16: bool = False

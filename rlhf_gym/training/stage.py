@@ -6,7 +6,8 @@ micro-batches add up to exactly the whole batch.
 The folder of a stage holds
 
 training.json    what is trained on what, written first: another run does not resume this one
-checkpoint.safetensors    where to resume from, while the stage runs; removed when it has finished
+checkpoint.safetensors    where to resume from, while the stage runs, and checkpoint.before.safetensors, the one
+                          before it; removed when it has finished
 config.json, *.safetensors, tokenizer files    the trained model, moved in whole at the end
 history.json     what was logged
 metrics.json     written last: the stage has finished
@@ -14,22 +15,33 @@ metrics.json     written last: the stage has finished
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
+from rich import get_console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlhf_gym.files import reading, write_json
+from rlhf_gym.files import (
+    InputError,
+    checkpoint_next,
+    read_checkpoint,
+    reading,
+    remove_checkpoints,
+    rotate_checkpoint,
+    write_json,
+)
 from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.tensors import check_names, check_tensor, load_optimizer
@@ -41,6 +53,10 @@ HISTORY_FILE = "history.json"
 METRICS_FILE = "metrics.json"
 CHECKPOINT = "checkpoint.safetensors"
 STAGING = "unfinished"
+SAVE_SECONDS = 30.0
+"""Seconds between two checkpoints at most, where writing one is quick."""
+SAVE_SHARE = 0.02
+"""The share of the time that checkpoints between `save_steps` may take."""
 Example = TypeVar("Example")
 Metrics = TypeVar("Metrics")
 STRETCH = 50
@@ -128,6 +144,7 @@ def run_stage(
     folder = Path(output_dir)
     _open_folder(folder, {"stage": stage.name, **stage.identity, "config": asdict(config)}, resume=resume)  # type: ignore[call-overload]
     if is_finished(folder):
+        remove_checkpoints(folder / CHECKPOINT)
         with quiet_transformers():
             stage.load(folder)
         stage.model.eval()
@@ -140,7 +157,7 @@ def run_stage(
     (folder / STAGING).rmdir()
     write_json(folder / HISTORY_FILE, history)
     write_json(folder / METRICS_FILE, asdict(metrics))  # type: ignore[call-overload]
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    remove_checkpoints(folder / CHECKPOINT)
     return metrics
 
 
@@ -153,13 +170,16 @@ def _train(
     model = stage.model.to(device)
     torch.manual_seed(config.seed)
     optimizer = _optimizer(model, config)
-    state = StageState(0, [], [])
-    if (folder / CHECKPOINT).is_file():
-        state = _load_checkpoint(folder / CHECKPOINT, model, optimizer, device)
+    found, trouble = read_checkpoint(folder / CHECKPOINT, lambda path: _load_checkpoint(path, model, optimizer, device))
+    if trouble:
+        get_console().print(f"  {trouble}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    state = found or StageState(0, [], [])
     steps_per_epoch = -(-len(stage.examples) // config.batch_size)
     steps = config.epochs * steps_per_epoch
     metrics: Any = None
     figures = ""
+    saved = time.monotonic()
+    saving = 0.0
 
     def log(**figures: Any) -> None:
         state.history.append({**figures, "epoch": round(state.step / steps_per_epoch, 4), "step": state.step})
@@ -185,8 +205,13 @@ def _train(
                     model.eval()
                     metrics = stage.evaluate()
                     log(**{f"heldout_{name}": value for name, value in asdict(metrics).items()})
-                if config.save_steps and state.step % config.save_steps == 0 and state.step < steps:
-                    _save_checkpoint(folder / CHECKPOINT, state, model, optimizer, device)
+                if config.save_steps and state.step < steps:
+                    waited = time.monotonic() - saved
+                    if state.step % config.save_steps == 0 or waited > max(SAVE_SECONDS, saving / SAVE_SHARE):
+                        started = time.monotonic()
+                        _save_checkpoint(folder / CHECKPOINT, state, model, optimizer, device)
+                        saved = time.monotonic()
+                        saving = saved - started
                 shown.update(state.step, figures=figures)
     return metrics, state.history
 
@@ -301,10 +326,19 @@ def _save_checkpoint(
     tensors["random.cpu"] = torch.get_rng_state()
     if device.type != "cpu":
         tensors["random.device"] = torch.get_device_module(device).get_rng_state()
-    partial = path.with_name(path.name + ".partial")
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata={"state": json.dumps(asdict(state))})
-    partial.replace(path)
+    said = json.dumps(asdict(state))
+    save_file(contiguous, checkpoint_next(path), metadata={"state": said, "sha256": _digest(said, contiguous)})
+    rotate_checkpoint(path)
+
+
+def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that a checkpoint holds: the format has no sum of its own by which damage could be seen."""
+    found = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, device: torch.device) -> StageState:
@@ -316,23 +350,26 @@ def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW,
     moments: dict[int, dict[str, Tensor]] = {}
     weights: dict[str, Tensor] = {}
     parameters = dict(model.named_parameters())
-    what = "a checkpoint (without it the stage begins anew)"
-    with reading(what, path), safe_open(path, framework="pt") as file:
-        state = StageState(**json.loads(file.metadata()["state"]))
-        for key in file.keys():  # noqa: SIM118 (the file is no dict)
+    with reading("a checkpoint", path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the file is no dict)
+        if metadata.get("sha256", "") != _digest(metadata["state"], tensors):
+            raise InputError("expected the contents that its SHA-256 is of, got others")
+        state = StageState(**json.loads(metadata["state"]))
+        for key, tensor in tensors.items():
             kind, _, name = key.partition(".")
             if kind == "model":
-                weights[name] = file.get_tensor(key)
+                weights[name] = tensor
             elif kind == "optimizer":
                 index, _, moment = name.partition(".")
-                moments.setdefault(int(index), {})[moment] = file.get_tensor(key)
+                moments.setdefault(int(index), {})[moment] = tensor
         check_names("the weights of the model", weights, parameters)
         for name, value in weights.items():
             check_tensor(f"the weight {name}", value, parameters[name])
         load_optimizer(optimizer, moments, optimizer.state_dict()["param_groups"], steps=state.step)
         for name, value in weights.items():
             parameters[name].data.copy_(value)
-        torch.set_rng_state(file.get_tensor("random.cpu"))
+        torch.set_rng_state(tensors["random.cpu"])
         if device.type != "cpu":
-            torch.get_device_module(device).set_rng_state(file.get_tensor("random.device"))
+            torch.get_device_module(device).set_rng_state(tensors["random.device"])
         return state
