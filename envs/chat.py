@@ -91,4 +91,10 @@ def _with_respondent(
         respondent = LMRespondent(
             reference, tokenizer=arguments.get("tokenizer"), max_new_tokens=max(1, max_reply_tokens - AROUND)
         )
+    missing = [name for name in ("reference", "reward") if name not in arguments]
+    if missing:
+        raise ValueError(
+            "expected prompts, a reference (None for no KL term) and a reward beside the respondent, got no "
+            f"{' and no '.join(missing)}"
+        )
     return arguments | {"turns": Turns(respondent, max_turns, max_turn_tokens, max_reply_tokens)}

@@ -204,7 +204,10 @@ class TokenVectorEnv(VectorEnv):
             shaping=Shaping(shaping, self.tokenizer),
         )
         if turns is not None and self.token_reward.causal:
-            raise ValueError("expected no turns with a causal reward function: it is asked about one response")
+            raise ValueError(
+                "expected turns=None with a causal reward function, which is asked about one response, got "
+                f"Turns(…) of up to {turns.max_turns} turns"
+            )
         self.action_mask = action_mask
         if action_mask is not None:
             action_mask.check(

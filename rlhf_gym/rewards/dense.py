@@ -77,12 +77,16 @@ def _numbers(said: Any) -> np.ndarray:
     """What was returned as float32, on the host and without gradients.
 
     Raises:
-        TypeError: texts or complex numbers. ValueError: what holds no numbers.
+        TypeError: texts or complex numbers. ValueError: what holds no numbers, or whole numbers beyond all floats.
     """
     given = np.asarray(said.detach().cpu() if isinstance(said, Tensor) else said)
     if given.dtype.kind in "USc":
         raise TypeError(f"expected real numbers, got {given.dtype}")
-    return given.astype(np.float32)
+    try:
+        with np.errstate(over="ignore"):  # what becomes infinite is found by whoever asks for finite numbers
+            return given.astype(np.float32)
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
 
 
 def check_rewards(said: object, count: int, lengths: Sequence[int] | None, *, source: str) -> Given:

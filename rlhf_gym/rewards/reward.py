@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ TokensFunction = Callable[[list[str], list[str], list[ResponseTokens]], Answer]
 """A reward function that asks for the tokens of each response too: see `FunctionReward`."""
 
 Numbers = TypeVar("Numbers", np.ndarray, Tensor)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Scores(NamedTuple):
@@ -334,7 +336,7 @@ class FunctionReward(Reward):
         self.causal = causal
         self.seconds = seconds
         self._special_tokens = special_tokens
-        self.title = f"the reward function {function!r}"
+        self.title = f"the reward function {_ADDRESS.sub('', repr(function))}"
 
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[Response], tokens: Sequence[ResponseTokens] | None = None

@@ -19,7 +19,7 @@ def test_what_a_function_raises_says_whose_it_is_and_about_what():
     with pytest.raises(ZeroDivisionError) as raised:
         FunctionReward(fails)(["p", "p"], ["a text", "b"])
     (note,) = raised.value.__notes__
-    assert "the reward function <function fails" in note and "2 responses, 'a text' first" in note
+    assert "the reward function <function fails>" in note and "2 responses, 'a text' first" in note
     assert reason(raised.value) == f"ZeroDivisionError: division by zero; {note}"
 
 
