@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 import torch
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
-from rlhf_gym import agents, envs, lm, monitoring, preferences, settings
+from rlhf_gym import agents, envs, lm, monitoring, preferences
 from rlhf_gym.ranges import (
     Count,
     Positive,
@@ -25,58 +25,7 @@ from rlhf_gym.ranges import (
     ranges_of,
 )
 from rlhf_gym.rewards.dense import ScoreError, check_scores
-from rlhf_gym.settings import RunConfig
-from rlhf_gym.settings.agents import AGENTS
-from rlhf_gym.settings.stages import AdversarialConfig
-
-MAY_BE_NEGATIVE = {
-    "annotator_length_bias",
-    "annotator_word_bias",
-    "noise",
-    "reward_rise",
-    "length_correlation",
-    "kl_low",
-    "explained_variance",
-    "missing_eos_penalty",
-    "length_penalty",
-    "repetition_penalty",
-    "verifier_coef",
-    "clip_score",
-}
-MAY_BE_INFINITE = {setting.name for setting in fields(settings.AlarmThresholds)}
-
-
-def numbers(record: Any, put: Callable[[Any], Any], path: str) -> Iterator[tuple[str, str, Any, Callable[[Any], Any]]]:
-    """The numeric settings of a record and of those in it: their path, name, value, and how to make it another."""
-    declared = ranges_of(type(record))
-    for setting in fields(record):
-        value = getattr(record, setting.name)
-
-        def change(new: Any, name: str = setting.name) -> Any:
-            return put(replace(record, **{name: new}))
-
-        if is_dataclass(value):
-            yield from numbers(value, change, f"{path}{setting.name}.")
-        elif setting.name in declared and declared[setting.name].kind is not bool:
-            yield f"{path}{setting.name}", setting.name, value, change
-
-
-RECORDS = [("", RunConfig()), ("adversarial.", AdversarialConfig()), *((f"{kind.name}.", kind()) for kind in AGENTS)]
-NUMBERS = [found for path, record in RECORDS for found in numbers(record, lambda made: made, path)]
-
-
-def case(value: Any, number: Any) -> Any:
-    return (number, number) if isinstance(value, tuple) else number
-
-
-def meaningless(name: str) -> list[Any]:
-    """What a setting of this name may not be."""
-    found: list[Any] = [math.nan, "1", True]
-    if name not in MAY_BE_INFINITE:
-        found += [math.inf, -math.inf]
-    if name not in MAY_BE_NEGATIVE:
-        found += [-math.inf, -1, -(10**30)]
-    return found
+from tests.trouble import MAY_BE_NEGATIVE, NUMBERS, case, meaningless
 
 
 @pytest.mark.parametrize(("name", "value", "change"), [n[1:] for n in NUMBERS], ids=[n[0] for n in NUMBERS])
@@ -299,6 +248,12 @@ def test_an_agent_refuses_a_total_that_means_nothing(total):
 def test_scores_that_are_no_real_numbers_are_refused(said):
     with pytest.raises(ScoreError, match="expected real numbers, got"):
         check_scores(said, 4, source="the reward")
+
+
+@pytest.mark.parametrize("number", [10**400, 1e300])
+def test_scores_beyond_float32_are_refused(number):
+    with pytest.raises(ScoreError, match=r"int too large|expected finite scores from the reward, got inf"):
+        check_scores([number, 0.0], 2, source="the reward")
 
 
 def test_scores_may_be_tensors_with_gradients():

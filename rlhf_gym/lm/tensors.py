@@ -73,6 +73,8 @@ def _check_moments(state: dict[int, dict[str, Tensor]], parameters: Sequence[Ten
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 WIDTHS = ("hidden_size", "n_embd", "d_model", "vocab_size")
 """Fields of a config.json that are layers, and those that are a dimension of some weight."""
+WHOLE = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+"""Kinds of numbers in a file of safetensors that no weight is of, unless it is quantized."""
 
 
 def check_declared_sizes(folder: Path, what: str) -> None:
@@ -81,12 +83,16 @@ def check_declared_sizes(folder: Path, what: str) -> None:
     A layer has a weight of its own, or a few share one; a width is a dimension of some weight.
 
     Raises:
-        InputError: they are larger.
+        InputError: they are larger, or a weight is of whole numbers and not quantized.
     """
-    shapes = [shape for path in sorted(folder.glob("*.safetensors")) for shape in _shapes(path)]
-    if not shapes:
+    tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _tensors(path)]
+    if not tensors:
         return  # whoever reads the weights says that there are none
     config = read_object(folder / "config.json")
+    shapes = [shape for _, _, shape in tensors]
+    whole = [f"{name} of {kind}" for name, kind, _ in tensors if name.endswith("weight") and kind in WHOLE]
+    if whole and "quantization_config" not in config:
+        raise InputError(f"expected {what} whose weights are real numbers, got {whole[0]}")
     largest = max((size for shape in shapes for size in shape), default=0)
     for part in (config, config.get("text_config")):
         for name, value in part.items() if isinstance(part, dict) else ():
@@ -96,10 +102,11 @@ def check_declared_sizes(folder: Path, what: str) -> None:
                 raise InputError(f"expected {what} with weights of {name}={value:,}, got {len(shapes):,} tensors")
 
 
-def _shapes(path: Path) -> list[list[int]]:
-    """The shapes of the tensors in a file of safetensors; none is read."""
+def _tensors(path: Path) -> list[tuple[str, str, list[int]]]:
+    """Of each tensor in a file its name, its kind of number such as "F32", and its shape; no tensor is read."""
     with safe_open(path, "pt") as file:
-        return [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (no mapping)
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return [(name, tensor.get_dtype(), tensor.get_shape()) for name, tensor in slices.items()]
 
 
 def check_names(what: str, given: Iterable[str], expected: Iterable[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shutil
@@ -12,60 +11,13 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.cli.app import main
-from tests.tiny import tiny_gpt2, tiny_reward_model, tiny_tokenizer
-
-WORDS = ("film", "good", "bad", "plot", "the", "a")
+from tests.trouble import COMMANDS, FILES, MODELS, given, with_content, without_tokenizer
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a reward model and files that a run can be made of."""
-    root = tmp_path_factory.mktemp("given")
-    tiny_gpt2().save_pretrained(root / "lm")
-    tiny_tokenizer().save_pretrained(root / "lm")
-    tiny_reward_model().save_pretrained(root / "rm")
-    rows = [{"prompt": f"{a} {b}", "chosen": " good film", "rejected": " bad film"} for a in WORDS for b in WORDS]
-    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
-
-
-PAIR = '{"prompt": "film", "chosen": "good", "rejected": "bad"}\n'
-FILES: dict[str, tuple[str | bytes, str]] = {
-    "cut.jsonl.gz": (gzip.compress(PAIR.encode() * 50)[:-20], "could not load a file of"),
-    "plain.jsonl.gz": (PAIR, "Not a gzipped file"),
-    "latin.jsonl": (b'{"prompt": "\xe9"}', "line 1: expected UTF-8 text"),
-    "surrogate.jsonl": (
-        '{"prompt": "\\ud800", "responses": ["a", "b"]}',
-        "line 1: expected text, got a lone surrogate",
-    ),
-    "deep.jsonl": ("[" * 100_000, "nested too deeply"),
-    "twice.jsonl": ('{"prompt": "a", "prompt": "b"}', 'line 1: expected each field once, got "prompt" twice'),
-    "huge.jsonl": ('{"prompt": "p", "margin": ' + "9" * 5000 + "}", "line 1: expected a JSON object"),
-    "cut.json": ("[" + PAIR + ",", "line 2: expected a JSON array of objects"),
-    "odd.jsonl": ('{"prompt": {"a": 1}, "responses": {"a": 1}, "chosen": [3], "rejected": [4]}', "line 1: "),
-    "empty.jsonl": ("", "expected at least one"),
-    "table.csv": ("prompt,chosen", ".csv is not read"),
-}
-COMMANDS: dict[str, list[str]] = {
-    "prompts": ["run", "--run-dir", "{out}", "--model", "{root}/lm", "--prompts", "{file}", "--max-new-tokens", "4"],
-    "preferences": [
-        "run",
-        "--run-dir",
-        "{out}",
-        "--model",
-        "{root}/lm",
-        "--prompts",
-        "{root}/pairs.jsonl",
-        "--preferences",
-        "{file}",
-        "--max-new-tokens",
-        "4",
-    ],
-    "corpus": ["run", "--run-dir", "{out}", "--corpus", "{file}"],
-    "check": ["preferences", "check", "{file}"],
-    "import": ["preferences", "import", "{file}", "{out}"],
-    "diagnose": ["diagnose", "--reward-model", "{root}/rm", "--preferences", "{file}"],
-}
+    return given(tmp_path_factory.mktemp("given"))
 
 
 def message(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -85,43 +37,6 @@ def test_damaged_files(name: str, command: str, root: Path, tmp_path: Path, caps
     words = [word.format(root=root, file=path, out=tmp_path / "out") for word in COMMANDS[command]]
     said = message([*words, *(["--device", "cpu"] if words[0] in ("run", "diagnose") else [])], capsys)
     assert expected in said and str(path) in said
-
-
-def _config(**values: object) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
-
-
-def _content(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
-
-
-def _cut(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-def _without_tokenizer(folder: Path) -> None:
-    for path in folder.glob("tokenizer*"):
-        path.unlink()
-
-
-MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "cut": (_cut, "incomplete metadata, file not fully covered"),
-    "header": (_content("model.safetensors", b"\xff" * 64), "header too large"),
-    "nothing": (_content("model.safetensors", b""), "header too small"),
-    "no JSON": (_content("config.json", b"{"), "not a valid JSON file"),
-    "no object": (_content("config.json", b"3"), "could not load"),
-    "nested": (_content("config.json", b"[" * 100_000), "nested too deeply"),
-    "no type": (_content("config.json", b"{}"), "model_type"),
-    "unknown type": (_config(model_type="nonsense"), "nonsense"),
-    "shape": (_config(n_embd=48), "whose weights have the shapes of its config.json"),
-    "layers": (_config(n_layer=5), "without transformer.h.2.attn.c_attn.bias"),
-    "value": (_config(n_embd="wide"), "'n_embd' expected int"),
-}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -152,10 +67,10 @@ def test_damaged_models(name: str, kind: str, root: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (_without_tokenizer, "got no words of one: is tokenizer.json missing?"),
-        (_content("tokenizer.json", b'{"version": '), "could not load a tokenizer from"),
-        (_content("tokenizer_config.json", b"[]"), "could not load a tokenizer from"),
-        (_content("adapter_config.json", b"{"), "adapter"),
+        (without_tokenizer, "got no words of one: is tokenizer.json missing?"),
+        (with_content("tokenizer.json", b'{"version": '), "could not load a tokenizer from"),
+        (with_content("tokenizer_config.json", b"[]"), "could not load a tokenizer from"),
+        (with_content("adapter_config.json", b"{"), "adapter"),
     ],
 )
 def test_damaged_tokenizers(

@@ -12,6 +12,7 @@ from rlhf_gym.cli.app import main
 from rlhf_gym.pipeline import run
 from rlhf_gym.runs import RunFolder
 from tests.tiny_runs import quiet, tiny_config, tiny_task
+from tests.trouble import cut, flip, lose_a_line
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +27,6 @@ def root(whole: Path, tmp_path: Path) -> Path:
     """A copy, its files with the times of change of the original."""
     shutil.copytree(whole, tmp_path / "run")
     return tmp_path / "run"
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def lose_a_line(path: Path) -> None:
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
 
 
 def test_every_file_of_every_complete_stage_is_listed(whole: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from rlhf_gym.training.data import (
 from rlhf_gym.training.language_modeling import parts_for, summed_loss
 from rlhf_gym.training.stage import epoch_batches, schedule_factor
 from tests.tiny import WORDS, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.trouble import cut, flip
 
 EOS = 1
 DEMONSTRATIONS = [
@@ -236,41 +238,88 @@ def test_resumed_training_equals_uninterrupted_training(
     assert whole == cut
 
 
-@pytest.mark.parametrize(
-    ("key", "change", "message"),
-    [
-        ("optimizer.0.exp_avg", lambda t: t[:1, :1], r"expected exp_avg of parameter 0 .*, got \(1, 1\)"),
-        ("model.transformer.ln_f.weight", lambda t: t[:1], r"expected the weight transformer.ln_f.weight .*got \(1,\)"),
-        ("model.transformer.ln_f.weight", lambda t: t * float("nan"), "expected finite numbers in the weight"),
-        ("model.transformer.ln_f.weight", None, r"missing \['transformer.ln_f.weight'\]"),
-    ],
-)
-def test_a_damaged_checkpoint_is_refused_before_any_of_it_is_taken_over(key, change, message, monkeypatch, tmp_path):
-    config = replace(CONFIG, save_steps=1)
+def cut_short(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, config: SFTConfig) -> None:
+    """Train for so many steps, as if the process had been killed then."""
+    calls = iter(range(steps))
 
-    def run() -> None:
-        train_sft(tiny_gpt2(), tiny_tokenizer(), DEMONSTRATIONS, heldout=HELDOUT, config=config, output_dir=tmp_path)
-
-    calls = iter(range(4))
-
-    def interrupted(*args, **kwargs):
-        next(calls)
+    def interrupted(*args, **kwargs):  # type: ignore[no-untyped-def]
+        if next(calls, None) is None:
+            raise Interruption
         return summed_loss(*args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr("rlhf_gym.training.language_modeling.summed_loss", interrupted)
-        with pytest.raises(StopIteration):
-            run()
-    path = tmp_path / "checkpoint.safetensors"
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
-        metadata = file.metadata()
-    whole = tensors.pop(key)
-    if change is not None:
-        tensors[key] = change(whole).contiguous()
-    save_file(tensors, path, metadata=metadata)
-    with pytest.raises(ValueError, match=message):
-        run()
+        with pytest.raises(Interruption):
+            trained(folder, config)
+
+
+def trained(folder: Path, config: SFTConfig) -> dict[str, torch.Tensor]:
+    model = tiny_gpt2()
+    train_sft(model, tiny_tokenizer(), DEMONSTRATIONS, heldout=HELDOUT, config=config, output_dir=folder)
+    return weights(model)
+
+
+WEIGHT = "model.transformer.ln_f.weight"
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("optimizer.0.exp_avg", lambda t: t[:1, :1], r"expected exp_avg of parameter 0 .*, got \(1, 1\)"),
+        (WEIGHT, lambda t: t[:1], r"expected the weight transformer.ln_f.weight .*got \(1,\)"),
+        (WEIGHT, lambda t: t * float("nan"), "expected finite numbers in the weight"),
+        (WEIGHT, None, r"missing \['transformer.ln_f.weight'\]"),
+        (WEIGHT, "unsigned", "expected the contents that its SHA-256 is of"),
+        ("", "flipped", "expected the contents that its SHA-256 is of"),
+        ("", "cut", "could not load a checkpoint"),
+    ],
+)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(key, change, message, monkeypatch, tmp_path, capsys):
+    """Nothing of it is taken over: the model is that of an undisturbed training, and so where both are damaged."""
+    config = replace(CONFIG, save_steps=1)
+    whole = trained(tmp_path / "whole", config)
+    cut_short(tmp_path / "cut", 4, monkeypatch, config)
+    path = tmp_path / "cut" / "checkpoint.safetensors"
+    if change == "flipped":
+        flip(path)
+    elif change == "cut":
+        cut(path)
+    else:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+            metadata = file.metadata()
+        taken = tensors.pop(key)
+        if change is not None:
+            tensors[key] = (taken + 1 if change == "unsigned" else change(taken)).contiguous()
+        if change != "unsigned":
+            metadata["sha256"] = stage._digest(metadata["state"], tensors)
+        save_file(tensors, path, metadata=metadata)
+    resumed = trained(tmp_path / "cut", config)
+    said = capsys.readouterr().out
+    assert re.search(message, said) and "checkpoint.before.safetensors is gone on from" in said
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+    assert list((tmp_path / "cut").glob("checkpoint*")) == []
+
+
+def test_where_no_checkpoint_can_be_read_it_begins_anew(monkeypatch, tmp_path, capsys):
+    config = replace(CONFIG, save_steps=1)
+    whole = trained(tmp_path / "whole", config)
+    cut_short(tmp_path / "cut", 4, monkeypatch, config)
+    for path in (tmp_path / "cut").glob("checkpoint*"):
+        flip(path)
+    resumed = trained(tmp_path / "cut", config)
+    said = capsys.readouterr().out
+    assert said.count("is damaged") == 2 and "it begins anew" in said
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_checkpoints_are_written_in_time_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(stage, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(stage, "SAVE_SHARE", 1e9)
+    cut_short(tmp_path / "cut", 3, monkeypatch, replace(CONFIG, save_steps=500))
+    with safe_open(tmp_path / "cut" / stage.CHECKPOINT, framework="pt") as file:
+        assert json.loads(file.metadata()["state"])["step"] == 3
 
 
 def test_a_finished_run_is_loaded_and_another_run_is_refused(tmp_path: Path) -> None:
