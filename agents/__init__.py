@@ -13,7 +13,7 @@ from rlhf_gym.agents.policy_gradients import TokenA2C, TokenGRPO, TokenReinforce
 from rlhf_gym.agents.ppo import TokenPPO
 from rlhf_gym.agents.regularisers import EntropyBonus, KLInLoss, MovingReference, PretrainingMix, Regulariser
 from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LengthAdaptive, Rollout, collect_rollout
-from rlhf_gym.agents.surrogates import CISPO, Clip, SequenceClip, Surrogate
+from rlhf_gym.functional.policy_gradient import CISPO, Clip, SequenceClip, Surrogate
 
 __all__ = [
     "CISPO",

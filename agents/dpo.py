@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Unpack, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Unpack
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -109,8 +109,6 @@ class DPO(TokenAlgorithm):
         **arguments: Unpack[LearnerArguments],
     ) -> None:
         check_words("DPO", arguments, LearnerArguments)
-        if loss not in get_args(DPOKind):
-            raise ValueError(f"expected loss to be one of {get_args(DPOKind)}, got {loss!r}")
         if not 0 <= label_smoothing <= (0.5 if loss == "sigmoid" else 0):
             raise ValueError(
                 f'expected label_smoothing in [0, 0.5], and 0 with loss="ipo", got {label_smoothing} with {loss!r}'
@@ -129,15 +127,7 @@ class DPO(TokenAlgorithm):
         self._given: Pairs | None = None
         self._used = 0  # pairs, of those given
         self._expected = 0 if preferences is None else len(preferences)
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_episodes=n_episodes,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            **arguments,
-        )
+        super().__init__(policy, env, learning_rate, n_episodes, batch_size, n_epochs, **arguments)
         self._order = int(self._rng.integers(2**31))  # of the given pairs: this number's, and the pass's
 
     def _check_env(self, env: TokenVectorEnv) -> None:

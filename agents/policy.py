@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -122,8 +122,6 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     ) -> None:
         if use_sde:
             raise ValueError("expected use_sde=False: state-dependent exploration is for continuous actions")
-        if critic not in get_args(Critic):
-            raise ValueError(f"expected critic to be one of {get_args(Critic)}, got {critic!r}")
         if (critic == "reward_model") != (critic_model is not None):
             raise ValueError(f"expected critic_model exactly with critic='reward_model', got {critic=} {critic_model=}")
         check_spaces(observation_space, action_space)

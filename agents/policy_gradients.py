@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Unpack, get_args
+from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 from stable_baselines3 import A2C
@@ -20,10 +20,13 @@ from rlhf_gym.agents.rollout import (
     LengthAdaptive,
     LossTerm,
     MinibatchSize,
+    policy_term,
 )
-from rlhf_gym.agents.surrogates import Clip, Surrogate, chosen_surrogate, policy_term
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.functional.policy_gradient import (
+    Clip,
+    Surrogate,
+    chosen_surrogate,
     discounted_returns,
     group_normalised_advantages,
     has_spread,
@@ -78,15 +81,7 @@ class TokenA2C(TokenAlgorithm, A2C):
         vf_coef: NonNegative = 0.1,
         **arguments: Unpack[TokenArguments],
     ) -> None:
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_episodes=n_episodes,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            **arguments,
-        )
+        super().__init__(policy, env, learning_rate, n_episodes, batch_size, n_epochs, **arguments)
         self.gamma = gamma
         self.gae_lambda = gae_lambda  # type: ignore[assignment]  # SB3 has numbers alone
         self.normalize_advantage = normalize_advantage
@@ -156,18 +151,8 @@ class TokenReinforce(TokenAlgorithm):
         surrogate: Surrogate | None = None,
         **arguments: Unpack[TokenArguments],
     ) -> None:
-        if baseline not in get_args(Baseline):
-            raise ValueError(f"expected baseline to be one of {get_args(Baseline)}, got {baseline!r}")
         self.surrogate = chosen_surrogate(type(self).__name__, surrogate, None)
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_episodes=n_episodes,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            **arguments,
-        )
+        super().__init__(policy, env, learning_rate, n_episodes, batch_size, n_epochs, **arguments)
         self.baseline = baseline
         self.normalize_advantage = normalize_advantage
         self.reward_to_go = reward_to_go
@@ -249,15 +234,7 @@ class TokenRLOO(TokenAlgorithm):
         self.samples_per_prompt = samples_per_prompt
         self.surrogate = chosen_surrogate(type(self).__name__, surrogate, None)
         self.max_refills = max_refills
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_episodes=n_episodes,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            **arguments,
-        )
+        super().__init__(policy, env, learning_rate, n_episodes, batch_size, n_epochs, **arguments)
 
     def _env_settings(self) -> dict[str, Any]:
         return {"samples_per_prompt": self.samples_per_prompt or self.default_group}
@@ -310,7 +287,7 @@ class TokenGRPO(TokenAlgorithm):
         aggregation: `"token"`: all tokens of a minibatch count alike; `"sequence"`, as in the paper: all responses do.
         samples_per_prompt: k, where `env` is an id (4 by default); else what the environment's is expected to be.
         surrogate: what is done with the ratio in place of clipping it to `clip_range`: `Clip`, `SequenceClip` (GSPO,
-            with `aggregation="sequence"`), `CISPO`, see `rlhf_gym.agents.surrogates`.
+            with `aggregation="sequence"`), `CISPO`, see `Surrogate`.
         max_refills: DAPO's dynamic sampling: prompts whose k responses all earn the same return, so that their
             advantages are 0, are left out of the update. Others are played in their place, at most so many times a
             rollout; 0 for none of it. All tokens count as timesteps. The policy gradient gets longer and does not turn.
@@ -343,20 +320,10 @@ class TokenGRPO(TokenAlgorithm):
         max_refills: Whole = 0,
         **arguments: Unpack[TokenArguments],
     ) -> None:
-        if aggregation not in get_args(Aggregation):
-            raise ValueError(f"expected aggregation to be one of {get_args(Aggregation)}, got {aggregation!r}")
         self.samples_per_prompt = samples_per_prompt
         self.surrogate = chosen_surrogate(type(self).__name__, surrogate, clip_range)
         self.max_refills = max_refills
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_episodes=n_episodes,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            **arguments,
-        )
+        super().__init__(policy, env, learning_rate, n_episodes, batch_size, n_epochs, **arguments)
         self.clip_range = FloatSchedule(0.2 if clip_range is None else clip_range) if surrogate is None else None
         self.scale_by_std = scale_by_std
         self.aggregation = aggregation

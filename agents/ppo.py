@@ -11,10 +11,9 @@ from stable_baselines3.common.utils import FloatSchedule
 from rlhf_gym.agents.arguments import TokenArguments
 from rlhf_gym.agents.base import TokenAlgorithm, UpdateSettings
 from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
-from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LengthAdaptive, LossTerm, MinibatchSize
-from rlhf_gym.agents.surrogates import Clip, Surrogate, chosen_surrogate, policy_term
+from rlhf_gym.agents.rollout import EpisodeBatch, EpisodeBuffer, LengthAdaptive, LossTerm, MinibatchSize, policy_term
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
-from rlhf_gym.functional.policy_gradient import ppo_value_loss
+from rlhf_gym.functional.policy_gradient import Clip, Surrogate, chosen_surrogate, ppo_value_loss
 from rlhf_gym.ranges import Count, NonNegative, Positive, Share, Whole, check_arguments
 
 
@@ -36,7 +35,7 @@ class TokenPPO(TokenAlgorithm, PPO):
         normalize_advantage: whiten advantages over the rollout's real tokens.
         vf_coef: weight of the value loss.
         surrogate: what is done with the policy's ratio in place of clipping it to `clip_range`: `Clip`, `SequenceClip`,
-            `CISPO`, see `rlhf_gym.agents.surrogates`.
+            `CISPO`, see `Surrogate`.
         critic_lambda: λ of the critic's targets (Yuan et al. 2025, "VC-PPO", arXiv:2503.01491); None for that of the
             advantages. With 1 a target is what the response earned from there on, which has no bias and more variance.
         critic_warmup: the first so many iterations train the critic alone, on rollouts of the policy as it began
@@ -77,15 +76,7 @@ class TokenPPO(TokenAlgorithm, PPO):
         **arguments: Unpack[TokenArguments],
     ) -> None:
         self.surrogate = chosen_surrogate(type(self).__name__, surrogate, clip_range)
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_episodes=n_episodes,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            **arguments,
-        )
+        super().__init__(policy, env, learning_rate, n_episodes, batch_size, n_epochs, **arguments)
         self.gamma = gamma
         self.gae_lambda = gae_lambda  # type: ignore[assignment]  # SB3 has numbers alone
         self.clip_range = FloatSchedule(0.2 if clip_range is None else clip_range) if surrogate is None else None  # type: ignore[assignment]

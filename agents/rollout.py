@@ -12,11 +12,11 @@ import torch
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
-from rlhf_gym.agents.policy import LMActorCriticPolicy
+from rlhf_gym.agents.policy import EpisodeEvaluation, LMActorCriticPolicy
 from rlhf_gym.envs.episode import Episode, EpisodeRewards, pad_actions, stack_rows
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.functional.masks import masked_whiten
-from rlhf_gym.functional.policy_gradient import gae, has_spread, length_adaptive_lambda
+from rlhf_gym.functional.policy_gradient import UNCLIPPED, Surrogate, gae, has_spread, length_adaptive_lambda
 from rlhf_gym.lm.finite import REMEDY
 from rlhf_gym.lm.split import LowerStates
 from rlhf_gym.ranges import Positive, check_ranges
@@ -71,6 +71,27 @@ class LossTerm(NamedTuple):
     """Scalar, differentiable; the shares of a minibatch add up to its loss."""
     metrics: dict[str, Tensor]
     """Detached scalars under their names in the log; the shares add up too."""
+
+
+def policy_term(
+    batch: EpisodeBatch, evaluation: EpisodeEvaluation, size: MinibatchSize, surrogate: Surrogate | None
+) -> LossTerm:
+    """The surrogate's loss on a micro-batch; without one the loss −Ê[r·Â].
+
+    The latter is REINFORCE's gradient where r = 1, on the rollout's own policy, and importance-weighted after a step
+    away from it.
+    """
+    policy = (surrogate or UNCLIPPED)(
+        evaluation.log_probs,
+        batch.log_probs,
+        batch.advantages * size.weights(batch),
+        batch.mask,
+        denominator=size.tokens,
+    )
+    metrics = {"train/policy_gradient_loss": policy.loss.detach(), "train/approx_kl": policy.approx_kl}
+    if surrogate is not None:
+        metrics["train/clip_fraction"] = policy.clip_fraction
+    return LossTerm(policy.loss, metrics)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from transformers import AutoConfig, PretrainedConfig
 from rlhf_gym import __version__
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.rollout import LengthAdaptive
-from rlhf_gym.agents.surrogates import CISPO, Clip, SequenceClip
 from rlhf_gym.files import InputError, reading, settle
+from rlhf_gym.functional.policy_gradient import CISPO, Clip, SequenceClip
 from rlhf_gym.lm.tensors import OPTIMIZERS, check_names, check_tensor
 
 FORMAT = 3

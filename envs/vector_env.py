@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -142,8 +142,6 @@ class TokenVectorEnv(VectorEnv):
         device: str | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if reward_timing not in get_args(RewardTiming):
-            raise ValueError(f"expected reward_timing to be one of {get_args(RewardTiming)}, got {reward_timing!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
             known = ", ".join(map(repr, self.metadata["render_modes"]))
             raise ValueError(f"expected render_mode to be one of None, {known}, got {render_mode!r}")

@@ -1,4 +1,4 @@
-"""The ranges of numbers, declared with their types and checked where a record or another object is made of them.
+"""The ranges of numbers and the words of a `Literal`, declared with their types and checked where an object is made.
 
     @dataclass(frozen=True)
     class Settings:
@@ -25,7 +25,19 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import cache, wraps
 from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    Union,
+    Unpack,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
@@ -58,10 +70,10 @@ Threshold = Annotated[float, INFINITE]
 
 
 class Range(NamedTuple):
-    """What a numeric setting may be, or a truth value."""
+    """What a numeric setting may be, or a truth value, or one of several words."""
 
     kind: type
-    """Either `int`, `float` or `bool`."""
+    """Either `int`, `float`, `bool` or `str`."""
     low: Ge | Gt | None = None
     """The lower bound."""
     high: Le | Lt | None = None
@@ -74,9 +86,11 @@ class Range(NamedTuple):
     """Whether it is a tuple or a list of such numbers."""
     others: tuple[type, ...] = ()
     """Classes whose instances it may be in a number's place, such as a schedule."""
+    words: tuple[Any, ...] = ()
+    """Of a `Literal`, its values."""
 
     def check(self, name: str, value: Any) -> None:
-        """Check that a value is such a number, or that each of a tuple is.
+        """Check that a value is such a number or word, or that each of a tuple is.
 
         Raises:
             ValueError: it is not; the message names the setting.
@@ -84,9 +98,13 @@ class Range(NamedTuple):
         if (value is None and self.optional) or (isinstance(value, self.others) and not isinstance(value, str)):
             return
         for number in value if self.several and isinstance(value, tuple | list) else (value,):
-            self._check_number(name, number)
+            self._check_one(name, number)
 
-    def _check_number(self, name: str, value: Any) -> None:
+    def _check_one(self, name: str, value: Any) -> None:
+        if self.words:
+            if value not in self.words:
+                raise ValueError(f"expected {name} to be one of {self.words}, got {value!r}")
+            return
         whole = self.kind is int
         if self.kind is bool:
             if not isinstance(value, bool | np.bool_):
@@ -95,7 +113,7 @@ class Range(NamedTuple):
         if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
             raise ValueError(f"expected {'a whole number' if whole else 'a number'} as {name}, got {value!r}")
         if not self.holds(value):
-            raise ValueError(f"expected {name} {self.words()}, got {value}")
+            raise ValueError(f"expected {name} {self.bounds()}, got {value}")
         if math.isnan(value) or (math.isinf(value) and not self.infinite):
             raise ValueError(f"expected a finite number as {name}, got {value}")
 
@@ -105,7 +123,7 @@ class Range(NamedTuple):
         below = self.high is None or (value <= self.high.le if isinstance(self.high, Le) else value < self.high.lt)
         return bool(above and below)
 
-    def words(self) -> str:
+    def bounds(self) -> str:
         """The bounds as in ">= 1" or "in (0, 1]"."""
         limits: list[tuple[str, str, Any]] = []
         if self.low is not None:
@@ -119,7 +137,7 @@ class Range(NamedTuple):
 
 
 def check_ranges(settings: object) -> None:
-    """Each number among the fields of a record is in the range that its type declares.
+    """Each number among the fields of a record is in the range that its type declares, each word among its values.
 
     Raises:
         ValueError: one is not; the message names it.
@@ -130,9 +148,10 @@ def check_ranges(settings: object) -> None:
 
 
 def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, which first checks that each number among its arguments is in the range its type declares.
+    """The same function, which first checks each number among its arguments against the range that its type declares.
 
-    It raises a ValueError that names the first which is not. Keywords of a `TypedDict` (`Unpack`) are checked too.
+    A word is checked against the values of its `Literal`, and so are keywords of a `TypedDict` (`Unpack`). It raises a
+    ValueError that names the first argument that is wrong.
     """
     signature = inspect.signature(function)
     keywords = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
@@ -154,14 +173,14 @@ def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def ranges_of(kind: Any) -> dict[str, Range]:
-    """The ranges that the fields of a record declare, by name; fields without numbers are left out."""
+    """The ranges that the fields of a record declare, by name; other fields are left out."""
     hints = get_type_hints(kind, include_extras=True)
     return _ranges({field.name: hints[field.name] for field in fields(kind)})
 
 
 @cache
 def argument_ranges(function: Callable[..., Any]) -> dict[str, Range]:
-    """The ranges that a function's arguments declare, by name; arguments without numbers are left out."""
+    """The ranges that a function's arguments declare, by name; other arguments are left out."""
     hints = get_type_hints(inspect.unwrap(function), include_extras=True)
     hints.pop("return", None)
     for name, hint in list(hints.items()):
@@ -177,7 +196,7 @@ def _ranges(hints: dict[str, Any]) -> dict[str, Range]:
 
 
 def _range(hint: Any, constraints: tuple[Any, ...] = ()) -> Range | None:
-    """The range of a type: of a number, or of what an optional number or a tuple holds."""
+    """The range of a type: of a number or word, or of what an optional one or a tuple holds."""
     if get_origin(hint) is Annotated:
         inner, *given = get_args(hint)
         return _range(inner, (*given, *constraints))
@@ -191,24 +210,14 @@ def _range(hint: Any, constraints: tuple[Any, ...] = ()) -> Range | None:
         return first._replace(
             optional=NoneType in get_args(hint), several=first.several or get_origin(hint) is tuple, others=others
         )
+    if get_origin(hint) is Literal:
+        return Range(str, words=get_args(hint))
     if hint not in (int, float, bool):
         return None
     flat = [part for given in constraints for part in (given if isinstance(given, GroupedMetadata) else (given,))]
     low = next((part for part in flat if isinstance(part, Ge | Gt)), None)
     high = next((part for part in flat if isinstance(part, Le | Lt)), None)
     return Range(hint, low, high, infinite=INFINITE in flat)
-
-
-def one_of(settings: object, **allowed: Any) -> None:
-    """Each of these settings is one of the values of its `Literal`.
-
-    Raises:
-        ValueError: one is not; the message names it.
-    """
-    for name, literal in allowed.items():
-        value = vars(settings)[name]
-        if value not in get_args(literal):
-            raise ValueError(f"expected {name} to be one of {get_args(literal)}, got {value!r}")
 
 
 def _short(limit: Any) -> str:

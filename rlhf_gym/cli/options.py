@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from rlhf_gym.labeling import PageSettings
+from rlhf_gym.ranges import Count, check_ranges
 from rlhf_gym.settings import AdversarialConfig
 from rlhf_gym.settings.stages import ItemKind, Labeler, Ties
 
@@ -27,13 +28,13 @@ class LabelOptions:
     """Two policies, blind, on held-out prompts: "train" and "sft", say, or names of files in evaluate/samples."""
     kind: ItemKind = "comparison"
     """Whether people compare two responses, rank K of them, or rate each of K."""
-    k: int = 4
+    k: Count = 4
     """How many responses a ranking or a rating shows."""
-    num_items: int | None = None
+    num_items: Count | None = None
     """How many items are put before people at most; by default all there are."""
-    num_labels: int | None = None
+    num_labels: Count | None = None
     """Labels after which it is enough; by default as many as the items want."""
-    labels_per_item: int = 1
+    labels_per_item: Count = 1
     """Annotators who judge each item; 2 or more show how far they agree."""
     batch: str | None = None
     """Go on with this batch of the store; by default the run's last round."""
@@ -41,14 +42,9 @@ class LabelOptions:
     """Where and how the labelling page is served."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(ItemKind):
-            raise ValueError(f"expected kind to be one of {get_args(ItemKind)}, got {self.kind!r}")
-        for name, least in (("k", 1 if self.kind == "rating" else 2), ("labels_per_item", 1)):
-            if vars(self)[name] < least:
-                raise ValueError(f"expected {name} >= {least}, got {vars(self)[name]}")
-        for name in ("num_items", "num_labels"):
-            if vars(self)[name] is not None and vars(self)[name] < 1:
-                raise ValueError(f"expected {name} >= 1, got {vars(self)[name]}")
+        check_ranges(self)
+        if self.k < 2 and self.kind != "rating":
+            raise ValueError(f"expected k >= 2, got {self.k}")
         if sum(given is not None for given in (self.items, self.compare, self.batch)) > 1:
             raise ValueError("expected one of --items, --compare and --batch, got several")
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from rlhf_gym.lm.chat import Prompt, Response, prompt_key
 from rlhf_gym.preferences.reader import is_finite_number, short
 from rlhf_gym.preferences.records import Candidate, CandidatePair, Preference
+from rlhf_gym.ranges import check_arguments
 
 PairingStrategy = Literal["random", "all", "tournament"]
 
@@ -82,6 +83,7 @@ def _pairs(
     ]
 
 
+@check_arguments
 def choose_pairs(
     candidates: Sequence[Candidate], strategy: PairingStrategy = "random", *, seed: int = 0
 ) -> list[CandidatePair]:
@@ -103,8 +105,6 @@ def choose_pairs(
     Raises:
         ValueError: an unknown strategy.
     """
-    if strategy not in get_args(PairingStrategy):
-        raise ValueError(f'expected the strategy "random", "all" or "tournament", got {strategy!r}')
     by_prompt: dict[Prompt, dict[Response, Candidate]] = {}
     for candidate in candidates:
         by_prompt.setdefault(candidate.prompt, {}).setdefault(candidate.response, candidate)

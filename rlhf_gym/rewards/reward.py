@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -91,19 +91,13 @@ class ScoresAtTokens(Scores):
         return self._member_dense
 
 
-def check_aggregate(aggregate: str) -> None:
-    """Raise a ValueError unless `aggregate` names a way to make one score of several."""
-    if aggregate not in get_args(Aggregate):
-        raise ValueError(f"expected aggregate to be one of {get_args(Aggregate)}, got {aggregate!r}")
-
-
+@check_arguments
 def aggregate_scores(member_scores: Tensor, aggregate: Aggregate, uncertainty_weight: float = 0.1) -> Tensor:
     """One score (B,) from the members' (k, B).
 
     Coste et al. 2023 (arXiv:2310.02743), section 3: "mean"; "min", worst-case optimisation (WCO); "uwo",
     uncertainty-weighted optimisation, mean − λ·(1/k) Σᵢ (rᵢ − mean)².
     """
-    check_aggregate(aggregate)
     if aggregate == "min":
         return member_scores.amin(dim=0)
     mean = member_scores.mean(dim=0)
@@ -454,7 +448,6 @@ class LearnedReward(nn.Module, Reward):
     @check_arguments
     def __init__(self, aggregate: Aggregate, uncertainty_weight: NonNegative) -> None:
         super().__init__()
-        check_aggregate(aggregate)
         self.aggregate: Aggregate = aggregate
         self.uncertainty_weight = uncertainty_weight
 

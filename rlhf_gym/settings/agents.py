@@ -21,7 +21,6 @@ from rlhf_gym.ranges import (
     Share,
     Whole,
     check_ranges,
-    one_of,
 )
 from rlhf_gym.settings.defaults import row
 
@@ -104,6 +103,15 @@ class AgentSettings:
 class LearnerSettings(AgentSettings):
     """The settings of every agent that learns."""
 
+    passed_on: ClassVar[tuple[str, ...]] = (
+        "n_episodes",
+        "batch_size",
+        "micro_batch_size",
+        "n_epochs",
+        "max_grad_norm",
+    )
+    """Settings of this class that the agent's constructor takes under the same names; each class names its own."""
+
     total_tokens: Count = 48_000
     """Response tokens generated in training (DPO: read), for each seed and round."""
     learning_rate: Positive = row("ppo", "scratch").learning_rate
@@ -166,13 +174,8 @@ class LearnerSettings(AgentSettings):
 
     def arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
-        return {
-            "n_episodes": self.n_episodes,
-            "batch_size": self.batch_size,
-            "micro_batch_size": self.micro_batch_size,
-            "n_epochs": self.n_epochs,
-            "max_grad_norm": self.max_grad_norm,
-        }
+        names = [name for kind in type(self).__mro__ for name in vars(kind).get("passed_on", ())]
+        return {name: getattr(self, name) for name in names}
 
     def loading_arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments that the agent's file does not hold, for `load`."""
@@ -182,6 +185,8 @@ class LearnerSettings(AgentSettings):
 @dataclass(frozen=True)
 class PolicyGradientSettings(LearnerSettings):
     """What every policy-gradient agent is asked."""
+
+    passed_on: ClassVar[tuple[str, ...]] = ("mask_truncated", "target_kl")
 
     kl_coef: NonNegative = 0.1
     """β of the KL penalty (with a controller, the first one)."""
@@ -238,7 +243,6 @@ class PolicyGradientSettings(LearnerSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, kl_control=KLControl, kl_in=KLPlace)
         if self.kl_control != "fixed" and not (self.kl_coef > 0 and self.kl_target > 0):
             raise ValueError(
                 f"expected kl_coef and kl_target > 0 with kl_control={self.kl_control!r}, "
@@ -299,8 +303,6 @@ class PolicyGradientSettings(LearnerSettings):
     def arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
         return super().arguments(parts) | {
-            "mask_truncated": self.mask_truncated,
-            "target_kl": self.target_kl,
             "kl_controller": parts.kl_controller(self),
             "regularisers": parts.regularisers(self),
         }
@@ -314,6 +316,8 @@ class PolicyGradientSettings(LearnerSettings):
 class CriticSettings(PolicyGradientSettings):
     """What agents with a critic are asked besides."""
 
+    passed_on: ClassVar[tuple[str, ...]] = ("vf_coef",)
+
     vf_coef: NonNegative = 0.1
     """Weight of the value loss."""
     critic: Literal["shared", "separate"] = "shared"
@@ -322,10 +326,6 @@ class CriticSettings(PolicyGradientSettings):
     def policy_arguments(self) -> dict[str, Any]:
         """Arguments of the policy that these settings choose."""
         return super().policy_arguments() | {"critic": self.critic}
-
-    def arguments(self, parts: AgentParts) -> dict[str, Any]:
-        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
-        return super().arguments(parts) | {"vf_coef": self.vf_coef}
 
 
 @dataclass(frozen=True)
@@ -343,7 +343,6 @@ class SurrogateSettings(PolicyGradientSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, surrogate=SurrogateKind)
         if self.dual_clip is not None and self.surrogate != "clip":
             raise ValueError(f'expected surrogate="clip" with a dual_clip, got {self.surrogate!r}')
         if self.surrogate == "cispo" and self.clip_range_high is None:
@@ -363,15 +362,13 @@ class SurrogateSettings(PolicyGradientSettings):
 class GroupSettings(SurrogateSettings):
     """What agents are asked that compare responses to one prompt."""
 
+    passed_on: ClassVar[tuple[str, ...]] = ("max_refills",)
+
     samples_per_prompt: Several = 4
     """Responses to the same prompt, which are compared with each other."""
     max_refills: Whole = 0
     """Prompts whose responses all earn the same are left out, and others played in their place, at most so many times a
     rollout (DAPO's dynamic sampling); 0: never."""
-
-    def arguments(self, parts: AgentParts) -> dict[str, Any]:
-        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
-        return super().arguments(parts) | {"max_refills": self.max_refills}
 
 
 @dataclass(frozen=True)
@@ -380,6 +377,7 @@ class PPOSettings(SurrogateSettings, CriticSettings):
 
     name: ClassVar[str] = "ppo"
     agent: ClassVar[str] = "rlhf_gym.agents:TokenPPO"
+    passed_on: ClassVar[tuple[str, ...]] = ("critic_lambda", "critic_warmup", "clip_range_vf")
 
     n_epochs: Count = 4
     """Passes over a rollout."""
@@ -398,12 +396,7 @@ class PPOSettings(SurrogateSettings, CriticSettings):
 
     def arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
-        return super().arguments(parts) | {
-            "gae_lambda": parts.gae_lambda(self),
-            "critic_lambda": self.critic_lambda,
-            "critic_warmup": self.critic_warmup,
-            "clip_range_vf": self.clip_range_vf,
-        }
+        return super().arguments(parts) | {"gae_lambda": parts.gae_lambda(self)}
 
 
 @dataclass(frozen=True)
@@ -420,18 +413,12 @@ class ReinforceSettings(SurrogateSettings):
 
     name: ClassVar[str] = "reinforce"
     agent: ClassVar[str] = "rlhf_gym.agents:TokenReinforce"
+    passed_on: ClassVar[tuple[str, ...]] = ("reward_to_go", "normalize_advantage")
 
     reward_to_go: bool = False
     """A token's advantage is what was earned from it on, not the whole response's return."""
     normalize_advantage: bool = False
     """Advantages are whitened over all tokens of a rollout."""
-
-    def arguments(self, parts: AgentParts) -> dict[str, Any]:
-        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
-        return super().arguments(parts) | {
-            "reward_to_go": self.reward_to_go,
-            "normalize_advantage": self.normalize_advantage,
-        }
 
 
 @dataclass(frozen=True)
@@ -448,6 +435,7 @@ class GRPOSettings(GroupSettings):
 
     name: ClassVar[str] = "grpo"
     agent: ClassVar[str] = "rlhf_gym.agents:TokenGRPO"
+    passed_on: ClassVar[tuple[str, ...]] = ("scale_by_std", "aggregation")
 
     n_epochs: Count = 4
     """Passes over a rollout."""
@@ -458,14 +446,6 @@ class GRPOSettings(GroupSettings):
     aggregation: Literal["token", "sequence"] = "token"
     """Whether all tokens of a minibatch count alike, or all responses (GRPO's and GSPO's papers)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of(self, aggregation=Literal["token", "sequence"])
-
-    def arguments(self, parts: AgentParts) -> dict[str, Any]:
-        """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
-        return super().arguments(parts) | {"scale_by_std": self.scale_by_std, "aggregation": self.aggregation}
-
 
 @dataclass(frozen=True)
 class DPOSettings(LearnerSettings):
@@ -473,6 +453,7 @@ class DPOSettings(LearnerSettings):
 
     name: ClassVar[str] = "dpo"
     agent: ClassVar[str] = "rlhf_gym.agents:DPO"
+    passed_on: ClassVar[tuple[str, ...]] = ("beta",)
 
     learning_rate: Positive = row("dpo", "scratch").learning_rate
     """Adam's learning rate, at the start."""
@@ -491,7 +472,7 @@ class DPOSettings(LearnerSettings):
 
     def arguments(self, parts: AgentParts) -> dict[str, Any]:
         """Arguments of the agent's constructor that these settings choose, but for the learning rate."""
-        return super().arguments(parts) | {"beta": self.beta, "preferences": parts.preferences()}
+        return super().arguments(parts) | {"preferences": parts.preferences()}
 
     def loading_arguments(self, parts: AgentParts) -> dict[str, Any]:
         """The preferences that it learns from."""

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import arg
 
-from rlhf_gym.ranges import Count, Seed, Whole, check_ranges, one_of
+from rlhf_gym.ranges import Count, Seed, Whole, check_ranges
 from rlhf_gym.settings.agents import AgentSettings, PPOSettings
 from rlhf_gym.settings.defaults import Beginning, Row, model_width, row
-from rlhf_gym.settings.monitor import LogFormat, LogFormats, MonitorConfig
+from rlhf_gym.settings.monitor import LogFormats, MonitorConfig
 from rlhf_gym.settings.stages import CollectConfig, EvaluateConfig, RewardConfig
 from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig, from_row
 
@@ -138,12 +138,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        one_of(self, reference=Reference)
         if isinstance(self.logger, str) or len(set(self.logger)) < len(self.logger):  # two would write one file
             raise ValueError(f"expected logger as a tuple of different names, got {self.logger!r}")
-        for name in self.logger:
-            if name not in get_args(LogFormat):
-                raise ValueError(f"expected logger to name some of {', '.join(get_args(LogFormat))}, got {name!r}")
         self.agent.check_reference(self.reference)
         if self.task.reward_model is not None:
             self._check_own_reward()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 from tyro.conf import arg
 
-from rlhf_gym.ranges import Count, NonNegative, Positive, Seed, Several, Share, Whole, check_ranges, one_of
+from rlhf_gym.ranges import Count, NonNegative, Positive, Seed, Several, Share, Whole, check_ranges
 from rlhf_gym.settings.defaults import row
 from rlhf_gym.settings.supervised import RewardModelingConfig, from_row
 
@@ -84,7 +84,6 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        one_of(self, labeler=Labeler, pairing=Pairing, acquisition=Acquisition)
         if not self.temperatures or not self.top_ps:
             raise ValueError(f"expected temperatures and top_ps, got {self.temperatures} and {self.top_ps}")
         _check_decodings(self)
@@ -141,7 +140,6 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        one_of(self, aggregate=Aggregate, trunk=Trunk)
         if not self.step_separator:
             raise ValueError("expected a step_separator, got an empty one")
         if self.trunk == "shared" and self.members < 2:

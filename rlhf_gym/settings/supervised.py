@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Interval
 
-from rlhf_gym.ranges import Count, NonNegative, Positive, Seed, Share, Whole, check_ranges, one_of
+from rlhf_gym.ranges import Count, NonNegative, Positive, Seed, Share, Whole, check_ranges
 from rlhf_gym.settings.defaults import Row
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -54,7 +54,6 @@ class SupervisedConfig:
         micro = self.micro_batch_size
         if micro is not None and self.batch_size % micro:
             raise ValueError(f"expected micro_batch_size to divide batch_size {self.batch_size}, got {micro}")
-        one_of(self, schedule=Schedule)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_other_names_are_refused() -> None:
     for repeated in (("csv", "csv"), "csv"):
         with pytest.raises(ValueError, match="expected logger as a tuple of different names, got"):
             RunConfig(logger=repeated)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="expected logger to name some of tensorboard, csv, wandb, got 'excel'"):
+    with pytest.raises(ValueError, match=r"expected logger to be one of .*'wandb'.*, got 'excel'"):
         RunConfig(logger=("excel",))  # type: ignore[arg-type]
 
 
