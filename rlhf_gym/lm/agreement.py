@@ -6,11 +6,12 @@ models and for some of them only up to a length, so it is looked at past every l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_gym.lm.thresholds import inner_thresholds, probe_lengths, small_copy
@@ -23,6 +24,17 @@ StatesOf = Callable[[PreTrainedModel, Tensor, Tensor], Tensor]
 
 ROWS_A_LENGTH = 3
 """Rows of each length: what a model selects by its scores may agree in one row by chance."""
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in evaluation mode, without dropout; afterwards it is back in the mode that it was in."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def tolerated(dtype: torch.dtype) -> float:

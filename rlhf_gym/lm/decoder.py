@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_gym.lm.agreement import difference, tolerated
+from rlhf_gym.lm.agreement import difference, evaluating, tolerated
 from rlhf_gym.lm.cache import SlotCache, SlotWrite
 from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.parts import LMParts, Trunk
@@ -353,20 +353,18 @@ def incremental_error(parts: Trunk, width: int, *, alone: bool = False) -> float
     generator = np.random.default_rng(0)
     vocab_size = min(parts.vocab_size, parts.embedded)
     ids = generator.integers(0, vocab_size, size=(3, longest))  # (3, l)
-    training = parts.module.training
-    parts.module.eval()
-    decoder = Decoder(parts, use_cache=True)
-    decoder._checked_length = longest
-    worst = 0.0
-    for step, n in enumerate(stops):
-        if step == len(stops) // 2:  # a new prompt in a slot that steps on
-            ids[2] = generator.integers(0, vocab_size, size=longest)
-        lengths = np.maximum(np.array([n, n - 2, 1 + step % 4]), 1)
-        stepped = decoder(ids, lengths)
-        for rows in ([0], [1], [2]) if alone else ([0, 1, 2],):
-            again = decoder._recompute(ids[rows], lengths[rows])  # (b, H)
-            worst = max(worst, difference(stepped[rows], again))
-    parts.module.train(training)
+    with evaluating(parts.module):
+        decoder = Decoder(parts, use_cache=True)
+        decoder._checked_length = longest
+        worst = 0.0
+        for step, n in enumerate(stops):
+            if step == len(stops) // 2:  # a new prompt in a slot that steps on
+                ids[2] = generator.integers(0, vocab_size, size=longest)
+            lengths = np.maximum(np.array([n, n - 2, 1 + step % 4]), 1)
+            stepped = decoder(ids, lengths)
+            for rows in ([0], [1], [2]) if alone else ([0, 1, 2],):
+                again = decoder._recompute(ids[rows], lengths[rows])  # (b, H)
+                worst = max(worst, difference(stepped[rows], again))
     return worst
 
 

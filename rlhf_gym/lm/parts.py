@@ -165,7 +165,7 @@ class LMParts(Trunk):
                     f"right-padded batch = model(x) of each row alone within {tolerated(self.dtype):.0e}, got a "
                     f"relative difference of {self._use_head(self.lm_head, states, alone):.1e}"
                 )
-            check_rows(self.module, _states)
+            check_rows(self.module, states_without_mask)
         finally:
             self.model.train(training)
         self.vocab_size = alone[0].shape[-1]
@@ -192,7 +192,7 @@ class LMParts(Trunk):
         return error
 
 
-def _states(module: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+def states_without_mask(module: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states (B, L, H) of right-padded rows (B, L), as this package computes them: without the mask."""
     return Trunk(module).hidden_states(ids)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.files import read_object, reading
+from rlhf_gym.lm.agreement import evaluating
 from rlhf_gym.lm.chat import (
     Message,
     Prompt,
@@ -326,9 +327,7 @@ class RewardModel(LearnedReward):
             input_ids, attention_mask, vocab_size=self.vocab_size, max_length=self.max_length
         )  # (B,)
         raw = torch.empty(len(self), len(input_ids), dtype=torch.float32, device=input_ids.device)  # (k, B)
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             order = lengths.argsort(descending=True, stable=True)  # (B,)
             longest = int(lengths.max()) if len(lengths) else 1
             at_once = rows_at_once(self.device, width=longest, read=sizes(self.model.config).read, most=batch_size)
@@ -338,8 +337,6 @@ class RewardModel(LearnedReward):
                 ids = input_ids[rows, :longest].to(self.device)  # (b, longest)
                 mask = attention_mask[rows, :longest].to(self.device)  # (b, longest)
                 raw[:, rows] = self(ids, mask).T.to(raw.device)
-        finally:
-            self.train(was_training)
         if normalise:
             raw = torch.stack([n.apply(row) for n, row in zip(self.normalizers, raw, strict=True)])  # (k, B)
         return Scores(self.combine(raw), raw)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.lm.agreement import check_rows, tolerated
+from rlhf_gym.lm.agreement import check_rows, evaluating, tolerated
 from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.loading import context_length
-from rlhf_gym.lm.parts import Trunk
+from rlhf_gym.lm.parts import Trunk, states_without_mask
 from rlhf_gym.lm.tokens import lengths_from_mask
 
 Reading = Literal["last_token", "classifier"]
@@ -144,12 +144,8 @@ class Reader:
         self._trunk: Trunk | None = None
         self._causal = False
         self.reads: Reading = "classifier"
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             self._choose(reading)
-        finally:
-            model.train(was_training)
 
     @property
     def reading(self) -> Reading:
@@ -211,7 +207,7 @@ class Reader:
             if reading == "last_token":
                 alone = torch.cat([self._at_last_token(heads, row, torch.ones_like(row)) for row in rows])  # (B, k)
             if torch.allclose(tried["its head at the last token"], alone, rtol=tolerance, atol=tolerance):
-                check_rows(trunk, _states_without_mask)
+                check_rows(trunk, states_without_mask)
                 self._trunk = heads
                 self.reads = "last_token"
                 return
@@ -265,11 +261,8 @@ def is_causal(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def states_of(trunk: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """The last hidden states (B, L, H) in float32 of rows without padding, dropout off."""
-    was_training = trunk.training
-    trunk.eval()
-    states = trunk(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).last_hidden_state.float()
-    trunk.train(was_training)
-    return states
+    with evaluating(trunk):
+        return trunk(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).last_hidden_state.float()
 
 
 def without_pad_token(config: PreTrainedConfig) -> None:
@@ -317,11 +310,6 @@ def own_pad_token(
         with torch.no_grad():
             grown.weight[tokenizer.pad_token_id :].zero_()
     return tokenizer
-
-
-def _states_without_mask(trunk: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Hidden states (B, L, H) of right-padded rows as a causal model is read."""
-    return Trunk(trunk).hidden_states(input_ids)
 
 
 def _states_with_mask(trunk: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.files import read_object, reading
-from rlhf_gym.lm.agreement import check_rows, padding_error, tolerated
+from rlhf_gym.lm.agreement import check_rows, evaluating, padding_error, tolerated
 from rlhf_gym.lm.chat import Prompt, Response
 from rlhf_gym.lm.finite import check_weights
 from rlhf_gym.lm.loading import (
@@ -41,6 +41,7 @@ from rlhf_gym.lm.tokens import (
     encode_responses,
     pad_rows,
 )
+from rlhf_gym.ranges import check_arguments
 from rlhf_gym.rewards.classifier import load_token_classifier, new_token_classifier
 from rlhf_gym.rewards.dense import ResponseTokens
 from rlhf_gym.rewards.model import tokenizer_beside
@@ -95,6 +96,7 @@ class TokenRewardModel(LearnedReward):
     title = "the token reward model"
     reads_dialogues = False  # an episode's rewards belong to the tokens of the last answer where texts are read
 
+    @check_arguments
     def __init__(
         self,
         model: PreTrainedModel,
@@ -122,8 +124,6 @@ class TokenRewardModel(LearnedReward):
             raise ValueError(
                 f"expected a token classifier with one label or two (bad, good), got {model.config.num_labels} labels"
             )
-        if at not in get_args(StepEnd):
-            raise ValueError(f"expected at to be one of {get_args(StepEnd)}, got {at!r}")
         if at == "separator" and not separator:
             raise ValueError("expected a separator behind each step, got an empty one")
         self.model = model
@@ -311,9 +311,7 @@ class TokenRewardModel(LearnedReward):
         order = sorted((i for i, row in enumerate(rows) if row.reads), key=lambda i: -len(rows[i].ids))
         longest = len(rows[order[0]].ids) if order else 1
         at_once = rows_at_once(self.device, width=longest, read=sizes(self.model.config).read, most=batch_size)
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             for begin in range(0, len(order), at_once):
                 some = order[begin : begin + at_once]
                 padded, masks = pad_rows([rows[i].ids for i in some])
@@ -323,8 +321,6 @@ class TokenRewardModel(LearnedReward):
                 table = self(ids.to(self.device), mask.to(self.device)).cpu()  # (b, L)
                 for i, line in zip(some, table, strict=True):
                     found[i] = line[rows[i].reads]  # (S,)
-        finally:
-            self.train(was_training)
         return found
 
     def rewards_of(self, log_odds: Tensor) -> Tensor:
@@ -527,13 +523,11 @@ class TokenRewardModel(LearnedReward):
             ValueError: it does not.
             FloatingPointError: a weight is not finite.
         """
-        was_training = self.training
-        self.eval()
         longest = min(11, self.max_length or 11)
         lengths = [longest, max(1, longest // 2), max(1, longest - 2)]
-        error = padding_error(self, lengths, vocab_size=self.vocab_size, device=self.device)
-        check_rows(self.model, _logits)
-        self.train(was_training)
+        with evaluating(self):
+            error = padding_error(self, lengths, vocab_size=self.vocab_size, device=self.device)
+            check_rows(self.model, _logits)
         if not error <= tolerated(self.model.dtype):
             check_weights(self.model, type(self.model).__name__)
             raise ValueError(

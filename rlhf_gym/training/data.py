@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses, pad_rows
 from rlhf_gym.preferences import Demonstration
@@ -87,6 +87,11 @@ def fingerprint(rows: Sequence[Sequence[int | float]]) -> str:
         digest.update(np.asarray(row, dtype=np.float64).tobytes())
         digest.update(b"|")
     return digest.hexdigest()[:16]
+
+
+def described(model: PreTrainedModel) -> str:
+    """A model in the identity of a stage: its class and its size."""
+    return f"{type(model).__name__} of {model.num_parameters()} parameters"
 
 
 class CausalBatch(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_gym.lm.agreement import evaluating
 from rlhf_gym.lm.loading import context_length, load_causal_lm, quiet_transformers
 from rlhf_gym.lm.lora import has_adapter
 from rlhf_gym.lm.memory import rows_at_once, sizes
@@ -28,6 +29,7 @@ from rlhf_gym.training.data import (
     check_rows,
     collate_rows,
     demonstration_rows,
+    described,
     fingerprint,
     text_rows,
 )
@@ -183,8 +185,6 @@ def _slices_logits(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> SFTMetrics:
-    was_training = model.training
-    model.eval()
     slices_logits = _slices_logits(model)
     rows = sorted(rows, key=lambda row: len(row.ids))
     batch_size = rows_at_once(model.device, width=len(rows[-1].ids), read=sizes(model.config).read, most=batch_size)
@@ -192,18 +192,18 @@ def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> S
     loss = 0.0
     correct = 0
     tokens = 0
-    for i in range(0, len(rows), batch_size):
-        batch = collate_rows(rows[i : i + batch_size]).to(model.device)
-        if parts is None:
-            logits, labels = _logits_and_labels(model, batch, slices_logits)
-            loss += float(cross_entropy(logits, labels, reduction="sum"))
-            hits = logits.argmax(dim=-1) == labels  # (M,)
-        else:
-            losses, hits = _judged(parts, batch)
-            loss += float(losses.double().sum())
-        correct += int(hits.sum())
-        tokens += len(hits)
-    model.train(was_training)
+    with evaluating(model):
+        for i in range(0, len(rows), batch_size):
+            batch = collate_rows(rows[i : i + batch_size]).to(model.device)
+            if parts is None:
+                logits, labels = _logits_and_labels(model, batch, slices_logits)
+                loss += float(cross_entropy(logits, labels, reduction="sum"))
+                hits = logits.argmax(dim=-1) == labels  # (M,)
+            else:
+                losses, hits = _judged(parts, batch)
+                loss += float(losses.double().sum())
+            correct += int(hits.sum())
+            tokens += len(hits)
     mean = loss / tokens
     return SFTMetrics(mean, math.exp(min(mean, 700.0)), correct / tokens, tokens, len(rows))
 
@@ -248,7 +248,7 @@ def _train(
         evaluate=lambda: _evaluate(model, heldout, 2 * micro_batch_size),
         metrics=SFTMetrics,
         identity={
-            "model": f"{type(model).__name__} of {model.num_parameters()} parameters",
+            "model": described(model),
             "data": fingerprint([[row.start, *row.ids] for row in rows]),
             "heldout": fingerprint([[row.start, *row.ids] for row in heldout]),
         },

@@ -15,9 +15,9 @@ from rlhf_gym.functional.losses import bradley_terry_loss
 from rlhf_gym.lm.chat import Prompt, Response
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.preferences import Preference
-from rlhf_gym.rewards import FunctionReward, ResponseTokens, RewardModel, RewardNormalizer
+from rlhf_gym.rewards import FunctionReward, ResponseTokens, RewardModel, RewardNormalizer, TokenRewardModel
 from rlhf_gym.settings import RewardModelingConfig
-from rlhf_gym.training.data import check_rows, fingerprint
+from rlhf_gym.training.data import check_rows, described, fingerprint
 from rlhf_gym.training.reward_evaluation import RewardMetrics, evaluate_reward_model
 from rlhf_gym.training.stage import SupervisedStage, run_stage
 
@@ -89,17 +89,10 @@ def train_reward_model(
         preferences: the comparisons.
         heldout: comparisons for the metrics, best of other prompts (`rlhf_gym.preferences.split_by_prompt`).
         config: `RewardModelingConfig()` by default.
-        output_dir: receives the model, `metrics.json` and `history.json`; checkpoints while it runs.
-        resume: go on from the last checkpoint in `output_dir`; if the run had finished, load its model. False begins
-            again.
-
-    Returns:
-        The metrics on `heldout` after the last step.
+        output_dir, resume: as in `train_sft`, whose result and errors these are.
 
     Raises:
-        ValueError: before any work: no preferences, none held out, all of them between identical responses, or one that
-            does not fit the model; or `output_dir` is that of a run with other data or settings.
-        FileExistsError: `output_dir` holds a model from elsewhere.
+        ValueError: before any work: all preferences are between identical responses.
     """
     config = config or RewardModelingConfig()
     rows, groups = _checked_pairs(reward_model, preferences, config.use_margin, "pair", by_prompt=config.by_prompt)
@@ -107,16 +100,6 @@ def train_reward_model(
     if config.bootstrap:
         groups = bootstrapped(groups, heads=len(reward_model), seed=config.seed)
     micro_batch_size = config.micro_batch_size or config.batch_size
-
-    def save(folder: Path) -> None:
-        reward_model.normalizers = [RewardNormalizer()] * len(reward_model)
-        reward_model.save_pretrained(folder)
-
-    def load(folder: Path) -> None:
-        finished = RewardModel.from_pretrained(folder, dtype=reward_model.model.dtype)
-        reward_model.model.load_state_dict(finished.model.state_dict())
-        reward_model.normalizers = finished.normalizers
-
     stage = SupervisedStage(
         name="reward modelling",
         model=reward_model,
@@ -127,14 +110,27 @@ def train_reward_model(
         evaluate=lambda: evaluate_reward_model(MeanOfHeads(reward_model, batch_size=4 * micro_batch_size), heldout),
         metrics=RewardMetrics,
         identity={
-            "model": f"{type(reward_model.model).__name__} of {reward_model.model.num_parameters()} parameters",
+            "model": described(reward_model.model),
             "data": fingerprint([*rows, *(pair[:4] for group in groups for pair in group)]),
             "heldout": fingerprint(heldout_rows),
         },
-        save=save,
-        load=load,
+        save=partial(save_reward, reward_model),
+        load=partial(load_into, reward_model),
     )
     return run_stage(stage, config, output_dir, resume=resume)
+
+
+def save_reward(reward_model: RewardModel | TokenRewardModel, folder: Path) -> None:
+    """Write a trained reward model, its normalizers set back."""
+    reward_model.normalizers = [RewardNormalizer()] * len(reward_model)
+    reward_model.save_pretrained(folder)
+
+
+def load_into(reward_model: RewardModel | TokenRewardModel, folder: Path) -> None:
+    """Load what `save_reward` wrote into a reward model of the same kind."""
+    finished = type(reward_model).from_pretrained(folder, dtype=reward_model.model.dtype)
+    reward_model.model.load_state_dict(finished.model.state_dict())
+    reward_model.normalizers = finished.normalizers
 
 
 def collate_pairs(rows: Sequence[list[int]], groups: Sequence[Sequence[Pair]]) -> PairBatch:
@@ -232,13 +228,8 @@ def _checked_pairs(
         pair = Pair(texts[p.prompt, p.chosen], texts[p.prompt, p.rejected], p.weight, margin)
         groups.setdefault((p.prompt, "" if by_prompt else p.group or i), []).append(pair)
     rows = reward_model.encode([prompt for prompt, _ in texts], [response for _, response in texts])
-    check_rows(
-        rows,
-        what=what,
-        max_length=reward_model.max_length,
-        vocab_size=reward_model.vocab_size,
-        index=first_pair,
-    )
+    limits = {"max_length": reward_model.max_length, "vocab_size": reward_model.vocab_size}
+    check_rows(rows, what=what, index=first_pair, **limits)
     return rows, [_weighing_one(group) for group in groups.values()] if by_prompt else list(groups.values())
 
 

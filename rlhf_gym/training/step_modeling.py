@@ -17,10 +17,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.preferences import LabelledSteps
-from rlhf_gym.rewards import RewardNormalizer, TokenRewardModel
+from rlhf_gym.rewards import TokenRewardModel
 from rlhf_gym.rewards.token_model import StepRow
 from rlhf_gym.settings import SupervisedConfig
-from rlhf_gym.training.data import check_rows, fingerprint
+from rlhf_gym.training.data import check_rows, described, fingerprint
+from rlhf_gym.training.reward_modeling import load_into, save_reward
 from rlhf_gym.training.stage import SupervisedStage, run_stage
 
 
@@ -94,32 +95,12 @@ def train_token_reward_model(
         responses: responses in steps, each with a label.
         heldout: others for the metrics, best to other prompts (`rlhf_gym.preferences.split_by_prompt`).
         config: `SupervisedConfig()` by default; of a `RewardModelingConfig` what concerns pairs is not read.
-        output_dir: receives the model, `metrics.json` and `history.json`; checkpoints while it runs.
-        resume: go on from the last checkpoint in `output_dir`; if the run had finished, load its model. False begins
-            again.
-
-    Returns:
-        The metrics on `heldout` after the last step.
-
-    Raises:
-        ValueError: before any work: no responses, none held out, or one that does not fit the model; or `output_dir`
-            is that of a run with other data or settings.
-        FileExistsError: `output_dir` holds a model from elsewhere.
+        output_dir, resume: as in `train_sft`, whose result and errors these are.
     """
     config = config or SupervisedConfig()
     examples = step_examples(reward_model, responses, "response")
     unseen = step_examples(reward_model, heldout, "held-out response")
     micro_batch_size = config.micro_batch_size or config.batch_size
-
-    def save(folder: Path) -> None:
-        reward_model.normalizers = [RewardNormalizer()]
-        reward_model.save_pretrained(folder)
-
-    def load(folder: Path) -> None:
-        finished = TokenRewardModel.from_pretrained(folder, dtype=reward_model.model.dtype)
-        reward_model.model.load_state_dict(finished.model.state_dict())
-        reward_model.normalizers = finished.normalizers
-
     stage = SupervisedStage(
         name="step reward modelling",
         model=reward_model,
@@ -130,12 +111,12 @@ def train_token_reward_model(
         evaluate=partial(step_metrics, reward_model, unseen, batch_size=4 * micro_batch_size),
         metrics=StepMetrics,
         identity={
-            "model": f"{type(reward_model.model).__name__} of {reward_model.model.num_parameters()} parameters",
+            "model": described(reward_model.model),
             "data": fingerprint([part for e in examples for part in (e.row.ids, e.row.reads, e.labels)]),
             "heldout": fingerprint([part for e in unseen for part in (e.row.ids, e.row.reads, e.labels)]),
         },
-        save=save,
-        load=load,
+        save=partial(save_reward, reward_model),
+        load=partial(load_into, reward_model),
     )
     return run_stage(stage, config, output_dir, resume=resume)
 
