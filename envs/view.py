@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from string import Template
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -477,45 +479,8 @@ FULL_ALPHA = 0.6
 COLOURED = ("KL", "value", "dense", "return", "advantage")
 """The quantities by which tokens can be coloured."""
 
-CSS = (
-    """
-.rlhf-view{font:15px/1.5 ui-sans-serif,system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;margin:8px 0 18px;
- max-width:860px;border:0;padding:0;min-width:0;text-align:left}
-.rlhf-view .rv-head{font-size:13px;opacity:.75;margin:0 0 4px}
-.rlhf-view .rv-head b{font-weight:600;white-space:pre-wrap}
-.rlhf-view .turn{display:block;margin-top:4px}
-.rlhf-view .rv-by{display:flex;flex-wrap:wrap;gap:4px 6px;align-items:center;font-size:13px;margin:6px 0}
-.rlhf-view .rv-by label{border:1px solid rgba(128,128,128,.45);border-radius:99px;padding:1px 11px;cursor:pointer;
- margin:0}
-.rlhf-view .rv-by input{position:absolute;opacity:0;width:1px;height:1px;margin:0}
-.rlhf-view .rv-by label:has(:checked){background:rgba(128,128,128,.28);font-weight:600}
-.rlhf-view .rv-by label:has(:focus-visible){outline:2px solid currentColor;outline-offset:1px}
-.rlhf-view .rv-scale{display:none;gap:7px;align-items:center;font-variant-numeric:tabular-nums;margin-left:6px}
-.rlhf-view .rv-scale i{width:110px;height:9px;border-radius:5px;border:1px solid rgba(128,128,128,.4);
- background:linear-gradient(90deg,rgba(LESS,.6),rgba(LESS,0) 50%,rgba(MORE,0) 50%,rgba(MORE,.6))}
-.rlhf-view .rv-text{position:relative;padding-bottom:64px;line-height:2;white-space:pre-wrap;overflow-wrap:anywhere}
-.rlhf-view .rv-t{border-radius:3px;padding:2px 0;cursor:default;outline:0}
-.rlhf-view .rv-o{background:rgba(OTHERS,.22);border-radius:3px;padding:2px 0;font-style:italic}
-.rlhf-view .rv-t:hover,.rlhf-view .rv-t:focus{box-shadow:0 0 0 1.5px currentColor}
-.rlhf-view .rv-t>span{display:none;position:absolute;left:0;right:0;bottom:6px;font-size:13px;line-height:1.5;
- border-top:1px solid rgba(128,128,128,.4);padding-top:5px;font-variant-numeric:tabular-nums;white-space:normal}
-.rlhf-view .rv-t>span u{text-decoration:none;white-space:nowrap;margin-right:15px}
-.rlhf-view .rv-t>span u i{font-style:normal;opacity:.7}
-.rlhf-view .rv-t:hover>span{display:block}
-.rlhf-view .rv-text:not(:has(.rv-t:hover)) .rv-t:focus>span{display:block}
-.rlhf-view details{font-size:13px}
-.rlhf-view summary{cursor:pointer;opacity:.75}
-.rlhf-view .rv-scroll{overflow-x:auto}
-.rlhf-view table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:6px 0;background:none}
-.rlhf-view table td,.rlhf-view table th{text-align:right;padding:2px 12px 2px 0;border:0;background:none;
- white-space:nowrap;font-size:13px;color:inherit}
-.rlhf-view table th{font-weight:500;opacity:.75}
-.rlhf-view table td:first-child,.rlhf-view table th:first-child{text-align:left}
-.rlhf-view table tr:last-child td{border-top:1px solid rgba(128,128,128,.4)}
-""".replace("MORE", MORE)
-    .replace("LESS", LESS)
-    .replace("OTHERS", YELLOW)
-)
+STYLE = Template(Path(__file__).with_suffix(".css").read_text(encoding="utf-8"))
+CSS = STYLE.substitute(more=MORE, less=LESS, others=YELLOW)
 
 
 def tint(amount: float, full: float) -> str:

@@ -9,6 +9,7 @@ errors. It ends when the severity falls below `clear`, and can then fire again.
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -332,71 +333,22 @@ class Rule(NamedTuple):
     """What the user can try."""
 
 
-RULES = {
-    "disagreement": Rule(
-        _disagreement,
-        "The reward models know no responses like these, and the policy may be exploiting an error of theirs.",
-        "Stop before this point, label fresh responses of this policy and train the reward models again, aggregate by "
-        "the minimum or with an uncertainty penalty, or raise kl_coef.",
-    ),
-    "repetition": Rule(
-        _repetition,
-        "The policy has found that saying the same again is rewarded.",
-        "Read some responses; raise kl_coef, add a RepetitionPenalty to the score, or label pairs in which the "
-        "repetitive response loses.",
-    ),
-    "length": Rule(
-        _length,
-        "What looks like progress may be mere length.",
-        "Compare responses of equal length; add a LengthPenalty to the score, or label pairs that the shorter wins.",
-    ),
-    "entropy": Rule(
-        _entropy,
-        "The policy writes nearly the same every time, and does not learn about what it no longer writes.",
-        "Lower the learning rate or the epochs, raise kl_coef, or add a small EntropyBonus.",
-    ),
-    "kl_high": Rule(
-        _kl_high,
-        "So far from π_ref the reward model judges texts unlike any it was trained on.",
-        "Raise kl_coef, let a controller hold the KL, lower the learning rate, or go back to an earlier policy.",
-    ),
-    "kl_low": Rule(
-        _kl_low,
-        "The policy is still π_ref: nothing is being learned.",
-        "Raise the learning rate or lower kl_coef, and see that scores differ between responses to one prompt.",
-    ),
-    "critic": Rule(
-        _critic,
-        "Advantages are then no better than plain returns, and noisier.",
-        "Raise vf_coef, take larger rollouts, use critic='separate', or an agent without a critic such as TokenRLOO.",
-    ),
-    "missing_eos": Rule(
-        _missing_eos,
-        "Responses run into the length limit, so what is scored is a fragment.",
-        "Set a missing_eos_penalty, raise max_new_tokens, or look whether the score rewards going on.",
-    ),
-    "drift": Rule(
-        _drift,
-        "The responses have become ones that π_ref would hardly write.",
-        "Read the tokens that carry the KL; raise kl_coef, or use an earlier checkpoint.",
-    ),
-    "held_out": Rule(
-        _held_out,
-        "The policy is forgetting how to write texts that it is not rewarded for.",
-        "Raise kl_coef, lower the learning rate, train an adapter (LoRA) instead of all weights, or mix in supervised "
-        "steps.",
-    ),
-    "evaluation": Rule(
-        _evaluation,
-        "A capability that you measure is being lost.",
-        "Raise kl_coef, lower the learning rate, or use the checkpoint before the fall.",
-    ),
-    "pattern": Rule(
-        _pattern,
-        "A way of answering that you watch for is spreading, so it may be what the reward pays for.",
-        "Read responses that match; look at how the reward model scores them against others.",
-    ),
+JUDGES = {
+    "disagreement": _disagreement,
+    "repetition": _repetition,
+    "length": _length,
+    "entropy": _entropy,
+    "kl_high": _kl_high,
+    "kl_low": _kl_low,
+    "critic": _critic,
+    "missing_eos": _missing_eos,
+    "drift": _drift,
+    "held_out": _held_out,
+    "evaluation": _evaluation,
+    "pattern": _pattern,
 }
+WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+RULES = {name: Rule(judge, **WORDS[name]) for name, judge in JUDGES.items()}
 """Every kind of alarm; `pattern` and `evaluation` stand for all of their kind."""
 
 
