@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.lessons.answers import ask, explain, fail, near, number, require
-from rlhf_gym.preferences import Preference
+
+if TYPE_CHECKING:
+    from rlhf_gym.preferences import Preference
 
 Curves = Mapping[str, Sequence[float]]
 
@@ -164,6 +166,8 @@ def _judge_sides(first: int, count: int) -> None:
 
 
 def _preference(pair: tuple[str, str, str], digit: str) -> Preference:
+    from rlhf_gym.preferences import Preference  # brings Transformers, without which the other lessons begin sooner
+
     prompt, first, second = pair
     return Preference(prompt, first, second) if digit == "1" else Preference(prompt, second, first)
 
