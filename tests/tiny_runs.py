@@ -81,7 +81,7 @@ def tiny_config(run_dir: Path, **overrides: Any) -> RunConfig:
             learning_rate=1e-3,
             checkpoint_every=1,
         ),
-        evaluate=EvaluateConfig(num_prompts=6, best_of=2, shown=2),
+        evaluate=EvaluateConfig(num_prompts=6, best_of=2, best_of_samples=8, shown=2),
     )
     return replace(config, **overrides)
 

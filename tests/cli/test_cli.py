@@ -28,44 +28,45 @@ def write_lines(path: Path, records: list) -> Path:
     return path
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What commands of one's own name."""
+    root = tmp_path_factory.mktemp("given")
     reward = tiny_reward_model(vocab_size=17)
-    reward.model.save_pretrained(tmp_path / "other_reward")
-    tiny_reward_model(n_positions=8).save_pretrained(tmp_path / "short_reward")
-    tiny_reward_model(n_positions=16).save_pretrained(tmp_path / "reward")
-    (tmp_path / "empty").mkdir()
-    save_model(tmp_path / "weightless")
-    (tmp_path / "weightless" / "model.safetensors").unlink()
+    reward.model.save_pretrained(root / "other_reward")
+    tiny_reward_model(n_positions=8).save_pretrained(root / "short_reward")
+    tiny_reward_model(n_positions=16).save_pretrained(root / "reward")
+    (root / "empty").mkdir()
+    save_model(root / "weightless")
+    (root / "weightless" / "model.safetensors").unlink()
     corpus = [
         {"text": f"the film is {'good' if i % 2 else 'bad'} and the plot is fine {i}", "label": i % 2}
         for i in range(30)
     ]
-    (tmp_path / "not_text.json").write_bytes(b"\xff\xfe")
+    (root / "not_text.json").write_bytes(b"\xff\xfe")
     made = {
-        "model": save_model(tmp_path / "model", n_positions=16),
-        "other_reward": tmp_path / "other_reward",
-        "short_reward": tmp_path / "short_reward",
-        "reward": tmp_path / "reward",
-        "weightless": tmp_path / "weightless",
-        "empty": tmp_path / "empty",
-        "missing": tmp_path / "missing.jsonl",
-        "prompts": write_lines(tmp_path / "prompts.jsonl", [{"prompt": p} for p in PROMPTS]),
-        "long": write_lines(tmp_path / "long.txt", [*PROMPTS, " ".join(["film"] * 12)]),
-        "nothing": write_lines(tmp_path / "nothing.jsonl", []),
-        "preferences": write_lines(tmp_path / "preferences.jsonl", GOOD),
-        "broken": write_lines(tmp_path / "broken.jsonl", [*GOOD[:2], '{"prompt": "the film is", "chosen":']),
-        "twice": write_lines(tmp_path / "twice.jsonl", [g | {"rejected": g["chosen"]} for g in GOOD]),
-        "one_prompt": write_lines(tmp_path / "one_prompt.jsonl", GOOD[:1] * 3),
-        "wordy": write_lines(tmp_path / "wordy.jsonl", [*GOOD, GOOD[0] | {"chosen": "good " * 20}]),
-        "corpus": write_lines(tmp_path / "corpus.jsonl", corpus),
-        "one_word": write_lines(tmp_path / "one_word.txt", ["film"]),
-        "broken_corpus": write_lines(tmp_path / "broken_corpus.jsonl", [*corpus[:4], "{oops"]),
-        "one_label": write_lines(tmp_path / "one_label.jsonl", [r | {"label": 1} for r in corpus]),
-        "thresholds": write_lines(tmp_path / "thresholds.json", [{"pattern_rise": 0}]),
-        "not_text": tmp_path / "not_text.json",
-        "odd_label": write_lines(tmp_path / "odd_label.jsonl", [*corpus, {"text": "fine", "label": "good"}]),
+        "model": save_model(root / "model", n_positions=16),
+        "other_reward": root / "other_reward",
+        "short_reward": root / "short_reward",
+        "reward": root / "reward",
+        "weightless": root / "weightless",
+        "empty": root / "empty",
+        "missing": root / "missing.jsonl",
+        "prompts": write_lines(root / "prompts.jsonl", [{"prompt": p} for p in PROMPTS]),
+        "long": write_lines(root / "long.txt", [*PROMPTS, " ".join(["film"] * 12)]),
+        "nothing": write_lines(root / "nothing.jsonl", []),
+        "preferences": write_lines(root / "preferences.jsonl", GOOD),
+        "broken": write_lines(root / "broken.jsonl", [*GOOD[:2], '{"prompt": "the film is", "chosen":']),
+        "twice": write_lines(root / "twice.jsonl", [g | {"rejected": g["chosen"]} for g in GOOD]),
+        "one_prompt": write_lines(root / "one_prompt.jsonl", GOOD[:1] * 3),
+        "wordy": write_lines(root / "wordy.jsonl", [*GOOD, GOOD[0] | {"chosen": "good " * 20}]),
+        "corpus": write_lines(root / "corpus.jsonl", corpus),
+        "one_word": write_lines(root / "one_word.txt", ["film"]),
+        "broken_corpus": write_lines(root / "broken_corpus.jsonl", [*corpus[:4], "{oops"]),
+        "one_label": write_lines(root / "one_label.jsonl", [r | {"label": 1} for r in corpus]),
+        "thresholds": write_lines(root / "thresholds.json", [{"pattern_rise": 0}]),
+        "not_text": root / "not_text.json",
+        "odd_label": write_lines(root / "odd_label.jsonl", [*corpus, {"text": "fine", "label": "good"}]),
     }
     return {name: str(path) for name, path in made.items()}
 
@@ -315,19 +316,21 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_is_short_and_needs_no_torch(command: str) -> None:
+def test_help_is_short_and_needs_no_torch() -> None:
     code = f"""import sys
 from rlhf_gym.cli import main
-try:
-    main({[command, "--help"] if command else []})
-except SystemExit:
-    pass
-assert "torch" not in sys.modules and "transformers" not in sys.modules"""
+for words in ([], *([command] for command in {COMMANDS})):
+    try:
+        main([*words, "--help"] if words else [])
+    except SystemExit:
+        pass
+    assert "torch" not in sys.modules and "transformers" not in sys.modules, words
+    print("end of help")"""
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert 10 < len(output.splitlines()) < 200
-    if not command:
-        assert all(name in output for name in COMMANDS)
+    *texts, rest = output.split("end of help\n")
+    assert len(texts) == 1 + len(COMMANDS) and not rest
+    assert all(10 < len(text.splitlines()) < 200 for text in texts)
+    assert all(name in texts[0] for name in COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,9 @@ def test_a_run_takes_one_by_name(module: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
     settings = with_verifier(f"{module}:words")
-    folder = RunFolder(run(settings, task=tiny_task(pretrained), console=quiet()))  # type: ignore[arg-type]
+    for stage in ("sft", "collect", "reward", "train"):
+        root = run(settings, task=tiny_task(pretrained), console=quiet(), only=stage)  # type: ignore[arg-type]
+    folder = RunFolder(root)
     calls = import_reward_function(f"{module}:words").__globals__["calls"]  # type: ignore[attr-defined]
     log = iterations(folder.seed("train", 1, 0))
     rollouts = [(prompts, responses) for prompts, responses in calls if len(responses) == 16]

@@ -45,16 +45,6 @@ NAMES = {
 CLASSES = {kind.name: kind for kind in AGENTS}
 
 
-@pytest.fixture(scope="module")
-def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run as far as its reward model."""
-    root = tmp_path_factory.mktemp("before")
-    save_model(root / "pretrained")
-    for stage in ("sft", "collect", "reward"):
-        run(tiny_config(root / "run"), task=tiny_task(root / "pretrained"), only=stage, console=quiet())
-    return root
-
-
 def with_agent(before: Path, root: Path, agent: str, **overrides: Any) -> RunConfig:
     """The same run with another agent."""
     if not root.is_dir():

@@ -134,12 +134,11 @@ def test_settings_that_were_given_are_left_alone(prepared: Run, tmp_path: Path) 
     assert as_before(config, None) == config
 
 
-def test_a_run_keeps_its_times_with_its_stages(tmp_path: Path) -> None:
-    run(tiny_config(tmp_path / "run"), task=tiny_task(), console=quiet())
-    timing = json.loads((RunFolder(tmp_path / "run").stage("reward", 1) / "timing.json").read_text())
+def test_a_run_keeps_its_times_with_its_stages(whole: Path) -> None:
+    timing = json.loads((RunFolder(whole).stage("reward", 1) / "timing.json").read_text())
     assert timing["training"] > 0 and timing["response"] > 0 and timing["text"] > 0
     assert timing["probed_responses"] == 24, "small models are probed with all that is set"
-    config = read_config(tmp_path / "run")
+    config = read_config(whole)
     assert isinstance(config, RunConfig) and config.sft.micro_batch_size is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,12 @@ from rlhf_gym.report.run import read_run
 from rlhf_gym.report.samples import read_samples
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.records import read_views
-from tests.tiny_runs import count_good, quiet, save_model, tiny_config, tiny_task
+from tests.tiny_runs import count_good, quiet, tiny_config, tiny_task
 
 
-def test_a_run_keeps_what_its_critic_saw(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path / "run")
-    config = replace(config, reward=replace(config.reward, force=True), without_kl=True)
-    run(config, task=tiny_task(save_model(tmp_path / "pretrained")), console=quiet())
+def test_a_run_keeps_what_its_critic_saw(copied: Callable[[Path], Path], tmp_path: Path, pretrained: Path) -> None:
+    config = replace(tiny_config(copied(tmp_path / "run")), without_kl=True)
+    run(config, task=tiny_task(pretrained), console=quiet(), redo="train")
     folder = RunFolder(tmp_path / "run")
     views = {kind: read_views(folder.seed(kind, 1, 0)) for kind in ("train", "without_kl")}
     summary = read_run(folder).evaluation["summary"]

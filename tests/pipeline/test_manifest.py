@@ -15,13 +15,6 @@ from tests.tiny_runs import quiet, tiny_config, tiny_task
 from tests.trouble import cut, flip, lose_a_line
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("whole") / "run"
-    run(tiny_config(root), task=tiny_task(), console=quiet())
-    return root
-
-
 @pytest.fixture
 def root(whole: Path, tmp_path: Path) -> Path:
     """A copy, its files with the times of change of the original."""

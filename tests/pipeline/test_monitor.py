@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.summaries import alarm_line
 from rlhf_gym.settings import MonitorConfig, PPOSettings
 from rlhf_gym.settings.saved import from_json, to_json
-from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
+from tests.tiny_runs import quiet, said, tiny_config, tiny_task
 
 SOUNDS = AlarmThresholds(kl_high=1e-9, baseline=1, window=1, noise=0.0)
 
@@ -55,21 +57,21 @@ def test_the_line() -> None:
     assert alarm_line([{"seed": 0}, None]) == ""
 
 
-def test_a_run_is_watched_and_says_so(tmp_path: Path) -> None:
+def test_a_run_is_watched_and_says_so(copied: Callable[[Path], Path], tmp_path: Path, pretrained: Path) -> None:
     """A quiet one, one that an alarm ends, and another policy's text to hold on to."""
     held_out = tmp_path / "texts.txt"
     held_out.write_text("the film was good\na plot\n")
-    task = tiny_task(save_model(tmp_path / "model"))
+    task = tiny_task(pretrained)
     console = quiet()
     config = tiny_config(
-        tmp_path / "run",
+        copied(tmp_path / "run"),
         without_kl=True,
         monitor=MonitorConfig(
             patterns=("good=good",), held_out=held_out, every=2, stop_on=("kl_high",), thresholds=SOUNDS
         ),
         agent=replace(tiny_config(tmp_path).agent, total_tokens=400),
     )
-    run(config, task=task, console=console)
+    run(config, task=task, console=console, redo="train")
     folder = RunFolder(config.run_dir)
     seed = folder.seed("train", 1, 0)
     records, metrics = lines(seed / "monitor.jsonl"), lines(seed / "metrics.jsonl")
@@ -92,16 +94,17 @@ def test_a_run_is_watched_and_says_so(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_interrupted_is_told_as_one_that_never_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Callable[[Path], Path], tmp_path: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rlhf_gym.monitoring import RLHFMonitor
 
-    task = tiny_task(save_model(tmp_path / "model"))
+    task = tiny_task(pretrained)
     ppo = PPOSettings(
         total_tokens=300, n_episodes=16, batch_size=8, n_epochs=1, num_envs=8, learning_rate=1e-3, checkpoint_every=2
     )
     settings = {"agent": ppo, "monitor": MonitorConfig(every=2, thresholds=SOUNDS)}
-    run(tiny_config(tmp_path / "whole", **settings), task=task, console=quiet())
+    only: dict[str, Any] = {"task": task, "only": "train"}
+    run(tiny_config(copied(tmp_path / "whole"), **settings), **only, console=quiet(), redo="train")
     take, count = RLHFMonitor._on_rollout_end, iter(range(100))
 
     def interrupting(self: RLHFMonitor) -> None:
@@ -111,9 +114,9 @@ def test_a_run_that_was_interrupted_is_told_as_one_that_never_was(
 
     monkeypatch.setattr(RLHFMonitor, "_on_rollout_end", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_config(tmp_path / "half", **settings), task=task, console=quiet())
+        run(tiny_config(copied(tmp_path / "half"), **settings), **only, console=quiet(), redo="train")
     monkeypatch.undo()
-    run(tiny_config(tmp_path / "half", **settings), task=task, console=quiet())
+    run(tiny_config(tmp_path / "half", **settings), **only, console=quiet())
     whole, half = (RunFolder(tmp_path / name).seed("train", 1, 0) for name in ("whole", "half"))
     assert lines(whole / "monitor.jsonl") == lines(half / "monitor.jsonl")
     assert lines(whole / "alarms.jsonl") == lines(half / "alarms.jsonl") != []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from rlhf_gym.rewards import RewardEnsemble, RewardModel
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.settings import PPOSettings, RunConfig
 from rlhf_gym.training import RewardModelingConfig
-from tests.tiny_runs import PROMPTS, quiet, said, save_model, tiny_config, tiny_task
+from tests.tiny_runs import PROMPTS, quiet, said, tiny_config, tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -162,15 +164,25 @@ def weights_of(folder: RunFolder) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(before: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run in which nothing happened."""
+    root = shutil.copytree(before / "run", tmp_path_factory.mktemp("uninterrupted") / "run")
+    return RunFolder(run(tiny_config(root), task=tiny_task(before / "pretrained"), console=quiet()))
+
+
 @pytest.mark.parametrize("moment", ["rollout", "update", "saving"])
 def test_an_interrupted_run_goes_on_bit_for_bit(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrained: Path
+    moment: str,
+    uninterrupted: RunFolder,
+    copied: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pretrained: Path,
 ) -> None:
     task = tiny_task(pretrained)
-    config = tiny_config(tmp_path / "whole")
-    whole = RunFolder(run(config, task=task, console=quiet()))
-
-    cut = replace(config, run_dir=tmp_path / "cut")
+    whole = uninterrupted
+    cut = tiny_config(copied(tmp_path / "cut"))
     calls = 0
 
     def interrupt(*args: object) -> bool:
@@ -209,11 +221,6 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 
     assert figures(folder) == figures(whole)
     assert folder.metrics("evaluate")["policies"] == whole.metrics("evaluate")["policies"]  # type: ignore[index]
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 def test_a_second_round_collects_from_the_new_policy_and_goes_on(tmp_path: Path, pretrained: Path) -> None:
@@ -270,8 +277,8 @@ def test_a_stage_alone_wants_what_comes_before_it(tmp_path: Path, pretrained: Pa
         check_inputs(more, "reward", redo="collect")
 
 
-def test_redo_begins_again_from_a_stage(tmp_path: Path, pretrained: Path) -> None:
-    task, config = tiny_task(pretrained), tiny_config(tmp_path / "run")
+def test_redo_begins_again_from_a_stage(copied: Callable[[Path], Path], tmp_path: Path, pretrained: Path) -> None:
+    task, config = tiny_task(pretrained), tiny_config(copied(tmp_path / "run"))
     run(config, task=task, console=quiet())
     folder = RunFolder(config.run_dir)
     before = {stage: folder.metrics(stage) for stage in ("sft", "collect", "reward", "train")}
@@ -336,10 +343,10 @@ def test_a_reward_model_that_is_there_is_put_into_the_unit_and_left_alone(
     assert reward.normalizers[0].to_dict() != json.loads(before)
 
 
-def test_an_ensemble_of_reward_models(tmp_path: Path, pretrained: Path) -> None:
-    config = tiny_config(tmp_path / "run")
+def test_an_ensemble_of_reward_models(copied: Callable[[Path], Path], tmp_path: Path, pretrained: Path) -> None:
+    config = tiny_config(copied(tmp_path / "run"))
     config = replace(config, reward=replace(config.reward, members=2, aggregate="min"))
-    folder = RunFolder(run(config, task=tiny_task(pretrained), console=quiet()))
+    folder = RunFolder(run(config, task=tiny_task(pretrained), console=quiet(), redo="reward", only="reward"))
     ensemble = RewardEnsemble.from_pretrained(folder.stage("reward", 1) / "model")
     a, b = ensemble.normalizers
     assert ensemble.aggregate == "min" and a != b
@@ -349,10 +356,10 @@ def test_an_ensemble_of_reward_models(tmp_path: Path, pretrained: Path) -> None:
     assert isinstance(found, RewardEnsemble) and len(found) == 2, "an ensemble can be one's own too"
 
 
-def test_the_controller_of_the_kl_moves_beta(tmp_path: Path, pretrained: Path) -> None:
-    config = tiny_config(tmp_path / "run")
+def test_the_controller_of_the_kl_moves_beta(copied: Callable[[Path], Path], tmp_path: Path, pretrained: Path) -> None:
+    config = tiny_config(copied(tmp_path / "run"))
     config = replace(config, agent=replace(config.agent, kl_control="constraint", kl_target=0.01, learning_rate=1e-2))
-    folder = RunFolder(run(config, task=tiny_task(pretrained), console=quiet()))
+    folder = RunFolder(run(config, task=tiny_task(pretrained), console=quiet(), redo="train", only="train"))
     betas = [r["rlhf/kl_coef"] for r in read_jsonl(folder.seed("train", 1, 0) / "metrics.jsonl")]
     assert betas[-1] != betas[0] == 0.1
 

@@ -19,17 +19,7 @@ from rlhf_gym.runs.folder import METRICS_FILE
 from rlhf_gym.runs.records import iterations
 from rlhf_gym.runs.summaries import train_line
 from rlhf_gym.settings import PPOSettings, RunConfig
-from tests.tiny_runs import quiet, said, save_model, tiny_config, tiny_task
-
-
-@pytest.fixture(scope="module")
-def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run as far as its reward model."""
-    root = tmp_path_factory.mktemp("before")
-    save_model(root / "pretrained")
-    for stage in ("sft", "collect", "reward"):
-        run(tiny_config(root / "run"), task=tiny_task(root / "pretrained"), only=stage, console=quiet())
-    return root
+from tests.tiny_runs import quiet, said, tiny_config, tiny_task
 
 
 def with_settings(before: Path, root: Path, **ppo: Any) -> RunConfig:

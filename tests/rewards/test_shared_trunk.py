@@ -292,7 +292,8 @@ def test_a_run_trains_one_and_learns_from_it(tmp_path: Path) -> None:
 
     own = tiny_config(tmp_path / "own", seed=5)  # a run with it as the user's own is put into the unit and left alone
     own = replace(own, task=replace(own.task, reward_model=str(folder.stage("reward", 1) / "model")))
-    run(own, task=tiny_task(pretrained), console=quiet())
+    for stage in ("sft", "reward"):
+        run(own, task=tiny_task(pretrained), console=quiet(), only=stage)
     found = prepare(own, task=tiny_task(pretrained), console=quiet()).load_reward(1)
     assert len(found) == 2 and found.normalizers != ensemble.normalizers
     for changes, message in (
