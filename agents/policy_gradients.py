@@ -48,17 +48,12 @@ class TokenA2C(TokenAlgorithm, A2C):
     first-order right. Nothing bounds the ratio, so keep them few.
 
     Args:
-        policy: `"LMPolicy"` or a policy class.
-        env: a `TokenVectorEnv`, or the id of one (made with `n_envs` slots and deferred rewards).
-        learning_rate: a number, a schedule of the remaining progress (1 → 0), or None for that of docs/settings.md.
-        n_episodes: episodes a rollout.
-        batch_size: episodes a minibatch; by default the whole rollout.
-        n_epochs: passes over a rollout.
+        policy, env, learning_rate, n_episodes, batch_size, n_epochs, arguments: as in `TokenPPO`, but that a minibatch
+            is by default the whole rollout.
         gamma, gae_lambda: γ and λ. λ = 1, as in SB3's A2C: the return less the value. `LengthAdaptive()` in its place
             gives each response a λ by its length.
         normalize_advantage: whiten advantages over the rollout's real tokens.
         vf_coef: weight of the value loss.
-        arguments: what every agent takes: see `TokenArguments`.
     """
 
     label: ClassVar[str] = "A2C"
@@ -115,19 +110,14 @@ class TokenReinforce(TokenAlgorithm):
     with several minibatches: the return from each token on, whitened over the whole rollout, whatever b.
 
     Args:
-        policy: `"LMPolicy"` or a policy class.
-        env: a `TokenVectorEnv`, or the id of one (made with `n_envs` slots and deferred rewards).
-        learning_rate: a number, a schedule of the remaining progress (1 → 0), or None for that of docs/settings.md.
-        n_episodes: episodes a rollout.
-        batch_size: episodes a minibatch; by default the whole rollout.
-        n_epochs: passes over a rollout.
+        policy, env, learning_rate, n_episodes, batch_size, n_epochs, arguments: as in `TokenPPO`, but that a minibatch
+            is by default the whole rollout.
         baseline: b. `"batch"`: the mean R of the rollout (of which R is a part: the gradient is (n − 1)/n of the
             unbiased one); `"running"`: a moving mean over the rollouts before, in the first one its own; `"none"`: 0.
         normalize_advantage: whiten advantages over the rollout's real tokens.
         reward_to_go: a token's advantage is G_t − b, G_t = r_t + r_{t+1} + … without the rewards before it. The
             gradient has the same mean, and at the optimum its noise does not vanish.
         surrogate: what is done with the ratio after the first step, such as `Clip()`; None for nothing.
-        arguments: what every agent takes: see `TokenArguments`.
     """
 
     label: ClassVar[str] = "REINFORCE"
@@ -196,17 +186,11 @@ class TokenRLOO(TokenAlgorithm):
     In more than one minibatch or epoch the steps after the first are importance-weighted, by token.
 
     Args:
-        policy: `"LMPolicy"` or a policy class.
-        env: a `TokenVectorEnv` with `samples_per_prompt` k ≥ 2, or the id of one (made with `n_envs` slots and deferred
-            rewards).
-        learning_rate: a number, a schedule of the remaining progress (1 → 0), or None for that of docs/settings.md.
-        n_episodes: episodes a rollout, a multiple of k.
-        batch_size: episodes a minibatch; by default the whole rollout.
-        n_epochs: passes over a rollout.
+        policy, env, learning_rate, n_episodes, batch_size, n_epochs, arguments: as in `TokenGRPO`, but that a minibatch
+            is by default the whole rollout.
         samples_per_prompt: k, where `env` is an id (4 by default); else what the environment's is expected to be.
         surrogate: what is done with the ratio after the first step, such as `Clip()`; None for nothing.
         max_refills: see `TokenGRPO`.
-        arguments: what every agent takes: see `TokenArguments`.
     """
 
     label: ClassVar[str] = "RLOO"
@@ -275,13 +259,10 @@ class TokenGRPO(TokenAlgorithm):
       short ones are reinforced more, among bad ones long ones are punished less.
 
     Args:
-        policy: `"LMPolicy"` or a policy class.
         env: a `TokenVectorEnv` with `samples_per_prompt` k ≥ 2, or the id of one (made with `n_envs` slots and deferred
             rewards).
-        learning_rate: a number, a schedule of the remaining progress (1 → 0), or None for that of docs/settings.md.
         n_episodes: episodes a rollout, a multiple of k.
-        batch_size: episodes a minibatch; None for the whole rollout.
-        n_epochs: passes over a rollout.
+        policy, learning_rate, batch_size, n_epochs, arguments: as in `TokenPPO`.
         clip_range: ε of the ratio, by default .2.
         scale_by_std: divide by the standard deviation of the prompt's returns.
         aggregation: `"token"`: all tokens of a minibatch count alike; `"sequence"`, as in the paper: all responses do.
@@ -292,7 +273,6 @@ class TokenGRPO(TokenAlgorithm):
             advantages are 0, are left out of the update. Others are played in their place, at most so many times a
             rollout; 0 for none of it. All tokens count as timesteps. The policy gradient gets longer and does not turn.
             But a KL in the loss is then taken on the other prompts alone: against the score it weighs less than β.
-        arguments: what every agent takes: see `TokenArguments`.
     """
 
     label: ClassVar[str] = "GRPO"
