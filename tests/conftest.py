@@ -12,10 +12,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 # One thread: tiny models run faster so, alike on any number of cores, and side by side with others.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 
+# What Hypothesis tries: the same few inputs at each run, and with --hypothesis-profile long new ones by the thousand.
+settings.register_profile(
+    "quick", derandomize=True, max_examples=50, stateful_step_count=25, deadline=None, database=None
+)
+settings.register_profile("long", deadline=None, max_examples=2_000, stateful_step_count=100, print_blob=True)
+settings.load_profile("quick")
 
 SKIPPED: list[str] = []
 

@@ -29,11 +29,6 @@ try:
 except ImportError:  # a system without such limits
     resource = None  # type: ignore[assignment]
 
-try:
-    import resource
-except ImportError:  # a system without such limits
-    resource = None  # type: ignore[assignment]
-
 TOKEN_FILE = ".label-token"
 """The token's file in the run's folder; a page that is open stays valid over a restart."""
 GUIDELINES_FILE = "guidelines.md"
