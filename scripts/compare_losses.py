@@ -315,7 +315,14 @@ REVIEWS: dict[str, tuple[type[agents.TokenAlgorithm], dict[str, Any]]] = {
 def on_reviews(name: str, seed: int, tokens: int) -> dict[str, float]:
     """Train for so many tokens at β = .1: gold, score and KL of one response to each held-out prompt."""
     kind, options = REVIEWS[name]
-    changes: dict[str, Any] = {"kl_in": "loss" if "regularisers" in options else "reward", "samples_per_prompt": 4}
+    place: Any = "loss" if "regularisers" in options else "reward"
+    return reviews_agent(kind, seed, tokens, {"kl_in": place, "samples_per_prompt": 4}, **options)[1]
+
+
+def reviews_agent(
+    kind: type[agents.TokenAlgorithm], seed: int, tokens: int, changes: dict[str, Any], **options: Any
+) -> tuple[agents.TokenAlgorithm, dict[str, float]]:
+    """An agent that has learned on the reviews, whose environment has these changes; its figures as in `on_reviews`."""
     env = gym.make_vec("rlhf_gym/Reviews-v0", num_envs=64, reward_timing="deferred", **changes)
     settings = {"learning_rate": LinearSchedule(1e-3, 0.0, 1.0), "seed": seed, "device": "cpu"}
     task = study.task_from_sft()
@@ -327,7 +334,7 @@ def on_reviews(name: str, seed: int, tokens: int) -> dict[str, float]:
     reference = agent.engine.token_reward.reference
     assert reference is not None and agent.rollout is not None
     pairs = zip(log_probs(model, samples), log_probs(reference.model, samples), strict=True)
-    return {
+    return agent, {
         "gold": float(gold_scores(task.gold, samples).mean()),
         "proxy": float(agent.rollout.rewards.scores.mean()),
         "kl": float(np.mean([own.sum() - ref.sum() for own, ref in pairs])),

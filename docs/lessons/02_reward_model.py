@@ -315,7 +315,8 @@ print(f"gold {effect(gold, questions, responses, exploit):+.2f}")
 # Lesson 1: comparisons do not fix a constant. Nor do scores have a unit that one could compare between reward models.
 # So one normalises them: on answers of the SFT model the mean is set to 0 and the standard deviation to 1.
 #
-# The *order* of answers stays the same. PPO is not indifferent, though. Lessons 3 and 4 maximise
+# The *order* of answers stays the same. PPO is not indifferent, though: docs/loops.md has runs with scores times .1,
+# 1 and 10, normalised or not. Lessons 3 and 4 maximise
 #
 #     (mean score) − β · (distance from the SFT policy)
 #

@@ -150,6 +150,8 @@ for name, k in {"k1": k1, "k2": k2, "k3": k3}.items():
 #
 #     R_t = −β · (log π(y_t|s_t) − log π_ref(y_t|s_t)) + [t = T] · r_φ(x, y)
 #
+# One may also charge the whole penalty at T. The optimum is the same, the speed is not: docs/losses.md shows both.
+#
 # ## Exercise 3c: by hand
 #
 # Three tokens. log π − log π_ref is .2, −.1 and .3. β = .5, and r_φ(x, y) = 2. Write R₁, R₂, R₃ and their sum.

@@ -135,9 +135,11 @@ def train_r_phi(
     seed: int,
     *,
     training: RewardModelingConfig = REWARD_TRAINING,
+    head_alone: bool = False,
 ) -> RewardModel:
-    """A reward model on the trunk of `policy`, a model or its folder, trained on these preferences."""
+    """A reward model on the trunk of `policy`, a model or its folder, trained on these preferences; or its head is."""
     reward = RewardModel.from_language_model(policy, task.tokenizer, dtype=torch.float32, seed=seed)
+    reward.trunk.requires_grad_(not head_alone)
     config = replace(training, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         train_reward_model(reward, preferences, heldout=preferences[:2], config=config, output_dir=folder)
