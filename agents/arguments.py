@@ -11,6 +11,7 @@ import torch
 
 from rlhf_gym.agents.kl_control import KLController
 from rlhf_gym.agents.regularisers import Regulariser
+from rlhf_gym.agents.sharding import Sharding
 from rlhf_gym.envs import SB3VecEnv, TokenVectorEnv
 from rlhf_gym.ranges import Count, Positive, Seed, Whole
 
@@ -34,6 +35,9 @@ class Plumbing(TypedDict, total=False):
     """As in SB3."""
     device: torch.device | str
     """As in SB3."""
+    sharding: Sharding
+    """Of several ranks: `"none"`, each holds all weights; `"full"`, what an update needs is spread over them by FSDP:
+    weights that are trained, gradients, the optimizer's state. No file holds it: say it again when loading ("none")."""
     _init_setup_model: bool
 
 
@@ -45,6 +49,7 @@ PLUMBING: Plumbing = {
     "verbose": 0,
     "seed": None,
     "device": "auto",
+    "sharding": "none",
     "_init_setup_model": True,
 }
 """The values of those that are not given."""
@@ -127,6 +132,21 @@ def check_regularisers(regularisers: Sequence[Regulariser]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"expected one regulariser of each class, got {', '.join(twice)} more than once")
+
+
+def check_sharding(sharding: Sharding, regularisers: Sequence[Regulariser]) -> None:
+    """Nothing that is added to the objective would read weights of which the rank has a part alone.
+
+    Raises:
+        ValueError: naming what would.
+    """
+    for kind in map(type, regularisers):
+        own = kind.add_gradient is not Regulariser.add_gradient
+        if sharding == "full" and own and not kind.takes_forward_pass:
+            raise ValueError(
+                f'expected regularisers whose add_gradient goes through policy.forward_pass with sharding="full", got '
+                f"{kind.__name__}: say takes_forward_pass = True in the class if it does"
+            )
 
 
 def check_no_critic(agent: str, policy_kwargs: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import signal
 import threading
@@ -36,6 +37,7 @@ from rlhf_gym.agents.arguments import (
     Plumbing,
     check_no_critic,
     check_regularisers,
+    check_sharding,
     check_words,
     make_env,
     spell_out,
@@ -168,6 +170,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         check_words(type(self).__name__, plumbing, Plumbing)
         check_regularisers(regularisers)
         plumbing = {**PLUMBING, **plumbing}
+        check_sharding(plumbing["sharding"], regularisers)
         policy_kwargs = dict(plumbing["policy_kwargs"] or {})
         if not self.uses_critic:
             check_no_critic(type(self).__name__, policy_kwargs)
@@ -181,6 +184,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.target_kl = target_kl
         self.mask_truncated = mask_truncated
         self.regularisers = tuple(regularisers)
+        self.sharding = plumbing["sharding"]
         self._chooses_rate = learning_rate is None
         OnPolicyAlgorithm.__init__(
             self,
@@ -214,6 +218,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._not_given: list[str] = []  # regularisers in a loaded file that it cannot make again
         self._finished = False
         self._learning = False
+        self._playing = False
+        self._to_save: list[Path] = []  # files that were asked for while the ranks stepped, each at its own pace
         self._waited = 0.0  # seconds in meetings of the ranks, until the last update
         self._own_random = False  # whether each rank draws random numbers of its own
         self._broken = ""  # why the last update was not completed, and the weights are half new
@@ -281,6 +287,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             kwargs["model"] = _start_of(self.engine)
         self.policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **kwargs)  # type: ignore[assignment]
         self.policy = self.policy.to(self.device)
+        if self.sharding == "full" and ranks().size > 1:
+            self.policy.shard()
         if self._chooses_rate:
             made_up = isinstance(kwargs["model"], PretrainedConfig)
             self.learning_rate = default_learning_rate(self.defaults, self.policy, random_weights=made_up)
@@ -407,6 +415,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 self._restore_snapshot()
                 _forget_pending(self.logger)
             self._end_regularisers()
+            self._to_save = []
             self.engine.share = (0, 1)
         callback.on_training_end()
         return self
@@ -417,7 +426,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         while self.num_timesteps < total_timesteps:
             started = time.perf_counter()
             before = self.num_timesteps
-            if not self.collect_rollouts(self.env, callback):  # type: ignore[arg-type]
+            played = self.collect_rollouts(self.env, callback)  # type: ignore[arg-type]
+            if self.policy.sharded:
+                self._write(ranks().broadcast(self._to_save, "the files of a rollout"))
+                self._to_save = []
+            if not played:
                 return
             iteration += 1
             if ranks().any(self._finished, "the end of a rollout's callbacks"):
@@ -463,7 +476,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             callback.update_locals(seen)
             return callback.on_step()
 
-        rollout = self.play(n_episodes, on_step)
+        self._playing = True
+        try:
+            rollout = self.play(n_episodes, on_step)
+        finally:
+            self._playing = False
         if rollout is None:
             return False
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
@@ -533,8 +550,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         settings = self.update_settings
         try:
             done = update(self.policy, self.buffer, self.minibatch_loss, self._active, settings, self._rng)
-        except FloatingPointError as error:
-            self._broken = str(error)
+        except BaseException as error:
+            if isinstance(error, FloatingPointError) or self.policy.sharded:
+                self._broken = str(error)
             raise
         self._n_updates += done.steps
         for name, value in done.metrics.items():
@@ -666,7 +684,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def get_state(self) -> AgentState:
         """What `save` writes. In the middle of a rollout it is the start of the iteration."""
-        optimizer = self.policy.optimizer.state_dict()
+        optimizer = self.policy.optimizer_state()
         data = {
             "class": type(self).__name__,
             "arguments": {name: vars(self)[name] for name in self._saved_names()},
@@ -689,18 +707,29 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Write policy, optimizer, random states, β and the prompts' position to a zip of safetensors and JSON.
 
         In the middle of a rollout what is saved is the start of the iteration. Nothing is pickled. Of several ranks
-        rank 0 writes the file, with the random states of all; outside `learn` the others wait until it has.
+        rank 0 writes the file, with the random states of all; outside `learn` the others wait until it has. With
+        `sharding="full"` the ranks meet for it: a file that `on_step` of a callback asks for is written at the end of
+        the rollout.
 
         Raises:
             FloatingPointError: an update broke off, or a weight is not finite. The file at `path` stays as it is.
         """
         self._check_whole()
         check_weights(self.policy, f"the policy after {self.num_timesteps} tokens", advice=REMEDY)
-        if ranks().leads or self._snapshot is None:  # without a snapshot all say their random states
+        if self._playing and self.policy.sharded:
+            self._to_save.append(Path(path))
+            return
+        self._write([Path(path)])
+        self._wait_for_file()
+
+    def _write(self, paths: Sequence[Path]) -> None:
+        """Write the present state to these files; on all ranks, as each may hold a part of it."""
+        everywhere = self._snapshot is None or self.policy.sharded  # without a snapshot all say their random states
+        if paths and (ranks().leads or everywhere):
             state = self.get_state()
         if ranks().leads:
-            write_state(state, Path(path))
-        self._wait_for_file()
+            for path in paths:
+                write_state(state, path)
 
     def _wait_for_file(self) -> None:
         """Outside `learn`, wait until rank 0 has written: the next line of a script may read the file."""
@@ -904,43 +933,43 @@ def update(
         FloatingPointError: a loss, a gradient or a weight is not finite. It names which, and the optimizer step.
     """
     if settings.critic_alone:
-        with without_gradient(policy.model):
-            return update(policy, buffer, loss, (), settings._replace(critic_alone=False), rng)
+        regularisers = ()
     totals: dict[str, list[float]] = {}
     steps = 0
     stopped = False
-    for _ in range(settings.n_epochs):
-        for rows in buffer.minibatches(settings.batch_size, rng, together=settings.together):
+    odd = ""  # the first figure that is not finite
+    with policy.updating(), without_gradient(policy.model if settings.critic_alone else None):
+        passes = (
+            buffer.minibatches(settings.batch_size, rng, together=settings.together) for _ in range(settings.n_epochs)
+        )
+        for rows in itertools.chain.from_iterable(passes):
             metrics = minibatch_gradient(policy, buffer, rows, loss, regularisers, settings)
             for name, value in metrics.items():
                 totals.setdefault(name, []).append(value)
             # SB3's rule: stop before the step that would go too far
-            if settings.target_kl is not None and metrics["train/approx_kl"] > 1.5 * settings.target_kl:
-                stopped = True
+            stopped = settings.target_kl is not None and metrics["train/approx_kl"] > 1.5 * settings.target_kl
+            if stopped:
                 break
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
-            figures = {"loss": metrics["train/loss"], "gradient norm": float(norm)}
-            for what, value in figures.items():
-                if not math.isfinite(value):
-                    check_weights(policy, f"the policy after {steps} optimizer steps of this update", advice=REMEDY)
-                    raise FloatingPointError(
-                        f"expected a finite {what}, got {value} at optimizer step {steps + 1} of this update: {REMEDY}"
-                    )
-            totals.setdefault("train/grad_norm", []).append(figures["gradient norm"])
+            norm = policy.clip_gradients(settings.max_grad_norm)
+            figures = {"loss": metrics["train/loss"], "gradient norm": norm}
+            odd = next((f"{what}, got {value}" for what, value in figures.items() if not math.isfinite(value)), "")
+            if odd:
+                break
+            totals.setdefault("train/grad_norm", []).append(norm)
             policy.optimizer.step()
             steps += 1
-        if stopped:
-            break
-    policy.optimizer.zero_grad(set_to_none=True)
+        policy.optimizer.zero_grad(set_to_none=True)
     # those of the steps before would have shown in the next minibatch's loss
     check_weights(policy, f"the policy after {steps} optimizer steps of this update", advice=REMEDY)
+    if odd:
+        raise FloatingPointError(f"expected a finite {odd} at optimizer step {steps + 1} of this update: {REMEDY}")
     return UpdateResult({name: float(np.mean(values)) for name, values in totals.items()}, steps, stopped)
 
 
 @contextmanager
-def without_gradient(module: torch.nn.Module) -> Iterator[None]:
-    """Hold every parameter of the module still: none has a gradient, and no optimizer touches it."""
-    held = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def without_gradient(module: torch.nn.Module | None) -> Iterator[None]:
+    """Hold every parameter of the module still, if one is given: none has a gradient, no optimizer touches it."""
+    held = [] if module is None else [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in held:
         parameter.requires_grad_(False)
     try:
@@ -960,21 +989,21 @@ def minibatch_gradient(
 ) -> dict[str, float]:
     """Gradient of one minibatch, accumulated over micro-batches weighted by their tokens; what is logged of it.
 
-    Of several ranks each takes every N-th row, and gradient and what is logged are then those of all.
+    Of several ranks each takes every N-th row, and gradient and what is logged are then those of all. All of them work
+    in as many micro-batches, those without a row left on one that counts nothing.
     """
     policy.optimizer.zero_grad(set_to_none=True)
     tokens = int(buffer.response_lengths[torch.from_numpy(rows)].sum())
     size = MinibatchSize(tokens, len(rows), settings.aggregation)
     totals: dict[str, Tensor] = {}
     group = ranks()
-    units = rows.reshape(-1, settings.together)[group.rank :: group.size]
-    idle = not len(units)
-    if idle:  # fewer rows than ranks: one is read for the names of what is logged, and counts nothing
-        units = rows.reshape(-1, settings.together)[:1]
-    parts = -(-len(units) // ((settings.micro_batch_size or len(rows)) // settings.together))
-    for part in np.array_split(units, parts):
-        batch = buffer.batch(part.reshape(-1), policy.device)
-        evaluation = policy.evaluate_episodes(
+    units = rows.reshape(-1, settings.together)
+    most = -(-len(units) // group.size)  # on a rank
+    parts = -(-most // ((settings.micro_batch_size or len(rows)) // settings.together))
+    for part in np.array_split(units[group.rank :: group.size], parts):
+        batch = buffer.batch((part if len(part) else units[:1]).reshape(-1), policy.device)
+        evaluation = policy.forward_pass(
+            policy.evaluate_episodes,
             batch.input_ids,
             batch.action_mask,
             with_entropy=any(regulariser.reads_entropy for regulariser in regularisers),
@@ -983,14 +1012,14 @@ def minibatch_gradient(
         terms = [loss(batch, evaluation, size)]
         terms += [term for own in regularisers if (term := own.loss(batch, evaluation, size)) is not None]
         total = torch.stack([term.loss for term in terms]).sum()
-        total.backward()
         entropy = masked_mean(evaluation.entropy.detach(), batch.mask, size.tokens)
-        for term in terms:
-            _add(totals, term.metrics)
-        _add(totals, {"rlhf/entropy": entropy, "train/loss": total.detach()})
-        if idle:
-            policy.optimizer.zero_grad(set_to_none=True)
-            totals = {name: torch.zeros_like(value) for name, value in totals.items()}
+        metrics = [*(term.metrics for term in terms), {"rlhf/entropy": entropy, "train/loss": total.detach()}]
+        if not len(part):
+            total = total * 0
+            metrics = [{name: torch.zeros_like(value) for name, value in each.items()} for each in metrics]
+        total.backward()
+        for each in metrics:
+            _add(totals, each)
     for regulariser in regularisers:
         _add(totals, regulariser.add_gradient(settings.micro_batch_size))
     if group.size > 1:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlhf_gym.agents.observations import check_spaces, pack_prefixes, read
+from rlhf_gym.agents.sharding import Networks, Shards, held_bytes, whole_state
 from rlhf_gym.envs.episode import Observation
 from rlhf_gym.functional.kl import full_kl
 from rlhf_gym.lm.decoder import Decoder, LowPrecisionActor
@@ -44,6 +47,7 @@ from rlhf_gym.ranges import Positive, PositiveShare, Whole, check_arguments
 from rlhf_gym.rewards import RewardModel
 
 Critic = Literal["shared", "separate", "reward_model"]
+Result = TypeVar("Result")
 
 ModelSource = str | Path | Shared[PreTrainedModel] | PretrainedConfig
 """A folder, a name, a model to copy, or a configuration (random weights)."""
@@ -169,6 +173,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self._value_decoder = Decoder(self._value_parts, use_cache=self._use_cache) if separate else None
         self._answer: tuple[tuple[int, int, int], Tensor] | None = None  # what it was asked, and the behaviour logits
         self._shared: list[nn.Parameter] = []  # whose memory is π_ref's as well
+        self._shards: Shards | None = None
         if self.split is not None:
             for parameter in self.split.lower_parameters:
                 parameter.requires_grad_(False)
@@ -241,6 +246,80 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self._actor_is_old = True
         if self._value_decoder is not None:
             self._value_decoder.invalidate()
+
+    # -- many processes ---------------------------------------------------------------------------------------------
+
+    @property
+    def sharded(self) -> bool:
+        """Whether its updates have the weights that are trained, their gradients and moments in parts on all ranks."""
+        return self._shards is not None
+
+    def shard(self) -> None:
+        """Spread what updates need over the ranks, from now on; see `Shards`. The optimizer has taken no step yet."""
+        networks = Networks(self.model, self.parts, self.split, self.value_trunk, self._value_parts, self.value_head)
+        known = {id(parameter) for parameter in networks.together().parameters()}
+        odd = [name for name, parameter in self.named_parameters() if id(parameter) not in known]
+        if odd:
+            raise ValueError(
+                f"expected a policy whose weights are its model's and its critic's with sharding=\"full\", got "
+                f"{type(self).__name__} with {odd[0]}"
+            )
+        self._shards = Shards(networks, self.optimizer)
+        self.invalidate()
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """What an update runs in. Sharded weights lie in parts on all ranks inside, and are whole outside."""
+        if self._shards is None:
+            yield
+            return
+        self._shards.scatter()
+        self._use(self._shards.spread)
+        try:
+            yield
+        except BaseException:
+            self._use(self._shards.whole)
+            self._shards.lose()
+            raise
+        self._use(self._shards.whole)
+        self._shards.gather()
+        self.invalidate()
+
+    def forward_pass(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """`function(*args, **kwargs)`, of which an update takes the gradient.
+
+        Whatever an update computes with the policy's weights goes through here, once for each backward pass and equally
+        often on all ranks: sharded weights are brought together for it.
+        """
+        if self._shards is None:
+            return function(*args, **kwargs)
+        return self._shards.forward(function, *args, **kwargs)
+
+    def clip_gradients(self, max_norm: float) -> float:
+        """Scale the gradients of all ranks down to a norm of at most `max_norm`; returns what it was."""
+        if self._shards is None:
+            return float(torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm))
+        return float(self._shards.clip_gradients(max_norm))
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's `state_dict`, as one process has it; with sharded weights only rank 0 has the moments."""
+        return self.optimizer.state_dict() if self._shards is None else whole_state(self.optimizer)
+
+    def held_bytes(self) -> int:
+        """Memory in this process of the weights that are trained, their gradients and the optimizer's state."""
+        tensors: list[Any] = [] if self._shards is None else self._shards.whole_weights()
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                tensors += [parameter, parameter.grad, *self.optimizer.state.get(parameter, {}).values()]
+        return held_bytes(tensor for tensor in tensors if isinstance(tensor, Tensor))
+
+    def _use(self, networks: Networks) -> None:
+        self.model = networks.model
+        self.parts = networks.parts
+        self.split = networks.split
+        self.value_trunk = networks.value_trunk
+        self._value_parts = networks.value_parts
+        self.value_head = networks.value_head
 
     # -- acting -----------------------------------------------------------------------------------------------------
 

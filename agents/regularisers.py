@@ -38,6 +38,8 @@ class Regulariser:
     """Whether it is the KL to π_ref, for environments with `kl_in="loss"`."""
     reads_entropy: bool = False
     """Whether its loss wants a gradient through the entropy."""
+    takes_forward_pass: ClassVar[bool] = False
+    """Whether its `add_gradient`, if it has one, goes through `policy.forward_pass`, equally often on all ranks."""
 
     def begin(self, policy: LMActorCriticPolicy, env: TokenVectorEnv) -> None:
         """Called when learning begins or continues."""
@@ -227,6 +229,8 @@ class PretrainingMix(Regulariser):
         seed: of the texts' order.
     """
 
+    takes_forward_pass: ClassVar[bool] = True
+
     @check_arguments
     def __init__(
         self,
@@ -282,11 +286,12 @@ class PretrainingMix(Regulariser):
         tokens = sum(len(row) - 1 for row in rows)
         total = torch.zeros((), device=self._policy.device)
         group = ranks()
-        rows = rows[group.rank :: group.size]
-        if not rows:
-            return {"train/ptx_loss": total, "train/loss": total}
-        for part in np.array_split(np.arange(len(rows)), -(-len(rows) // (micro_batch_size or len(rows)))):
-            loss = language_model_loss(self._policy, [rows[i] for i in part], denominator=tokens)
+        most = -(-len(rows) // group.size)  # on a rank
+        own = np.arange(len(rows))[group.rank :: group.size]
+        for part in np.array_split(own, -(-most // (micro_batch_size or most))):
+            texts = [rows[i] for i in (part if len(part) else [0])]  # without a text left one is read, and not counted
+            loss = self._policy.forward_pass(language_model_loss, self._policy, texts, denominator=tokens)
+            loss = loss * float(len(part) > 0)
             (self.coef * loss).backward()
             total += loss.detach()
         return {"train/ptx_loss": total, "train/loss": self.coef * total}

@@ -54,9 +54,10 @@ def sum_gradients(policy: LMActorCriticPolicy, metrics: dict[str, Tensor]) -> di
     """Put the sum over the ranks in place of every gradient; returns that of the metrics.
 
     All travel at once. A parameter that has a gradient on no rank keeps none. The denominators of the loss
-    are those of the whole minibatch, so that nothing is divided here.
+    are those of the whole minibatch, so that nothing is divided here. Of sharded weights FSDP has added up the
+    gradients.
     """
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad and not policy.sharded]
     device = policy.device
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     has = torch.tensor([float(p.grad is not None) for p in trained], device=device)  # (parameters,)

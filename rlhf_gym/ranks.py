@@ -69,7 +69,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with self._meeting(what):
+        with self.meeting(what):
             dist.all_gather_object(values, value)
         return values
 
@@ -78,7 +78,7 @@ class Ranks:
         if self.size == 1:
             return value
         values = [value]
-        with self._meeting(what):
+        with self.meeting(what):
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
@@ -94,7 +94,7 @@ class Ranks:
         if self.size == 1:
             return
         rows = [tensor.reshape(-1) for tensor in tensors]
-        with self._meeting(what), torch.no_grad():
+        with self.meeting(what), torch.no_grad():
             table = self._shared(sum(map(len, rows))) if all(row.device.type == "cpu" for row in rows) else None
             if table is None:
                 flat = torch.cat(rows)  # (n,)
@@ -146,7 +146,7 @@ class Ranks:
         """Put rank 0's numbers in place of these tensors'."""
         if self.size == 1:
             return
-        with self._meeting(what), torch.no_grad():
+        with self.meeting(what), torch.no_grad():
             for tensor in tensors:
                 sent = tensor.detach().contiguous()
                 dist.broadcast(sent, src=0)
@@ -187,7 +187,8 @@ class Ranks:
             dist.destroy_process_group()  # the others wait no longer
 
     @contextmanager
-    def _meeting(self, what: str) -> Iterator[None]:
+    def meeting(self, what: str) -> Iterator[None]:
+        """What is exchanged inside by torch.distributed itself; nothing else, as its errors are read as a lost rank."""
         if self.parted:
             raise StoppedError(
                 f"expected all {self.size} ranks at {what}, but they have parted: {self._why() or 'one failed'}"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def settings_of(kind: str) -> tuple[type, dict[str, Any], dict[str, Any]]:
     ppo = shared | {"kl_controller": AdaptiveKL(0.1, 1.0, horizon=50), "mask_truncated": True, "target_kl": 2e-3}
     return {
         "ppo": (TokenPPO, ppo | {"micro_batch_size": 3}, {}),
-        "idle": (TokenPPO, shared | {"batch_size": 2, "n_epochs": 1}, {}),
+        "idle": (TokenPPO, shared | {"batch_size": 2, "n_epochs": 1}, {"kl_in": "loss"}),
         "grpo": (
             TokenGRPO,
             shared | {"micro_batch_size": 2, "aggregation": "sequence", "regularisers": [KLInLoss("k2")]},
@@ -112,6 +113,11 @@ def settings_of(kind: str) -> tuple[type, dict[str, Any], dict[str, Any]]:
         "lora": (
             TokenPPO,
             shared | {"policy_kwargs": adam | {"lora": LoRA(r=2, alpha=4, target_modules="all-linear")}},
+            {},
+        ),
+        "critic": (
+            TokenPPO,
+            shared | {"policy_kwargs": adam | {"critic": "separate", "freeze_layers": 1}, "critic_warmup": 1},
             {},
         ),
         "mixed": (
@@ -127,21 +133,25 @@ def settings_of(kind: str) -> tuple[type, dict[str, Any], dict[str, Any]]:
     }[kind]
 
 
-KINDS = ("ppo", "idle", "grpo", "lora", "mixed")
+KINDS = ("ppo", "idle", "grpo", "lora", "critic", "mixed")
 
 
-def three_updates(kind: str, collect: Callable[..., Any]) -> dict[str, Any]:
+def three_updates(kind: str, collect: Callable[..., Any], sharding: str = "none") -> dict[str, Any]:
     """Three iterations of an agent whose rollouts come from `collect`; its weights, and what it logged last."""
     from rlhf_gym.agents import base
     from rlhf_gym.envs import TokenVectorEnv
+    from rlhf_gym.lm import parts
     from tests.toy import word_settings
 
     cls, arguments, overrides = settings_of(kind)
     env = TokenVectorEnv(8, **word_settings(reward_timing="deferred", **overrides))
     played = base.collect_rollout
+    at_once = parts.LOGITS_AT_ONCE
     base.collect_rollout = collect  # type: ignore[assignment]
+    if kind == "critic":
+        parts.LOGITS_AT_ONCE = 200  # chunks of ten tokens, computed again in the backward pass
     try:
-        agent = cls("LMPolicy", env, **arguments)
+        agent = cls("LMPolicy", env, sharding=sharding, **arguments)
         logged: list[dict[str, float]] = []
         train = agent.train
 
@@ -154,6 +164,7 @@ def three_updates(kind: str, collect: Callable[..., Any]) -> dict[str, Any]:
             agent.learn(1, reset_num_timesteps=not logged)
     finally:
         base.collect_rollout = played
+        parts.LOGITS_AT_ONCE = at_once
     weights = {name: p.detach().clone() for name, p in agent.policy.named_parameters() if p.requires_grad}
     state = {"kl_coef": agent.kl_controller.kl_coef, "updates": agent._n_updates, "tokens": agent.num_timesteps}
     return {"weights": weights, "logged": logged, "state": state}
@@ -174,7 +185,7 @@ def record(kind: str, folder: Path) -> dict[str, Any]:
     return result
 
 
-def same(kind: str, folder: Path) -> dict[str, Any]:
+def same(kind: str, folder: Path, sharding: str = "none") -> dict[str, Any]:
     """Three updates on this rank's share of the rollouts that `record` left."""
     from rlhf_gym.ranks import ranks
 
@@ -187,7 +198,12 @@ def same(kind: str, folder: Path) -> dict[str, Any]:
         assert len(rows) == n_episodes
         return whole.take(rows)
 
-    return three_updates(kind, collect)
+    return three_updates(kind, collect, sharding)
+
+
+def sharded(kind: str, folder: Path) -> dict[str, Any]:
+    """The same with the weights spread over the ranks while they are updated."""
+    return same(kind, folder, "full")
 
 
 # -- prompts, random numbers, files --------------------------------------------------------------------------------
@@ -196,6 +212,11 @@ def same(kind: str, folder: Path) -> dict[str, Any]:
 def device() -> str:
     """Where `make_agent`'s agents learn."""
     return os.environ.get("RANKED_DEVICE", "cpu")
+
+
+def sharding() -> Any:
+    """Whether `make_agent`'s agents spread what they learn over the ranks."""
+    return os.environ.get("RANKED_SHARDING", "none")
 
 
 def make_agent(seed: int | None = 0, **overrides: Any) -> Any:
@@ -213,6 +234,7 @@ def make_agent(seed: int | None = 0, **overrides: Any) -> Any:
         "n_epochs": 2,
         "learning_rate": 1e-3,
         "device": device(),
+        "sharding": sharding(),
         "verbose": 1,
     }
     return TokenPPO("LMPolicy", env, seed=seed, **arguments)
@@ -252,7 +274,7 @@ def files(folder: Path) -> dict[str, Any]:
     agent.save(folder / "agent")
     statistics = agent.engine.token_reward.shaping.state_dict()
     went_on = iterations(agent, 2, reset=False)
-    again = TokenPPO.load(folder / "agent", make_agent().env, device=device())
+    again = TokenPPO.load(folder / "agent", make_agent().env, device=device(), sharding=sharding())
     resumed = iterations(again, 2, reset=False)
     return {
         "first": first,
@@ -263,6 +285,55 @@ def files(folder: Path) -> dict[str, Any]:
         "share": agent.engine.share,
         "free": iterations(make_agent(None), 1, reset=True),
     }
+
+
+def spread(folder: Path) -> dict[str, Any]:
+    """A sharded agent acts, saves in the middle of a rollout, and is loaded; a file of replicas is loaded sharded."""
+    import numpy as np
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from rlhf_gym.agents import TokenPPO
+    from rlhf_gym.agents.rollout import evaluated
+    from rlhf_gym.envs import TokenVectorEnv
+    from rlhf_gym.lm import LoRA, Shared
+    from tests.tiny import tiny_llama
+    from tests.toy import word_settings
+
+    agent = make_agent(max_new_tokens=24, stop_token_ids=())
+    found: dict[str, Any] = {"apart": [], "acting": [], "updating": [], "saved": None}
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            if agent.num_timesteps > 500 and found["saved"] is None:  # in the third rollout, at another step on each
+                found["saved"] = {name: p.detach().clone() for name, p in agent.policy.named_parameters()}
+                agent.save(folder / "midway")
+            return True
+
+        def _on_rollout_end(self) -> None:
+            again = evaluated(agent.policy, agent.rollout.episodes).log_probs
+            pairs = zip(again, agent.rollout.log_probs, strict=True)
+            found["apart"].append(max(float(np.abs(a - b).max()) for a, b in pairs))
+            found["acting"].append(agent.policy.held_bytes())
+
+    agent.learn(4 * 8 * 24, callback=Watch())
+    agent.policy.optimizer.register_step_pre_hook(lambda *_: found["updating"].append(agent.policy.held_bytes()))
+    agent.learn(8 * 24, callback=Watch(), reset_num_timesteps=False)
+    found["weights"] = sum(p.nbytes for p in agent.policy.parameters())
+    found["replayed"] = len(agent.policy._decoder._steps)
+    agent.save_pretrained(folder / "policy")
+    agent.save(folder / "sharded")
+    for before, after, how in (("sharded", "plain", "none"), ("plain", "again", "full")):
+        TokenPPO.load(folder / before, agent.env, device="cpu", sharding=how).save(folder / after)
+    # embeddings that are not tied, bf16, an adapter
+    reference = Shared(tiny_llama(seed=1))
+    env = TokenVectorEnv(3, **word_settings(reward_timing="deferred", reference=reference))
+    lora = LoRA(r=2, alpha=4, target_modules="all-linear")
+    settings = {"n_episodes": 8, "batch_size": 4, "learning_rate": 1e-3, "seed": 0, "device": "cpu", "sharding": "full"}
+    for name, kwargs in {"untied": {}, "adapter": {"lora": lora}}.items():
+        one = TokenPPO("LMPolicy", env, policy_kwargs={"bf16": True, **kwargs}, **settings).learn(1)
+        one.save_pretrained(folder / name, merge=True)
+        found[name] = next(iter(one.policy.optimizer.state.values()))["exp_avg"].abs().max().full_tensor()
+    return found
 
 
 def optimum(folder: Path) -> tuple[float, float]:
@@ -376,7 +447,7 @@ def differ(folder: Path) -> list[str]:
 
 
 def failing(how: str, folder: Path) -> None:
-    """Rank 1 raises, is killed, or hangs in its second rollout."""
+    """Rank 1 raises, is killed, or hangs in its second rollout; or it raises in its first update."""
     import datetime
     import time
 
@@ -401,7 +472,25 @@ def failing(how: str, folder: Path) -> None:
         return word_reward(prompts, responses)
 
     (folder / f"pid.{os.environ['RANK']}").write_text(str(os.getpid()))
-    make_agent(reward=reward).learn(10**6)
+    if how != "raises in an update":
+        make_agent(reward=reward).learn(10**6)
+    agent = make_agent()
+    loss = agent.minibatch_loss
+
+    def failing_loss(*args: Any) -> Any:
+        if ranks().rank == 1 and agent.policy.optimizer.state:
+            raise ValueError("this reward knows no such word")
+        return loss(*args)
+
+    agent.minibatch_loss = failing_loss
+    try:
+        agent.learn(10**6)
+    except ValueError:
+        for act in (lambda: agent.save(folder / "half"), lambda: agent.learn(1)):
+            with suppress(FloatingPointError):
+                act()
+                print("half an update was taken for a whole one")
+        raise
 
 
 def main() -> None:

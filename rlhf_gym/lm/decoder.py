@@ -374,9 +374,16 @@ def rounded_up(length: int) -> int:
     return -(-length // block) * block
 
 
-def _storage(parts: Trunk) -> list[tuple[int, int]]:
-    """The identity and the address of each weight, which a replay depends on."""
-    return [(id(parameter), parameter.data_ptr()) for parameter in parts.module.parameters()]
+def _storage(parts: Trunk) -> list[tuple[int, int, int]]:
+    """What a replay depends on: the storage of each weight, which it reads wherever it lies; a CUDA graph: its address.
+
+    A storage that is freed and made again, as that of a sharded policy is, stays the same one.
+    """
+    if parts.device.type == "cpu":
+        weights = [(parameter, parameter.untyped_storage()._cdata) for parameter in parts.module.parameters()]
+    else:
+        weights = [(parameter, parameter.data_ptr()) for parameter in parts.module.parameters()]
+    return [(id(parameter), place, parameter.storage_offset()) for parameter, place in weights]
 
 
 def to_host(array: ArrayOrTensor) -> np.ndarray:

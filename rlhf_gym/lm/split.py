@@ -30,7 +30,7 @@ class Split:
 
     def __init__(self, parts: Trunk, num_lower: int) -> None:
         self.parts = parts
-        self.layers = _layers(parts)
+        self.layers = layers_of(parts)
         if not 1 <= num_lower < len(self.layers):
             raise ValueError(
                 f"expected to cut between layers 1 … {len(self.layers) - 1} of {len(self.layers)}, got {num_lower}"
@@ -145,7 +145,7 @@ class _Give(nn.Module):
         return self.hidden
 
 
-def _layers(parts: Trunk) -> nn.ModuleList:
+def layers_of(parts: Trunk) -> nn.ModuleList:
     """The list of layers of a trunk.
 
     Raises:

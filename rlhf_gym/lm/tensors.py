@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlhf_gym.files import InputError, read_object
 
@@ -47,7 +48,16 @@ def load_optimizer(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if isinstance(optimizer, OPTIMIZERS):  # the moments of another optimizer may have any shape
         _check_moments(state, parameters, _moments_of(optimizer))
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    placed = {i: {name: _placed(value, parameters[i]) for name, value in own.items()} for i, own in state.items()}
+    optimizer.load_state_dict({"state": placed, "param_groups": groups})
+
+
+def _placed(value: Tensor, parameter: Tensor) -> Tensor:
+    """A moment as its parameter lies: of one that is spread over processes, this process's part."""
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    value = value.to(parameter.device_mesh.device_type)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _moments_of(optimizer: torch.optim.Optimizer) -> list[str]:

@@ -147,7 +147,30 @@ def measure_ranks(settings: Settings, say: Say, runner: Processes) -> list[Row]:
         medians = statistics.median(several), statistics.median(one)
         what = f"PPO iteration on {settings.ranks} ranks × 1 thread"
         rows.append(Row(what, shape.name, "1 rank × 1 thread", *medians, statistics.median(ratios), note))
+        say(f"{shape.name}: the same, sharded")
+        given = dataclasses.replace(given, ranks=settings.ranks, episodes=settings.ppo_episodes, kind="sharded")
+        rows += _sharded_rows(given, runner.ours(given), found[1], found[settings.ranks])
     return rows
+
+
+def _sharded_rows(
+    given: Iteration, sharded: dict[str, Any], alone: list[dict[str, Any]], replicas: list[dict[str, Any]]
+) -> list[Row]:
+    """Memory and time of a sharded agent: against one rank, and against as many that hold all weights."""
+    what = f"PPO, sharded over {given.ranks} ranks"
+    one, each = (statistics.median(run["held_mb"] for run in runs) for runs in (alone, replicas))
+    peaks = [run["peak_mb"] - run["libraries_mb"] for run in (sharded, *alone[:1])]
+    note = (
+        f"the most that a rank held at the end of a rollout or at an optimizer step; a replica {each:,.0f}; peak of "
+        f"rank 0 without the libraries {peaks[0]:,.0f}, of 1 rank {peaks[1]:,.0f}"
+    )
+    held = sharded["held_mb"]
+    memory = Row(f"{what}: MB of weights, gradients, moments", given.shape.name, "1 rank", held, one, held / one, note)
+    tokens = given.episodes * given.response
+    rate = tokens / sharded["seconds"][0]
+    theirs = tokens / statistics.median(run["seconds"][0] for run in replicas)
+    against = f"{given.ranks} replicas"
+    return [memory, Row(what, given.shape.name, against, rate, theirs, rate / theirs, f"one run; {_phases([sharded])}")]
 
 
 def _phases(runs: list[dict[str, Any]]) -> str:

@@ -123,7 +123,7 @@ class Iteration:
     epochs: int = 4
     minibatches: int = 4
     kind: str = "full"
-    """full or lora; for ours also separate (critic), half (of the layers frozen), bf16."""
+    """full or lora; for ours also separate (critic), half (of the layers frozen), bf16, sharded (over the ranks)."""
     ranks: int = 0
     """Processes that torchrun starts, for ours, timed by the clock on the wall; 0 for one process without torchrun."""
 

@@ -31,6 +31,7 @@ class Marks(BaseCallback):
         self.peak = 0.0
         self.before = 0.0
         self.update_mb = 0.0
+        self.held: list[int] = []  # bytes of weights, gradients and moments at the end of a rollout, and at each step
         self.waited: list[float] = []  # seconds in meetings of the ranks until each rollout began
 
     def _now(self) -> float:
@@ -43,6 +44,7 @@ class Marks(BaseCallback):
         if self.steps == 0:  # Adam has no moments yet
             self.update_mb = models.peak_memory_mb(self.given.device) - self.before
         self.steps += 1
+        self.held.append(self.model.policy.held_bytes())  # type: ignore[operator]
 
     def _on_rollout_start(self) -> None:
         self.model.n_epochs = self.given.epochs if len(self.started) >= self.given.warm_ups else 1  # type: ignore[attr-defined]
@@ -54,6 +56,7 @@ class Marks(BaseCallback):
             self.peak = models.peak_memory_mb(self.given.device)
             self.before = models.begin_peak(self.given.device)
         self.collected.append(self._now())
+        self.held.append(self.model.policy.held_bytes())  # type: ignore[operator]
 
     def _on_training_end(self) -> None:
         self.started.append(self._now())
@@ -95,6 +98,7 @@ def make_agent(given: models.Iteration) -> TokenPPO:
             "bf16": bf16,
         },
         device=given.device,
+        sharding="full" if given.kind == "sharded" else "none",
         seed=0,
     )
 
@@ -119,6 +123,7 @@ def measure(given: models.Iteration) -> dict[str, Any]:
         "meeting_share": (marks.waited[-1] - marks.waited[given.warm_ups]) / sum(seconds),
         "peak_mb": max(marks.peak, models.peak_memory_mb(given.device)),
         "update_mb": marks.update_mb,
+        "held_mb": max(ranks().gather(max(marks.held) / 2**20, "what the ranks held")),
         "libraries_mb": libraries,
     }
 

@@ -7,8 +7,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from rlhf_gym.agents import TokenPPO
+from rlhf_gym.agents import Regulariser, TokenPPO
+from rlhf_gym.agents.saving import read_state
 from rlhf_gym.cli.app import parse
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.ranks import Ranks, ranks
@@ -18,17 +20,18 @@ from tests.toy import word_settings
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_learn_what_one_process_learns_from_the_same_episodes(size, tmp_path):
-    """Three updates. Unequal lengths, micro-batches, `target_kl`, whitening; PPO, GRPO, LoRA; "idle" has minibatches
-    with fewer rows than there are ranks."""
+    """Three updates, as replicas and sharded. Unequal lengths, micro-batches, `target_kl`, whitening; PPO, GRPO, LoRA;
+    "idle" has minibatches with fewer rows than there are ranks."""
     alone = {kind: record(kind, tmp_path) for kind in KINDS}
     assert 3 <= alone["ppo"]["state"]["updates"] < 12  # target_kl has ended some updates
     assert alone["grpo"]["state"]["updates"] == 12
     # four find the group that the script has made, and share no memory; two make their own group, and do
     own_group = {"RANKED_OWN_GROUP": "yes"} if size == 4 else {}
-    launch(tmp_path, size, *(f"same:{kind}" for kind in KINDS), "unequal", **own_group)
-    for kind in KINDS:
+    ways = [(how, kind) for how in ("same", "sharded") for kind in KINDS]
+    launch(tmp_path, size, *(f"{how}:{kind}" for how, kind in ways), "unequal", **own_group)
+    for how, kind in ways:
         one = alone[kind]
-        for other in results(tmp_path, f"same:{kind}", size):
+        for other in results(tmp_path, f"{how}:{kind}", size):
             assert other["state"] == pytest.approx(one["state"], rel=1e-6), kind
             for name, value in one["weights"].items():
                 torch.testing.assert_close(other["weights"][name], value, atol=1e-6, rtol=0, msg=f"{kind}: {name}")
@@ -100,14 +103,62 @@ def test_prompts_random_states_and_files_of_two_ranks(tmp_path):
         assert "got others on rank 1 than on rank 0" in said[1]
 
 
-@pytest.mark.parametrize("how", ["raises", "is killed", "hangs"])
+def test_sharded_agents_act_on_whole_weights_and_leave_the_files_of_one_process(tmp_path):
+    launch(tmp_path, 2, "files", "spread", RANKED_SHARDING="full")
+    zero, one = results(tmp_path, "files", 2)
+    for mine, theirs in ((zero, one), (one, zero)):
+        assert mine["went_on"] == mine["resumed"]
+        assert [i["responses"] for i in mine["went_on"]] == [i["responses"] for i in theirs["went_on"]]
+        assert all(torch.equal(a, b) for a, b in zip(*mine["weights"], strict=True))
+    with pytest.warns(UserWarning, match="expected 2 ranks, as .* was saved with, got 1"):
+        agent = TokenPPO.load(tmp_path / "agent", make_agent().env, device="cpu")
+    agent.learn(1, reset_num_timesteps=False)
+
+    midway = read_state(tmp_path / "midway").policy
+    for found in results(tmp_path, "spread", 2):
+        assert len(found["apart"]) == 5
+        assert max(found["apart"]) < 1e-5  # what was played is what the policy says of it, replayed steps included
+        assert found["replayed"]
+        whole = found["weights"]  # P parameters of 4 bytes: 16 P in one process
+        assert max(found["acting"]) < 0.55 * 4 * whole
+        assert max(found["updating"]) < 0.55 * 4 * whole
+        assert all(torch.equal(saved, found["saved"][name]) for name, saved in midway.items())
+        assert found["untied"] > 0
+        assert found["adapter"] > 0
+    sharded, plain, again = (read_state(tmp_path / name) for name in ("sharded", "plain", "again"))
+    for other in (plain, again):
+        assert other.data == sharded.data
+        assert other.policy.keys() == sharded.policy.keys()
+        assert all(torch.equal(value, other.policy[name]) for name, value in sharded.policy.items())
+        for index, moments in sharded.optimizer.items():
+            assert all(torch.equal(value, other.optimizer[index][name]) for name, value in moments.items())
+    for folder in ("policy", "untied", "adapter"):
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / folder).num_parameters() > 0
+
+
+def test_what_cannot_be_sharded_is_refused_before_any_work():
+    class OnItsOwn(Regulariser):
+        def add_gradient(self, micro_batch_size):
+            return {}
+
+    with pytest.raises(ValueError, match=r"expected sharding to be one of \('none', 'full'\), got 'some'"):
+        TokenPPO(sharding="some")
+    with pytest.raises(ValueError, match=r"policy\.forward_pass with sharding=.full., got OnItsOwn"):
+        TokenPPO(sharding="full", regularisers=[OnItsOwn()])
+    assert not TokenPPO("LMPolicy", make_agent().env, sharding="full").policy.sharded  # one process holds everything
+
+
+@pytest.mark.parametrize("how", ["raises", "is killed", "hangs", "raises in an update"])
 def test_a_rank_that_fails_ends_all(how, tmp_path):
-    done = launch(tmp_path, 2, f"failing:{how}", check=False)
+    sharding = "full" if how == "raises in an update" else "none"
+    done = launch(tmp_path, 2, f"failing:{how}", check=False, RANKED_SHARDING=sharding)
     assert done.returncode != 0
+    assert "half an update" not in done.stdout
+    assert not (tmp_path / "half.zip").exists()
     for rank in range(2):
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / f"pid.{rank}").read_text()), 0)
-    if how == "raises":
+    if how.startswith("raises"):
         assert done.stderr.count("ValueError: this reward knows no such word") == 1
         assert "raised on rank 1 of 2" in done.stderr
         assert done.stdout.count("Using cpu device") == 1  # rank 0 alone prints
@@ -138,8 +189,9 @@ def test_a_rank_that_is_killed_without_a_launcher_is_missed(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants two GPUs, there are fewer")
-def test_two_gpus(tmp_path):
-    launch(tmp_path, 2, "files", RANKED_DEVICE="cuda")
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_gpus(sharding, tmp_path):
+    launch(tmp_path, 2, "files", RANKED_DEVICE="cuda", RANKED_SHARDING=sharding)
     zero, one = results(tmp_path, "files", 2)
     assert all(torch.equal(a, b) for a, b in zip(zero["weights"][0], one["weights"][0], strict=True))
     assert zero["went_on"] == zero["resumed"]

@@ -81,10 +81,11 @@ def test_every_row_is_measured(script):
     lora = rows["PPO iteration, LoRA r=16 on all linear layers", "ours, all layers, fp32"]
     full = rows["PPO iteration, all layers", "TRL PPO 0, full"]
     assert lora.ratio == pytest.approx(lora.ours / full.ours)
-    assert runner.asked == [*script.iteration.KINDS, "full", "full", "full", "lora"]
+    assert runner.asked == [*script.iteration.KINDS, "full", "full", "sharded", "full", "lora"]
     several = rows["PPO iteration on 2 ranks × 1 thread", "1 rank × 1 thread"]
     assert several.ratio == pytest.approx(several.ours / several.theirs)
     assert several.note.count("0 % meetings") == 2  # of runs that had none
+    assert rows["PPO, sharded over 2 ranks: MB of weights, gradients, moments", "1 rank"].ratio == 1.0  # one process
     page = script.markdown(found, "about")
     lines = page.splitlines()
     assert lines[0] == "about" and len(lines) == 4 + len(found)
