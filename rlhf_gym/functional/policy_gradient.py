@@ -350,16 +350,8 @@ def gspo_policy_loss(
     power 1/T makes s much closer to 1 than r_t is, the paper's ε are 3e-4 and 4e-4. s is no importance weight: its
     mean under π_old is not 1. So after the first step on a rollout the gradient is biased, clipped or not.
 
-    Args:
-        log_prob: log π_θ(a_t|s_t), shape (B, T).
-        old_log_prob: log π_old(a_t|s_t) of the policy that acted, shape (B, T).
-        advantages: Â_t, shape (B, T).
-        mask: real tokens, shape (B, T); T is their number in a row.
-        clip_range: ε, or (ε_low, ε_high).
-        denominator: real tokens in the whole batch, where this is a micro-batch of it.
-
-    Raises:
-        ValueError: shapes differ or are not (B, T), an ε is negative, or nothing is real and no denominator was given.
+    Arguments and errors as in `ppo_policy_loss`; T is the number of real tokens in a row, and another shape than (B, T)
+    is a ValueError too.
     """
     check_rank("(B, T)", log_prob=log_prob)
     advantages, log_ratio = _checked_terms(log_prob, old_log_prob, advantages, mask)  # (B, T) each
@@ -388,16 +380,7 @@ def cispo_policy_loss(
     as in the paper. A clipped weight is too small an importance weight, so after the first step on a rollout the
     gradient is biased. The loss's value says nothing; the gradient is what is meant.
 
-    Args:
-        log_prob: log π_θ(a_t|s_t), shape (B, T).
-        old_log_prob: log π_old(a_t|s_t) of the policy that acted, shape (B, T).
-        advantages: Â_t, shape (B, T).
-        mask: real tokens, shape (B, T).
-        clip_range: ε, or (ε_low, ε_high).
-        denominator: real tokens in the whole batch, where this is a micro-batch of it.
-
-    Raises:
-        ValueError: shapes differ, an ε is negative, or nothing is real and no denominator was given.
+    Arguments and errors as in `ppo_policy_loss`.
     """
     advantages, log_ratio = _checked_terms(log_prob, old_log_prob, advantages, mask)  # (B, T) each
     low, high = _checked_range(clip_range)
