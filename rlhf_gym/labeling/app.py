@@ -7,7 +7,7 @@ own order, so nothing in the browser tells one policy from another.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from rlhf_gym.labeling.guard import Guard, Hosts
@@ -117,6 +118,7 @@ def create_app(session: Session) -> ASGIApp:
     app.add_exception_handler(ValueError, _answer(422))
     app.add_exception_handler(StrangerError, _answer(403))
     app.add_exception_handler(sqlite3.OperationalError, _unavailable)
+    app.add_exception_handler(HTTPException, _unknown)
     _add_pages(app)
     _add_api(app, session)
     return Guard(app, session.token, session.hosts, session.annotators)
@@ -219,15 +221,28 @@ def _shown(assignment: Assignment) -> dict[str, Any]:
 
 def _answer(status: int) -> Callable[[Request, Exception], JSONResponse]:
     def handle(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": str(error.args[0] if error.args else error)}, status_code=status)
+        return _error(str(error.args[0] if error.args else error), status)
 
     return handle
 
 
+def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An answer that says what is wrong; what the message quotes of the request need not be text."""
+    said = message.encode(errors="backslashreplace").decode()
+    return JSONResponse({"error": said}, status_code=status, headers=headers)
+
+
 def _unavailable(request: Request, error: Exception) -> JSONResponse:
     """The store could not be read or written just now: locked, or its disk is full. The page keeps what it sent."""
-    said = {"error": f"expected a store that can be written to, got: {error}; it is tried again"}
-    return JSONResponse(said, status_code=503, headers={"Retry-After": "2"})
+    said = f"expected a store that can be written to, got: {error}; it is tried again"
+    return _error(said, 503, {"Retry-After": "2"})
+
+
+def _unknown(request: Request, error: Exception) -> JSONResponse:
+    """A path or a method that there is not, or a body that is no JSON."""
+    assert isinstance(error, HTTPException)
+    said = f"expected a request that the page makes, got {request.method} {request.url.path}: {error.detail}"
+    return _error(said, error.status_code, error.headers)
 
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -238,4 +253,4 @@ def _invalid(request: Request, error: Exception) -> JSONResponse:
         f"got {repr(problem.get('input'))[:80]}"
         for problem in error.errors()
     ]
-    return JSONResponse({"error": "; ".join(problems)}, status_code=422)
+    return _error("; ".join(problems), 422)

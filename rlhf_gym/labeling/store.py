@@ -273,9 +273,10 @@ CREATE INDEX leases_of_an_annotator ON leases (annotator, expires);
 _ITEM = "i.id, i.kind, i.batch, i.round, i.candidates, i.labels_wanted"
 _JUDGEMENT = "j.id, j.item, j.annotator, j.action, j.value, j.seconds, j.shown, j.reason, j.time"
 _STANDING = "standing s JOIN judgements j ON j.seq = s.seq JOIN items i ON i.id = s.item"
-_OPEN = """items i WHERE i.batch = :batch AND i.labels < i.labels_wanted
+_OPEN = """items i WHERE i.batch = :batch AND i.labels < i.labels_wanted AND i.id >= :first
     AND i.id NOT IN (SELECT value FROM json_each(:exclude))
     AND NOT EXISTS (SELECT 1 FROM standing s WHERE s.item = i.id AND s.annotator = :annotator)"""
+_NO_ITEM = 2**63 - 1  # the largest number that SQLite holds
 
 
 def _open_database(path: Path) -> sqlite3.Connection:
@@ -317,6 +318,18 @@ def _open_database(path: Path) -> sqlite3.Connection:
     return connection
 
 
+@dataclass
+class _Own:
+    """What one annotator has done in a batch, so that no lease counts it anew."""
+
+    judged: int
+    """Items with a standing judgement of theirs, skips included."""
+    skipped: int
+    """Those that they have skipped."""
+    first: int = 0
+    """No item with a smaller number is open to them."""
+
+
 class LabelStore:
     """The label file. Use it in a `with` statement, or `close` it."""
 
@@ -331,6 +344,7 @@ class LabelStore:
         self._database = _open_database(self.path)
         self._lock = threading.RLock()
         self._totals: dict[str, list[int]] = {}  # of each batch: items, labels wanted, labels; as of `_seen`
+        self._own: dict[tuple[str, str], _Own] = {}  # of each batch and annotator; as of `_seen`
         self._seen = -1
 
     def __enter__(self) -> LabelStore:
@@ -371,8 +385,8 @@ class LabelStore:
         for item in items:
             if not is_text(json.dumps(asdict(item), ensure_ascii=False)):
                 raise ValueError(f"expected text to judge, got {LONE_SURROGATE} in {str(item.responses)[:60]!r}")
-        self._totals.clear()
         with self._writing():
+            self._forget()
             known = {row[0] for row in self._rows("SELECT key FROM items")}
             if exclusive:
                 for batch in sorted({item.batch for item in items}):
@@ -431,8 +445,8 @@ class LabelStore:
             seconds: how long others do not get them.
         """
         now = time.time()
-        asked = _asked(annotator, batch, exclude) | {"now": now, "count": count}
         with self._writing():
+            asked = self._asked(annotator, batch, exclude) | {"now": now, "count": count}
             rows = self._rows(
                 f"""SELECT {_ITEM} FROM {_OPEN}
                 AND i.labels + (SELECT count(*) FROM leases l
@@ -450,7 +464,8 @@ class LabelStore:
 
     def has_open(self, annotator: str, batch: str, *, exclude: Sequence[int] = ()) -> bool:
         """Whether this annotator may get something more once others have given it back."""
-        return bool(self._rows(f"SELECT 1 FROM {_OPEN} LIMIT 1", _asked(annotator, batch, exclude)))
+        with self._lock:
+            return bool(self._rows(f"SELECT 1 FROM {_OPEN} LIMIT 1", self._asked(annotator, batch, exclude)))
 
     def has_pending(self, batch: str) -> bool:
         """Whether an item still wants labels and has not been skipped by everybody who saw it."""
@@ -546,8 +561,17 @@ class LabelStore:
         counted = bool(before) and before[0][0] != "skip"
         change = int(judgement.action not in ("undo", "skip")) - int(counted)
         self._execute("UPDATE items SET labels = labels + ? WHERE id = ?", (change, judgement.item))
-        for batch in self._totals.keys() & {self.item(judgement.item).batch}:
+        batch = self.item(judgement.item).batch
+        if batch in self._totals:
             self._totals[batch][2] += change
+        for (own_batch, annotator), own in self._own.items():
+            if own_batch != batch:
+                continue
+            if annotator == judgement.annotator:
+                own.judged += int(judgement.action != "undo") - int(bool(before))
+                own.skipped += int(judgement.action == "skip") - int(bool(before) and before[0][0] == "skip")
+            if change < 0 or judgement.action == "undo":
+                own.first = min(own.first, judgement.item)
 
     def find(self, identity: str) -> Judgement | None:
         """The record with this id; None where there is none."""
@@ -576,30 +600,42 @@ class LabelStore:
 
     def progress(self, batch: str, annotator: str = "") -> Progress:
         """How much of a batch is labelled, and how much of that by this annotator."""
-        items, wanted, labels = self._totals_of(batch)
-        judged, skipped = self._rows(
-            f"SELECT count(*), total(s.action = 'skip') FROM {_STANDING} WHERE s.annotator = ? AND i.batch = ?",
-            (annotator, batch),
-        )[0]
+        with self._lock:
+            items, wanted, labels = self._totals_of(batch)
+            own = self._own_of(batch, annotator)
         recent = self._rows(
             f"SELECT j.seconds FROM {_STANDING} WHERE s.annotator = ? AND s.action != 'skip' "
             "ORDER BY s.seq DESC LIMIT 20",
             (annotator,),
         )
         pace = float(np.median([row[0] for row in recent])) if recent else None
-        return Progress(items, wanted, labels, judged - int(skipped), int(skipped), pace)
+        return Progress(items, wanted, labels, own.judged - own.skipped, own.skipped, pace)
 
     def _totals_of(self, batch: str) -> list[int]:
         """Items, labels wanted and labels of a batch, counted anew where another connection has written since."""
-        with self._lock:
-            seen = self._rows("PRAGMA data_version")[0][0]  # https://sqlite.org/pragma.html#pragma_data_version
-            if seen != self._seen:
-                self._totals.clear()
-                self._seen = seen
-            if batch not in self._totals:
-                count = "SELECT count(*), total(labels_wanted), total(labels) FROM items WHERE batch = ?"
-                self._totals[batch] = [int(number) for number in self._rows(count, (batch,))[0]]
-            return self._totals[batch]
+        self._forget_what_is_old()
+        if batch not in self._totals:
+            count = "SELECT count(*), total(labels_wanted), total(labels) FROM items WHERE batch = ?"
+            self._totals[batch] = [int(number) for number in self._rows(count, (batch,))[0]]
+        return self._totals[batch]
+
+    def _own_of(self, batch: str, annotator: str) -> _Own:
+        """What an annotator has done in a batch, counted anew where another connection has written since."""
+        self._forget_what_is_old()
+        if (batch, annotator) not in self._own:
+            count = f"SELECT count(*), total(s.action = 'skip') FROM {_STANDING} WHERE s.annotator = ? AND i.batch = ?"
+            self._own[batch, annotator] = _Own(*(int(number) for number in self._rows(count, (annotator, batch))[0]))
+        return self._own[batch, annotator]
+
+    def _forget_what_is_old(self) -> None:
+        seen = self._rows("PRAGMA data_version")[0][0]  # https://sqlite.org/pragma.html#pragma_data_version
+        if seen != self._seen:
+            self._forget()
+            self._seen = seen
+
+    def _forget(self) -> None:
+        self._totals.clear()
+        self._own.clear()
 
     def check(self) -> None:
         """Check that the file is sound, and that what is derived from the log agrees with it.
@@ -624,6 +660,15 @@ class LabelStore:
 
     # --- statements ---------------------------------------------------------------------------------------------------
 
+    def _asked(self, annotator: str, batch: str, exclude: Sequence[int]) -> dict[str, Any]:
+        """The parameters of the query `_OPEN`, which begins at the first item that is open to the annotator."""
+        annotator = check_name(annotator)
+        own = self._own_of(batch, annotator)
+        asked = {"annotator": annotator, "batch": batch, "exclude": "[]", "first": own.first}
+        found = self._rows(f"SELECT i.id FROM {_OPEN} ORDER BY i.id LIMIT 1", asked)
+        own.first = found[0][0] if found else _NO_ITEM
+        return asked | {"exclude": json.dumps(list(exclude)), "first": own.first}
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """A transaction: all of it happens, or nothing."""
@@ -633,7 +678,7 @@ class LabelStore:
                 yield
                 self._execute("COMMIT")
             except BaseException:
-                self._totals.clear()
+                self._forget()
                 if self._database.in_transaction:  # a full disk may have ended it
                     self._execute("ROLLBACK")
                 raise
@@ -658,11 +703,6 @@ def _orders(items: Sequence[Item], seed: int) -> list[list[int]]:
         [turn, 1 - turn] if item.kind == "comparison" else rng.permutation(len(item.candidates)).tolist()
         for item, turn in zip(items, turned, strict=True)
     ]
-
-
-def _asked(annotator: str, batch: str, exclude: Sequence[int]) -> dict[str, Any]:
-    """The parameters of the query `_OPEN`."""
-    return {"annotator": check_name(annotator), "batch": batch, "exclude": json.dumps(list(exclude))}
 
 
 def _item(row: tuple[Any, ...]) -> Item:
