@@ -1023,7 +1023,8 @@ def minibatch_gradient(
     for regulariser in regularisers:
         _add(totals, regulariser.add_gradient(settings.micro_batch_size))
     if group.size > 1:
-        totals = sum_gradients(policy, totals)
+        # of sharded weights FSDP has added up the gradients
+        totals = sum_gradients(() if policy.sharded else policy.parameters(), totals)
     return {name: float(value) for name, value in totals.items()}
 
 

@@ -1,4 +1,4 @@
-"""What the ranks that train one agent exchange: rollouts, gradients, a checksum of the weights (docs/scaling.md)."""
+"""What the ranks that train one model exchange: rollouts, gradients, a checksum of the weights (docs/scaling.md)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.rollout import Rollout
@@ -50,15 +50,14 @@ def whole_rollout(own: Rollout | None, env: TokenVectorEnv) -> Rollout | None:
     return whole.take(sorted(range(len(whole.episodes)), key=lambda row: whole.episodes[row].number))
 
 
-def sum_gradients(policy: LMActorCriticPolicy, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+def sum_gradients(parameters: Iterable[nn.Parameter], metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     """Put the sum over the ranks in place of every gradient; returns that of the metrics.
 
     All travel at once. A parameter that has a gradient on no rank keeps none. The denominators of the loss
-    are those of the whole minibatch, so that nothing is divided here. Of sharded weights FSDP has added up the
-    gradients.
+    are those of the whole minibatch, so that nothing is divided here.
     """
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad and not policy.sharded]
-    device = policy.device
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    device = next(iter(metrics.values())).device
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     has = torch.tensor([float(p.grad is not None) for p in trained], device=device)  # (parameters,)
     values = torch.stack([metrics[name].to(device, torch.float32) for name in metrics])  # (metrics,)
@@ -76,7 +75,7 @@ def checksum(tensors: Iterable[Tensor]) -> int:
     return sum(place * int(value) for place, value in enumerate(sums, 1)) % (2**61 - 1)
 
 
-def check_equal_weights(policy: LMActorCriticPolicy, when: str) -> None:
+def check_equal_weights(model: nn.Module, when: str) -> None:
     """Every rank has the same weights that learn.
 
     Raises:
@@ -85,7 +84,7 @@ def check_equal_weights(policy: LMActorCriticPolicy, when: str) -> None:
     group = ranks()
     if group.size == 1:
         return
-    found = group.gather(checksum(p for p in policy.parameters() if p.requires_grad), f"the weights {when}")
+    found = group.gather(checksum(p for p in model.parameters() if p.requires_grad), f"the weights {when}")
     odd = [rank for rank, value in enumerate(found) if value != found[0]]
     if odd:
         raise RuntimeError(

@@ -10,11 +10,12 @@ import atexit
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,8 +26,15 @@ TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others at a meeting, in a group that is made here."""
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun says to each process."""
+PEOPLE = timedelta(days=7)
+"""How long ranks wait for what rank 0 asks of people."""
 FAILED = "failed"
 LOST = "lost"
+SAID = "said"
+LOOKS = 0.2
+"""Seconds between two looks at whether rank 0 is done with work that it does alone."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class RankEndedError(SystemExit):
@@ -85,6 +93,68 @@ class Ranks:
     def any(self, flag: bool, what: str) -> bool:
         """Whether the flag is set on any rank."""
         return any(self.gather(flag, what))
+
+    def spread(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]], what: str
+    ) -> list[Result]:
+        """What the work makes of each item, in their order; each rank does it for every N-th, and gets all.
+
+        Args:
+            items: the same on all ranks.
+            work: gives as many results as it is given items; it is not asked about none.
+            what: what is made, for error messages.
+        """
+        own = items[self.rank :: self.size]
+        parts = self.gather(list(work(own)) if len(own) else [], what)
+        return [parts[i % self.size][i // self.size] for i in range(len(items))]
+
+    def from_first(self, work: Callable[[], Result], what: str, *, within: timedelta = TIMEOUT) -> Result:
+        """What the work gives on rank 0, which alone does it; the others wait so long, and learn where it fails.
+
+        A group that a script has made has no store for the waiting, and waits as long as it does at any meeting.
+
+        Raises:
+            StoppedError: rank 0 was not done in time. The message names what was waited for.
+        """
+        if self.size == 1:
+            return work()
+        result: Any = None
+        done = f"done {self._meetings}"
+        if self.leads:
+            try:
+                result = work()
+            except BaseException as error:
+                self.fail(error)
+                raise
+            if self._notes is not None:
+                self._notes.set(done, "")
+        elif self._notes is not None:
+            self._wait_for(done, what, within)
+        return self.broadcast(result, what)
+
+    def _wait_for(self, key: str, what: str, within: timedelta) -> None:
+        """Wait until rank 0 has noted this; signals are heeded meanwhile."""
+        assert self._notes is not None
+        started = time.perf_counter()
+        try:
+            while not self._notes.check([key]):
+                if self._why() is not None:
+                    raise RuntimeError("rank 0 failed")
+                if time.perf_counter() - started > within.total_seconds():
+                    late = StoppedError(f"expected rank 0 to be done with {what} within {within}, got no word of it")
+                    self.fail(late)
+                    raise late
+                time.sleep(LOOKS)
+        except StoppedError:
+            raise
+        except RuntimeError as error:  # also where the store has gone with the rank that held it
+            self._end(what, error, time.perf_counter() - started)
+        finally:
+            self.waited += time.perf_counter() - started
+
+    def own_seed(self, seed: int) -> int:
+        """The seed on rank 0; on each other rank another one that follows from it."""
+        return seed if self.leads else int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0])
 
     def add_up(self, tensors: Sequence[Tensor], what: str) -> None:
         """Put the sums over the ranks in place of tensors of float32; every rank gets the same bits.
@@ -185,6 +255,13 @@ class Ranks:
             pass  # the store has gone with the rank that held it
         if self.made_here:
             dist.destroy_process_group()  # the others wait no longer
+
+    def speaks(self) -> bool:
+        """Whether this rank is the first to ask, and so the one to tell of an error that others may have met too."""
+        try:
+            return self.size == 1 or self._notes is None or self._notes.add(SAID, 1) == 1
+        except RuntimeError:
+            return True  # the store has gone with the rank that held it
 
     @contextmanager
     def meeting(self, what: str) -> Iterator[None]:

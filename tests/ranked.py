@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +411,123 @@ def unequal(folder: Path) -> dict[str, Any]:
         steps.append(0)
     weights = [p.detach().clone() for p in agent.policy.parameters()]
     return {"steps": steps[:-1], "weights": weights, "tokens": agent.num_timesteps, "updates": agent._n_updates}
+
+
+# -- stages of a run -----------------------------------------------------------------------------------------------
+
+
+def supervised(folder: Path) -> dict[str, Any]:
+    """Weights and figures of an SFT and of a reward modelling; each batch has more examples than there are ranks, the
+    last of an epoch has one."""
+    from rlhf_gym.preferences import Preference
+    from rlhf_gym.ranks import ranks
+    from rlhf_gym.rewards import RewardModel, RewardNormalizer
+    from rlhf_gym.training import RewardModelingConfig, SFTConfig, train_reward_model, train_sft
+    from tests.tiny import tiny_gpt2
+    from tests.tiny_runs import tiny_task
+
+    task = tiny_task()
+    shown = list(task.demonstrations)
+    unseen = list(task.heldout_demonstrations)
+    settings: Any = {"epochs": 2, "learning_rate": 1e-3, "micro_batch_size": 2, "use_cpu": True}
+    root = folder / f"of {ranks().size}"
+    model = tiny_gpt2(n_layer=1, n_embd=16)
+    with torch.no_grad():  # what the other ranks begin with does not count
+        next(iter(model.parameters())).add_(ranks().rank)
+    config = SFTConfig(batch_size=8, **settings)
+    sft = train_sft(model, task.tokenizer, shown[:33], heldout=unseen, config=config, output_dir=root / "sft")
+    pairs = [Preference(a.prompt, a.response, b.response) for a, b in pairwise(shown)]
+    reward = RewardModel.from_language_model(tiny_gpt2(n_layer=1, n_embd=16), task.tokenizer, heads=2)
+    reward.normalizers = [RewardNormalizer(1.0, 2.0)] * 2
+    judged = train_reward_model(
+        reward,
+        pairs[:31],
+        heldout=pairs[31:],
+        config=RewardModelingConfig(batch_size=6, bootstrap=True, **settings),
+        output_dir=root / "reward",
+    )
+    weights = {
+        f"{kind}.{name}": parameter.detach().clone()
+        for kind, trained in (("sft", model), ("reward", reward))
+        for name, parameter in trained.named_parameters()
+    }
+    for name in [name for name in weights if name.endswith("c_attn.bias")]:
+        weights[name][16:32] = 0  # the bias of keys has no gradient but rounding's, which Adam blows up
+    return {"figures": [vars(sft), vars(judged)], "weights": weights, "unit": reward.normalizers}
+
+
+def short_config(run_dir: Path) -> Any:
+    """A run of two iterations, with a look at the best of n on two prompts."""
+    from dataclasses import replace
+
+    from tests.tiny_runs import tiny_config
+
+    given = tiny_config(run_dir)
+    return replace(
+        given,
+        agent=replace(given.agent, total_tokens=120),
+        reward=replace(given.reward, probe_samples=8),
+        evaluate=replace(given.evaluate, best_of_samples=4, best_of_prompts=2),
+    )
+
+
+def whole(folder: Path) -> dict[str, Any]:
+    """A run, figures about its models, and its agent once more, which is interrupted on the last rank alone."""
+    from rlhf_gym.pipeline import prepare, run
+    from rlhf_gym.ranks import ranks
+    from tests.tiny_runs import count_good, quiet, said, tiny_task
+
+    given = short_config(folder / "run")
+    console = quiet() if ranks().leads else None
+    run(given, task=tiny_task(), console=console)
+    figures = stage_figures(prepare(given, task=tiny_task(), console=console))
+    calls = 0
+
+    def interrupted(prompts: list[str], responses: list[str]) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3 and ranks().rank == ranks().size - 1:
+            raise KeyboardInterrupt
+        return count_good(prompts, responses)
+
+    said_of = "" if console is None else said(console)
+    try:
+        run(given, task=tiny_task(gold=interrupted), redo="train", console=console)
+    except BaseException as error:
+        return {"figures": figures, "said": said_of, "ended": type(error).__name__}
+    return {"figures": figures, "said": said_of, "ended": "not at all"}
+
+
+def stage_figures(run: Any) -> dict[str, Any]:
+    """What a run's models say of responses that no chance decides about, and how many are drawn to each prompt."""
+    from rlhf_gym.pipeline.collect import all_preferences
+    from rlhf_gym.pipeline.decoding import Decoding, write_responses
+    from rlhf_gym.pipeline.samples import gold_scores, log_probs, proxy_scores
+    from rlhf_gym.pipeline.selection import member_deltas
+    from rlhf_gym.preferences import Candidate, CandidatePair
+    from rlhf_gym.training import evaluate_sft, score_pairs
+
+    policy = run.load_policy(run.sft)
+    reward = run.load_reward(1)
+    prompts = list(run.task.prompts)[:7]
+    written = {
+        kind: write_responses(policy, run.task, prompts, Decoding.parse(kind), seed=0) for kind in ("greedy", "beam-2")
+    }
+    samples = written["greedy"]
+    pairs = [
+        CandidatePair(Candidate(p, "good film"), Candidate(p, r))
+        for p, r in zip(prompts, samples.responses, strict=True)
+    ]
+    return {
+        "responses": {kind: found.responses for kind, found in written.items()},
+        "scores": proxy_scores(reward, run.task.tokenizer, samples, at_once=2),
+        "gold": gold_scores(run.task.gold, samples),
+        "log_probs": [row.tolist() for row in log_probs(policy, samples)],
+        "pairs": score_pairs(reward, all_preferences(run, 1)[1]).delta,
+        "deltas": member_deltas([reward], pairs),
+        "sft": vars(evaluate_sft(policy, run.task.tokenizer, run.task.heldout_demonstrations)),
+        "drawn": write_responses(policy, run.task, prompts, Decoding.parse("sample"), seed=0).responses,
+    }
 
 
 # -- failures ------------------------------------------------------------------------------------------------------

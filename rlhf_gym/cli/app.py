@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Annotated, Any, Union
 
@@ -79,6 +79,8 @@ class _Another:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0; 2 where something given is not as expected; 130 after Ctrl-C.
 
+    Of several processes of torchrun the first to fail says why, and rank 0 alone says anything else.
+
     SIGTERM and SIGHUP end it as Ctrl-C does, with 143 and 129: what is complete is kept.
 
     Here, and nowhere else, errors become one message. `python -X dev -m rlhf_gym.cli` shows where they come from.
@@ -89,14 +91,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     with _interrupted_by_signals() as caught:
         try:
-            code = run_command(parse(given or ["--help"]))
+            with _silent() if _processes() > 1 and os.environ.get("RANK") != "0" else nullcontext():
+                options = parse(given or ["--help"])
+            code = run_command(options)
         except (ValueError, OSError, ImportError, ArithmeticError, StoppedError) as error:
             if sys.flags.dev_mode:
                 raise
-            code = fail(reason(error))
+            code = fail(reason(error)) if _speaks(error) else 2
         except KeyboardInterrupt:
             code = 130
     return 128 + caught[0] if caught and code == 130 else code
+
+
+def _processes() -> int:
+    """How many torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def _speaks(error: Exception) -> bool:
+    """Whether this process is the one to tell of an error; the others end."""
+    if _processes() == 1:
+        return True
+    from rlhf_gym.ranks import ranks  # it brings torch
+
+    group = ranks()
+    group.fail(error)
+    return group.speaks()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Write nothing."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 @contextmanager
@@ -167,14 +194,14 @@ def parse(arguments: Sequence[str]) -> Any:
 
     Raises:
         SystemExit: --help, or what tyro cannot make sense of.
-        ValueError: settings that do not go together, or several processes of torchrun.
+        ValueError: settings that do not go together, or several processes of torchrun for a command that runs in one.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise ValueError(
-            f"expected one process, got WORLD_SIZE={os.environ['WORLD_SIZE']}: the stages run in one. An agent learns "
-            "in several from a script of Python (docs/scaling.md)"
-        )
     words = list(arguments)
+    if _processes() > 1 and not {*DESCRIPTIONS, "-h", "--help"} & {*words[:1]}:
+        raise ValueError(
+            f"expected one of {', '.join(DESCRIPTIONS)} in WORLD_SIZE={_processes()} processes, got {words[0]}, which "
+            "runs in one"
+        )
     commands: list[Any] = []
     for name, text in DESCRIPTIONS.items():
         # only the command that is called for has its settings made ready: that takes a while

@@ -102,7 +102,9 @@ class EvaluateOptions(StageOptions):
     def run(self) -> int:
         """Run the command and return its exit code."""
         code = run_stages(self)
-        if code or not self.human:
+        from rlhf_gym.ranks import ranks  # torch, as below
+
+        if code or not (self.human and ranks().leads):  # rank 0 asks people
             return code
         from rlhf_gym.cli.label_command import label
 
@@ -163,17 +165,16 @@ def run_stages(options: StageOptions) -> int:
     from rlhf_gym.pipeline.stages import check_inputs
 
     keep_freed_memory()
-    console = Console()
     command = options.command
     config = RunConfig(**{setting.name: getattr(options.config, setting.name) for setting in fields(RunConfig)})
     only = None if command == "run" else next(name for name in STAGES if name == command.replace("-", "_"))
-    run = prepare(config, console=console, redo=options.redo)
+    run = prepare(config, redo=options.redo)
     if only is not None:
         check_inputs(run, only, options.redo)
     try:
         execute(run, only=only, redo=options.redo)
     except Interrupted as interrupt:
-        console.print(
+        run.console.print(
             f"\n[bold]Interrupted[/bold] in {interrupt}. What is complete is kept; this goes on from there:\n\n"
             f"  rlhf-gym {command} --run-dir {escape(str(run.folder.root))}\n",
             highlight=False,

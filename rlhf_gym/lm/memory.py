@@ -64,10 +64,14 @@ def _number(config: PreTrainedConfig, name: str, default: int) -> int:
 
 
 def free_memory(device: torch.device | str) -> int:
-    """Bytes that are free on a device: of a GPU, or of the machine, or of what this process's control group may use."""
+    """Bytes that are free on a device: of a GPU, or of the machine, or of what this process's control group may use.
+
+    Of what several processes of torchrun share it is this one's part.
+    """
     device = torch.device(device)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        return int(torch.cuda.mem_get_info(device)[0]) // -(-processes // torch.cuda.device_count())
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -78,7 +82,7 @@ def free_memory(device: torch.device | str) -> int:
     limit = group / "memory.max"
     if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()).isdecimal():
         free.append(int(text) - int((group / "memory.current").read_text(encoding="utf-8")))
-    return max(0, min(free))
+    return max(0, min(free)) // processes
 
 
 def keep_freed_memory() -> bool:

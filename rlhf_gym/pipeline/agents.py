@@ -42,6 +42,7 @@ from rlhf_gym.lm.lora import check_peft
 from rlhf_gym.pipeline.collect import all_preferences
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Preference, read_texts
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import FunctionReward, ScoreError, function_scores, import_reward_function
 from rlhf_gym.settings import (
     AgentSettings,
@@ -166,7 +167,8 @@ def learner_settings(run: Run, stage: StageName) -> LearnerSettings:
 
 
 def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) -> TokenVectorEnv:
-    """The token MDP of a seed: this round's r_φ, its π_ref, the task's prompts."""
+    """The token MDP of a seed: this round's r_φ, its π_ref, the task's prompts. Several ranks share its slots."""
+    arguments = learner_settings(run, stage).env_arguments(Parts(run, round, seed))
     reference = run.load_policy(run.reference(round, seed)).requires_grad_(False)
     return TokenVectorEnv(
         prompts=list(run.task.prompts),
@@ -176,7 +178,7 @@ def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) 
         max_new_tokens=run.task.max_new_tokens,
         max_prompt_length=run.task.max_prompt_length,
         reward_timing="deferred",
-        **learner_settings(run, stage).env_arguments(Parts(run, round, seed)),
+        **arguments | {"num_envs": -(-arguments["num_envs"] // ranks().size)},
     )
 
 
@@ -201,7 +203,8 @@ def make_agent(run: Run, stage: StageName, round: int, seed: int, env: TokenVect
 
 
 def check_agent(run: Run) -> None:
-    """What the agent's settings name is there, and the alarms that are to end its training can fire.
+    """What the agent's settings name is there, its episodes can be shared among the ranks, and the alarms that are to
+    end its training can fire.
 
     Raises:
         ValueError: something is missing.
@@ -215,6 +218,15 @@ def check_agent(run: Run) -> None:
         if alarm == "critic" and not agent.uses_critic:
             raise ValueError(f"expected an agent with a critic to stop on it, got the agent {settings.name}")
     settings.check(Parts(run, 1, run.config.seed))
+    learner = settings.learner()
+    if learner is not None and issubclass(agent, TokenAlgorithm):
+        group = learner.samples_per_prompt if isinstance(learner, PolicyGradientSettings) else 1
+        together = ranks().size * max(agent.episodes_together, group)
+        if learner.n_episodes % together:
+            raise ValueError(
+                f"expected n_episodes to be a multiple of {together}, got {learner.n_episodes}: each of {ranks().size} "
+                "ranks plays as many of them, in whole groups"
+            )
 
 
 def check_verifier(name: str, task: Task) -> None:

@@ -12,6 +12,7 @@ from rlhf_gym.labeling.labels import label_summary, labelled_preferences
 from rlhf_gym.labeling.store import STORE_FILE, LabelStore, comparisons
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Annotator, AnnotatorPanel, CandidatePair, Preference, simulated_annotators
+from rlhf_gym.ranks import PEOPLE, TIMEOUT, ranks
 
 
 class LabellingError(StoppedError):
@@ -21,7 +22,8 @@ class LabellingError(StoppedError):
 def annotate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int = 0) -> list[Preference]:
     """The round's preferences between these pairs, in their order, from the annotators that `collect.labeler` names.
 
-    There is one preference for each pair, or `collect.judges_per_pair` of several annotators. Ties are left out.
+    There is one preference for each pair, or `collect.judges_per_pair` of several annotators. Ties are left out. Of
+    several ranks rank 0 asks; the others wait for people up to a week.
 
     Args:
         run: the run.
@@ -32,9 +34,19 @@ def annotate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int 
     Raises:
         ValueError: there are no annotators.
     """
+    people = run.config.collect.labeler == "web"
+    ask = annotate_on_page if people else _simulate
+    what = f"the labels of round {round}{' that people give' if people else ''}"
+    return ranks().from_first(lambda: ask(run, round, pairs, part=part), what, within=PEOPLE if people else TIMEOUT)
+
+
+def _simulate(run: Run, round: int, pairs: Sequence[CandidatePair], *, part: int) -> list[Preference]:
+    """What simulated annotators say.
+
+    Raises:
+        ValueError: there is no gold reward to simulate them with.
+    """
     config = run.config.collect
-    if config.labeler == "web":
-        return annotate_on_page(run, round, pairs, part=part)
     if config.labeler != "simulated" or run.task.gold is None:
         raise ValueError(
             f"expected a gold reward to simulate an annotator with, got the labeler {config.labeler!r} and a task "

@@ -11,6 +11,7 @@ from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.costs import Timing, steps_of
 from rlhf_gym.pipeline.samples import draw, gold_scores, proxy_scores
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.runs.records import BEST_OF_N
 
@@ -30,6 +31,8 @@ def measure_best_of_n(run: Run, sft: PreTrainedModel, reward: LearnedReward, pro
         "proxy": proxy_scores(reward, run.task.tokenizer, drawn, progress=shown, at_once=at_once),
         "gold": gold_scores(run.task.gold, drawn),
     }
+    if not ranks().leads:
+        return
     folder = run.folder.stage("evaluate")
     folder.mkdir(parents=True, exist_ok=True)
     rounded = {name: values.reshape(len(asked), samples).round(5).tolist() for name, values in scores.items()}

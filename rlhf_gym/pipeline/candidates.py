@@ -14,6 +14,7 @@ from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.decoding import Decoding, write_responses
 from rlhf_gym.preferences import Candidate
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import LearnedReward, load_reward
 from rlhf_gym.runs.manifest import UNFINISHED
 from rlhf_gym.settings import CollectConfig
@@ -59,7 +60,7 @@ def draw_candidates(run: Run, round: int) -> list[Candidate]:
         places = [(i, j) for i, share in enumerate(shares) for j, whose in enumerate(share) if whose == number]
         asked = [prompts[i] for i, _ in places]
         kept = run.folder.stage("collect", round) / UNFINISHED / f"responses-{number}.zip"
-        responses = read_packed(kept)
+        responses = ranks().broadcast(read_packed(kept), "responses that are kept")
         if responses is None:
             responses = write_responses(
                 run.load_policy(writer.source),
@@ -72,7 +73,8 @@ def draw_candidates(run: Run, round: int) -> list[Candidate]:
                 reward=reward,
                 progress=run.progress(f"responses of {writer.name}"),
             ).responses
-            write_packed(kept, responses)
+            if ranks().leads:
+                write_packed(kept, responses)
         for place, prompt, response in zip(places, asked, responses, strict=True):
             found[place] = writer.candidate(prompt, response)
     return [found[place] for place in sorted(found)]

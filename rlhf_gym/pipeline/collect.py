@@ -23,6 +23,7 @@ from rlhf_gym.preferences import (
     split_by_prompt,
     write_preferences,
 )
+from rlhf_gym.ranks import ranks
 
 Record = TypeVar("Record", Candidate, Preference)
 
@@ -38,16 +39,19 @@ def collect_stage(run: Run, round: int) -> dict[str, Any]:
     responses.
     """
     folder = run.folder.stage("collect", round)
+    writes = ranks().leads
     folder.mkdir(parents=True, exist_ok=True)
     candidates: list[Candidate] = []
     if run.preferences is not None:
         train, heldout = _split_given(run, run.preferences)
     else:
         candidates = draw_candidates(run, round)
-        write_jsonl(folder / CANDIDATES, [asdict(candidate) for candidate in candidates])
+        if writes:
+            write_jsonl(folder / CANDIDATES, [asdict(candidate) for candidate in candidates])
         train, heldout = _label(run, round, candidates)
-    write_preferences(folder / PREFERENCES, train)
-    write_preferences(folder / HELDOUT, heldout)
+    if writes:
+        write_preferences(folder / PREFERENCES, train)
+        write_preferences(folder / HELDOUT, heldout)
     preferences = train + heldout
     return {
         "pairs": len(train),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_gym.files import read_json, write_json
+from rlhf_gym.ranks import ranks
 
 SHARE = 0.2
 """The part of the time of what is looked at that looking may take."""
@@ -41,6 +42,8 @@ def steps_of(text: float) -> int:
 class Timing:
     """Seconds by name that a stage took, over all starts of it, and numbers that were decided by them, in its folder.
 
+    Of several ranks each has its own; rank 0's are written, and what is decided by them is decided there.
+
     Args:
         folder: the stage's.
     """
@@ -68,5 +71,7 @@ class Timing:
     def keep(self, name: str, value: float) -> None:
         """Write a value down."""
         self._known[name] = value
+        if not ranks().leads:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._path, self._known)

@@ -18,6 +18,7 @@ from rlhf_gym.lm.sampling import SamplingParams
 from rlhf_gym.lm.tokens import decode, encode_prompts, pad_responses, stop_token_ids
 from rlhf_gym.pipeline.samples import SLOTS, Samples, proxy_scores
 from rlhf_gym.progress import Progress
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.tasks import Task
 
@@ -68,7 +69,7 @@ def write_responses(
     reward: LearnedReward | None = None,
     progress: Progress | None = None,
 ) -> Samples:
-    """One response to each prompt; the same seed draws the same ones.
+    """One response to each prompt; the same seed draws the same ones on as many ranks, each of which writes a share.
 
     Args:
         model: who writes.
@@ -84,22 +85,31 @@ def write_responses(
     copies = decoding.n if decoding.kind == "best-of" else 1
     ids = [row for row in encode_prompts(task.tokenizer, prompts) for _ in range(copies)]
     stops = stop_token_ids(task.tokenizer, model)
-    if decoding.kind == "beam":
-        generations = beam_search(
-            model, ids, beams=decoding.n, max_new_tokens=task.max_new_tokens, stop_token_ids=stops, progress=progress
-        )
-    else:
-        generations = generate(
+    group = ranks()
+
+    def write(own: Sequence[list[int]]) -> list[Generation]:
+        if decoding.kind == "beam":
+            return beam_search(
+                model,
+                own,
+                beams=decoding.n,
+                max_new_tokens=task.max_new_tokens,
+                stop_token_ids=stops,
+                progress=progress,
+            )
+        return generate(
             model,
-            ids,
+            own,
             max_new_tokens=task.max_new_tokens,
             stop_token_ids=stops,
             params=SamplingParams(temperature=temperature, top_p=top_p),
             greedy_decoding=decoding.kind == "greedy",
-            generator=torch.Generator(model.device).manual_seed(seed),
+            generator=torch.Generator(model.device).manual_seed(group.own_seed(seed)),
             num_slots=SLOTS,
             progress=progress,
         )
+
+    generations = group.spread(ids, write, "responses")
     repeated = [prompt for prompt in prompts for _ in range(copies)]
     samples = Samples(repeated, decode(task.tokenizer, [g.response_ids for g in generations]), generations)
     if decoding.kind != "best-of":

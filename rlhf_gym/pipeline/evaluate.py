@@ -21,6 +21,7 @@ from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.costs import Timing, affordable, allowed, steps_of
 from rlhf_gym.pipeline.samples import Samples, distinct_2, draw, gold_scores, log_probs, proxy_scores
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.runs.manifest import UNFINISHED
 from rlhf_gym.settings import StageName
@@ -79,7 +80,7 @@ class Measured:
 def evaluate_stage(run: Run) -> dict[str, Any]:
     """Figures of all policies; their responses go to `samples/`."""
     config = run.config
-    share = affordable_share(run)
+    share = ranks().broadcast(affordable_share(run), "how much is evaluated")
     prompts = heldout_prompts(run)
     prompts = prompts[: affordable(len(prompts), share, LEAST_PROMPTS)]
     if share < 1:
@@ -110,7 +111,8 @@ def evaluate_stage(run: Run) -> dict[str, Any]:
         entry = _entry(kind, name, measured, base, best) | {"round": round, "seed": seed}
         entries.append(entry if chooses is None else entry | _bound(chooses))
         shown = _token_records(run, model, measured, base)
-        write_jsonl(run.folder.stage("evaluate") / "tokens" / f"{name}.jsonl", shown)
+        if ranks().leads:
+            write_jsonl(run.folder.stage("evaluate") / "tokens" / f"{name}.jsonl", shown)
     return {
         "agent": settings_label(config.agent),
         "judge": "gold" if run.task.gold is not None else "proxy",
@@ -178,10 +180,11 @@ def trained_policies(run: Run) -> list[tuple[Any, int, int]]:
 def _kept(run: Run, name: str, measure: Callable[[], Measured]) -> Measured:
     """What was measured before an interrupt, or what is measured now, and kept until the evaluation is complete."""
     path = run.folder.stage("evaluate") / UNFINISHED / f"{name}.zip"
-    saved = read_packed(path)
+    saved = ranks().broadcast(read_packed(path), "measurements that are kept")
     if saved is None:
         measured = measure()
-        write_packed(path, measured.to_json())
+        if ranks().leads:
+            write_packed(path, measured.to_json())
         return measured
     return Measured.from_json(saved)
 
@@ -302,6 +305,8 @@ def _summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, measured: Measured) -> None:
+    if not ranks().leads:
+        return
     gold = [None] * len(measured.samples) if measured.gold is None else measured.gold.tolist()
     rows = zip(
         measured.samples.prompts,

@@ -33,6 +33,7 @@ from rlhf_gym.preferences import (
     read_texts,
     split_by_prompt,
 )
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import EpisodeScorer, RewardModel, TokenRewardModel
 from rlhf_gym.runs.folder import RunFolder, absolute, check_folder
 from rlhf_gym.settings import RunConfig, StageName, TaskConfig
@@ -47,6 +48,8 @@ def prepare(
 ) -> Run:
     """Load and check what the run needs; nothing is written, and nothing of an earlier run is touched.
 
+    Of several ranks each loads and checks; all take the settings of rank 0, which alone prints.
+
     Args:
         config: the settings.
         task: instead of the one that the settings name.
@@ -56,6 +59,7 @@ def prepare(
     Raises:
         ValueError, OSError: something the user gave is not as expected; the message says what.
     """
+    group = ranks()  # before anything is put on a device, of which each rank has one
     config = absolute(config)
     folder = RunFolder(config.run_dir)
     before = folder.config()
@@ -83,7 +87,7 @@ def prepare(
         steps = load_steps(config.task.step_labels, tokenizer=task.tokenizer, skip_bad=config.task.skip_bad)
         split_by_prompt(steps.records, config.collect.heldout_fraction, seed=config.seed)
     given = tuple(task.preferences) if own is None else tuple(own.records)
-    out = Console() if console is None else console
+    out = Console(quiet=not group.leads) if console is None else console
     texts = [*config.agent.files, *([] if config.monitor.held_out is None else [config.monitor.held_out])]
     odd = [note for path in texts for note in load_texts(path, skip_bad=config.task.skip_bad).summary()]
     odd += [] if steps is None else steps.summary()
@@ -93,7 +97,10 @@ def prepare(
     if own is not None:
         own = _usable_preferences(own, run)
         run = replace(run, preferences=tuple(own.records), notes=(*run.notes, *own.summary()))
-    return fitted(run, before)
+    run = fitted(run, before)
+    # what fits into the memory of rank 0 is what all do
+    config, notes = group.broadcast((run.config, run.memory_notes), "the settings of the run")
+    return replace(run, config=config, memory_notes=notes)
 
 
 def load_task(config: TaskConfig) -> Task:

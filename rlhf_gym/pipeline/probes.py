@@ -11,6 +11,7 @@ from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.costs import Timing, affordable, allowed, steps_of
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Preference
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import LearnedReward
 from rlhf_gym.training import probe_reward_model
 from rlhf_gym.training.reward_edits import EDITS
@@ -34,7 +35,7 @@ def reward_probes(
     """
     if not run.config.reward.probe_samples:
         return {}
-    count, pairs = how_many(run, len(heldout), timing)
+    count, pairs = ranks().broadcast(how_many(run, len(heldout), timing), "how much is probed")
     prompts = run.task.heldout_prompts
     chosen = np.random.default_rng((run.config.seed, DRAW)).integers(len(prompts), size=count)
     samples = draw(

@@ -16,12 +16,14 @@ from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.envs.episode import prompts_of
 from rlhf_gym.files import append_jsonl, checkpoint_next, read_jsonl, rotate_checkpoint, write_jsonl
 from rlhf_gym.lm.tokens import decode
+from rlhf_gym.pipeline.samples import spread_gold_scores
 from rlhf_gym.progress import Progress
-from rlhf_gym.rewards import RewardFunction, function_scores
+from rlhf_gym.ranks import ranks
+from rlhf_gym.rewards import RewardFunction
 
 
 class IterationLog(KVWriter):
-    """Appends each iteration's figures to a JSONL file, under the names of SB3's logger.
+    """Appends each iteration's figures to a JSONL file, under the names of SB3's logger; rank 0 alone writes.
 
     The agent's checkpoint has the lines too (`TokenAlgorithm.keep`): those of a file that was damaged come back.
 
@@ -35,7 +37,8 @@ class IterationLog(KVWriter):
         self._begin_with([record for record in read_jsonl(path) if record["tokens"] <= tokens])
 
     def _begin_with(self, records: list[dict[str, Any]]) -> None:
-        write_jsonl(self.path, records)
+        if ranks().leads:
+            write_jsonl(self.path, records)
         self.records = records
         self.iteration = len(records)
 
@@ -131,7 +134,8 @@ class Watch(BaseCallback):
     def save(self, agent: BaseAlgorithm) -> None:
         """Write a checkpoint; the one before stays until it is on the disk, and after."""
         agent.save(checkpoint_next(self.checkpoint))
-        rotate_checkpoint(self.checkpoint)
+        if ranks().leads:
+            rotate_checkpoint(self.checkpoint)
 
     def _on_step(self) -> bool:
         now = time.monotonic()
@@ -148,7 +152,7 @@ class Watch(BaseCallback):
             tokenizer = agent.engine.tokenizer
             prompts = prompts_of(episodes, tokenizer)
             responses = decode(tokenizer, [e.answer_ids.tolist() for e in episodes])
-            scores = function_scores(self.gold, prompts, responses, source="the gold reward")
+            scores = spread_gold_scores(self.gold, prompts, responses)
             self.logger.record("rlhf/gold", float(scores.mean()))
             self.logger.record("rlhf/gold_std", float(scores.std()))
         self.iteration += 1

@@ -21,6 +21,7 @@ from rlhf_gym.pipeline.probes import reward_probes
 from rlhf_gym.pipeline.samples import Samples, draw, score_samples
 from rlhf_gym.pipeline.staleness import staleness
 from rlhf_gym.preferences import LabelledSteps, Preference, read_preferences, split_by_prompt
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import LearnedReward, RewardEnsemble, RewardModel, RewardNormalizer, TokenRewardModel
 from rlhf_gym.training import (
     RewardModelingConfig,
@@ -68,7 +69,11 @@ def reward_stage(run: Run, round: int) -> dict[str, Any]:
 
 
 def _keep(reward: LearnedReward, folder: Path) -> None:
-    """Write the reward model into `folder/model`, and remove what it was made of."""
+    """Write the reward model into `folder/model`, and remove what it was made of; on rank 0."""
+    ranks().from_first(lambda: _replace(reward, folder), "the reward model's folder")
+
+
+def _replace(reward: LearnedReward, folder: Path) -> None:
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     reward.save_pretrained(partial)
@@ -188,7 +193,8 @@ def _train_on_steps(
     try:
         return train_token_reward_model(reward, train, heldout=heldout, config=config, output_dir=folder)
     except FloatingPointError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        if ranks().leads:
+            shutil.rmtree(folder, ignore_errors=True)
         raise UnfitRewardError(f"{error}. {ADVICE}") from error
 
 
@@ -198,7 +204,9 @@ def _own_reward(run: Run) -> dict[str, Any]:
     timing = Timing(run.folder.stage("reward"))
     with timing.of("training"):  # here it is this that the stage is about
         normalise(reward, run, reference_samples(run, timing), timing)
-    write_json(run.folder.stage("reward") / NORMALIZERS, [normalizer.to_dict() for normalizer in reward.normalizers])
+    if ranks().leads:
+        path = run.folder.stage("reward") / NORMALIZERS
+        write_json(path, [normalizer.to_dict() for normalizer in reward.normalizers])
     metrics: dict[str, Any] = {"source": run.config.task.reward_model, "members": len(reward), "pairs": 0}
     train: list[Preference] = []
     heldout: list[Preference] = []
@@ -281,5 +289,6 @@ def _train(
     try:
         train_reward_model(reward, train, heldout=heldout, config=config, output_dir=folder)
     except FloatingPointError as error:
-        shutil.rmtree(folder, ignore_errors=True)  # its checkpoints are no use to anyone
+        if ranks().leads:
+            shutil.rmtree(folder, ignore_errors=True)  # its checkpoints are no use to anyone
         raise UnfitRewardError(f"{error}. {ADVICE}") from error

@@ -17,6 +17,7 @@ from rlhf_gym.pipeline.context import Run
 from rlhf_gym.preferences import Candidate, CandidatePair, Preference, choose_pairs
 from rlhf_gym.preferences.active import acquisition_scores, choose_batch
 from rlhf_gym.preferences.pairing import score_differences
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import RewardModel
 from rlhf_gym.training import train_reward_model
 
@@ -67,15 +68,24 @@ def label_actively(
         labelled += label([pool[i] for i in chosen], part)
         gone = set(chosen)
         pool = [pair for i, pair in enumerate(pool) if i not in gone]
-    shutil.rmtree(folder, ignore_errors=True)
+    if ranks().leads:
+        shutil.rmtree(folder, ignore_errors=True)
     return labelled
 
 
 def member_deltas(members: Sequence[RewardModel], pairs: Sequence[CandidatePair]) -> np.ndarray:
-    """r(x, y1) − r(x, y2) of each member without normalisation, (members, pairs)."""
+    """r(x, y1) − r(x, y2) of each member without normalisation, (members, pairs).
+
+    Of several ranks each scores a share of the responses.
+    """
+
+    def score_some(own: Sequence[tuple[Prompt, Response]]) -> list[np.ndarray]:
+        prompts, responses = map(list, zip(*own, strict=True))
+        return list(np.stack([member.score_texts(prompts, responses, normalise=False) for member in members], axis=1))
 
     def score(prompts: list[Prompt], responses: list[Response]) -> np.ndarray:
-        return np.stack([member.score_texts(prompts, responses, normalise=False) for member in members])
+        texts = list(zip(prompts, responses, strict=True))
+        return np.stack(ranks().spread(texts, score_some, "scores of the pool"), axis=1)  # (members, texts)
 
     return score_differences(score, pairs)
 
@@ -93,7 +103,8 @@ def _ensemble(run: Run, preferences: Sequence[Preference], folder: Path, part: i
         reward = RewardModel.from_language_model(policy, run.task.tokenizer, seed=seed)
         config = replace(training, seed=seed, save_steps=0, evaluate_each_epoch=False, use_cpu=use_cpu)
         place = folder / f"part-{part}-member-{i}"
-        shutil.rmtree(place, ignore_errors=True)
+        if ranks().leads:
+            shutil.rmtree(place, ignore_errors=True)
         train_reward_model(reward, drawn, heldout=preferences[:1], config=config, output_dir=place)
         members.append(reward.to(run.device))
     return members

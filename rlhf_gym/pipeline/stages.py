@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rlhf_gym.pipeline.reward import reward_stage
 from rlhf_gym.pipeline.supervised import pretrain_stage, sft_stage
 from rlhf_gym.pipeline.train import train_stage, without_kl_stage
 from rlhf_gym.progress import duration
+from rlhf_gym.ranks import ranks
 from rlhf_gym.report import write_report
 from rlhf_gym.runs.folder import IN_ROUNDS
 from rlhf_gym.runs.summaries import (
@@ -87,14 +89,23 @@ def run(
 
 
 def execute(run: Run, *, only: StageName | None = None, redo: StageName | None = None) -> Path:
-    """The stages of a run that has been checked. See `run`."""
-    if only is not None:
-        check_inputs(run, only, redo)
-    with run.folder.occupied(), quiet_transformers():
-        run.folder.open(run.config, redo=redo, notes=run.notes)
-        run.folder.check()
-        _execute(run, only)
+    """The stages of a run that has been checked. See `run`.
+
+    Of several ranks all go through the same stages, and meet at the end of each; rank 0 has the folder, and writes.
+    """
+    group = ranks()
+    with group.failing_together(), quiet_transformers():
+        if only is not None:
+            check_inputs(run, only, redo)
+        with run.folder.occupied() if group.leads else nullcontext():
+            group.from_first(lambda: _open(run, redo), "the run's folder")
+            _execute(run, only)
     return run.folder.root
+
+
+def _open(run: Run, redo: StageName | None) -> None:
+    run.folder.open(run.config, redo=redo, notes=run.notes)
+    run.folder.check()
 
 
 def _execute(run: Run, only: StageName | None) -> None:
@@ -111,7 +122,7 @@ def _execute(run: Run, only: StageName | None) -> None:
             run, stage, stage.name if not many or stage.name not in IN_ROUNDS else f"{stage.name} {stage.round}"
         )
     if only in (None, "evaluate", "report"):
-        _report(run)
+        ranks().from_first(lambda: _report(run), "the report")
 
 
 def stages_of(run: Run) -> Iterator[Stage]:
@@ -166,7 +177,8 @@ def _go_through(run: Run, stage: Stage, label: str) -> None:
         return
     done = run.folder.metrics(stage.name, stage.round)
     if done is not None:
-        run.folder.tidy(stage.name, stage.round)
+        if ranks().leads:
+            run.folder.tidy(stage.name, stage.round)
         terminal.say_stage(run.console, label, "done", stage.line(done))
         return
     started = time.perf_counter()
@@ -175,7 +187,7 @@ def _go_through(run: Run, stage: Stage, label: str) -> None:
     except KeyboardInterrupt as error:
         raise Interrupted(label) from error
     metrics["seconds"] = round(time.perf_counter() - started, 1)
-    run.folder.complete(stage.name, stage.round, metrics)
+    ranks().from_first(lambda: run.folder.complete(stage.name, stage.round, metrics), f"the end of {label}")
     terminal.say_stage(run.console, label, duration(metrics["seconds"]), stage.line(run_metrics(run, stage)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.logger import KVWriter, Logger
 
 from rlhf_gym.agents import StopOnKL, TokenAlgorithm
 from rlhf_gym.envs.prompts import PromptIds
@@ -26,6 +26,7 @@ from rlhf_gym.pipeline.evaluate import heldout_prompts
 from rlhf_gym.pipeline.progress import IterationLog, TrainingProgress, Watch
 from rlhf_gym.pipeline.samples import draw
 from rlhf_gym.preferences import Demonstration, read_texts
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import ScoreError, function_scores
 from rlhf_gym.runs.folder import METRICS_FILE
 from rlhf_gym.runs.records import ITERATIONS, VIEWS, iterations
@@ -67,7 +68,8 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
         if read_json(folder / METRICS_FILE) is None:
             of = "" if len(run.seeds) == 1 else f", seed {place + 1} of {len(run.seeds)}"
             train_agent(run, stage, round, seed, reward=reward, label=label + of)
-        remove_checkpoints(folder / CHECKPOINT)
+        if ranks().leads:
+            remove_checkpoints(folder / CHECKPOINT)
     logs = [iterations(run.folder.seed(stage, round, seed)) for seed in run.seeds]
     ends = [read_json(run.folder.seed(stage, round, seed) / METRICS_FILE) for seed in run.seeds]
     limit = settings.kl_limit
@@ -86,7 +88,7 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
 
 def _without_learning(run: Run, round: int) -> dict[str, Any]:
     """The SFT policy as it is, in each seed's place: the best of n is chosen when it is evaluated."""
-    for seed in run.seeds:
+    for seed in run.seeds if ranks().leads else []:
         folder = run.folder.seed("train", round, seed)
         model = load_causal_lm(run.sft)
         model.save_pretrained(folder / "model")
@@ -100,8 +102,10 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
     """Train one seed's agent, from its checkpoint if it has one, into its folder.
 
     On Ctrl-C, and where what scores the responses fails, the agent is saved as it was after its last whole iteration,
-    and the interrupt or the error is raised again.
+    and the interrupt or the error is raised again. Of several ranks rank 0 logs and writes. Where another
+    one fails, the last checkpoint is what is left.
     """
+    group = ranks()
     settings = learner_settings(run, stage)
     folder = run.folder.seed(stage, round, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,14 +123,17 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
     log = IterationLog(folder / ITERATIONS, tokens=agent.num_timesteps)
     agent.keep("iterations", log)
     with run.progress(f"{label}, tokens").over(settings.total_tokens, done=agent.num_timesteps) as shown:
-        others = logger_outputs(
-            run.config.logger,
-            folder,
-            name=f"{run.folder.root.name}/{folder.relative_to(run.folder.root).as_posix()}",
-            group=run.folder.root.name,
-            before=[{name: value for name, value in line.items() if "/" in name} for line in log.records],
-        )
-        agent.set_logger(Logger(folder=None, output_formats=[log, TrainingProgress(shown), *others]))
+        others: list[KVWriter] = []
+        if group.leads:
+            others = logger_outputs(
+                run.config.logger,
+                folder,
+                name=f"{run.folder.root.name}/{folder.relative_to(run.folder.root).as_posix()}",
+                group=run.folder.root.name,
+                before=[{name: value for name, value in line.items() if "/" in name} for line in log.records],
+            )
+        outputs = [log, TrainingProgress(shown), *others] if group.leads else []
+        agent.set_logger(Logger(folder=None, output_formats=outputs))
         gold_every = settings.gold_interval
         watch = Watch(
             checkpoint,
@@ -141,12 +148,12 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
         callbacks: list[BaseCallback] = [watch, monitor, *([stop] if stop else [])]
         timing = Timing(folder)
         try:
-            with timing.of("training"):
-                agent.learn(
-                    settings.total_tokens - agent.num_timesteps, callbacks, reset_num_timesteps=agent.num_timesteps == 0
-                )
-            keep_views(run, agent, folder, seconds=timing.get("training"))
-            agent.save_pretrained(folder / "model", merge=True)
+            with group.failing_together():
+                with timing.of("training"):
+                    left = settings.total_tokens - agent.num_timesteps
+                    agent.learn(left, callbacks, reset_num_timesteps=agent.num_timesteps == 0)
+                keep_views(run, agent, folder, seconds=timing.get("training"))
+                agent.save_pretrained(folder / "model", merge=True)
         except (KeyboardInterrupt, ScoreError):
             watch.save_interrupted(agent)
             raise
@@ -156,17 +163,17 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
     stopped = None
     if stop is not None and stop.stopped_at is not None:
         stopped = {"stopped_at": stop.stopped_at, "kept_kl": stop.kept_kl}
-    write_json(
-        folder / METRICS_FILE,
-        {
+    if group.leads:
+        figures = {
             "seed": seed,
             "tokens": agent.num_timesteps,
             "iterations": log.iteration,
             "stopped": stopped,
             "alarms": [{"name": alarm.name, "tokens": alarm.tokens} for alarm in monitor.alarms],
             "ended_by": monitor.ended_by,
-        },
-    )
+        }
+        write_json(folder / METRICS_FILE, figures)
+    group.meet("the end of an agent's training")
 
 
 def make_monitor(run: Run, stage: StageName, folder: Path) -> RLHFMonitor:
@@ -202,6 +209,7 @@ def keep_views(run: Run, agent: TokenAlgorithm, folder: Path, *, seconds: float)
     timing = Timing(run.folder.stage("reward", 1))
     cost = run.config.evaluate.shown * (2 * timing.get("response") + 5 * timing.get("text"))
     shown = affordable(run.config.evaluate.shown, allowed(seconds) / 10 / max(cost, 1e-9), 1)
+    shown = ranks().broadcast(shown, "how many views are kept")
     prompts = heldout_prompts(run)[:shown]
     if not prompts:
         return
@@ -223,7 +231,8 @@ def keep_views(run: Run, agent: TokenAlgorithm, folder: Path, *, seconds: float)
             )
         for record, view, score in zip(records, views, gold, strict=True):
             record[side] = view.to_dict(digits=4) | {"gold": score}
-    write_jsonl(folder / VIEWS, records)
+    if ranks().leads:
+        write_jsonl(folder / VIEWS, records)
 
 
 def _medians(logs: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from rlhf_gym.lm.lora import has_adapter
 from rlhf_gym.lm.memory import rows_at_once, sizes
 from rlhf_gym.lm.parts import LOGITS_AT_ONCE, LMParts, in_chunks
 from rlhf_gym.preferences import Demonstration
+from rlhf_gym.ranks import ranks
 from rlhf_gym.settings import SFTConfig
 from rlhf_gym.training.data import (
     IGNORED,
@@ -115,7 +116,7 @@ def evaluate_sft(
     *,
     batch_size: int = 64,
 ) -> SFTMetrics:
-    """How well `model` predicts the responses of demonstrations, and their EOS."""
+    """How well `model` predicts the responses of demonstrations, and their EOS. Of several ranks each reads a share."""
     rows = _checked(model, demonstration_rows(tokenizer, demonstrations), "demonstration")
     with quiet_transformers():
         return _evaluate(model, rows, batch_size)
@@ -189,12 +190,14 @@ def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> S
     rows = sorted(rows, key=lambda row: len(row.ids))
     batch_size = rows_at_once(model.device, width=len(rows[-1].ids), read=sizes(model.config).read, most=batch_size)
     parts = parts_for(model, rows, batch_size)
+    group = ranks()
+    own = rows[group.rank :: group.size]
     loss = 0.0
     correct = 0
     tokens = 0
     with evaluating(model):
-        for i in range(0, len(rows), batch_size):
-            batch = collate_rows(rows[i : i + batch_size]).to(model.device)
+        for i in range(0, len(own), batch_size):
+            batch = collate_rows(own[i : i + batch_size]).to(model.device)
             if parts is None:
                 logits, labels = _logits_and_labels(model, batch, slices_logits)
                 loss += float(cross_entropy(logits, labels, reduction="sum"))
@@ -204,6 +207,7 @@ def _evaluate(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> S
                 loss += float(losses.double().sum())
             correct += int(hits.sum())
             tokens += len(hits)
+    loss, correct, tokens = map(sum, zip(*group.gather((loss, correct, tokens), "held-out sequences"), strict=True))
     mean = loss / tokens
     return SFTMetrics(mean, math.exp(min(mean, 700.0)), correct / tokens, tokens, len(rows))
 

@@ -11,6 +11,7 @@ from rlhf_gym.functional import confidence, expected_calibration_error, rightnes
 from rlhf_gym.lm.chat import Prompt, Response, response_text
 from rlhf_gym.preferences import Preference
 from rlhf_gym.progress import Progress
+from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import Reward, RewardFunction, as_reward, check_scores
 
 
@@ -108,6 +109,8 @@ def score_in_steps(
 ) -> np.ndarray:
     """Scores (n,) of n pairs of prompt and response, a model's before normalisation.
 
+    Of several ranks all call it with the same pairs; each scores every N-th, and gets all scores.
+
     Args:
         reward: what scores.
         texts: the pairs.
@@ -116,15 +119,19 @@ def score_in_steps(
         at_once: as many are scored between two steps of the progress; all by default.
     """
     ask = as_reward(reward).preference_scores
-    step = at_once or max(1, len(texts))
-    parts = [np.zeros(0)]
-    with (progress or Progress(None)).over(len(texts)) as shown:
-        for i in range(0, len(texts), step):
-            prompts, responses = map(list, zip(*texts[i : i + step], strict=True))
-            said = ask(prompts, responses, batch_size=batch_size)  # (step,)
-            parts.append(check_scores(said, len(prompts), source="the reward").astype(np.float64))
-            shown.advance(len(prompts))
-    return np.concatenate(parts)
+
+    def score(own: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        step = at_once or len(own)
+        found: list[float] = []
+        with (progress or Progress(None)).over(len(own)) as shown:
+            for i in range(0, len(own), step):
+                prompts, responses = map(list, zip(*own[i : i + step], strict=True))
+                said = ask(prompts, responses, batch_size=batch_size)  # (step,)
+                found += check_scores(said, len(prompts), source="the reward").tolist()
+                shown.advance(len(prompts))
+        return found
+
+    return np.array(ranks().spread(texts, score, "scores of responses"), dtype=np.float64)
 
 
 def evaluate_reward_model(

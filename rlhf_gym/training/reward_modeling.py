@@ -100,6 +100,7 @@ def train_reward_model(
     if config.bootstrap:
         groups = bootstrapped(groups, heads=len(reward_model), seed=config.seed)
     micro_batch_size = config.micro_batch_size or config.batch_size
+    reward_model.normalizers = [RewardNormalizer()] * len(reward_model)
     stage = SupervisedStage(
         name="reward modelling",
         model=reward_model,
@@ -114,23 +115,16 @@ def train_reward_model(
             "data": fingerprint([*rows, *(pair[:4] for group in groups for pair in group)]),
             "heldout": fingerprint(heldout_rows),
         },
-        save=partial(save_reward, reward_model),
+        save=reward_model.save_pretrained,
         load=partial(load_into, reward_model),
     )
     return run_stage(stage, config, output_dir, resume=resume)
 
 
-def save_reward(reward_model: RewardModel | TokenRewardModel, folder: Path) -> None:
-    """Write a trained reward model, its normalizers set back."""
-    reward_model.normalizers = [RewardNormalizer()] * len(reward_model)
-    reward_model.save_pretrained(folder)
-
-
 def load_into(reward_model: RewardModel | TokenRewardModel, folder: Path) -> None:
-    """Load what `save_reward` wrote into a reward model of the same kind."""
+    """Load a reward model that has been trained into one of the same kind."""
     finished = type(reward_model).from_pretrained(folder, dtype=reward_model.model.dtype)
     reward_model.model.load_state_dict(finished.model.state_dict())
-    reward_model.normalizers = finished.normalizers
 
 
 def collate_pairs(rows: Sequence[list[int]], groups: Sequence[Sequence[Pair]]) -> PairBatch:

@@ -1,7 +1,8 @@
 """The loop of every supervised stage: batches of like length, AdamW, a schedule, checkpoints, held-out metrics.
 
 The summed loss of an optimizer step is divided by the total weight (tokens, or prompts) of that step, so that
-micro-batches add up to exactly the whole batch.
+micro-batches add up to exactly the whole batch. So do ranks: each works on every N-th example of a batch, and their
+gradients are added up before the clipping (docs/scaling.md).
 
 The folder of a stage holds
 
@@ -33,6 +34,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rlhf_gym.agents.replicas import check_equal_weights, sum_gradients
 from rlhf_gym.files import (
     InputError,
     checkpoint_next,
@@ -46,6 +48,7 @@ from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.tensors import check_names, check_tensor, load_optimizer
 from rlhf_gym.progress import Progress
+from rlhf_gym.ranks import ranks
 from rlhf_gym.settings import SupervisedConfig
 
 RUN_FILE = "training.json"
@@ -93,7 +96,7 @@ class SupervisedStage(Generic[Example, Metrics]):
     loss: Callable[[nn.Module, Any], Tensor]
     """Summed loss of a batch, differentiable."""
     evaluate: Callable[[], Metrics]
-    """Metrics on held-out data, a frozen dataclass; the model is in eval mode."""
+    """Metrics on held-out data, a frozen dataclass, the same on all ranks; the model is in eval mode."""
     metrics: type[Metrics]
     """Class of these metrics."""
     identity: dict[str, str]
@@ -126,6 +129,8 @@ def run_stage(
 ) -> Metrics:
     """Train, and leave model, metrics and history in `output_dir`. The model ends in eval mode.
 
+    Of several ranks all call it, with the same arguments; rank 0 alone writes. They begin with its weights.
+
     Args:
         stage: what is learned.
         config: how it is optimised.
@@ -138,18 +143,43 @@ def run_stage(
 
     Raises:
         FileExistsError: the folder holds a model that no run of ours wrote.
-        ValueError: with `resume`, the folder is another run's.
+        ValueError: with `resume`, the folder is another run's; or a rank has other data or settings.
         FloatingPointError: a loss, a gradient or a weight is no longer finite; the last checkpoint is kept.
     """
-    folder = Path(output_dir)
-    _open_folder(folder, {"stage": stage.name, **stage.identity, "config": asdict(config)}, resume=resume)  # type: ignore[call-overload]
-    if is_finished(folder):
-        remove_checkpoints(folder / CHECKPOINT)
+    with ranks().failing_together():
+        return _run(stage, config, Path(output_dir), resume=resume)
+
+
+def _run(stage: SupervisedStage[Example, Metrics], config: SupervisedConfig, folder: Path, *, resume: bool) -> Metrics:
+    group = ranks()
+    run = json.loads(json.dumps({"stage": stage.name, **stage.identity, "config": asdict(config)}))  # type: ignore[call-overload]
+    for rank, others in enumerate(group.gather(run, f"the start of the {stage.name}")):
+        for name in run:
+            if others.get(name) != run[name]:
+                raise ValueError(
+                    f"expected one {name} of the {stage.name} on all ranks, got {others.get(name)!r} on rank {rank} "
+                    f"and {run[name]!r} on rank {group.rank}"
+                )
+    if group.leads:
+        _open_folder(folder, run, resume=resume)
+    if group.broadcast(is_finished(folder), f"the folder of the {stage.name}"):
+        if group.leads:
+            remove_checkpoints(folder / CHECKPOINT)
         with quiet_transformers():
             stage.load(folder)
         stage.model.eval()
         return stage.metrics(**json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")))
     metrics, history = _train(stage, config, folder)
+    if group.leads:
+        _keep(stage, folder, metrics, history)
+    group.meet(f"the end of the {stage.name}")
+    return metrics
+
+
+def _keep(
+    stage: SupervisedStage[Example, Metrics], folder: Path, metrics: Metrics, history: list[dict[str, Any]]
+) -> None:
+    """Write what a finished stage leaves; its mark last."""
     with quiet_transformers():
         stage.save(folder / STAGING)
     for path in sorted((folder / STAGING).iterdir(), key=lambda path: path.name == "config.json"):  # this one last
@@ -158,7 +188,6 @@ def run_stage(
     write_json(folder / HISTORY_FILE, history)
     write_json(folder / METRICS_FILE, asdict(metrics))  # type: ignore[call-overload]
     remove_checkpoints(folder / CHECKPOINT)
-    return metrics
 
 
 def _train(
@@ -168,12 +197,17 @@ def _train(
     accelerator = None if config.use_cpu else torch.accelerator.current_accelerator(check_available=True)
     device = accelerator or torch.device("cpu")
     model = stage.model.to(device)
-    torch.manual_seed(config.seed)
+    group = ranks()
+    group.copy_from_first([*model.parameters(), *model.buffers()], f"the weights of rank 0 for the {stage.name}")
+    torch.manual_seed(group.own_seed(config.seed))
     optimizer = _optimizer(model, config)
     found, trouble = read_checkpoint(folder / CHECKPOINT, lambda path: _load_checkpoint(path, model, optimizer, device))
-    if trouble:
+    if trouble and group.leads:
         get_console().print(f"  {trouble}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     state = found or StageState(0, [], [])
+    begun = group.gather(state.step, f"the checkpoint of the {stage.name}")
+    if len(set(begun)) > 1:
+        raise InputError(f"expected one checkpoint in {folder} on all ranks, got those after the steps {begun}")
     steps_per_epoch = -(-len(stage.examples) // config.batch_size)
     steps = config.epochs * steps_per_epoch
     metrics: Any = None
@@ -184,14 +218,15 @@ def _train(
     def log(**figures: Any) -> None:
         state.history.append({**figures, "epoch": round(state.step / steps_per_epoch, 4), "step": state.step})
 
-    with Progress(stage.name).over(steps, done=state.step) as shown:
+    with Progress(stage.name if group.leads else None).over(steps, done=state.step) as shown:
         while state.step < steps:
             epoch, done = divmod(state.step, steps_per_epoch)
             for batch in epoch_batches(stage.lengths, config.batch_size, seed=config.seed, epoch=epoch)[done:]:
                 rate = config.learning_rate * schedule_factor(config, state.step, steps)
                 where = f"at step {state.step + 1} of the {stage.name}"
                 examples = [stage.examples[i] for i in batch]
-                loss, norm = _train_step(stage, examples, optimizer, rate, config, device, where=where)
+                due = time.monotonic() - saved > max(SAVE_SECONDS, saving / SAVE_SHARE)
+                loss, norm, due = _train_step(stage, examples, optimizer, rate, config, device, where=where, due=due)
                 state.step += 1
                 state.losses.append(loss)
                 if state.step == 1 or state.step % config.log_steps == 0:
@@ -201,17 +236,16 @@ def _train(
                     state.losses = []
                 if state.step == steps:  # those of a step before would have shown in the next loss
                     check_weights(model, f"the model {where}", advice=REMEDY)
+                    check_equal_weights(model, f"after the last step of the {stage.name}")
                 if state.step == steps or (config.evaluate_each_epoch and state.step % steps_per_epoch == 0):
                     model.eval()
                     metrics = stage.evaluate()
                     log(**{f"heldout_{name}": value for name, value in asdict(metrics).items()})
-                if config.save_steps and state.step < steps:
-                    waited = time.monotonic() - saved
-                    if state.step % config.save_steps == 0 or waited > max(SAVE_SECONDS, saving / SAVE_SHARE):
-                        started = time.monotonic()
-                        _save_checkpoint(folder / CHECKPOINT, state, model, optimizer, device)
-                        saved = time.monotonic()
-                        saving = saved - started
+                if config.save_steps and state.step < steps and (state.step % config.save_steps == 0 or due):
+                    started = time.monotonic()
+                    _save_checkpoint(folder / CHECKPOINT, state, model, optimizer, device)
+                    saved = time.monotonic()
+                    saving = saved - started
                 shown.update(state.step, figures=figures)
     return metrics, state.history
 
@@ -246,7 +280,6 @@ def schedule_factor(config: SupervisedConfig, step: int, steps: int) -> float:
 
 def _open_folder(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
     """Make `folder` ready for the run that `run` describes, keeping what an earlier start of the same run left."""
-    run = json.loads(json.dumps(run))
     if not (folder / RUN_FILE).is_file():
         if (folder / "config.json").is_file():
             raise FileExistsError(f"expected a new folder or that of an earlier run, got another model in {folder}")
@@ -287,22 +320,33 @@ def _train_step(
     device: torch.device,
     *,
     where: str,
-) -> tuple[float, float]:
-    """One optimizer step on one batch: its mean loss, and the gradient's norm before clipping.
+    due: bool,
+) -> tuple[float, float, bool]:
+    """One optimizer step on one batch: its mean loss, the gradient's norm before clipping, and whether rank 0 has a
+    checkpoint `due`.
+
+    Of several ranks each takes every N-th example; loss, gradient and step are those of all.
 
     Raises:
         FloatingPointError: either is not finite; the weights are those before the step.
     """
     stage.model.train()
     size = config.micro_batch_size or config.batch_size
-    parts = [stage.collate(examples[i : i + size]) for i in range(0, len(examples), size)]
-    weight = sum(part.total_weight for part in parts)
+    group = ranks()
+    own = examples[group.rank :: group.size]
+    parts = [stage.collate(own[i : i + size]) for i in range(0, len(own), size)]
+    weight = sum(part.total_weight for part in (parts if group.size == 1 else [stage.collate(examples)]))
     total = torch.zeros((), device=device)
     for part in parts:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
             loss = stage.loss(stage.model, part.to(device)) / weight
         loss.backward()
         total += loss.detach()
+    if group.size > 1:
+        found = {"loss": total, "due": torch.tensor(float(due and group.leads), device=device)}
+        found = sum_gradients(stage.model.parameters(), found)
+        total = found["loss"]
+        due = bool(found["due"])
     norm = nn.utils.clip_grad_norm_(stage.model.parameters(), config.max_grad_norm or math.inf)
     for what, value in (("loss", total), ("gradient norm", norm)):
         if not math.isfinite(float(value)):
@@ -312,20 +356,30 @@ def _train_step(
         group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad()
-    return float(total), float(norm)
+    return float(total), float(norm), due
 
 
 def _save_checkpoint(
     path: Path, state: StageState, model: nn.Module, optimizer: torch.optim.AdamW, device: torch.device
 ) -> None:
-    """Write all that the next step depends on, or nothing; never weights that are not finite over ones that are."""
+    """Write all that the next step depends on, or nothing; never weights that are not finite over ones that are.
+
+    Rank 0 writes it, with the random states of all.
+    """
     check_weights(model, f"the model after step {state.step}", advice=REMEDY)
+    random = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        random["device"] = torch.get_device_module(device).get_rng_state()
+    group = ranks()
+    first, *others = group.gather(random, "a checkpoint")
+    if not group.leads:
+        return
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if device.type != "cpu":
-        tensors["random.device"] = torch.get_device_module(device).get_rng_state()
+    tensors |= {f"random.{name}": value for name, value in first.items()}
+    for rank, own in enumerate(others, 1):
+        tensors |= {f"random.{name}.{rank}": value for name, value in own.items()}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     said = json.dumps(asdict(state))
     save_file(contiguous, checkpoint_next(path), metadata={"state": said, "sha256": _digest(said, contiguous)})
@@ -369,7 +423,12 @@ def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW,
         load_optimizer(optimizer, moments, optimizer.state_dict()["param_groups"], steps=state.step)
         for name, value in weights.items():
             parameters[name].data.copy_(value)
-        torch.set_rng_state(tensors["random.cpu"])
+        group = ranks()
+        place = f".{group.rank}" if group.rank else ""
+        if f"random.cpu{place}" not in tensors:  # fewer ranks wrote it
+            torch.manual_seed(group.own_seed(torch.initial_seed() + state.step))
+            return state
+        torch.set_rng_state(tensors[f"random.cpu{place}"])
         if device.type != "cpu":
-            torch.get_device_module(device).set_rng_state(tensors["random.device"])
+            torch.get_device_module(device).set_rng_state(tensors[f"random.device{place}"])
         return state

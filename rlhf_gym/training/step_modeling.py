@@ -17,11 +17,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rlhf_gym.lm.tokens import pad_rows
 from rlhf_gym.preferences import LabelledSteps
-from rlhf_gym.rewards import TokenRewardModel
+from rlhf_gym.ranks import ranks
+from rlhf_gym.rewards import RewardNormalizer, TokenRewardModel
 from rlhf_gym.rewards.token_model import StepRow
 from rlhf_gym.settings import SupervisedConfig
 from rlhf_gym.training.data import check_rows, described, fingerprint
-from rlhf_gym.training.reward_modeling import load_into, save_reward
+from rlhf_gym.training.reward_modeling import load_into
 from rlhf_gym.training.stage import SupervisedStage, run_stage
 
 
@@ -101,6 +102,7 @@ def train_token_reward_model(
     examples = step_examples(reward_model, responses, "response")
     unseen = step_examples(reward_model, heldout, "held-out response")
     micro_batch_size = config.micro_batch_size or config.batch_size
+    reward_model.normalizers = [RewardNormalizer()]
     stage = SupervisedStage(
         name="step reward modelling",
         model=reward_model,
@@ -115,7 +117,7 @@ def train_token_reward_model(
             "data": fingerprint([part for e in examples for part in (e.row.ids, e.row.reads, e.labels)]),
             "heldout": fingerprint([part for e in unseen for part in (e.row.ids, e.row.reads, e.labels)]),
         },
-        save=partial(save_reward, reward_model),
+        save=reward_model.save_pretrained,
         load=partial(load_into, reward_model),
     )
     return run_stage(stage, config, output_dir, resume=resume)
@@ -138,8 +140,13 @@ def step_examples(
 def step_metrics(
     reward_model: TokenRewardModel, examples: Sequence[StepExample], *, batch_size: int | None = None
 ) -> StepMetrics:
-    """How well the model tells good steps from bad ones."""
-    odds = torch.cat(reward_model.log_odds([example.row for example in examples], batch_size=batch_size))  # (S,)
+    """How well the model tells good steps from bad ones. Of several ranks each reads a share of the examples."""
+    found = ranks().spread(
+        [example.row for example in examples],
+        lambda rows: reward_model.log_odds(rows, batch_size=batch_size),
+        "held-out steps",
+    )
+    odds = torch.cat(found)  # (S,)
     labels = torch.tensor([label for example in examples for label in example.labels], dtype=torch.float32)  # (S,)
     return StepMetrics(
         accuracy=float(((odds > 0) == (labels > 0)).float().mean()),

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_gym.agents import Regulariser, TokenPPO
 from rlhf_gym.agents.saving import read_state
-from rlhf_gym.cli.app import parse
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.ranks import Ranks, ranks
 from tests.ranked import KINDS, iterations, launch, make_agent, record, results, start_without_launcher
@@ -195,12 +194,6 @@ def test_two_gpus(sharding, tmp_path):
     zero, one = results(tmp_path, "files", 2)
     assert all(torch.equal(a, b) for a, b in zip(zero["weights"][0], one["weights"][0], strict=True))
     assert zero["went_on"] == zero["resumed"]
-
-
-def test_the_command_line_is_one_process(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="expected one process, got WORLD_SIZE=2"):
-        parse(["run"])
 
 
 def test_shares_of_an_order_are_the_order():
