@@ -340,7 +340,7 @@ def _argilla2(row: Row) -> list[Preference]:
             match answer:
                 case {"status": "discarded" | "draft"}:
                     continue
-                case {"value": [str(), str(), *_] as names} if all(str(name) in texts for name in names):
+                case {"value": [str(), str(), *_] as names} if all(isinstance(n, str) and n in texts for n in names):
                     ranks = list(range(1, len(names) + 1))
                 case {"value": [{"rank": _, "value": _}, *_] as ranked} if all(isinstance(one, dict) for one in ranked):
                     names = [str(one.get("value")) for one in ranked]

@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
+from rlhf_gym.files import InputError
 from rlhf_gym.lm.chat import Prompt, prompt_key
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
@@ -243,14 +244,14 @@ def read_labelled_text(path: str | Path, *, skip_bad: bool = False) -> Records[L
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: rows that are no such records (with their lines), no records, or one label only.
+        InputError: rows that are no such records (with their lines), no records, or one label only.
     """
     what = "labelled text"
     path = checked_file(path, what)
     found = read_records(file_rows(path, what), lambda row: [_record(row)], what, str(path), skip_bad=skip_bad)
     labels = {record.label for record in found.records}
     if len(labels) < 2:
-        raise ValueError(f"{path}: expected texts of both labels, 0 and 1, got only {labels.pop()}")
+        raise InputError(f"{path}: expected texts of both labels, 0 and 1, got only {labels.pop()}")
     return found
 
 
