@@ -85,8 +85,8 @@ class Shards:
             left -= set(own)
         self._units.append((fully_shard(self._root, mesh=mesh, ignored_params=frozen), sorted(left)))
         for unit, _ in self._units:
-            unit.set_custom_all_gather(_Gathered())
-            unit.set_custom_reduce_scatter(_Summed())
+            unit.set_custom_all_gather(_Gathered())  # type: ignore[arg-type]  # FSDP's own classes are private
+            unit.set_custom_reduce_scatter(_Summed())  # type: ignore[arg-type]
             unit.set_gradient_divide_factor(1.0)
         spread = dict(self._root.networks.named_parameters())
         self._parts: dict[str, DTensor] = {name: spread[name] for name in self._trained}  # type: ignore[misc]
