@@ -352,8 +352,8 @@ def _train_step(
         if not math.isfinite(float(value)):
             check_weights(stage.model, f"the model {where}", advice=REMEDY)
             raise FloatingPointError(f"expected a finite {what}, got {float(value)} {where}: {REMEDY}")
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+    for each in optimizer.param_groups:
+        each["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad()
     return float(total), float(norm), due
