@@ -76,7 +76,7 @@ def test_what_rank_0_does_alone_is_waited_for_by_name():
     notes = torch.distributed.HashStore()
     zero, one = (Ranks(rank, 2, notes) for rank in range(2))
     with pytest.raises(
-        StoppedError, match=r"expected rank 0 to be done with the labels of round 1 within 0:00:00\.01,"
+        StoppedError, match=r"expected rank 0 to be done with the labels of round 1 within 0:00:00\.010000,"
     ):
         one.from_first(list, "the labels of round 1", within=timedelta(milliseconds=10))
     notes = torch.distributed.HashStore()
