@@ -36,7 +36,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from rlhf_gym.cli import main as rlhf_gym
+import rlhf_gym.labeling.server  # noqa: F401 (what a server has imported already when it is forked)
+from rlhf_gym.cli import main as run_command
 from rlhf_gym.labeling.store import STORE_FILE, Judgement, LabelStore
 
 TOKEN = "a-token-for-this-alone"
@@ -196,7 +197,7 @@ class Client:
 def serve(folder: Path, port: int) -> None:
     """Serve the labelling page until all is labelled, or until the process is killed."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        rlhf_gym(["label", str(folder), "--items", str(folder / "items.jsonl"), "--port", str(port)])
+        run_command(["label", str(folder), "--items", str(folder / "items.jsonl"), "--port", str(port)])
 
 
 def start(work: Any, *arguments: Any) -> BaseProcess:
@@ -288,7 +289,7 @@ def compare(folder: Path, lists: list[Path]) -> Outcome:
     """The clients' own lists against the log."""
     told = [json.loads(line) for file in lists for line in file.read_text().splitlines()]
     with contextlib.redirect_stdout(None):
-        rlhf_gym(["preferences", "export", str(folder), str(folder / "log.jsonl"), "--log"])
+        run_command(["preferences", "export", str(folder), str(folder / "log.jsonl"), "--log"])
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     stored = {
         judgement["id"]: (judgement["item"], judgement["shown"].index(judgement["value"][0])) for judgement in log

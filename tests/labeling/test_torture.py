@@ -33,7 +33,7 @@ def test_nothing_is_lost_or_doubled(
         comparisons, clients=4, seconds=0, kills=kills, locks=others, full_disks=others, longest=0.6
     )
     outcome = script.torture(tmp_path, settings)
-    assert outcome[:5] == (comparisons, comparisons, 0, 0, 0) and outcome.refused and outcome.unanswered
+    assert outcome[:5] == (comparisons, comparisons, 0, 0, 0) and outcome.refused + outcome.unanswered > 0
     # and the comparison itself can tell: a list of one more
     extra = tmp_path / "client-9.jsonl"
     extra.write_text('["never-stored", 1, 0]\n')
