@@ -265,7 +265,8 @@ plot("training", range(len(history)), {name: [row[name] for row in history] for 
 
 # %% [markdown]
 # A healthy run looks like this: the score rises, the KL grows and levels off, the entropy falls a little. The first
-# step is far too long here, and the clip stops most tokens. Later hardly any reaches it.
+# step is far too long here, and the clip stops most tokens. Later hardly any reaches it. docs/monitoring.md has a
+# picture of healthy runs on the reviews, with what to look for in each curve.
 #
 # **Change one line.** Leave out `optimizer.zero_grad()` in your answer to 7d, and train again, without the gate. Old
 # gradients add up: the score is nearly 2, and J is lower than that of π_ref. Put it back afterwards.

@@ -1,9 +1,11 @@
-"""python scripts/studies/gallery.py: four runs that fail on purpose, their cures, and figures for a page.
+"""python scripts/studies/gallery.py: a healthy run, four that fail on purpose, their cures, and figures for a page.
 
 On the embedded task, from its shipped SFT policy: PPO without a KL penalty; a learning rate that makes the policy
 collapse; annotators who like length; annotators who like certainty. Each is run again with its cure. Prints tables,
 draws four pictures in docs/images and puts the figures between the marks of docs/studies/gallery.md; five minutes on
 one core. Interrupted, it goes on where it stopped. It leaves out more than one seed: this is a gallery, not a study.
+
+    python scripts/studies/gallery.py --healthy    the annotated picture of healthy runs of three seeds; three minutes
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import study
@@ -260,6 +262,80 @@ def alarm_texts(arm: Measured) -> str:
     return f"{', '.join(told)}. The first said: “{arm.alarms[0]['seen']}”" if told else "none"
 
 
+class Panel(NamedTuple):
+    """A panel of the picture of healthy runs."""
+
+    title: str
+    """What is drawn."""
+    lines: dict[str, str]
+    """What each line is called, by its name in the log."""
+    note: str
+    """What a healthy run looks like here."""
+    bounds: tuple[float, float] | None = None
+    """The range of its axis, where that is not the data's."""
+
+
+HEALTHY = (
+    Panel(
+        "1  the score, and gold where there is one",
+        {"rlhf/score": r"rlhf/score: $r_\varphi$, what PPO sees", "rlhf/gold": "rlhf/gold: nobody learns from it"},
+        "First here: both rise fast, then level off together.",
+    ),
+    Panel(
+        r"2  KL from $\pi_{\mathrm{ref}}$, nats a response",
+        {"rlhf/kl": "rlhf/kl"},
+        "Then the price: it rises with the score and levels off.",
+    ),
+    Panel(
+        "3  entropy, nats a token",
+        {"rlhf/entropy": "rlhf/entropy"},
+        "It falls a little and stays far from 0.",
+        (0.0, 1.6),
+    ),
+    Panel(
+        "4  response length, tokens",
+        {"rlhf/response_length": "rlhf/response_length"},
+        "It stays: the score is not bought with words.",
+        (0.0, 20.0),
+    ),
+    Panel(
+        "5  share of the returns' variance that the critic explains",
+        {"train/explained_variance": "train/explained_variance"},
+        "Little in so short a run; far below 0 would be wrong.",
+        (-0.2, 1.0),
+    ),
+    Panel(
+        "6  the size of an update",
+        {"train/clip_fraction": "train/clip_fraction", "train/approx_kl": r"train/approx_kl: to $\pi_{\mathrm{old}}$"},
+        "Small, and smaller as the learning rate falls.",
+        (0.0, 0.5),
+    ),
+)
+"""In the order in which one looks."""
+
+
+def draw_healthy(settings: Settings, path: Path) -> None:
+    """What healthy runs of three seeds log, against the shipped r_φ, with what to look for in each panel."""
+    shipped = TaskConfig(reward_model=str(study.task_from_sft().reward_model))
+    config = replace(settings.config("healthy", task=shipped), seeds=3)
+    folder = study.quiet_run(config, study.task_from_sft(), "reward", "train")
+    logs = [iterations(folder.seed("train", 1, settings.seed + i)) for i in range(config.seeds)]
+    with study.picture(path, 2, 3, (12.6, 6.8), sharex=True) as axes:
+        for axis, panel in zip(axes.flat, HEALTHY, strict=True):
+            for (name, label), colour in zip(panel.lines.items(), study.COLOURS, strict=False):
+                for log in logs:
+                    tokens = np.array(study.tokens_before(log)) / 1000
+                    shown = label if log is logs[0] and len(panel.lines) > 1 else None
+                    axis.plot(tokens, smooth([record[name] for record in log], 3), color=colour, label=shown)
+            axis.set_title(f"{panel.title}\n", fontsize=11)
+            axis.text(0, 1.02, panel.note, transform=axis.transAxes, fontsize=9, color=study.SOFT)
+            axis.set(ylim=panel.bounds)
+            if len(panel.lines) > 1:
+                axis.legend()
+        for axis in axes[1]:
+            axis.set_xlabel("response tokens in training, thousands")
+
+
 def make_gallery(settings: Settings, docs: Path) -> None:
     """The runs, the pictures and the page's figures."""
     failures, without_fault = run_all(settings)
@@ -272,9 +348,12 @@ def make_gallery(settings: Settings, docs: Path) -> None:
         print(f"{name}\n{text}")
 
 
-def main(run_dir: Path = Path("runs/gallery"), docs: Path = study.DOCS) -> None:
-    """Make the gallery; `docs` is the folder of studies/gallery.md and images/."""
-    make_gallery(Settings(run_dir), docs)
+def main(healthy: bool = False, run_dir: Path = Path("runs/gallery"), docs: Path = study.DOCS) -> None:
+    """Make the gallery, or the picture of healthy runs; `docs` is the folder of studies/gallery.md and images/."""
+    if healthy:
+        draw_healthy(Settings(run_dir, tokens=24_000), docs / "images" / "healthy.png")
+    else:
+        make_gallery(Settings(run_dir), docs)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,12 @@ def test_the_page_has_all_failures_and_no_holes(built: tuple[Path, Settings]) ->
     assert page.count("| annotators without the fault |") == 2
 
 
+def test_healthy_runs_are_drawn_with_what_to_look_for(tmp_path: Path) -> None:
+    gallery.draw_healthy(Settings(tmp_path / "runs", tokens=200, changes=tiny), tmp_path / "healthy.png")
+    assert (tmp_path / "healthy.png").stat().st_size > 50_000
+    assert all((tmp_path / "runs" / "healthy" / "round-1" / "train" / f"seed-{i}" / "model").is_dir() for i in range(3))
+
+
 def test_counter_labels_are_added_to_what_was_said(built: tuple[Path, Settings]) -> None:
     _, settings = built
     counter = read_preferences(settings.root / "confidence-counter.jsonl")
