@@ -140,7 +140,8 @@ def check_sharding(sharding: Sharding, regularisers: Sequence[Regulariser]) -> N
     Raises:
         ValueError: naming what would.
     """
-    for kind in map(type, regularisers):
+    for regulariser in regularisers:
+        kind = type(regulariser)
         own = kind.add_gradient is not Regulariser.add_gradient
         if sharding == "full" and own and not kind.takes_forward_pass:
             raise ValueError(

@@ -216,7 +216,7 @@ class _Summed(_Exchange):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
     ) -> dist.Work | None:
         options = dist.ReduceScatterOptions()
-        options.reduceOp = dist.ReduceOp.SUM
+        options.reduceOp = dist.ReduceOp(dist.ReduceOp.SUM)
         with ranks().meeting("the gradients of a layer"):
             return _ended(group._reduce_scatter_base(output_tensor, input_tensor, options), async_op)
 
@@ -249,7 +249,7 @@ def _spread_alone(networks: Networks) -> list[nn.Module]:
 def _local(tensor: Tensor) -> Tensor:
     """This rank's part."""
     assert isinstance(tensor, DTensor)
-    return tensor.detach().to_local()
+    return tensor.to_local().detach()
 
 
 def _free(tensor: Tensor) -> None:

@@ -383,7 +383,7 @@ def _storage(parts: Trunk) -> list[tuple[int, int, int]]:
         weights = [(parameter, parameter.untyped_storage()._cdata) for parameter in parts.module.parameters()]
     else:
         weights = [(parameter, parameter.data_ptr()) for parameter in parts.module.parameters()]
-    return [(id(parameter), place, parameter.storage_offset()) for parameter, place in weights]
+    return [(id(parameter), int(place), int(parameter.storage_offset())) for parameter, place in weights]
 
 
 def to_host(array: ArrayOrTensor) -> np.ndarray:

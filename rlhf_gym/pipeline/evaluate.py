@@ -70,10 +70,12 @@ class Measured:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Measured:
         """What `to_json` gave."""
-        made = [Generation(asked, said, why, np.float32(rows)) for asked, said, why, rows in saved["generations"]]
+        made = [
+            Generation(asked, said, why, np.array(rows, np.float32)) for asked, said, why, rows in saved["generations"]
+        ]
         samples = Samples([as_prompt(prompt) for prompt in saved["prompts"]], saved["responses"], made)
         gold = None if saved["gold"] is None else np.array(saved["gold"])
-        rows = [[np.float32(row) for row in saved[name]] for name in ("log_probs", "sft_log_probs")]
+        rows = [[np.array(row, np.float32) for row in saved[name]] for name in ("log_probs", "sft_log_probs")]
         return cls(samples, np.array(saved["proxy"]), gold, *rows)
 
 

@@ -222,8 +222,9 @@ def _checked_pairs(
         pair = Pair(texts[p.prompt, p.chosen], texts[p.prompt, p.rejected], p.weight, margin)
         groups.setdefault((p.prompt, "" if by_prompt else p.group or i), []).append(pair)
     rows = reward_model.encode([prompt for prompt, _ in texts], [response for _, response in texts])
-    limits = {"max_length": reward_model.max_length, "vocab_size": reward_model.vocab_size}
-    check_rows(rows, what=what, index=first_pair, **limits)
+    check_rows(
+        rows, what=what, max_length=reward_model.max_length, vocab_size=reward_model.vocab_size, index=first_pair
+    )
     return rows, [_weighing_one(group) for group in groups.values()] if by_prompt else list(groups.values())
 
 

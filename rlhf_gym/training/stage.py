@@ -391,7 +391,7 @@ def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256(state.encode())
     for name in sorted(tensors):
         found.update(name.encode())
-        found.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
