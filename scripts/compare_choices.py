@@ -28,7 +28,7 @@ import torch
 from studies import study
 from torch import Tensor, nn
 
-from rlhf_gym.agents import LMActorCriticPolicy, Regulariser, TokenAlgorithm, TokenPPO, TokenReinforce
+from rlhf_gym.agents import FixedKL, LMActorCriticPolicy, Regulariser, TokenAlgorithm, TokenPPO, TokenReinforce
 from rlhf_gym.agents.rollout import EpisodeBatch, LossTerm, MinibatchSize, Rollout
 from rlhf_gym.envs import NormalizeScore, TokenVectorEnv, tabular_task
 from rlhf_gym.lm import Shared, load_causal_lm, quiet_transformers
@@ -87,24 +87,22 @@ class KLAtTheEnd(Regulariser):
 # -- scores and advantages, normalised or not --------------------------------------------------------------------------
 
 BETA = 0.1
-NORMALISATION: dict[str, tuple[float, bool, bool, bool]] = {  # scale, advantages whitened, scores normalised, β too
-    **{f"neither, ×{scale:g}": (scale, False, False, False) for scale in (0.1, 1.0, 10.0)},
-    **{f"neither, ×{scale:g}, β too": (scale, False, False, True) for scale in (0.1, 10.0)},
-    **{f"advantages, ×{scale:g}": (scale, True, False, False) for scale in (0.1, 1.0, 10.0)},
-    **{f"scores, ×{scale:g}": (scale, False, True, False) for scale in (0.1, 1.0, 10.0)},
-    "both, ×10": (10.0, True, True, False),
+NORMALISATION: dict[str, tuple[float, bool, bool, dict[str, Any]]] = {  # scale, advantages, scores, other options
+    **{f"neither, ×{scale:g}": (scale, False, False, {}) for scale in (0.1, 1.0, 10.0)},
+    **{f"neither, ×{s:g}, β too": (s, False, False, {"kl_controller": FixedKL(BETA * s)}) for s in (0.1, 10.0)},
+    **{f"advantages, ×{scale:g}": (scale, True, False, {}) for scale in (0.1, 1.0, 10.0)},
+    **{f"scores, ×{scale:g}": (scale, False, True, {}) for scale in (0.1, 1.0, 10.0)},
+    "both, ×10": (10.0, True, True, {}),
 }
 
 
 def normalisation(arm: str, seed: int, tokens: int) -> Figures:
     """PPO on the reviews, whose scores are multiplied by a number."""
-    scale, whitened, normalised, follows = NORMALISATION[arm]
+    scale, whitened, normalised, more = NORMALISATION[arm]
     shaping = (lambda episodes, scores: scale * scores, *([NormalizeScore()] if normalised else []))
-    changes = {"shaping": shaping, "kl_coef": BETA * scale if follows else BETA}
     watch = Watch(0.2)
-    figures = compare_losses.reviews_agent(
-        TokenPPO, seed, tokens, changes, normalize_advantage=whitened, regularisers=[watch]
-    )[1]
+    options = {"normalize_advantage": whitened, "regularisers": [watch], "kl_controller": FixedKL(BETA)} | more
+    _, figures = compare_losses.reviews_agent(TokenPPO, seed, tokens, {"shaping": shaping}, **options)
     return figures | {"outside": float(np.mean([np.mean(each) for each in watch.outside]))}
 
 
@@ -113,7 +111,11 @@ def draw_normalisation(axes: np.ndarray, found: Found) -> None:
     for axis, (name, label) in zip(axes, {"gold": "gold", "kl": "KL from π_ref, nats"}.items(), strict=True):
         ways = dict.fromkeys(arm.split(",")[0] for arm in found if not arm.startswith("both"))
         for way, colour in zip(ways, study.COLOURS, strict=False):
-            arms = {NORMALISATION[arm][0]: found[arm] for arm in found if arm.startswith(way) and "β" not in arm}
+            arms = {
+                NORMALISATION[arm][0]: runs
+                for arm, runs in found.items()
+                if arm.startswith(way) and arm.count(",") == 1
+            }
             means, errors = np.array([study.mean_and_error([run[name] for run in runs]) for runs in arms.values()]).T
             axis.errorbar(list(arms), means, errors, color=colour, marker="o", capsize=3, label=way)
         axis.set(xscale="log", xlabel="r_φ times", ylabel=label)
@@ -219,13 +221,11 @@ COPIES = 4  # responses to a prompt
 ALL_PAIRS = [[0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2]]  # of four, as neighbours
 TAU = 0.5  # of the annotators, in gold's unit
 DRIFT = 1.0  # between raters whose scales differ, in gold's unit
-LABELS: dict[str, tuple[str, float]] = {  # kind, and the share of the prompts that the effort pays for
-    "comparisons": ("pairs", 1.0),
-    "rankings of 4, as much read": ("ranking", 1.0),
-    "ratings, as much read": ("rating", 1.0),
-    "ratings by raters whose scales differ, as much read": ("drift", 1.0),
-    "rankings of 4, as many decisions": ("ranking", 0.4),
-    "ratings, as many decisions": ("rating", 0.5),
+LABELS = {
+    "comparisons": "pairs",
+    "rankings of 4": "ranking",
+    "ratings": "rating",
+    "ratings by raters whose scales differ": "drift",
 }
 R_PHI = replace(study.REWARD_TRAINING, batch_size=16)
 
@@ -266,21 +266,19 @@ def labelled(data: Drawn, kind: str, rng: np.random.Generator) -> list[Preferenc
 
 
 def trained(
-    kind: str, seed: int, share: float = 1.0, training: RewardModelingConfig = R_PHI, head_alone: bool = False
+    kind: str, seed: int, training: RewardModelingConfig = R_PHI, head_alone: bool = False
 ) -> tuple[RewardModel, list[Preference]]:
-    """A reward model, and the labels of this kind that it was trained on, about this share of `PROMPTS` prompts."""
+    """A reward model, and the labels of this kind that it was trained on."""
     task = study.task_from_sft()
     rng = np.random.default_rng(seed)
     order = [task.prompts[int(i)] for i in rng.permutation(len(task.prompts))]
-    said = labelled(drawn(order[: round(share * PROMPTS)], seed), kind, rng)
+    said = labelled(drawn(order[:PROMPTS], seed), kind, rng)
     return study.train_r_phi(task.sft, task, said, seed, training=training, head_alone=head_alone), said
 
 
 def labels(arm: str, seed: int, tokens: int) -> Figures:
     """A reward model from labels of this kind, how it orders held-out responses, and PPO against it."""
-    kind, share = LABELS[arm]
-    as_many_steps = replace(R_PHI, epochs=round(R_PHI.epochs / share))
-    reward, said = trained(kind, seed, share, as_many_steps)
+    reward, said = trained(LABELS[arm], seed)
     return ppo_against(reward, seed, tokens) | {"pairs": len(said)}
 
 
@@ -309,11 +307,10 @@ def draw_labels(axes: np.ndarray, found: Found) -> None:
     for axis, (name, label) in zip(
         axes, {"right": "r_φ right on held-out pairs", "gold": "gold after PPO"}.items(), strict=True
     ):
-        for row, (arm, runs) in enumerate(found.items()):
+        for row, runs in enumerate(found.values()):
             values = [run[name] for run in runs]
-            colour = study.COLOURS[arm.endswith("decisions")] if arm != "comparisons" else study.INK
-            axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.45)
-            axis.plot([np.mean(values)], [row], "|", color=colour, ms=18, mew=2.5)
+            axis.plot(values, [row] * len(values), "o", color=study.COLOURS[0], alpha=0.45)
+            axis.plot([np.mean(values)], [row], "|", color=study.COLOURS[0], ms=18, mew=2.5)
         axis.set(xlabel=label, yticks=range(len(found)), ylim=(len(found) - 0.5, -0.5))
         axis.set_yticklabels(list(found))
     axes[1].set_yticklabels([])

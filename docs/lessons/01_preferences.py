@@ -26,6 +26,8 @@ begin(1)
 # | ranking | the order of K answers | K(K−1)/2 comparisons at once | long lists tire people |
 # | rating | a number, 1 to 5 say | says by how much | each person has another scale |
 #
+# docs/preferences.md compares the three for an equal effort of the people, by what r_φ and PPO make of them.
+#
 # ## The model
 #
 # Bradley and Terry (1952): each answer has a score r. The higher the score, the more often an answer wins:

@@ -107,7 +107,7 @@ def test_every_study_writes_its_table_and_its_picture(script, tmp_path, monkeypa
     for name, choice in script.CHOICES.items():
         with (tmp_path / choice.page).open("a", encoding="utf-8") as page:
             page.write(f"<!-- {name}: scripts/compare_choices.py -->\n<!-- end of {name} -->\n")
-    arms = ("scores, ×10", ".2", "PPO, λ .95, at the end", "ratings, as much read", script.TRUNKS[3])
+    arms = ("scores, ×10", ".2", "PPO, λ .95, at the end", "ratings", script.TRUNKS[3])
     tokens = (100, 1000, 1500, 100, 100)
     for _ in range(2):
         for name, arm, count in zip(script.CHOICES, arms, tokens, strict=True):
