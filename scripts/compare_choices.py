@@ -16,6 +16,7 @@ but for a reward model whose head alone is trained. Those of reward models were 
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +90,7 @@ class KLAtTheEnd(Regulariser):
 BETA = 0.1
 NORMALISATION: dict[str, tuple[float, bool, bool, dict[str, Any]]] = {  # scale, advantages, scores, other options
     **{f"neither, ×{scale:g}": (scale, False, False, {}) for scale in (0.1, 1.0, 10.0)},
+    "neither, ×10, value not clipped": (10.0, False, False, {"clip_range_vf": None}),
     **{f"neither, ×{s:g}, β too": (s, False, False, {"kl_controller": FixedKL(BETA * s)}) for s in (0.1, 10.0)},
     **{f"advantages, ×{scale:g}": (scale, True, False, {}) for scale in (0.1, 1.0, 10.0)},
     **{f"scores, ×{scale:g}": (scale, False, True, {}) for scale in (0.1, 1.0, 10.0)},
@@ -386,11 +388,11 @@ def draw_shared_trunk(axes: np.ndarray, found: Found) -> None:
         axes[1].errorbar([mean], [row], xerr=[error], fmt="o", color=study.INK)
     for axis in axes:
         axis.set(yticks=range(len(found)), ylim=(len(found) - 0.5, -0.5))
-    axes[0].set_yticklabels(list(found))
+    axes[0].set_yticklabels([textwrap.fill(arm, 24) for arm in found])
     axes[1].set_yticklabels([])
-    axes[0].set(xlabel="share of pairs that r_φ orders as gold does")
+    axes[0].set(xlabel="pairs ordered as gold does", xlim=(0.45, 0.95))
     axes[1].set(xlabel="gold after PPO")
-    axes[0].legend(loc="lower left")
+    axes[0].legend(loc="lower left", bbox_to_anchor=(-0.5, 1), ncols=3, columnspacing=1, handletextpad=0.3)
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------

@@ -392,4 +392,4 @@ check("2f", causes=causes)
 # the likeliest response (by beam search), and responses of several checkpoints.
 #
 # r_φ may also share its body with the policy, with one more head on it. That saves memory, and ties the judge to the
-# judged. This project keeps them apart.
+# judged. This project keeps them apart; docs/reward_models.md has both ways side by side.
