@@ -28,7 +28,7 @@ from rlhf_gym.envs.shortlist import ShortlistActions, ShortlistVectorActions
 from rlhf_gym.envs.text_env import TextArenaGame, TextEnvRespondent
 from rlhf_gym.envs.token_env import TokenEnv
 from rlhf_gym.envs.token_reward import TokenReward
-from rlhf_gym.envs.turns import Turns
+from rlhf_gym.envs.turns import Turns, turns_of
 from rlhf_gym.envs.vector_env import TokenVectorEnv
 from rlhf_gym.envs.view import EpisodeView
 
@@ -65,5 +65,6 @@ __all__ = [
     "candidates_from_episodes",
     "gpt2_task",
     "tabular_task",
+    "turns_of",
     "with_replies",
 ]

@@ -6,10 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
+from rlhf_gym.files import is_text
 from rlhf_gym.lm.chat import Conversation
 
 
@@ -65,8 +66,10 @@ class Reply:
                 "expected a reply of either a text or token ids, or one that is over and says nothing, got "
                 f"text={self.text!r:.60}, ids={self.ids}, over={self.over}"
             )
-        if not math.isfinite(self.reward):
-            raise ValueError(f"expected a finite reward of a turn, got {self.reward}")
+        if self.text is not None and not (isinstance(self.text, str) and is_text(self.text)):
+            raise ValueError(f"expected the text of a reply, got {self.text!r:.60}")
+        if not (isinstance(self.reward, SupportsFloat) and math.isfinite(float(self.reward))):
+            raise ValueError(f"expected a finite reward of a turn, got {self.reward!r:.60}")
 
 
 class Respondent(ABC):
@@ -138,6 +141,6 @@ def as_reply(said: Any) -> Reply:
         return Reply(over=True)
     if isinstance(said, str):
         return Reply(said)
-    if isinstance(said, Sequence | np.ndarray) and all(isinstance(token, SupportsIndex) for token in said):
+    if isinstance(said, Sequence | np.ndarray) and all(isinstance(token, SupportsIndex) and not isinstance(token, bool) for token in said):
         return Reply(ids=tuple(int(token) for token in said))
     raise TypeError(f"expected a reply as a text, token ids, None or Reply, got {said!r:.60}")

@@ -17,6 +17,7 @@ from rlhf_gym.lm.chat import Conversation, Message, has_template
 from rlhf_gym.lm.continuation import check_continues, continuation
 from rlhf_gym.lm.tokens import decode, decode_prompts, decode_responses, encode_prompts
 from rlhf_gym.ranges import Count, check_ranges
+from rlhf_gym.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,19 @@ class Turns:
     def room(self) -> int:
         """The tokens that an episode's replies have room for."""
         return (self.max_turns - 1) * self.max_reply_tokens
+
+
+def turns_of(task: Task) -> Turns | None:
+    """The turns of a task's episodes; None where nobody answers the policy."""
+    others = task.others
+    if others is None:
+        return None
+    return Turns(
+        lambda turn: others.reply(turn.messages, turn.rng),
+        others.max_turns,
+        others.max_turn_tokens,
+        others.max_reply_tokens,
+    )
 
 
 class EndedTurns(NamedTuple):

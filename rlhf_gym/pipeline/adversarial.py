@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhf_gym.files import write_json
 from rlhf_gym.lm.chat import Prompt
-from rlhf_gym.lm.tokens import encode_prompts, encode_responses
+from rlhf_gym.lm.tokens import encode_actions, encode_prompts
 from rlhf_gym.pipeline.annotate import annotate
 from rlhf_gym.pipeline.collect import HELDOUT, PREFERENCES, all_preferences
 from rlhf_gym.pipeline.context import Run, context_length
@@ -212,12 +212,12 @@ def _readable(run: Run, pairs: Sequence[tuple[str, CandidatePair]]) -> list[tupl
     asked = [pair.first.prompt for _, pair in pairs]
     prompts = encode_prompts(run.task.tokenizer, asked)
     written = [pair.first.response for _, pair in pairs]
-    rows = encode_responses(run.task.tokenizer, written, prompts=asked, stop=False)
+    rows = encode_actions(run.task.tokenizer, written, prompts=asked, stop=False)
     context = context_length(run)
     return [
         pair
-        for pair, prompt, row in zip(pairs, prompts, rows, strict=True)
-        if len(row) <= run.task.max_new_tokens and (context is None or len(prompt) + len(row) < context)
+        for pair, prompt, (row, acted) in zip(pairs, prompts, rows, strict=True)
+        if sum(acted) <= run.task.max_new_tokens and (context is None or len(prompt) + len(row) < context)
     ]
 
 

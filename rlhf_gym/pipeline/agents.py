@@ -36,6 +36,7 @@ from rlhf_gym.envs import (
     RepetitionPenalty,
     ScoreTerm,
     TokenVectorEnv,
+    turns_of,
 )
 from rlhf_gym.lm import LoRA, Shared, load_causal_lm
 from rlhf_gym.lm.lora import check_peft
@@ -177,6 +178,7 @@ def make_env(run: Run, stage: StageName, round: int, seed: int, reward: Shared) 
         reward=reward,
         max_new_tokens=run.task.max_new_tokens,
         max_prompt_length=run.task.max_prompt_length,
+        turns=turns_of(run.task),
         reward_timing="deferred",
         **arguments | {"num_envs": -(-arguments["num_envs"] // ranks().size)},
     )

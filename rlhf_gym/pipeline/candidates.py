@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_gym.files import read_packed, write_packed
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response, as_response, to_json
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.decoding import Decoding, write_responses
 from rlhf_gym.preferences import Candidate
@@ -35,7 +35,7 @@ class Writer:
     top_p: float = 1.0
     """Top-p of sampling."""
 
-    def candidate(self, prompt: Prompt, response: str) -> Candidate:
+    def candidate(self, prompt: Prompt, response: Response) -> Candidate:
         """The response as a candidate, with the policy and the sampling that wrote it."""
         return Candidate(
             prompt,
@@ -60,9 +60,9 @@ def draw_candidates(run: Run, round: int) -> list[Candidate]:
         places = [(i, j) for i, share in enumerate(shares) for j, whose in enumerate(share) if whose == number]
         asked = [prompts[i] for i, _ in places]
         kept = run.folder.stage("collect", round) / UNFINISHED / f"responses-{number}.zip"
-        responses = ranks().broadcast(read_packed(kept), "responses that are kept")
-        if responses is None:
-            responses = write_responses(
+        written = ranks().broadcast(read_packed(kept), "responses that are kept")
+        if written is None:
+            samples = write_responses(
                 run.load_policy(writer.source),
                 run.task,
                 asked,
@@ -72,10 +72,11 @@ def draw_candidates(run: Run, round: int) -> list[Candidate]:
                 top_p=writer.top_p,
                 reward=reward,
                 progress=run.progress(f"responses of {writer.name}"),
-            ).responses
+            )
+            written = [to_json(response) for response in samples.responses]
             if ranks().leads:
-                write_packed(kept, responses)
-        for place, prompt, response in zip(places, asked, responses, strict=True):
+                write_packed(kept, written)
+        for place, prompt, response in zip(places, asked, map(as_response, written), strict=True):
             found[place] = writer.candidate(prompt, response)
     return [found[place] for place in sorted(found)]
 

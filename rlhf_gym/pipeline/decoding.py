@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Literal
 
@@ -12,11 +13,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from rlhf_gym.lm.chat import Prompt
-from rlhf_gym.lm.generation import Generation, check_room, generate, token_log_probs
+from rlhf_gym.lm.generation import Generation, check_room, token_log_probs
 from rlhf_gym.lm.loading import context_length
-from rlhf_gym.lm.sampling import SamplingParams
-from rlhf_gym.lm.tokens import decode, encode_prompts, pad_responses, stop_token_ids
-from rlhf_gym.pipeline.samples import SLOTS, Samples, proxy_scores
+from rlhf_gym.lm.tokens import encode_prompts, pad_responses, stop_token_ids
+from rlhf_gym.pipeline.samples import Samples, draw, episodes_of, proxy_scores
 from rlhf_gym.progress import Progress
 from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import LearnedReward
@@ -83,35 +83,28 @@ def write_responses(
         progress: shows how many responses have ended.
     """
     copies = decoding.n if decoding.kind == "best-of" else 1
-    ids = [row for row in encode_prompts(task.tokenizer, prompts) for _ in range(copies)]
-    stops = stop_token_ids(task.tokenizer, model)
-    group = ranks()
-
-    def write(own: Sequence[list[int]]) -> list[Generation]:
-        if decoding.kind == "beam":
-            return beam_search(
-                model,
-                own,
-                beams=decoding.n,
-                max_new_tokens=task.max_new_tokens,
-                stop_token_ids=stops,
-                progress=progress,
-            )
-        return generate(
+    repeated = [prompt for prompt in prompts for _ in range(copies)]
+    if decoding.kind == "beam":
+        search = partial(
+            beam_search,
             model,
-            own,
+            beams=decoding.n,
             max_new_tokens=task.max_new_tokens,
-            stop_token_ids=stops,
-            params=SamplingParams(temperature=temperature, top_p=top_p),
-            greedy_decoding=decoding.kind == "greedy",
-            generator=torch.Generator(model.device).manual_seed(group.own_seed(seed)),
-            num_slots=SLOTS,
+            stop_token_ids=stop_token_ids(task.tokenizer, model),
             progress=progress,
         )
-
-    generations = group.spread(ids, write, "responses")
-    repeated = [prompt for prompt in prompts for _ in range(copies)]
-    samples = Samples(repeated, decode(task.tokenizer, [g.response_ids for g in generations]), generations)
+        generations = ranks().spread(encode_prompts(task.tokenizer, prompts), search, "responses")
+        return Samples.of(prompts, episodes_of(prompts, generations), task)
+    samples = draw(
+        model,
+        task,
+        repeated,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        greedy_decoding=decoding.kind == "greedy",
+        progress=progress,
+    )
     if decoding.kind != "best-of":
         return samples
     if reward is None:

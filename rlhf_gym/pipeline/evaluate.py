@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from rlhf_gym.envs.view import said_between
 from rlhf_gym.files import read_packed, write_jsonl, write_packed
 from rlhf_gym.functional import best_of_n_kl
-from rlhf_gym.lm.chat import Prompt, as_prompt, to_json
-from rlhf_gym.lm.generation import Generation
+from rlhf_gym.lm.chat import Prompt, to_json
 from rlhf_gym.lm.tokens import token_texts
 from rlhf_gym.pipeline.agents import settings_label
 from rlhf_gym.pipeline.best_of_n import measure_best_of_n
@@ -58,9 +58,7 @@ class Measured:
     def to_json(self) -> dict[str, Any]:
         """All of it, for JSON, which holds these numbers exactly."""
         return {
-            "prompts": [to_json(prompt) for prompt in self.samples.prompts],
-            "responses": self.samples.responses,
-            "generations": [g._replace(log_probs=g.log_probs.tolist()) for g in self.samples.generations],
+            "samples": self.samples.to_json(),
             "proxy": self.proxy.tolist(),
             "gold": None if self.gold is None else self.gold.tolist(),
             "log_probs": [row.tolist() for row in self.log_probs],
@@ -70,13 +68,9 @@ class Measured:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Measured:
         """What `to_json` gave."""
-        made = [
-            Generation(asked, said, why, np.array(rows, np.float32)) for asked, said, why, rows in saved["generations"]
-        ]
-        samples = Samples([as_prompt(prompt) for prompt in saved["prompts"]], saved["responses"], made)
         gold = None if saved["gold"] is None else np.array(saved["gold"])
         rows = [[np.array(row, np.float32) for row in saved[name]] for name in ("log_probs", "sft_log_probs")]
-        return cls(samples, np.array(saved["proxy"]), gold, *rows)
+        return cls(Samples.from_json(saved["samples"]), np.array(saved["proxy"]), gold, *rows)
 
 
 def evaluate_stage(run: Run) -> dict[str, Any]:
@@ -316,7 +310,7 @@ def _write(path: Path, measured: Measured) -> None:
         gold,
         measured.proxy.tolist(),
         measured.kl.tolist(),
-        measured.samples.generations,
+        measured.samples.episodes,
         strict=True,
     )
     write_jsonl(
@@ -324,13 +318,13 @@ def _write(path: Path, measured: Measured) -> None:
         [
             {
                 "prompt": to_json(p),
-                "response": r,
+                "response": to_json(r),
                 "gold": g,
                 "proxy": s,
                 "kl": k,
-                "finish_reason": made.finish_reason,
+                "finish_reason": episode.finish_reason,
             }
-            for p, r, g, s, k, made in rows
+            for p, r, g, s, k, episode in rows
         ],
     )
 
@@ -350,9 +344,10 @@ def _token_records(run: Run, model: PreTrainedModel, measured: Measured, base: M
         }
         record: dict[str, Any] = {"prompt": to_json(base.samples.prompts[i])}
         for side, (source, log_pi, log_sft) in sides.items():
-            ids = source.samples.generations[i].response_ids
+            episode = source.samples.episodes[i]
             record[side] = {
-                "tokens": token_texts(run.task.tokenizer, ids),
+                "tokens": token_texts(run.task.tokenizer, episode.response_ids.tolist()),
+                "others": said_between(run.task.tokenizer, episode.input_ids, episode.action_mask),
                 "log_prob": [round(float(x), 4) for x in log_pi],
                 "ref_log_prob": [round(float(x), 4) for x in log_sft],
                 "gold": None if source.gold is None else float(source.gold[i]),

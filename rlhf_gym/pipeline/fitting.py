@@ -68,7 +68,7 @@ def fitted(run: Run, before: RunConfig | None) -> Run:
     task = run.task
     size = sizes(model_config(run))
     free = free_memory(run.device)
-    whole = task.max_prompt_length + task.max_new_tokens
+    whole = task.max_length
     notes = []
 
     def part(name: str, settings: Any, tokens: int, weights: int, unit: int = 1) -> Any:

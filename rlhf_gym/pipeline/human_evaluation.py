@@ -11,7 +11,7 @@ from pathlib import Path
 from rlhf_gym.files import append_jsonl, read_jsonl, reading
 from rlhf_gym.functional.intervals import share_interval
 from rlhf_gym.labeling.store import Item, Judgement
-from rlhf_gym.lm.chat import Prompt, as_prompt
+from rlhf_gym.lm.chat import Prompt, Response, as_prompt, as_response, prompt_text
 from rlhf_gym.preferences.records import Candidate
 from rlhf_gym.runs.folder import RunFolder
 
@@ -138,7 +138,7 @@ def comparison_items(
     first = _responses(folder, ours)
     second = _responses(folder, theirs)
     prompts = [prompt for prompt in list(first)[:count] if prompt in second]
-    different = [prompt for prompt in prompts if first[prompt].strip() != second[prompt].strip()]
+    different = [prompt for prompt in prompts if _stripped(first[prompt]) != _stripped(second[prompt])]
     same = len(prompts) - len(different)
     if not different:
         raise ValueError(f"expected {ours} and {theirs} to differ on some prompt, got {same} prompts answered alike")
@@ -167,7 +167,11 @@ def write_human_evaluation(folder: RunFolder, result: HumanWinRate) -> Path:
     return path
 
 
-def _responses(folder: RunFolder, name: str) -> dict[Prompt, str]:
+def _stripped(response: Response) -> str:
+    return prompt_text(response).strip()
+
+
+def _responses(folder: RunFolder, name: str) -> dict[Prompt, Response]:
     """A policy's responses by prompt."""
     metrics = folder.metrics("evaluate")
     if metrics is None:
@@ -182,4 +186,4 @@ def _responses(folder: RunFolder, name: str) -> dict[Prompt, str]:
     there = sorted(path.stem for path in samples.glob("*.jsonl"))
     if name not in there:
         raise ValueError(f"expected one of the policies train, {', '.join(there)}, got {name!r}")
-    return {as_prompt(row["prompt"]): row["response"] for row in read_jsonl(samples / f"{name}.jsonl")}
+    return {as_prompt(row["prompt"]): as_response(row["response"]) for row in read_jsonl(samples / f"{name}.jsonl")}

@@ -9,7 +9,8 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from rlhf_gym.labeling import check_installed
-from rlhf_gym.lm.chat import choose_template
+from rlhf_gym.lm.chat import choose_template, has_template
+from rlhf_gym.lm.continuation import check_continues
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import check_room
 from rlhf_gym.lm.loading import check_model_source, load_causal_lm
@@ -22,6 +23,7 @@ from rlhf_gym.monitoring.measures import HeldOutTexts
 from rlhf_gym.monitoring.outputs import check_loggers
 from rlhf_gym.pipeline.agents import check_agent
 from rlhf_gym.pipeline.context import Run, context_length, resolve_device
+from rlhf_gym.pipeline.decoding import Decoding
 from rlhf_gym.pipeline.fitting import as_before, fitted
 from rlhf_gym.preferences import (
     Preference,
@@ -35,10 +37,11 @@ from rlhf_gym.preferences import (
 )
 from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import EpisodeScorer, RewardModel, TokenRewardModel
+from rlhf_gym.rewards.programmatic import import_callable
 from rlhf_gym.runs.folder import RunFolder, absolute, check_folder
 from rlhf_gym.settings import RunConfig, StageName, TaskConfig
 from rlhf_gym.settings.stages import is_source_name
-from rlhf_gym.tasks import Task, files_task, labelled_text_task, reviews_task
+from rlhf_gym.tasks import Others, Task, customer_task, files_task, labelled_text_task, reviews_task
 from rlhf_gym.tasks.reviews import review_perplexity
 from rlhf_gym.training.data import check_rows, demonstration_rows
 
@@ -73,7 +76,9 @@ def prepare(
     floor = None
     if task is None:
         task = load_task(config.task)
-        floor = review_perplexity() if config.task.corpus is None and config.task.model is None else None
+        floor = review_perplexity() if task.name == "reviews" else None
+    if task.pretrained is None and not task.pretraining_texts and task.sft is not None:
+        task = replace(task, pretrained=task.sft, demonstrations=())  # it brings the SFT policy alone
     own = None
     if config.task.preferences is not None:
         own = load_preferences(
@@ -121,11 +126,26 @@ def load_task(config: TaskConfig) -> Task:
             chat_template=config.chat_template,
             skip_bad=config.skip_bad,
             drop_longer_than=config.drop_longer_than,
+            others=own_respondent(config),
             **limits,
         )
     if limits:
-        raise ValueError(f"expected {', '.join(limits)} with a corpus or a model of your own: the reviews have theirs")
-    return reviews_task()
+        raise ValueError(
+            f"expected {', '.join(limits)} with a corpus or a model of your own: the {config.embedded} task has its own"
+        )
+    return customer_task() if config.embedded == "customer" else reviews_task()
+
+
+def own_respondent(config: TaskConfig) -> Others | None:
+    """The other side that the settings name; None where they name none.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    if config.respondent is None:
+        return None
+    reply = import_callable(config.respondent, "(messages, rng) -> text or None")
+    return Others(reply, config.max_turns, config.max_turn_tokens, config.max_reply_tokens)
 
 
 def _check_task(run: Run) -> None:
@@ -160,12 +180,14 @@ def _check_task(run: Run) -> None:
             f"expected someone to compare the responses of {task.name!r}: it has no gold reward to simulate an "
             "annotator with. Give --preferences FILE, or --reward-model FOLDER, or let people label: --labeler web"
         )
+    if task.others is not None:
+        _check_dialogues(run)
     vocab_size = len(task.tokenizer) if run.makes_pretrained else _check_model(run)
     context = context_length(run)
     for what, prompts in (("training", task.prompts), ("held-out", task.heldout_prompts)):
         rows = encode_prompts(task.tokenizer, list(prompts))
         try:
-            check_room(rows, task.max_new_tokens, context)
+            check_room(rows, task.max_new_tokens, context, others=task.reply_room)
         except ValueError as error:
             raise ValueError(f"{what} {error}") from error
         longest = max(range(len(rows)), key=lambda i: len(rows[i]))
@@ -184,6 +206,20 @@ def _check_task(run: Run) -> None:
                 load_causal_lm(source)  # it is read after the SFT stage, which its damage should not cost
     if config.task.reward_model is not None:
         _check_reward_model(run)
+
+
+def _check_dialogues(run: Run) -> None:
+    """Dialogues can be written in all ways that the run asks for.
+
+    Raises:
+        ValueError: a chat template that rewrites earlier turns, or beams, which are of one response.
+    """
+    conversations = any(not isinstance(prompt, str) for prompt in (*run.task.prompts, *run.task.heldout_prompts))
+    if conversations and has_template(run.task.tokenizer):
+        check_continues(run.task.tokenizer)
+    beams = [name for name in run.config.collect.decodings if Decoding.parse(name).kind == "beam"]
+    if beams:
+        raise ValueError(f"expected dialogues to be drawn, best-of-n or greedy, got the decoding {beams[0]}")
 
 
 def _check_model(run: Run) -> int:
@@ -266,7 +302,7 @@ def _check_reward_model(run: Run) -> None:
             reward.room_for(conversations, ["An answer."] * len(conversations))
     except ValueError as error:
         raise ValueError(f"the reward model in {source} cannot read the task's prompts: {error}") from error
-    longest = task.max_prompt_length + task.max_new_tokens
+    longest = task.max_length
     if reward.max_length is not None and reward.max_length < longest:
         raise ValueError(
             f"expected a reward model with room for {longest} tokens (the longest prompt and response), got a "

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_gym.lm.chat import response_text
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.costs import Timing, affordable, allowed, steps_of
 from rlhf_gym.pipeline.samples import draw
@@ -45,7 +46,7 @@ def reward_probes(
         seed=run.config.seed + DRAW,
         progress=run.progress("responses to probe r_φ with"),
     )
-    written = [i for i, response in enumerate(samples.responses) if response.strip()]
+    written = [i for i, response in enumerate(samples.responses) if response_text(response).strip()]
     samples = samples.take(written)
     if len(samples) < 2:
         return {}  # nothing to edit

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_gym.envs import Episode, TokenVectorEnv, candidates_from_episodes, turns_of
+from rlhf_gym.envs.episode import stack_rows
 from rlhf_gym.functional import distinct_n
-from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.lm.chat import Prompt, Response, as_prompt, as_response, response_text, to_json
+from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import Generation, generate, token_log_probs
-from rlhf_gym.lm.sampling import SamplingParams
-from rlhf_gym.lm.tokens import ActionRows, decode, encode_prompts, pad_responses, stop_token_ids
+from rlhf_gym.lm.memory import free_memory, slots_that_fit
+from rlhf_gym.lm.sampling import PLAIN, SamplingParams, behaviour_logits, greedy, sample
+from rlhf_gym.lm.tokens import ActionRows, decode, encode_prompts, stop_token_ids
 from rlhf_gym.progress import Progress
 from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import EpisodeScorer, LearnedReward, RewardFunction, Scores, function_scores
@@ -33,35 +37,68 @@ class Samples:
 
     prompts: list[Prompt]
     """The prompts."""
-    responses: list[str]
-    """The responses as texts, special tokens left out."""
-    generations: list[Generation]
-    """The responses as tokens."""
+    responses: list[Response]
+    """The responses, special tokens left out: texts, or dialogues where the task has another side."""
+    episodes: list[Episode]
+    """The responses as tokens behind their prompts."""
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], episodes: Sequence[Episode], task: Task) -> Samples:
+        """What was said in these episodes, one behind each prompt."""
+        if task.others is None:
+            texts = decode(task.tokenizer, [episode.response_ids.tolist() for episode in episodes])
+            return cls(list(prompts), list(texts), list(episodes))
+        candidates = candidates_from_episodes(episodes, task.tokenizer)
+        return cls(list(prompts), [candidate.response for candidate in candidates], list(episodes))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but what turns earned, for JSON."""
+        return {
+            "prompts": [to_json(prompt) for prompt in self.prompts],
+            "responses": [to_json(response) for response in self.responses],
+            "episodes": [
+                [e.input_ids.tolist(), e.action_mask.astype(int).tolist(), e.finish_reason] for e in self.episodes
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Samples:
+        """What `to_json` gave."""
+        prompts = [as_prompt(prompt) for prompt in saved["prompts"]]
+        responses = [as_response(response) for response in saved["responses"]]
+        episodes = []
+        rows = zip(prompts, responses, saved["episodes"], strict=True)
+        for number, (prompt, response, (ids, acted, reason)) in enumerate(rows):
+            apart = isinstance(prompt, str) or isinstance(response, str)
+            messages = None if apart else (*prompt, *response)
+            tokens = np.array(ids, dtype=np.int64)  # (L,)
+            episodes.append(Episode(number, 0, tokens, np.array(acted, dtype=bool), reason, prompt, messages))
+        return cls(prompts, responses, episodes)
 
     def take(self, indices: Sequence[int]) -> Samples:
         """The samples at these places."""
         return Samples(
             [self.prompts[i] for i in indices],
             [self.responses[i] for i in indices],
-            [self.generations[i] for i in indices],
+            [self.episodes[i] for i in indices],
         )
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each response, its end included, (B,)."""
-        return np.array([len(g.response_ids) for g in self.generations])
+        """Actions of each response, its end included, (B,)."""
+        return np.array([episode.response_length for episode in self.episodes])
 
     @property
     def stopped(self) -> np.ndarray:
         """Whether each came to its end by itself, (B,)."""
-        return np.array([g.finish_reason == "stop" for g in self.generations])
+        return np.array([episode.finish_reason == "stop" for episode in self.episodes])
 
     def rows(self) -> ActionRows:
         """Prompts and responses as padded rows of tokens."""
-        return pad_responses([g.prompt_ids for g in self.generations], [g.response_ids for g in self.generations])
+        return stack_rows(self.episodes)
 
 
 def draw(
@@ -71,24 +108,113 @@ def draw(
     *,
     seed: int,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    greedy_decoding: bool = False,
     progress: Progress | None = None,
 ) -> Samples:
-    """One response to each prompt; the same seed draws the same ones on as many ranks, each of which draws a share."""
-    generations = ranks().spread(
-        encode_prompts(task.tokenizer, prompts),
-        partial(
-            generate,
-            model,
-            max_new_tokens=task.max_new_tokens,
-            stop_token_ids=stop_token_ids(task.tokenizer, model),
-            params=SamplingParams(temperature=temperature),
-            generator=torch.Generator(model.device).manual_seed(ranks().own_seed(seed)),
-            num_slots=SLOTS,
-            progress=progress,
-        ),
-        "responses",
+    """One response to each prompt; the same seed draws the same ones on as many ranks, each of which draws a share.
+
+    In a task of several turns a response is a dialogue.
+
+    Args:
+        model: who writes.
+        task: for its tokenizer, its longest response, and who answers.
+        prompts: B prompts.
+        seed: of the draws, and of what others say.
+        temperature, top_p: of the sampling.
+        greedy_decoding: the likeliest token instead of a draw.
+        progress: shows how many responses have ended.
+    """
+    write = partial(
+        write_episodes,
+        model,
+        task,
+        seed=ranks().own_seed(seed),
+        params=SamplingParams(temperature=temperature, top_p=top_p),
+        greedy_decoding=greedy_decoding,
+        progress=progress,
     )
-    return Samples(list(prompts), decode(task.tokenizer, [g.response_ids for g in generations]), generations)
+    return Samples.of(prompts, ranks().spread(list(prompts), write, "responses"), task)
+
+
+def write_episodes(
+    model: PreTrainedModel,
+    task: Task,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int,
+    params: SamplingParams = PLAIN,
+    greedy_decoding: bool = False,
+    progress: Progress | None = None,
+) -> list[Episode]:
+    """An episode behind each prompt, in their order. Each rank plays all that it is given; arguments as of `draw`."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    if task.others is not None:
+        return _dialogues(model, task, prompts, params, greedy_decoding, seed, generator, progress)
+    generations = generate(
+        model,
+        encode_prompts(task.tokenizer, prompts),
+        max_new_tokens=task.max_new_tokens,
+        stop_token_ids=stop_token_ids(task.tokenizer, model),
+        params=params,
+        greedy_decoding=greedy_decoding,
+        generator=generator,
+        num_slots=SLOTS,
+        progress=progress,
+    )
+    return episodes_of(prompts, generations)
+
+
+def episodes_of(prompts: Sequence[Prompt], generations: Sequence[Generation]) -> list[Episode]:
+    """What was generated for these prompts, as episodes of one turn."""
+    return [
+        Episode.of_response(g.prompt_ids, g.response_ids, g.finish_reason, number=i, prompt=prompt)
+        for i, (prompt, g) in enumerate(zip(prompts, generations, strict=True))
+    ]
+
+
+@torch.no_grad()
+def _dialogues(
+    model: PreTrainedModel,
+    task: Task,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    greedy_decoding: bool,
+    seed: int,
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> list[Episode]:
+    """A whole dialogue behind each prompt, in the prompts' order."""
+    decoder = Decoder(model)
+    parts = decoder.parts
+    slots = slots_that_fit(
+        min(SLOTS, len(prompts)), width=task.max_length, cached=parts.sizes.cached, free=free_memory(parts.device)
+    )
+    env = TokenVectorEnv(
+        slots,
+        prompts=list(dict.fromkeys(prompts)),
+        tokenizer=task.tokenizer,
+        reference=None,
+        reward=lambda prompts, responses: np.zeros(len(prompts)),
+        turns=turns_of(task),
+        max_new_tokens=task.max_new_tokens,
+        max_prompt_length=task.max_prompt_length,
+        kl_coef=0.0,
+        reward_timing="deferred",
+        stop_token_ids=stop_token_ids(task.tokenizer, model),
+        vocab_size=parts.vocab_size,
+    )
+    observation, _ = env.reset(seed=seed, options={"prompts": list(prompts)})
+    episodes: list[Episode] = []
+    with (progress or Progress(None)).over(len(prompts)) as shown:
+        while not env.parked.all():
+            lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)  # (N,)
+            logits = behaviour_logits(decoder.logits(observation["input_ids"], lengths), params)  # (N, V)
+            tokens, _ = greedy(logits) if greedy_decoding else sample(logits, generator=generator)  # (N,)
+            observation, *_ = env.step(tokens)
+            episodes += env.last_step.episodes
+            shown.update(len(episodes))
+    return sorted(episodes, key=lambda episode: episode.number)
 
 
 def proxy_scores(
@@ -126,7 +252,7 @@ def score_samples(
     def score_some(own: Samples) -> list[Tensor]:
         rows = own.rows()
         ids = rows.input_ids.to(reward.device)  # (b, L)
-        said = score(ids, rows.action_mask, rows.lengths, prompts=own.prompts)
+        said = score(ids, rows.action_mask, rows.lengths, prompts=[episode.asked for episode in own.episodes])
         return list(torch.cat([said.totals[None], said.member_totals]).T.cpu())  # b of (1 + k,)
 
     found = _in_steps(samples, score_some, "scores of responses", progress, at_once)
@@ -189,9 +315,9 @@ def log_probs(
     return _in_steps(samples, read, "log-probabilities of responses", progress, at_once)
 
 
-def distinct_2(responses: Sequence[str]) -> float:
+def distinct_2(responses: Sequence[Response]) -> float:
     """Distinct pairs of neighbouring words over all pairs, among all the responses (Li et al. 2016, arXiv 1510.03055).
 
     It falls with the number of responses: compare sets of one size.
     """
-    return distinct_n([response.split() for response in responses], 2)
+    return distinct_n([response_text(response).split() for response in responses], 2)

@@ -12,22 +12,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from rlhf_gym.agents import StopOnKL, TokenAlgorithm
-from rlhf_gym.envs.prompts import PromptIds
 from rlhf_gym.files import read_checkpoint, read_json, remove_checkpoints, write_json, write_jsonl
 from rlhf_gym.lm import Shared, load_causal_lm
 from rlhf_gym.lm.chat import to_json
-from rlhf_gym.lm.tokens import decode
 from rlhf_gym.monitoring import RLHFMonitor, inspect_episodes, logger_outputs
-from rlhf_gym.monitoring.inspection import make_episodes
 from rlhf_gym.pipeline.agents import Parts, agent_class, learner_settings, make_agent, make_env, settings_label
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.costs import Timing, affordable, allowed
 from rlhf_gym.pipeline.evaluate import heldout_prompts
 from rlhf_gym.pipeline.progress import IterationLog, TrainingProgress, Watch
-from rlhf_gym.pipeline.samples import draw
+from rlhf_gym.pipeline.samples import Samples, draw, gold_scores, write_episodes
 from rlhf_gym.preferences import Demonstration, read_texts
 from rlhf_gym.ranks import ranks
-from rlhf_gym.rewards import ScoreError, function_scores
+from rlhf_gym.rewards import ScoreError
 from rlhf_gym.runs.folder import METRICS_FILE
 from rlhf_gym.runs.records import ITERATIONS, VIEWS, iterations
 from rlhf_gym.runs.summaries import alarm_line
@@ -213,22 +210,17 @@ def keep_views(run: Run, agent: TokenAlgorithm, folder: Path, *, seconds: float)
     prompts = heldout_prompts(run)[:shown]
     if not prompts:
         return
-    sft = run.load_policy(run.sft)
-    drawn = draw(sft, run.task, prompts, seed=run.config.seed + 7)
-    ids = [PromptIds(g.prompt_ids, prompt) for g, prompt in zip(drawn.generations, prompts, strict=True)]
+    seed = run.config.seed + 7
     sides = {
-        "before": make_episodes(agent.policy, agent.engine, ids, [g.response_ids for g in drawn.generations]),
-        "after": make_episodes(agent.policy, agent.engine, ids, None, seed=run.config.seed + 7),
+        "before": draw(run.load_policy(run.sft), run.task, prompts, seed=seed).episodes,
+        "after": write_episodes(agent.policy.model, run.task, prompts, seed=seed),
     }
     records: list[dict[str, Any]] = [{"prompt": to_json(prompt)} for prompt in prompts]
     for side, episodes in sides.items():
+        samples = Samples.of(prompts, episodes, run.task)
         views = inspect_episodes(agent, episodes=episodes)
-        gold: list[float | None] = [None] * len(prompts)
-        if run.task.gold is not None:
-            responses = decode(run.task.tokenizer, [e.response_ids.tolist() for e in episodes])
-            gold = (
-                function_scores(run.task.gold, prompts, responses, source="the gold reward").astype(np.float64).tolist()
-            )
+        judge = run.task.gold
+        gold: list[float | None] = [None] * len(prompts) if judge is None else gold_scores(judge, samples).tolist()
         for record, view, score in zip(records, views, gold, strict=True):
             record[side] = view.to_dict(digits=4) | {"gold": score}
     if ranks().leads:

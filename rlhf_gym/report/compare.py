@@ -48,7 +48,7 @@ def _task_said(run: ReportRun) -> str:
     task = run.config.task
     if task.corpus is not None:
         return f"the texts of {task.corpus}"
-    return "the embedded reviews" if task.model is None else f"the prompts of {task.prompts}"
+    return f"the embedded {task.embedded}" if task.model is None else f"the prompts of {task.prompts}"
 
 
 def kind_of(place: int) -> str:

@@ -127,7 +127,8 @@ def _tokens_of_evaluation(run: ReportRun, name: str) -> list[SampleViews]:
 
 def _from_tokens(prompt: Any, side: dict[str, Any]) -> JudgedView:
     arrays = {"log_probs": side["log_prob"], "ref_log_probs": side["ref_log_prob"]}
-    view = EpisodeView.from_dict({"prompt": prompt, "tokens": side["tokens"], "score": side["proxy"]} | arrays)
+    said = {"tokens": side["tokens"], "others": side.get("others", ())}
+    view = EpisodeView.from_dict({"prompt": prompt, "score": side["proxy"]} | said | arrays)
     return JudgedView(view, side["gold"])
 
 

@@ -9,8 +9,9 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,11 @@ def sum_rewards(*terms: RewardFunction | tuple[float, RewardFunction]) -> Reward
 
 
 def import_reward_function(name: str) -> RewardFunction:
+    """The reward function that "module:function" names; errors as of `import_callable`."""
+    return import_callable(name, "(prompts, responses) -> scores")
+
+
+def import_callable(name: str, signature: str) -> Callable[..., Any]:
     """The callable that "module:function" names, or "module:object.method"; modules in the shell's folder count.
 
     That folder is put last on `sys.path`, where it stays for what the module imports later: a file of the user's never
@@ -80,7 +86,7 @@ def import_reward_function(name: str) -> RewardFunction:
         except AttributeError as error:
             raise ValueError(f"expected {path!r} in the module {module_name!r}, but: {error}") from error
     if not callable(found):
-        raise ValueError(f"expected {name!r} to be callable as (prompts, responses) -> scores, got {found!r}")
+        raise ValueError(f"expected {name!r} to be callable as {signature}, got {found!r}")
     return found
 
 

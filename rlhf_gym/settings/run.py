@@ -20,6 +20,7 @@ from rlhf_gym.settings.supervised import RewardModelingConfig, SFTConfig, from_r
 
 Reference = Literal["sft", "pretrained", "previous"]
 StageName = Literal["pretrain", "sft", "collect", "reward", "train", "without_kl", "evaluate", "report"]
+Embedded = Literal["reviews", "customer"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
@@ -27,6 +28,9 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 class TaskConfig:
     """What the run is about. Without any of these: the embedded reviews task."""
 
+    embedded: Embedded = "reviews"
+    """The embedded task, where no model, prompts or corpus of your own are given: reviews, or dialogues of several
+    turns with a customer (docs/turns.md)."""
     corpus: Path | None = None
     """Labelled texts, JSONL of {"text", "label"}: gold is what a classifier of them says. A small model is made of
     them, or --model goes on from their first words, with preferences made of half the labels."""
@@ -57,9 +61,24 @@ class TaskConfig:
     max_prompt_length: Count | None = None
     """Longest prompt in tokens; by default the task's own, or that of your longest prompt."""
     max_new_tokens: Count | None = None
-    """Longest response in tokens, its end included; by default the task's own."""
+    """Longest response in tokens, its end included; by default the task's own. With a respondent: of all turns."""
+    respondent: str | None = None
+    """Your own other side, "module:function" of (messages, rng) -> text, or None where the conversation is over: each
+    episode is then a dialogue. Needs --model."""
+    max_turns: Count = 4
+    """The policy's turns in a dialogue, at most."""
+    max_turn_tokens: Count | None = None
+    """Tokens of one turn, at most; by default only those of the whole dialogue are limited."""
+    max_reply_tokens: Count = 48
+    """Room for one reply in tokens, with what the chat template writes around it."""
 
     def __post_init__(self) -> None:
+        if self.embedded != "reviews" and (self.model is not None or self.corpus is not None):
+            raise ValueError(f"expected either the embedded task {self.embedded!r} or a task of your own, got both")
+        if self.respondent is not None and (self.model is None or self.prompts is None):
+            raise ValueError(
+                f"expected a model and prompts of your own with the respondent {self.respondent!r}, got none"
+            )
         if self.corpus is not None and self.prompts is not None:
             raise ValueError(f"expected either a corpus, which brings prompts, or prompts, got {self.prompts} as well")
         if self.corpus is not None and self.demonstrations is not None:

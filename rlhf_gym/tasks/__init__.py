@@ -6,11 +6,12 @@ from rlhf_gym.tasks.files import files_task
 from rlhf_gym.tasks.guessing import GuessingGame, guessing_policy, guessing_tokenizer, optimal_questions
 from rlhf_gym.tasks.labelled_text import labelled_text_task
 from rlhf_gym.tasks.reviews import reviews_task
-from rlhf_gym.tasks.task import Task
+from rlhf_gym.tasks.task import Others, Task
 
 __all__ = [
     "Demonstration",
     "GuessingGame",
+    "Others",
     "Task",
     "customer_task",
     "files_task",

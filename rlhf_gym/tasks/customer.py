@@ -36,7 +36,7 @@ from rlhf_gym.tasks.reviews import DATA, reviews_model_config, reviews_tokenizer
 from rlhf_gym.tasks.reviews_gold import Judgement, judge
 from rlhf_gym.tasks.reviews_language import REVIEW, sample_words
 from rlhf_gym.tasks.reviews_words import ASPECTS, ITEMS, KINDS, NAMES, Topic
-from rlhf_gym.tasks.task import Demonstration, Generated, Task
+from rlhf_gym.tasks.task import Demonstration, Generated, Others, Task
 
 Mood = Literal["content", "offended", "missed", "doubtful"]
 
@@ -82,6 +82,7 @@ def customer_task(*, num_demonstrations: int = 12_000, num_heldout_demonstration
         model_config=customer_model_config(),
         sft=_shipped("sft"),
         reward_model=_shipped("reward_model"),
+        others=Others(customer_reply, MAX_TURNS, MAX_TURN_TOKENS, MAX_REPLY_TOKENS),
     )
 
 

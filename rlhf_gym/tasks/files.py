@@ -11,7 +11,7 @@ from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.lm.tokens import encode_prompts, encode_responses
 from rlhf_gym.preferences import Demonstration, Records, load_demonstrations, load_prompts
 from rlhf_gym.rewards import RewardFunction
-from rlhf_gym.tasks.task import Task
+from rlhf_gym.tasks.task import Others, Task
 
 
 def files_task(
@@ -26,6 +26,7 @@ def files_task(
     chat_template: str = "auto",
     skip_bad: bool = False,
     drop_longer_than: int | None = None,
+    others: Others | None = None,
     seed: int = 0,
 ) -> Task:
     """A task of one's own.
@@ -43,6 +44,7 @@ def files_task(
         skip_bad: leave out rows that cannot be used.
         drop_longer_than: leave out prompts that have more tokens than this with `max_new_tokens`, or more than
             `max_prompt_length`, and demonstrations that have more with their end.
+        others: who answers the policy, where an episode has several turns.
         seed: of the split.
 
     Raises:
@@ -95,5 +97,6 @@ def files_task(
         max_prompt_length=max(lengths) if max_prompt_length is None else max_prompt_length,
         max_new_tokens=max_new_tokens,
         pretrained=model,
+        others=others,
         notes=[*asked.summary(), *([] if answered is None else answered.summary())],
     )

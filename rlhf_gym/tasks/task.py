@@ -7,13 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, overload
 
+import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rlhf_gym.lm.chat import Prompt, prompt_key
+from rlhf_gym.lm.chat import Conversation, Prompt, prompt_key
 from rlhf_gym.preferences import Demonstration, Preference
 from rlhf_gym.rewards import RewardFunction
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Others:
+    """The other side of a task of several turns, and how long turns may be."""
+
+    reply: Callable[[Conversation, np.random.Generator], str | None]
+    """(messages up to the policy's answer, a source of randomness) -> what is said to it, or None where it is over."""
+    max_turns: int = 4
+    """The policy's turns in an episode, at most."""
+    max_turn_tokens: int | None = None
+    """The actions of one turn, at most; None for no limit but the episode's."""
+    max_reply_tokens: int = 48
+    """Room for one reply in tokens, with what the chat template writes around it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,8 @@ class Task:
     """Folder or hub name of a policy already fine-tuned on the demonstrations."""
     reward_model: str | Path | None = None
     """Folder or hub name of a learned reward model."""
+    others: Others | None = None
+    """Who answers the policy, where an episode has several turns; `max_new_tokens` are then those of all its turns."""
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -67,6 +84,16 @@ class Task:
                 f"expected the held-out prompts of task {self.name!r} to be disjoint from its training prompts, "
                 f"got {len(shared)} in both, such as {min(shared, key=prompt_key)!r}"
             )
+
+    @property
+    def reply_room(self) -> int:
+        """Room in an episode for what others say, in tokens."""
+        return 0 if self.others is None else (self.others.max_turns - 1) * self.others.max_reply_tokens
+
+    @property
+    def max_length(self) -> int:
+        """The longest episode, in tokens: prompt, response, and what others say."""
+        return self.max_prompt_length + self.max_new_tokens + self.reply_room
 
 
 class Generated(Sequence[T]):
