@@ -141,6 +141,8 @@ def as_reply(said: Any) -> Reply:
         return Reply(over=True)
     if isinstance(said, str):
         return Reply(said)
-    if isinstance(said, Sequence | np.ndarray) and all(isinstance(token, SupportsIndex) and not isinstance(token, bool) for token in said):
+    if isinstance(said, Sequence | np.ndarray) and all(
+        isinstance(token, SupportsIndex) and not isinstance(token, bool) for token in said
+    ):
         return Reply(ids=tuple(int(token) for token in said))
     raise TypeError(f"expected a reply as a text, token ids, None or Reply, got {said!r:.60}")

@@ -383,6 +383,7 @@ def test_a_reply_that_has_no_room_ends_the_episode_and_says_so() -> None:
     ("said", "error", "message"),
     [
         (3, TypeError, "expected a reply as a text, token ids, None or Reply, got 3"),
+        ([True], TypeError, r"expected a reply as a text, token ids, None or Reply, got \[True\]"),
         ("", None, ""),
         ([], ValueError, r"expected the ids of a reply, tokens in 0 … \d+, got \[\]"),
     ],
@@ -408,6 +409,12 @@ def test_settings_that_make_no_turns_are_named() -> None:
         Reply("a", over=True)
     with pytest.raises(ValueError, match="expected a finite reward of a turn, got nan"):
         Reply("a", reward=float("nan"))
+    for wrong in ("1", None):
+        with pytest.raises(ValueError, match=f"expected a finite reward of a turn, got {wrong!r}"):
+            Reply("a", reward=wrong)  # type: ignore[arg-type]
+    for text in (3, "\ud800"):  # the second is half of a character
+        with pytest.raises(ValueError, match="expected the text of a reply, got"):
+            Reply(text)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"expected prompts: texts, token ids or a file, got None"):
         chat_env(STOPPED, prompts=None)
     with pytest.raises(ValueError, match=r"max_new_tokens=40 and room for 32 tokens of others, expected at most -8"):

@@ -94,7 +94,7 @@ def test_dialogues_are_drawn_by_the_seed_and_only_their_actions_are_scored(tmp_p
 def test_what_cannot_be_written_in_turns_is_refused_before_any_work(tmp_path: Path) -> None:
     task = dialogues(tmp_path / "model")
     config = tiny_config(tmp_path / "run")
-    with pytest.raises(ValueError, match="expected dialogues to be drawn, best-of-n or greedy, got the decoding beam-2"):
+    with pytest.raises(ValueError, match="drawn, best-of-n or greedy, got the decoding beam-2"):
         prepare(replace(config, collect=replace(config.collect, decodings=("beam-2",))), task=task, console=quiet())
     rewriting = "] {{ 'good' if loop.last else 'bad' }} {{ m.content"
     task.tokenizer.chat_template = TEMPLATE.replace("] {{ m.content", rewriting)
@@ -128,7 +128,7 @@ def test_a_respondent_of_ones_own_is_named_as_a_function(tmp_path: Path, monkeyp
     assert task.others is not None and (task.others.max_turns, task.others.max_turn_tokens) == (3, 2)
     assert task.others.reply((), np.random.default_rng(0)) == "the cast"
     assert task.max_length == task.max_prompt_length + 48 + 2 * 48
-    with pytest.raises(ValueError, match="to be callable as .messages, rng. -> text or None, got '"):
+    with pytest.raises(ValueError, match=r"to be callable as \(messages, rng\) -> text or None, got '"):
         load_task(replace(own, respondent="other_side:__name__"))
     with pytest.raises(ValueError, match="expected a model and prompts of your own with the respondent"):
         TaskConfig(respondent="other_side:ask")
