@@ -283,10 +283,10 @@ def gold_scores(gold: RewardFunction, samples: Samples) -> np.ndarray:
     return spread_gold_scores(gold, samples.prompts, samples.responses)
 
 
-def spread_gold_scores(gold: RewardFunction, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+def spread_gold_scores(gold: RewardFunction, prompts: Sequence[Prompt], responses: Sequence[Response]) -> np.ndarray:
     """As `gold_scores`, of prompts and responses as texts."""
 
-    def ask(own: Sequence[tuple[Prompt, str]]) -> list[float]:
+    def ask(own: Sequence[tuple[Prompt, Response]]) -> list[float]:
         asked, written = map(list, zip(*own, strict=True))
         return function_scores(gold, asked, written, source="the gold reward").tolist()
 
