@@ -53,7 +53,7 @@ class Trouble(NamedTuple):
     """Whether it returns the exit status of a command."""
     good: str = "survived"
     """What it is where the work ends well: "silent" where it should have been refused."""
-    seconds: float = 60.0
+    seconds: float = 180.0
     """How long it may take."""
     endless: str = "silent"
     """What it is where it takes longer: "survived" where so much was asked for."""

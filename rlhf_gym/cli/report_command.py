@@ -7,11 +7,11 @@ from rich.markup import escape
 
 from rlhf_gym.cli.options import CheckRun, ReportOptions
 from rlhf_gym.files import read_json
+from rlhf_gym.manifest import MANIFEST_FILE, write_manifest
 from rlhf_gym.pipeline.terminal import say_table
 from rlhf_gym.report import write_report
 from rlhf_gym.runs import RunFolder
 from rlhf_gym.runs.folder import IN_ROUNDS
-from rlhf_gym.runs.manifest import MANIFEST_FILE, write_manifest
 
 
 def report(options: ReportOptions) -> int:

@@ -11,12 +11,12 @@ import numpy as np
 
 from rlhf_gym.files import read_packed, write_packed
 from rlhf_gym.lm.chat import Prompt, Response, as_response, to_json
+from rlhf_gym.manifest import UNFINISHED
 from rlhf_gym.pipeline.context import Run
 from rlhf_gym.pipeline.decoding import Decoding, write_responses
 from rlhf_gym.preferences import Candidate
 from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import LearnedReward, load_reward
-from rlhf_gym.runs.manifest import UNFINISHED
 from rlhf_gym.settings import CollectConfig
 
 

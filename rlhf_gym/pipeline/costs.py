@@ -6,12 +6,14 @@ it is not. What was measured is kept in the run's folder: a run that goes on tak
 
 from __future__ import annotations
 
+import json
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_gym.files import read_json, write_json
+from rlhf_gym.files import InputError, read_json, write_json
 from rlhf_gym.ranks import ranks
 
 SHARE = 0.2
@@ -19,6 +21,8 @@ SHARE = 0.2
 ALWAYS = 20.0
 """Seconds that looking may take at any rate."""
 TIMING_FILE = "timing.json"
+CHECKSUM = "checksum"
+"""The name in that file under which stands a checksum of the rest: how many samples are taken follows from it."""
 STEP_SECONDS = 10.0
 LEAST_STEP = 64
 """Seconds between two steps of the progress of scoring, and texts that are scored between them at least."""
@@ -51,6 +55,11 @@ class Timing:
     def __init__(self, folder: Path) -> None:
         self._path = folder / TIMING_FILE
         self._known: dict[str, float] = read_json(self._path) or {}
+        if self._known.pop(CHECKSUM, None) not in (None, _checksum(self._known)):
+            raise InputError(
+                f"expected {self._path} as a stage wrote it, got other contents: without the file, what it measured is "
+                "measured again"
+            )
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
@@ -74,4 +83,8 @@ class Timing:
         if not ranks().leads:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._path, self._known)
+        write_json(self._path, self._known | {CHECKSUM: _checksum(self._known)})
+
+
+def _checksum(values: dict[str, float]) -> int:
+    return zlib.crc32(json.dumps(values).encode())

@@ -15,6 +15,7 @@ from rlhf_gym.files import read_packed, write_jsonl, write_packed
 from rlhf_gym.functional import best_of_n_kl
 from rlhf_gym.lm.chat import Prompt, to_json
 from rlhf_gym.lm.tokens import token_texts
+from rlhf_gym.manifest import UNFINISHED
 from rlhf_gym.pipeline.agents import settings_label
 from rlhf_gym.pipeline.best_of_n import measure_best_of_n
 from rlhf_gym.pipeline.comparison import mean_with_error, median_index, win_rate
@@ -23,7 +24,6 @@ from rlhf_gym.pipeline.costs import Timing, affordable, allowed, steps_of
 from rlhf_gym.pipeline.samples import Samples, distinct_2, draw, gold_scores, log_probs, proxy_scores
 from rlhf_gym.ranks import ranks
 from rlhf_gym.rewards import LearnedReward
-from rlhf_gym.runs.manifest import UNFINISHED
 from rlhf_gym.settings import StageName
 
 LEAST_PROMPTS = 8

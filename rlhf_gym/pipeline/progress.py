@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from torch import Tensor
 
 from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.envs.episode import prompts_of
-from rlhf_gym.files import append_jsonl, checkpoint_next, read_jsonl, rotate_checkpoint, write_jsonl
+from rlhf_gym.files import (
+    InputError,
+    append_jsonl,
+    checkpoint_next,
+    read_jsonl,
+    reading,
+    rotate_checkpoint,
+    write_jsonl,
+)
 from rlhf_gym.lm.tokens import decode
 from rlhf_gym.pipeline.samples import spread_gold_scores
 from rlhf_gym.progress import Progress
@@ -34,7 +43,11 @@ class IterationLog(KVWriter):
 
     def __init__(self, path: Path, *, tokens: int) -> None:
         self.path = path
-        self._begin_with([record for record in read_jsonl(path) if record["tokens"] <= tokens])
+        kept: list[dict[str, Any]] = []
+        if tokens:
+            with suppress(InputError), reading("the log of an agent", path):  # the checkpoint has the lines too
+                kept = [record for record in read_jsonl(path) if record["tokens"] <= tokens]
+        self._begin_with(kept)
 
     def _begin_with(self, records: list[dict[str, Any]]) -> None:
         if ranks().leads:

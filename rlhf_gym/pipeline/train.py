@@ -15,6 +15,7 @@ from rlhf_gym.agents import StopOnKL, TokenAlgorithm
 from rlhf_gym.files import read_checkpoint, read_json, remove_checkpoints, write_json, write_jsonl
 from rlhf_gym.lm import Shared, load_causal_lm
 from rlhf_gym.lm.chat import to_json
+from rlhf_gym.manifest import write_manifest
 from rlhf_gym.monitoring import RLHFMonitor, inspect_episodes, logger_outputs
 from rlhf_gym.pipeline.agents import Parts, agent_class, learner_settings, make_agent, make_env, settings_label
 from rlhf_gym.pipeline.context import Run
@@ -65,6 +66,8 @@ def _all_seeds(run: Run, stage: StageName, round: int) -> dict[str, Any]:
         if read_json(folder / METRICS_FILE) is None:
             of = "" if len(run.seeds) == 1 else f", seed {place + 1} of {len(run.seeds)}"
             train_agent(run, stage, round, seed, reward=reward, label=label + of)
+        else:
+            run.folder.check_seed(stage, round, seed)
         if ranks().leads:
             remove_checkpoints(folder / CHECKPOINT)
     logs = [iterations(run.folder.seed(stage, round, seed)) for seed in run.seeds]
@@ -169,6 +172,7 @@ def train_agent(run: Run, stage: StageName, round: int, seed: int, *, reward: Sh
             "alarms": [{"name": alarm.name, "tokens": alarm.tokens} for alarm in monitor.alarms],
             "ended_by": monitor.ended_by,
         }
+        write_manifest(folder, METRICS_FILE, figures)
         write_json(folder / METRICS_FILE, figures)
     group.meet("the end of an agent's training")
 

@@ -30,7 +30,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlhf_gym.files import InputError, StoppedError, absolute_path, expanded, read_json, write_json
-from rlhf_gym.runs.manifest import UNFINISHED, damages, digest, write_manifest
+from rlhf_gym.manifest import UNFINISHED, damages, digest, write_manifest
 from rlhf_gym.settings import STAGES, RunConfig, StageName, read_config
 from rlhf_gym.settings.saved import CONFIG_FILE, flatten, saved_config, to_json
 from rlhf_gym.settings.stages import is_source_name
@@ -116,15 +116,22 @@ class RunFolder:
             InputError: it is not. The files are named, with the command that makes them anew.
         """
         for name, round in self.complete_stages():
-            found = list(damages(self.stage(name, round), thorough=thorough))
-            if found:
-                lines = "".join(f"\n  {damage.path} {damage.words}" for damage in found[:5])
-                more = f"\n  and {len(found) - 5} files more" if len(found) > 5 else ""
-                raise InputError(
-                    f"expected what {name} left in {self.stage(name, round)}, got other files:{lines}{more}\n"
-                    f"`rlhf-gym run --run-dir {self.root} --redo {name}` makes them anew, and what follows from them. "
-                    f"`rlhf-gym check {self.root} --accept` takes them as they are."
-                )
+            self._check(name, self.stage(name, round), thorough=thorough)
+
+    def check_seed(self, name: StageName, round: int, seed: int) -> None:
+        """What a finished seed of a stage left, which is not complete yet, is still what it left. Errors as `check`."""
+        self._check(name, self.seed(name, round, seed))
+
+    def _check(self, name: StageName, folder: Path, *, thorough: bool = False) -> None:
+        found = list(damages(folder, thorough=thorough))
+        if found:
+            lines = "".join(f"\n  {damage.path} {damage.words}" for damage in found[:5])
+            more = f"\n  and {len(found) - 5} files more" if len(found) > 5 else ""
+            raise InputError(
+                f"expected what {name} left in {folder}, got other files:{lines}{more}\n"
+                f"`rlhf-gym run --run-dir {self.root} --redo {name}` makes them anew, and what follows from them. "
+                f"`rlhf-gym check {self.root} --accept` takes them as they are, where the stage is complete."
+            )
 
     def config(self) -> RunConfig | None:
         """The configuration the folder was made with; None for a new folder.

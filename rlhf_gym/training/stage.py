@@ -11,6 +11,7 @@ checkpoint.safetensors    where to resume from, while the stage runs, and checkp
                           before it; removed when it has finished
 config.json, *.safetensors, tokenizer files    the trained model, moved in whole at the end
 history.json     what was logged
+manifest.json    names, sizes and SHA-256 of these files: damage is found before the model is loaded again
 metrics.json     written last: the stage has finished
 """
 
@@ -39,6 +40,7 @@ from rlhf_gym.files import (
     InputError,
     checkpoint_next,
     read_checkpoint,
+    read_object,
     reading,
     remove_checkpoints,
     rotate_checkpoint,
@@ -47,6 +49,7 @@ from rlhf_gym.files import (
 from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.loading import quiet_transformers
 from rlhf_gym.lm.tensors import check_names, check_tensor, load_optimizer
+from rlhf_gym.manifest import MANIFEST_FILE, damages, write_manifest
 from rlhf_gym.progress import Progress
 from rlhf_gym.ranks import ranks
 from rlhf_gym.settings import SupervisedConfig
@@ -56,6 +59,8 @@ HISTORY_FILE = "history.json"
 METRICS_FILE = "metrics.json"
 CHECKPOINT = "checkpoint.safetensors"
 STAGING = "unfinished"
+MAY_CHANGE = ("reward_normalizer.json", "config.json")
+"""Files of a trained model that may be written again: its scores' unit is fitted later."""
 SAVE_SECONDS = 30.0
 """Seconds between two checkpoints at most, where writing one is quick."""
 SAVE_SHARE = 0.02
@@ -142,6 +147,7 @@ def run_stage(
         The held-out metrics after the last step.
 
     Raises:
+        InputError: the stage had finished, and its files are damaged.
         FileExistsError: the folder holds a model that no run of ours wrote.
         ValueError: with `resume`, the folder is another run's; or a rank has other data or settings.
         FloatingPointError: a loss, a gradient or a weight is no longer finite; the last checkpoint is kept.
@@ -163,12 +169,17 @@ def _run(stage: SupervisedStage[Example, Metrics], config: SupervisedConfig, fol
     if group.leads:
         _open_folder(folder, run, resume=resume)
     if group.broadcast(is_finished(folder), f"the folder of the {stage.name}"):
+        if found := [damage for damage in damages(folder) if damage.path.name not in MAY_CHANGE]:
+            raise InputError(
+                f"expected what the {stage.name} left in {folder}, got other files: {found[0].path.name} "
+                f"{found[0].words}. Remove the folder, or begin again with resume=False."
+            )
         if group.leads:
             remove_checkpoints(folder / CHECKPOINT)
         with quiet_transformers():
             stage.load(folder)
         stage.model.eval()
-        return stage.metrics(**json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")))
+        return stage.metrics(**read_object(folder / METRICS_FILE))
     metrics, history = _train(stage, config, folder)
     if group.leads:
         _keep(stage, folder, metrics, history)
@@ -186,6 +197,7 @@ def _keep(
         os.replace(path, folder / path.name)
     (folder / STAGING).rmdir()
     write_json(folder / HISTORY_FILE, history)
+    write_manifest(folder, METRICS_FILE, asdict(metrics))  # type: ignore[call-overload]
     write_json(folder / METRICS_FILE, asdict(metrics))  # type: ignore[call-overload]
     remove_checkpoints(folder / CHECKPOINT)
 
@@ -284,7 +296,7 @@ def _open_folder(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
         if (folder / "config.json").is_file():
             raise FileExistsError(f"expected a new folder or that of an earlier run, got another model in {folder}")
     elif resume:
-        before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        before = read_object(folder / RUN_FILE)
         differing = sorted(name for name in before.keys() | run.keys() if before.get(name) != run.get(name))
         if differing:
             name = differing[0]
@@ -294,7 +306,7 @@ def _open_folder(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
                 "Choose another folder, or begin again with resume=False."
             )
     else:
-        for name in (METRICS_FILE, HISTORY_FILE, "config.json"):  # the marks of a finished run go first
+        for name in (METRICS_FILE, MANIFEST_FILE, HISTORY_FILE, "config.json"):  # the marks of a finished run go first
             (folder / name).unlink(missing_ok=True)
         for path in folder.glob("*.safetensors*"):
             path.unlink()

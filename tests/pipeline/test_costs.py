@@ -149,3 +149,12 @@ def test_log_probs_in_steps_are_those_of_all_at_once(prepared: Run) -> None:
     assert [len(row) for row in parts] == samples.lengths.tolist()
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_damaged_file_of_times_is_refused(tmp_path: Path) -> None:
+    Timing(tmp_path).keep("response", 0.5)
+    assert Timing(tmp_path).get("response") == 0.5
+    path = tmp_path / "timing.json"
+    path.write_text(path.read_text().replace("0.5", "9.5"))
+    with pytest.raises(ValueError, match=r"expected .*timing.json as a stage wrote it"):
+        Timing(tmp_path)

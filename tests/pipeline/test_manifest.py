@@ -82,6 +82,15 @@ def test_a_folder_from_before_there_were_manifests_is_taken(root: Path, capsys) 
     assert "before there were manifests" in capsys.readouterr().out
 
 
+def test_a_file_that_was_cut_short_as_it_was_written_is_not_listed(tmp_path: Path) -> None:
+    """It is gone once it has been written again."""
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "metrics.json.partial").write_text("{")
+    RunFolder(tmp_path).complete("sft", 1, {"seconds": 1.0})
+    RunFolder(tmp_path).check()
+    assert "partial" not in (tmp_path / "sft" / "manifest.json").read_text()
+
+
 def test_what_is_no_run_is_said(tmp_path: Path, capsys) -> None:
     assert main(["check", str(tmp_path)]) == 2
     assert "expected the folder of a run" in capsys.readouterr().err

@@ -314,6 +314,15 @@ def test_where_no_checkpoint_can_be_read_it_begins_anew(monkeypatch, tmp_path, c
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
+def test_a_damaged_model_is_not_loaded_again(tmp_path):
+    config = replace(CONFIG, epochs=1)
+    before = trained(tmp_path, config)
+    assert all(torch.equal(trained(tmp_path, config)[name], tensor) for name, tensor in before.items())
+    flip(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"expected what the .* left in .*model.safetensors has other contents"):
+        trained(tmp_path, config)
+
+
 def test_checkpoints_are_written_in_time_too(monkeypatch, tmp_path):
     monkeypatch.setattr(stage, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(stage, "SAVE_SHARE", 1e9)

@@ -8,12 +8,21 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_gym.files import json_text, read_json, write_json
+from rlhf_gym.files import json_text, read_json, reading, write_json
 
 MANIFEST_FILE = "manifest.json"
 UNFINISHED = "unfinished"
 """The folder in a stage's of what it has done so far, while it is not complete."""
-NOT_LISTED = ("timing.json", "events.out.tfevents.*", "progress.csv", "wandb/*", "*/wandb/*", f"{UNFINISHED}/*")
+NOT_LISTED = (
+    "timing.json",
+    "events.out.tfevents.*",
+    "progress.csv",
+    "wandb/*",
+    "*/wandb/*",
+    f"{UNFINISHED}/*",
+    "checkpoint*",
+    "*.partial",
+)
 """Files that may change after their stage, or be cleared away: patterns of names and of paths."""
 
 
@@ -57,15 +66,17 @@ def damages(folder: Path, *, thorough: bool = False) -> Iterator[Damage]:
     Raises:
         InputError: the manifest itself is damaged.
     """
-    for name, entry in (read_json(folder / MANIFEST_FILE) or {}).items():
-        path = folder / name
+    listed = read_json(folder / MANIFEST_FILE) or {}
+    with reading("a manifest", folder / MANIFEST_FILE):
+        entries = [(folder / name, int(of["size"]), of["changed"], of["sha256"]) for name, of in listed.items()]
+    for path, size, changed, sha256 in entries:
         if not path.is_file():
             yield Damage(path, "is missing")
             continue
         found = path.stat()
-        if found.st_size != entry["size"]:
-            yield Damage(path, f"has {found.st_size:,} bytes and had {entry['size']:,}")
-        elif (thorough or found.st_mtime_ns != entry["changed"]) and digest(path) != entry["sha256"]:
+        if found.st_size != size:
+            yield Damage(path, f"has {found.st_size:,} bytes and had {size:,}")
+        elif (thorough or found.st_mtime_ns != changed) and digest(path) != sha256:
             yield Damage(path, "has other contents")
 
 
