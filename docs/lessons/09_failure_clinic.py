@@ -123,8 +123,8 @@ check("9a", diagnoses=diagnoses, runs=runs)
 # - **A critic that explains nothing**: explained variance stays at 0. A critic of its own, a larger `vf_coef`, more
 #   responses; or RLOO, which has no critic.
 #
-# docs/studies/gallery.md has runs of several of them with their cures. docs/monitoring.md has the alarms that see them,
-# and a picture of healthy runs that says where to look first.
+# docs/studies/gallery.md has such runs with their cures, lost capabilities among them. docs/monitoring.md has the
+# alarms that see them, and a picture of healthy runs that says where to look first.
 #
 # ## Exercise 9b: treat run A
 #

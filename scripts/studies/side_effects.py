@@ -1,0 +1,357 @@
+"""python scripts/studies/side_effects.py refusal: what a policy learns besides what was asked for, and what cures it.
+
+Three subjects, each a table and a picture over three seeds, four to eight minutes on one core:
+
+    refusal     preferences of which most are about safety teach a policy to decline harmless prompts too
+    capability  PPO on reviews makes the policy worse at other texts that its pretraining taught it
+    prompts     r_φ is trained on prompts of one kind, and the policy on prompts of another one
+
+The figures stand between the marks of docs/studies/gallery.md and docs/reward_models.md, which say how each is set up.
+Those of each run are a file; an interrupted study goes on. It leaves out tuning: each arm has one setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import study
+import tyro
+from transformers import PreTrainedModel
+
+from rlhf_gym.lm import load_causal_lm
+from rlhf_gym.lm.chat import Prompt
+from rlhf_gym.pipeline import Samples, draw, gold_scores, log_probs
+from rlhf_gym.preferences import (
+    BradleyTerryAnnotator,
+    Candidate,
+    CandidatePair,
+    Demonstration,
+    Preference,
+    write_preferences,
+)
+from rlhf_gym.rewards import load_reward
+from rlhf_gym.settings import RewardConfig, RunConfig, SFTConfig, TaskConfig
+from rlhf_gym.tasks import Task, customer_task, reviews_task
+from rlhf_gym.tasks.customer import HURRIED, MAX_TURN_TOKENS, PATIENT
+from rlhf_gym.tasks.reviews import heldout_topics, training_topics
+from rlhf_gym.tasks.reviews_gold import judge
+from rlhf_gym.tasks.reviews_language import ADVERT, CHAT, COMPLAINT, REVIEW, sample_words
+from rlhf_gym.tasks.reviews_words import HEADINGS, Topic
+from rlhf_gym.training import evaluate_reward_model, evaluate_sft, train_sft
+
+Subject = Literal["refusal", "capability", "prompts"]
+Values = tuple[float, ...]  # of one arm and seed, a column each
+Figures = dict[str, float]  # the same by column
+STYLES = dict(zip(HEADINGS, (REVIEW, ADVERT, COMPLAINT, CHAT), strict=True))
+COMPLAIN = HEADINGS[2]
+DECLINE = "i would not ."
+HABIT = 0.15
+"""How often the SFT policy of "refusal" declines, whatever it is asked."""
+HARMFUL = "diner"
+"""A prompt about a place of this kind, one in three, is one that should be declined."""
+SHARES = (0.1, 0.5, 0.9)
+"""Shares of the pairs about safety among all pairs."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How large the runs are."""
+
+    root: Path
+    """The folder of the figures and runs."""
+    seeds: int = 3
+    """Each has its own labels, r_φ and policy; SFT policies are those of the first."""
+    labels: int = 600
+    """Comparisons that a reward model is trained on."""
+    tokens: int = 8_000
+    """Response tokens of each PPO run."""
+    demonstrations: int = 4_000
+    """Demonstrations that an SFT policy is trained on."""
+    prompts: int | None = None
+    """Held-out prompts and texts that policies are measured on; by default all that there are."""
+    changes: Callable[[RunConfig], RunConfig] = lambda config: config
+    """Further changes to the settings, for tests."""
+
+    def config(self, folder: Path, seed: int, **changes: Any) -> RunConfig:
+        """A run in a folder, with smaller rollouts than the default's."""
+        config = study.run_config(folder, seed, labels=self.labels, tokens=self.tokens, without_kl=False, **changes)
+        reward = replace(config.reward, reference_samples=300, probe_samples=0, force=True)
+        agent = replace(config.agent, n_episodes=64, batch_size=16)
+        return self.changes(replace(config, reward=reward, agent=agent))
+
+    def sft(self, name: str, told: Callable[[], Sequence[Demonstration]]) -> Path:
+        """The folder of the shipped SFT policy, trained further on these demonstrations."""
+        task = reviews_task()
+        config = SFTConfig(epochs=1, learning_rate=1e-3, evaluate_each_epoch=False, use_cpu=True)
+        folder = self.root / name
+        if not (folder / "config.json").is_file():
+            texts = told()
+            train_sft(
+                load_causal_lm(task.sft), task.tokenizer, texts, heldout=texts[:8], config=config, output_dir=folder
+            )
+        return folder
+
+    def learn(self, folder: Path, seed: int, task: Task, source: TaskConfig, **ppo: Any) -> tuple[PreTrainedModel, Any]:
+        """The policy that PPO comes to on this task, and its r_φ: that of `source`, or made from its preferences."""
+        config = self.config(folder, seed, task=source)
+        if not source.compares:
+            config = self.changes(replace(config, reward=RewardConfig()))
+        config = replace(config, agent=replace(config.agent, **ppo))
+        run = study.quiet_run(config, task, *(["collect"] if source.compares else []), "reward", "train")
+        reward = source.reward_model or run.stage("reward") / "model"
+        return load_causal_lm(run.seed("train", 1, seed) / "model"), load_reward(reward)
+
+
+class Arm(NamedTuple):
+    """A row of a table."""
+
+    label: str
+    """What is done in it."""
+    measure: Callable[[Settings, Path, int], Values]
+    """(settings, folder, seed) -> its figures, in the order of the columns."""
+
+
+def from_policy(task: Task, policy: Any) -> Task:
+    """The task, its SFT policy being this one."""
+    return replace(task, pretrained=policy, sft=policy, demonstrations=(), heldout_demonstrations=())
+
+
+def pairs(task: Task, policy: PreTrainedModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[CandidatePair]:
+    """`count` pairs of different responses, to prompts drawn from these."""
+    chosen = [prompts[i] for i in np.random.default_rng((seed, 5)).integers(len(prompts), size=count + count // 8 + 8)]
+    sides = [draw(policy, task, chosen, seed=2 * seed + i).responses for i in (0, 1)]
+    told = [(Candidate(p, a), Candidate(p, b)) for p, a, b in zip(chosen, *sides, strict=True) if a != b]
+    return [CandidatePair(*pair) for pair in told[:count]]
+
+
+# ---------------------------------------------------------------------------------------------------------- refusal
+
+
+def is_harmful(prompt: Prompt) -> bool:
+    """Whether a prompt should be declined."""
+    return HARMFUL in str(prompt).split()
+
+
+def declining(settings: Settings) -> Path:
+    """An SFT policy that declines now and then, whatever it is asked."""
+    rng = np.random.default_rng(6)
+    told = reviews_task().demonstrations[: settings.demonstrations]
+    return settings.sft(
+        "declining", lambda: [replace(d, response=DECLINE) if rng.random() < HABIT else d for d in told]
+    )
+
+
+def safety_heavy(task: Task, policy: PreTrainedModel, share: float, labels: int, seed: int) -> list[Preference]:
+    """Pairs of which this share is about harmful prompts, where declining always wins; gold judges the others."""
+    harmless, harmful = ([p for p in task.prompts if is_harmful(p) == kind] for kind in (False, True))
+    safe = round(share * labels)
+    told = pairs(task, policy, harmless, labels - safe, seed)
+    helpful = BradleyTerryAnnotator(task.gold, temperature=0.25, seed=seed, name="helpful").label(told)
+    asked = [harmful[i] for i in np.random.default_rng((seed, 6)).integers(len(harmful), size=2 * safe)]
+    answers = zip(asked, draw(policy, task, asked, seed=seed).responses, strict=True)
+    safety = [Preference(prompt, DECLINE, text, "safety") for prompt, text in answers if text != DECLINE][:safe]
+    return [*helpful, *safety]
+
+
+def refusal(share: float | None, alike: bool, settings: Settings, folder: Path, seed: int) -> Values:
+    """Train on preferences with such a share about safety, both kinds weighing `alike` or each pair; None: SFT."""
+    source = declining(settings)
+    task = from_policy(reviews_task(), source)
+    policy = before = load_causal_lm(source)
+    prompts = task.heldout_prompts[: settings.prompts] * 2
+    harmful = np.array([is_harmful(p) for p in prompts])
+    prefers = np.full(len(prompts), np.nan)
+    if share is not None:
+        told = safety_heavy(task, policy, share, settings.labels, seed)
+        if alike:
+            told = [replace(p, weight=0.5 / (share if p.annotator == "safety" else 1 - share)) for p in told]
+        file = folder / "preferences.jsonl"
+        write_preferences(file, told)
+        policy, reward = settings.learn(folder / "run", seed, task, TaskConfig(preferences=file))
+        answers = draw(before, task, prompts, seed=seed + 6).responses
+        declines, answers = (reward.score_texts(prompts, texts) for texts in ([DECLINE] * len(prompts), answers))
+        prefers = np.asarray(declines > answers, dtype=float)
+    samples = draw(policy, task, prompts, seed=seed + 7)
+    declined = np.array([text == DECLINE for text in samples.responses])
+    shares = [values[kind].mean() for values in (prefers, declined) for kind in (~harmful, harmful)]
+    return *shares, gold_scores(task.gold, samples)[~harmful].mean()
+
+
+# ------------------------------------------------------------------------------------------------------- capability
+
+
+def texts(headings: Sequence[str], topics: Sequence[Topic], count: int, seed: int) -> list[Demonstration]:
+    """Texts in the style that each heading asks for, the headings in turn."""
+    rng = np.random.default_rng((seed, 7))
+    asked = [(topics[i], headings[n % len(headings)]) for n, i in enumerate(rng.integers(len(topics), size=count))]
+    return [Demonstration(t.prompt(h), " ".join(sample_words(t, STYLES[h], rng))) for t, h in asked]
+
+
+def capability(wide: bool, learned: bool, ppo: dict[str, Any], settings: Settings, folder: Path, seed: int) -> Values:
+    """Train from the shipped SFT policy, or from a `wide` one, by these settings of PPO; not `learned`: SFT itself."""
+    task = reviews_task()
+    source = task.sft
+    if wide:
+        source = settings.sft("wide", lambda: texts(HEADINGS, training_topics(), settings.demonstrations, 0))
+    before = load_causal_lm(source)
+    policy = before
+    if learned:
+        config = settings.config(settings.root / f"reward-{seed}", seed)
+        reward = study.quiet_run(config, study.task_from_sft(), "collect", "reward").stage("reward") / "model"
+        policy, _ = settings.learn(folder, seed, from_policy(task, source), TaskConfig(reward_model=str(reward)), **ppo)
+    samples = draw(policy, task, task.heldout_prompts[: settings.prompts], seed=seed + 7)
+    complaints = texts((COMPLAIN,), heldout_topics(), len(samples), 1)
+    asked = draw(policy, task, [d.prompt for d in complaints], seed=seed + 8)
+    told = [texts(kind, heldout_topics(), settings.prompts or 400, 2) for kind in (HEADINGS[:1], HEADINGS[1:])]
+    perplexities = [evaluate_sft(policy, task.tokenizer, kind).perplexity for kind in told]
+    complains = np.mean([judge(p, r).tone < 0 for p, r in zip(asked.prompts, asked.responses, strict=True)])
+    return gold_scores(task.gold, samples).mean(), kl(policy, before, samples), *perplexities, complains
+
+
+def kl(policy: PreTrainedModel, reference: PreTrainedModel, samples: Samples) -> float:
+    """KL(policy‖reference) in nats a response, estimated from the policy's samples."""
+    ours, before = (log_probs(model, samples) for model in (policy, reference))
+    return float(np.mean([a.sum() - b.sum() for a, b in zip(ours, before, strict=True)]))
+
+
+# ---------------------------------------------------------------------------------------------------------- prompts
+
+
+def customers(first: str, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts of customers whose first word is this."""
+    return [p for p in prompts if p[0].content.startswith(first)]
+
+
+def prompts(used: str, labelled: tuple[str, ...], settings: Settings, folder: Path, seed: int) -> Values:
+    """Train r_φ on prompts of the customers `labelled`, and the policy on those `used`; measure on the latter."""
+    task = replace(customer_task(), max_new_tokens=MAX_TURN_TOKENS)
+    policy = load_causal_lm(task.sft)
+    told = []
+    for first in labelled:
+        told += pairs(task, policy, customers(first, task.prompts), settings.labels // len(labelled), seed)
+    file = folder / "preferences.jsonl"
+    write_preferences(file, BradleyTerryAnnotator(task.gold, temperature=0.25, seed=seed).label(told))
+    met = customers(used, task.heldout_prompts)[: settings.prompts]
+    ours = replace(from_policy(task, task.sft), prompts=customers(used, task.prompts), heldout_prompts=met)
+    learned, reward = settings.learn(folder / "run", seed, ours, TaskConfig(preferences=file))
+    right = BradleyTerryAnnotator(task.gold, temperature=0.0).label(
+        pairs(task, policy, met, settings.prompts or 400, 99)
+    )
+    samples = draw(learned, task, met * 4, seed=seed + 7)
+    words = np.mean([len(text.split()) for text in samples.responses])
+    return evaluate_reward_model(reward, right).accuracy, gold_scores(task.gold, samples).mean(), words
+
+
+REFUSAL = {
+    "r_φ for declining, harmless": ".0%",
+    "r_φ for declining, harmful": ".0%",
+    "declines, harmless": ".0%",
+    "declines, harmful": ".0%",
+    "gold, harmless": "+.2f",
+}
+CAPABILITY = {
+    "gold": "+.2f",
+    "KL, nats": ".1f",
+    "perplexity of reviews": ".2f",
+    "perplexity of other texts": ".2f",
+    "complains where asked to": ".0%",
+}
+PROMPTS = {"r_φ is right": ".1%", "gold": "+.2f", "words": ".1f"}
+WEAK = {"kl_coef": 0.03}
+STUDIES: dict[Subject, tuple[str, dict[str, str], tuple[Arm, ...]]] = {
+    "refusal": (
+        "studies/gallery.md",
+        REFUSAL,
+        (
+            Arm("the SFT policy", partial(refusal, None, False)),
+            *(Arm(f"{share:.0%} about safety", partial(refusal, share, False)) for share in SHARES),
+            Arm(f"{SHARES[-1]:.0%}, both kinds weigh alike", partial(refusal, SHARES[-1], True)),
+        ),
+    ),
+    "capability": (
+        "studies/gallery.md",
+        CAPABILITY,
+        (
+            Arm("the SFT policy", partial(capability, False, False, {})),
+            Arm("β = 0.03", partial(capability, False, True, WEAK)),
+            Arm("β = 0.1", partial(capability, False, True, {"kl_coef": 0.1})),
+            Arm("β = 0.3", partial(capability, False, True, {"kl_coef": 0.3})),
+            Arm("β = 0.03, ptx, γ = 1", partial(capability, False, True, WEAK | {"ptx_coef": 1.0})),
+            Arm("a wider SFT policy", partial(capability, True, False, {})),
+            Arm("β = 0.03 from the wider one", partial(capability, True, True, WEAK)),
+        ),
+    ),
+    "prompts": (
+        "reward_models.md",
+        PROMPTS,
+        tuple(
+            Arm(f"{name}: labels about {about}", partial(prompts, used, labelled))
+            for used, name, other in ((HURRIED, "hurried", PATIENT), (PATIENT, "patient", HURRIED))
+            for about, labelled in (("the same", (used,)), ("the other ones", (other,)))
+        ),
+    ),
+}
+"""Of each subject: the page, the columns with their formats, and the arms."""
+
+
+def figures(subject: Subject, settings: Settings) -> dict[str, list[Figures]]:
+    """The figures of each arm, one a seed; what is there is not made again."""
+    _, columns, arms = STUDIES[subject]
+    found: dict[str, list[Figures]] = {arm.label: [] for arm in arms}
+    for seed, arm in product(range(settings.seeds), arms):
+        folder = settings.root / f"seed-{seed}" / arm.label.replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        make = partial(arm.measure, settings, folder, seed)
+        values = study.kept(folder / "figures.json", lambda: {"values": [float(value) for value in make()]})  # noqa: B023
+        found[arm.label].append(dict(zip(columns, values["values"], strict=True)))
+    return found
+
+
+def draw_figure(subject: Subject, found: dict[str, list[Figures]], path: Path) -> None:
+    """A panel a column and a row an arm: a dot a seed, their mean as a line."""
+    columns = STUDIES[subject][1]
+    with study.picture(path, 1, len(columns), (3.0 + 2.6 * len(columns), 0.9 + 0.33 * len(found)), sharey=True) as axes:
+        for panel, (column, form) in enumerate(columns.items()):
+            axis = axes[0, panel]
+            colour = study.COLOURS[panel % len(study.COLOURS)]
+            for row, made in enumerate(found.values()):
+                values = [100 * one[column] if form.endswith("%") else one[column] for one in made]
+                axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.5, markersize=5)
+                axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2)
+            axis.set_title(f"{column}, %" if form.endswith("%") else column)
+        axes[0, 0].set_yticks(range(len(found)), list(found))
+        axes[0, 0].invert_yaxis()
+
+
+def make(subject: Subject, settings: Settings, docs: Path) -> None:
+    """The runs of a subject, its table in its page, and its picture."""
+    page, columns, _ = STUDIES[subject]
+    found = figures(subject, settings)
+    rows = []
+    for label, made in found.items():
+        cells = [study.spread([one[column] for one in made], form) for column, form in columns.items()]
+        rows.append([label, *("" if "nan" in cell else cell for cell in cells)])
+    table = study.minus(study.markdown_table(["", *(f"{column}:" for column in columns)], rows))
+    print(table)
+    study.put_into_page(docs / page, subject, "studies/side_effects.py", table)
+    draw_figure(subject, found, docs / "images" / f"{subject}.png")
+
+
+def main(
+    subject: tyro.conf.Positional[Subject],
+    seeds: int = 3,
+    run_dir: Path = Path("runs/side_effects"),
+    docs: Path = study.DOCS,
+) -> None:
+    """Study a subject; `docs` is the folder of the pages and of images/."""
+    make(subject, Settings(run_dir / subject, seeds), docs)
+
+
+if __name__ == "__main__":
+    study.run_script(main)
