@@ -1,13 +1,9 @@
-"""python scripts/studies/side_effects.py refusal: what a policy learns besides what was asked for, and what cures it.
+"""python scripts/studies/side_effects.py capability: what a policy loses while it learns, and what cures it.
 
-Three subjects, each a table and a picture over three seeds, four to eight minutes on one core:
-
-    refusal     preferences of which most are about safety teach a policy to decline harmless prompts too
-    capability  PPO on reviews makes the policy worse at other texts that its pretraining taught it
-    prompts     r_φ is trained on prompts of one kind, and the policy on prompts of another one
-
-The figures stand between the marks of docs/studies/gallery.md and docs/reward_models.md, which say how each is set up.
-Those of each run are a file; an interrupted study goes on. It leaves out tuning: each arm has one setting.
+PPO on reviews makes the policy worse at other texts that its pretraining taught it. A table and a picture over three
+seeds, some eight minutes on one core. They stand between the marks of docs/studies/gallery.md, which says how the runs
+are set up. The figures of each run are a file; an interrupted study goes on. It leaves out tuning: each arm has one
+setting.
 """
 
 from __future__ import annotations
@@ -25,38 +21,24 @@ import tyro
 from transformers import PreTrainedModel
 
 from rlhf_gym.lm import load_causal_lm
-from rlhf_gym.lm.chat import Prompt
 from rlhf_gym.pipeline import Samples, draw, gold_scores, log_probs
 from rlhf_gym.preferences import (
-    BradleyTerryAnnotator,
-    Candidate,
-    CandidatePair,
     Demonstration,
-    Preference,
-    write_preferences,
 )
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.settings import RewardConfig, RunConfig, SFTConfig, TaskConfig
-from rlhf_gym.tasks import Task, customer_task, reviews_task
-from rlhf_gym.tasks.customer import HURRIED, MAX_TURN_TOKENS, PATIENT
+from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.tasks.reviews import heldout_topics, training_topics
 from rlhf_gym.tasks.reviews_gold import judge
 from rlhf_gym.tasks.reviews_language import ADVERT, CHAT, COMPLAINT, REVIEW, sample_words
 from rlhf_gym.tasks.reviews_words import HEADINGS, Topic
-from rlhf_gym.training import evaluate_reward_model, evaluate_sft, train_sft
+from rlhf_gym.training import evaluate_sft, train_sft
 
-Subject = Literal["refusal", "capability", "prompts"]
+Subject = Literal["capability"]
 Values = tuple[float, ...]  # of one arm and seed, a column each
 Figures = dict[str, float]  # the same by column
 STYLES = dict(zip(HEADINGS, (REVIEW, ADVERT, COMPLAINT, CHAT), strict=True))
 COMPLAIN = HEADINGS[2]
-DECLINE = "i would not ."
-HABIT = 0.15
-"""How often the SFT policy of "refusal" declines, whatever it is asked."""
-HARMFUL = "diner"
-"""A prompt about a place of this kind, one in three, is one that should be declined."""
-SHARES = (0.1, 0.5, 0.9)
-"""Shares of the pairs about safety among all pairs."""
 
 
 @dataclass(frozen=True)
@@ -122,70 +104,6 @@ def from_policy(task: Task, policy: Any) -> Task:
     return replace(task, pretrained=policy, sft=policy, demonstrations=(), heldout_demonstrations=())
 
 
-def pairs(task: Task, policy: PreTrainedModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[CandidatePair]:
-    """`count` pairs of different responses, to prompts drawn from these."""
-    chosen = [prompts[i] for i in np.random.default_rng((seed, 5)).integers(len(prompts), size=count + count // 8 + 8)]
-    sides = [draw(policy, task, chosen, seed=2 * seed + i).responses for i in (0, 1)]
-    told = [(Candidate(p, a), Candidate(p, b)) for p, a, b in zip(chosen, *sides, strict=True) if a != b]
-    return [CandidatePair(*pair) for pair in told[:count]]
-
-
-# ---------------------------------------------------------------------------------------------------------- refusal
-
-
-def is_harmful(prompt: Prompt) -> bool:
-    """Whether a prompt should be declined."""
-    return HARMFUL in str(prompt).split()
-
-
-def declining(settings: Settings) -> Path:
-    """An SFT policy that declines now and then, whatever it is asked."""
-    rng = np.random.default_rng(6)
-    told = reviews_task().demonstrations[: settings.demonstrations]
-    return settings.sft(
-        "declining", lambda: [replace(d, response=DECLINE) if rng.random() < HABIT else d for d in told]
-    )
-
-
-def safety_heavy(task: Task, policy: PreTrainedModel, share: float, labels: int, seed: int) -> list[Preference]:
-    """Pairs of which this share is about harmful prompts, where declining always wins; gold judges the others."""
-    harmless, harmful = ([p for p in task.prompts if is_harmful(p) == kind] for kind in (False, True))
-    safe = round(share * labels)
-    told = pairs(task, policy, harmless, labels - safe, seed)
-    helpful = BradleyTerryAnnotator(task.gold, temperature=0.25, seed=seed, name="helpful").label(told)
-    asked = [harmful[i] for i in np.random.default_rng((seed, 6)).integers(len(harmful), size=2 * safe)]
-    answers = zip(asked, draw(policy, task, asked, seed=seed).responses, strict=True)
-    safety = [Preference(prompt, DECLINE, text, "safety") for prompt, text in answers if text != DECLINE][:safe]
-    return [*helpful, *safety]
-
-
-def refusal(share: float | None, alike: bool, settings: Settings, folder: Path, seed: int) -> Values:
-    """Train on preferences with such a share about safety, both kinds weighing `alike` or each pair; None: SFT."""
-    source = declining(settings)
-    task = from_policy(reviews_task(), source)
-    policy = before = load_causal_lm(source)
-    prompts = task.heldout_prompts[: settings.prompts] * 2
-    harmful = np.array([is_harmful(p) for p in prompts])
-    prefers = np.full(len(prompts), np.nan)
-    if share is not None:
-        told = safety_heavy(task, policy, share, settings.labels, seed)
-        if alike:
-            told = [replace(p, weight=0.5 / (share if p.annotator == "safety" else 1 - share)) for p in told]
-        file = folder / "preferences.jsonl"
-        write_preferences(file, told)
-        policy, reward = settings.learn(folder / "run", seed, task, TaskConfig(preferences=file))
-        answers = draw(before, task, prompts, seed=seed + 6).responses
-        declines, answers = (reward.score_texts(prompts, texts) for texts in ([DECLINE] * len(prompts), answers))
-        prefers = np.asarray(declines > answers, dtype=float)
-    samples = draw(policy, task, prompts, seed=seed + 7)
-    declined = np.array([text == DECLINE for text in samples.responses])
-    shares = [values[kind].mean() for values in (prefers, declined) for kind in (~harmful, harmful)]
-    return *shares, gold_scores(task.gold, samples)[~harmful].mean()
-
-
-# ------------------------------------------------------------------------------------------------------- capability
-
-
 def texts(headings: Sequence[str], topics: Sequence[Topic], count: int, seed: int) -> list[Demonstration]:
     """Texts in the style that each heading asks for, the headings in turn."""
     rng = np.random.default_rng((seed, 7))
@@ -220,41 +138,6 @@ def kl(policy: PreTrainedModel, reference: PreTrainedModel, samples: Samples) ->
     return float(np.mean([a.sum() - b.sum() for a, b in zip(ours, before, strict=True)]))
 
 
-# ---------------------------------------------------------------------------------------------------------- prompts
-
-
-def customers(first: str, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts of customers whose first word is this."""
-    return [p for p in prompts if p[0].content.startswith(first)]
-
-
-def prompts(used: str, labelled: tuple[str, ...], settings: Settings, folder: Path, seed: int) -> Values:
-    """Train r_φ on prompts of the customers `labelled`, and the policy on those `used`; measure on the latter."""
-    task = replace(customer_task(), max_new_tokens=MAX_TURN_TOKENS)
-    policy = load_causal_lm(task.sft)
-    told = []
-    for first in labelled:
-        told += pairs(task, policy, customers(first, task.prompts), settings.labels // len(labelled), seed)
-    file = folder / "preferences.jsonl"
-    write_preferences(file, BradleyTerryAnnotator(task.gold, temperature=0.25, seed=seed).label(told))
-    met = customers(used, task.heldout_prompts)[: settings.prompts]
-    ours = replace(from_policy(task, task.sft), prompts=customers(used, task.prompts), heldout_prompts=met)
-    learned, reward = settings.learn(folder / "run", seed, ours, TaskConfig(preferences=file))
-    right = BradleyTerryAnnotator(task.gold, temperature=0.0).label(
-        pairs(task, policy, met, settings.prompts or 400, 99)
-    )
-    samples = draw(learned, task, met * 4, seed=seed + 7)
-    words = np.mean([len(text.split()) for text in samples.responses])
-    return evaluate_reward_model(reward, right).accuracy, gold_scores(task.gold, samples).mean(), words
-
-
-REFUSAL = {
-    "r_φ for declining, harmless": ".0%",
-    "r_φ for declining, harmful": ".0%",
-    "declines, harmless": ".0%",
-    "declines, harmful": ".0%",
-    "gold, harmless": "+.2f",
-}
 CAPABILITY = {
     "gold": "+.2f",
     "KL, nats": ".1f",
@@ -262,18 +145,8 @@ CAPABILITY = {
     "perplexity of other texts": ".2f",
     "complains where asked to": ".0%",
 }
-PROMPTS = {"r_φ is right": ".1%", "gold": "+.2f", "words": ".1f"}
 WEAK = {"kl_coef": 0.03}
 STUDIES: dict[Subject, tuple[str, dict[str, str], tuple[Arm, ...]]] = {
-    "refusal": (
-        "studies/gallery.md",
-        REFUSAL,
-        (
-            Arm("the SFT policy", partial(refusal, None, False)),
-            *(Arm(f"{share:.0%} about safety", partial(refusal, share, False)) for share in SHARES),
-            Arm(f"{SHARES[-1]:.0%}, both kinds weigh alike", partial(refusal, SHARES[-1], True)),
-        ),
-    ),
     "capability": (
         "studies/gallery.md",
         CAPABILITY,
@@ -285,15 +158,6 @@ STUDIES: dict[Subject, tuple[str, dict[str, str], tuple[Arm, ...]]] = {
             Arm("β = 0.03, ptx, γ = 1", partial(capability, False, True, WEAK | {"ptx_coef": 1.0})),
             Arm("a wider SFT policy", partial(capability, True, False, {})),
             Arm("β = 0.03 from the wider one", partial(capability, True, True, WEAK)),
-        ),
-    ),
-    "prompts": (
-        "reward_models.md",
-        PROMPTS,
-        tuple(
-            Arm(f"{name}: labels about {about}", partial(prompts, used, labelled))
-            for used, name, other in ((HURRIED, "hurried", PATIENT), (PATIENT, "patient", HURRIED))
-            for about, labelled in (("the same", (used,)), ("the other ones", (other,)))
         ),
     ),
 }

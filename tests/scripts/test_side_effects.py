@@ -1,4 +1,4 @@
-"""What a policy learns besides: each subject in its smallest form, and what its preferences and texts are."""
+"""What a policy learns besides: in its smallest form, and what its texts are."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.settings import RunConfig
-from rlhf_gym.tasks import customer_task, reviews_task
 from rlhf_gym.tasks.reviews import heldout_topics
 from rlhf_gym.tasks.reviews_gold import judge
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "studies"))
 import side_effects
-from side_effects import DECLINE, STUDIES, Arm, Settings, customers, is_harmful, safety_heavy, texts
+from side_effects import STUDIES, Arm, Settings, texts
 
 
 def tiny(config: RunConfig) -> RunConfig:
@@ -31,7 +29,7 @@ def test_each_subject_runs_and_goes_on(
     subject: side_effects.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, columns, arms = STUDIES[subject]
-    some = arms[-1:] if subject == "prompts" else (arms[0], arms[-1])  # the first of the others trains nothing
+    some = (arms[0], arms[-1])  # the first trains nothing
     monkeypatch.setitem(STUDIES, subject, (page, columns, some))
     (tmp_path / "docs" / page).parent.mkdir(parents=True)
     (tmp_path / "docs" / page).write_text(
@@ -53,22 +51,7 @@ def test_each_subject_runs_and_goes_on(
     capsys.readouterr()
 
 
-def test_pairs_about_safety_are_a_share_and_declining_wins_them() -> None:
-    task = reviews_task()
-    told = safety_heavy(task, load_causal_lm(task.sft), 0.75, 40, seed=0)
-    safety = [p for p in told if p.annotator == "safety"]
-    assert len(told) == 40 and len(safety) == 30
-    assert all(is_harmful(p.prompt) and p.chosen == DECLINE != p.rejected for p in safety)
-    assert not any(is_harmful(p.prompt) for p in told if p.annotator == "helpful")
-
-
 def test_a_heading_says_the_tone_of_its_texts() -> None:
     told = texts(("advert for", "complaint about"), heldout_topics(), 60, seed=0)
     tones = np.array([judge(d.prompt, d.response).tone for d in told])
     assert (tones[1::2] < 0).mean() > 0.7 > 0.3 > (tones[::2] < 0).mean()
-
-
-def test_customers_are_told_apart_by_their_first_word() -> None:
-    asked = customer_task().heldout_prompts
-    kinds = [customers(first, asked) for first in ("so", "well")]
-    assert len(kinds[0]) == len(kinds[1]) == len(asked) / 2
