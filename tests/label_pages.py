@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,17 @@ def ask(port: int, path: str, body: dict[str, Any] | None = None, *, token: str 
                 raise
             time.sleep(0.05)
     raise AssertionError("tries must be at least 1")
+
+
+def send(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What the server answers to these bytes, sent with pauses between them, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):  # closed by the server
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+        answer = b""
+        with suppress(ConnectionResetError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+    return answer

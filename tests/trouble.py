@@ -34,6 +34,7 @@ from rlhf_gym.rewards import FunctionReward
 from rlhf_gym.settings import RunConfig
 from rlhf_gym.settings.agents import AGENTS
 from rlhf_gym.settings.stages import AdversarialConfig
+from tests.label_pages import send
 from tests.tiny import tiny_gpt2, tiny_reward_model, tiny_tokenizer
 from tests.tiny_runs import tiny_config, tiny_task
 
@@ -475,20 +476,6 @@ def hostile_files(folder: Path, rng: random.Random) -> list[Trouble]:
 # -- the labelling page ------------------------------------------------------------------------------------------------
 
 TOKEN = "the-token-of-this-test"
-
-
-def send(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
-    """What the server answers to these bytes, sent with pauses between them, until it closes the connection."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # closed by the server
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause)
-        answer = b""
-        with contextlib.suppress(ConnectionResetError):
-            while chunk := connection.recv(65536):
-                answer += chunk
-    return answer
 
 
 def request(port: int, path: str, body: bytes, *lines: str) -> bytes:

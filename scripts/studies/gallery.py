@@ -299,7 +299,7 @@ HEALTHY = (
         (0.0, 20.0),
     ),
     Panel(
-        "5  share of the returns' variance that the critic explains",
+        "5  explained variance of the critic",
         {"train/explained_variance": "train/explained_variance"},
         "Little in so short a run; far below 0 would be wrong.",
         (-0.2, 1.0),

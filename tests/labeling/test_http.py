@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
 import shutil
@@ -31,6 +30,7 @@ from rlhf_gym.labeling.server import (
 )
 from rlhf_gym.labeling.store import Item, Judgement, LabelStore, comparisons
 from rlhf_gym.preferences import Candidate, CandidatePair
+from tests.label_pages import send
 
 TOKEN = "the-token-of-this-test"
 BATCH = "round 1"
@@ -325,40 +325,26 @@ def server(store: LabelStore, monkeypatch):
         yield server
 
 
-def send(server: LabelServer, *parts: bytes, pause: float = 0.0) -> bytes:
-    """What the server answers to these bytes, sent with pauses between them, until it closes the connection."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # closed by the server
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause)
-        answer = b""
-        with contextlib.suppress(ConnectionResetError):
-            while chunk := connection.recv(65536):
-                answer += chunk
-    return answer
-
-
 def head(server: LabelServer, *lines: str) -> bytes:
     start = ["POST /api/lease HTTP/1.1", f"Host: 127.0.0.1:{server.port}", f"Authorization: Bearer {TOKEN}"]
     return "\r\n".join([*start, "Content-Type: application/json", *lines, "", ""]).encode()
 
 
 def test_connections_that_never_ask_are_closed(server: LabelServer) -> None:
-    assert send(server) == b""
-    assert send(server, b"GET / HT") == b""
-    assert send(server, b"G", b"E", b"T", b" ", b"/", pause=0.2) == b""  # a byte now and then buys no time
+    assert send(server.port) == b""
+    assert send(server.port, b"GET / HT") == b""
+    assert send(server.port, b"G", b"E", b"T", b" ", b"/", pause=0.2) == b""  # a byte now and then buys no time
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(server: LabelServer) -> None:
-    answer = send(server, head(server, "Content-Length: 50"), b'{"annotator"')
+    answer = send(server.port, head(server, "Content-Length: 50"), b'{"annotator"')
     assert b" 408 " in answer and b"got 12 bytes of it" in answer
 
 
 @pytest.mark.parametrize("length", [["Content-Length: 20"], []], ids=["with a length", "alone"])
 def test_a_body_in_chunks_is_refused_whatever_length_it_claims(server: LabelServer, length: list[str]) -> None:
     answer = send(
-        server, head(server, "Transfer-Encoding: chunked", "Connection: close", *length), b"4\r\nabcd\r\n0\r\n\r\n"
+        server.port, head(server, "Transfer-Encoding: chunked", "Connection: close", *length), b"4\r\nabcd\r\n0\r\n\r\n"
     )
     assert b" 411 " in answer or b" 400 " in answer
     assert b'"items"' not in answer
@@ -389,12 +375,12 @@ def test_too_many_connections_are_told_to_come_again(server: LabelServer, monkey
     address = ("127.0.0.1", server.port)
     held = [socket.create_connection(address, timeout=10) for _ in range(8)]
     time.sleep(0.2)
-    answer = send(server)
+    answer = send(server.port)
     assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 2" in answer
     for connection in held:
         connection.close()
     time.sleep(0.2)
-    assert b" 401 " in send(server, b"GET /api/session HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert b" 401 " in send(server.port, b"GET /api/session HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 
 
 # --- a store in trouble -----------------------------------------------------------------------------------------------
