@@ -114,7 +114,7 @@ OWN = "--model {model} --prompts {prompts} --max-new-tokens 6 --device cpu "
         ("--seeds 0", "expected seeds >= 1, got 0"),
         ("--agent.kl-coef -1", "expected kl_coef >= 0"),
         ("--collect.temperatures 0", "expected temperatures > 0"),
-        ("--max-new-tokens 12", "the reviews have theirs"),
+        ("--max-new-tokens 12", "the reviews task has its own"),
         (OWN + "--preferences {preferences} --monitor.held-out {nothing}", "at least one text in {nothing}, got none"),
         (OWN + "--preferences {preferences} --monitor.held-out {one_word}", "of at least two tokens, got 1 texts"),
         ("--monitor.thresholds {thresholds}", "thresholds.json: expected pattern_rise > 0, got 0"),

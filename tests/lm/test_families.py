@@ -14,7 +14,7 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import Shared, context_length, load_causal_lm
 from rlhf_gym.lm.agreement import check_rows, padding_error
 from rlhf_gym.lm.decoder import Decoder
-from rlhf_gym.lm.parts import LMParts, ValueHead, _states
+from rlhf_gym.lm.parts import LMParts, ValueHead, states_without_mask
 from rlhf_gym.lm.thresholds import inner_thresholds, probe_lengths, sides, small_copy, switch_length, thresholds
 from tests import tiny
 from tests.toy import word_settings
@@ -233,8 +233,8 @@ def test_the_check_past_thresholds_catches_a_trunk_that_changes_there():
 
     odd = Odd(model.config).eval()
     with pytest.raises(ValueError, match=r"Odd computes a row otherwise among longer ones.*4096 tokens"):
-        check_rows(odd, _states)
-    check_rows(model.model, _states)
+        check_rows(odd, states_without_mask)
+    check_rows(model.model, states_without_mask)
 
 
 def test_positions_that_switch_bound_the_context_and_the_environment_says_so():
