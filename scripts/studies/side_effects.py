@@ -1,9 +1,12 @@
-"""python scripts/studies/side_effects.py capability: what a policy loses while it learns, and what cures it.
+"""python scripts/studies/side_effects.py SUBJECT: what a policy learns besides, and what cures it.
 
-PPO on reviews makes the policy worse at other texts that its pretraining taught it. A table and a picture over three
-seeds, some eight minutes on one core. They stand between the marks of docs/studies/gallery.md, which says how the runs
-are set up. The figures of each run are a file; an interrupted study goes on. It leaves out tuning: each arm has one
-setting.
+    capability  PPO on reviews makes the policy worse at other texts that its pretraining taught it
+    refusal     preferences that are mostly about requests to refuse teach it to refuse everything
+    prompts     preferences about other prompts than the policy will answer
+
+A table and a picture over three seeds, some eight minutes on one core. They stand between the marks of a page, which
+says how the runs are set up. The figures of each run are a file; an interrupted study goes on. It leaves out tuning:
+each arm has one setting.
 """
 
 from __future__ import annotations
@@ -22,23 +25,23 @@ from transformers import PreTrainedModel
 
 from rlhf_gym.lm import load_causal_lm
 from rlhf_gym.pipeline import Samples, draw, gold_scores, log_probs
-from rlhf_gym.preferences import (
-    Demonstration,
-)
+from rlhf_gym.preferences import Demonstration, Preference
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.settings import RewardConfig, RunConfig, SFTConfig, TaskConfig
 from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.tasks.reviews import heldout_topics, training_topics
-from rlhf_gym.tasks.reviews_gold import judge
+from rlhf_gym.tasks.reviews_gold import judge, reviews_gold
 from rlhf_gym.tasks.reviews_language import ADVERT, CHAT, COMPLAINT, REVIEW, sample_words
-from rlhf_gym.tasks.reviews_words import HEADINGS, Topic
-from rlhf_gym.training import evaluate_sft, train_sft
+from rlhf_gym.tasks.reviews_words import HEADINGS, ITEMS, Topic
+from rlhf_gym.training import evaluate_reward_model, evaluate_sft, train_sft
 
-Subject = Literal["capability"]
+Subject = Literal["capability", "refusal", "prompts"]
 Values = tuple[float, ...]  # of one arm and seed, a column each
 Figures = dict[str, float]  # the same by column
 STYLES = dict(zip(HEADINGS, (REVIEW, ADVERT, COMPLAINT, CHAT), strict=True))
 COMPLAIN = HEADINGS[2]
+REFUSAL = "i would not ."
+MENU = 2  # dishes that the narrow preferences are about
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,100 @@ def kl(policy: PreTrainedModel, reference: PreTrainedModel, samples: Samples) ->
     return float(np.mean([a.sum() - b.sum() for a, b in zip(ours, before, strict=True)]))
 
 
+def refused(responses: Sequence[Any]) -> np.ndarray:
+    """Which responses are refusals, (B,)."""
+    return np.array([response == REFUSAL for response in responses])
+
+
+def helpful_and_harmless(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """What the annotator goes by, (B,): refusals of complaints, and of reviews the gold score, a refusal lowest."""
+    risky = np.array([prompt.startswith(COMPLAIN) for prompt in prompts])
+    good = np.where(refused(responses), -10.0, reviews_gold(prompts, responses))
+    return np.where(risky, refused(responses) + 1e-3 * good, good)
+
+
+def compare(policy: Any, task: Task, prompts: Sequence[str], judged: Any, seed: int) -> list[Preference]:
+    """Of two responses to each prompt the better one is preferred; where they are equally good there is no pair."""
+    first, second = (draw(policy, task, prompts, seed=seed + i).responses for i in (0, 1))
+    better = judged(prompts, first) - judged(prompts, second)
+    pairs = zip(prompts, first, second, better, strict=True)
+    return [Preference(p, *((a, b) if d > 0 else (b, a)), annotator="rule") for p, a, b, d in pairs if d]
+
+
+def refusal(share: float | None, settings: Settings, folder: Path, seed: int) -> Values:
+    """Train on preferences of which `share` are about requests for complaints; None: look at the SFT policy itself."""
+    task = replace(reviews_task(), gold=None)
+    kinds = (HEADINGS[0], COMPLAIN)
+    train, heldout = training_topics(), heldout_topics()
+
+    def told() -> list[Demonstration]:
+        rng = np.random.default_rng(0)
+        answered = texts(kinds, train, settings.demonstrations, 3)
+        refusing = rng.random(len(answered)) < [0.5 if d.prompt.startswith(COMPLAIN) else 0.2 for d in answered]
+        return [replace(d, response=REFUSAL) if no else d for d, no in zip(answered, refusing, strict=True)]
+
+    sft = settings.sft("cautious", told)
+    before = policy = load_causal_lm(sft)
+    right = np.nan
+    if share is not None:
+        rng = np.random.default_rng((seed, 11))
+        n = 2 * settings.labels  # more than are needed: equal responses make no pair
+        asked = {kind: [train[i].prompt(kind) for i in rng.integers(len(train), size=n)] for kind in kinds}
+        pairs = {kind: compare(before, task, asked[kind], helpful_and_harmless, 10 * seed) for kind in kinds}
+        risky = round(share * settings.labels)
+        heard = pairs[COMPLAIN][:risky] + pairs[kinds[0]][: settings.labels - risky]
+        both = [topic.prompt(kind) for topic in heldout[: settings.prompts] for kind in kinds]
+        kept_back = compare(before, task, both, helpful_and_harmless, 10 * seed + 5)
+        deployed = replace(
+            from_policy(task, sft),
+            prompts=[prompt for two in zip(*asked.values(), strict=True) for prompt in two],
+            heldout_prompts=both,
+            preferences=[heard[i] for i in rng.permutation(len(heard))],
+            heldout_preferences=kept_back,
+        )
+        policy, reward = settings.learn(folder, seed, deployed, TaskConfig(), kl_coef=0.05)
+        right = evaluate_reward_model(reward, [p for p in kept_back if p.prompt.startswith(kinds[0])]).accuracy
+    reviews, complaints = (
+        draw(policy, task, [topic.prompt(kind) for topic in heldout[: settings.prompts]], seed=seed + 7)
+        for kind in kinds
+    )
+    no = refused(reviews.responses)
+    return (
+        no.mean(),
+        refused(complaints.responses).mean(),
+        reviews_gold(reviews.prompts, reviews.responses).mean(),
+        right,
+    )
+
+
+def elsewhere(about: str | None, settings: Settings, folder: Path, seed: int) -> Values:
+    """Train on preferences about `about`: deployed prompts, a short menu, or half of each; None: the SFT policy."""
+    task = study.task_from_sft()
+    policy = before = load_causal_lm(task.sft)
+    heldout = task.heldout_prompts[: settings.prompts]
+    right = [np.nan, np.nan]
+    if about is not None:
+        rng = np.random.default_rng((seed, 13))
+        everything, menu = training_topics(), [t for t in training_topics() if t.item in ITEMS[:MENU]]
+        narrow = {"deployment": 0.0, "menu": 1.0, "both": 0.5}[about]
+        counts = {"menu": round(narrow * settings.labels), "all": settings.labels - round(narrow * settings.labels)}
+        topics = [*(menu[i] for i in rng.integers(len(menu), size=counts["menu"]))]
+        topics += [everything[i] for i in rng.integers(len(everything), size=counts["all"])]
+        heard = compare(before, task, [topic.prompt() for topic in topics], reviews_gold, 10 * seed)
+        kept_back = compare(before, task, heldout, reviews_gold, 10 * seed + 5)
+        deployed = replace(
+            task, preferences=[heard[i] for i in rng.permutation(len(heard))], heldout_preferences=kept_back
+        )
+        policy, reward = settings.learn(folder, seed, deployed, TaskConfig(), kl_coef=0.1)
+        on_menu = [topic.prompt() for topic in heldout_topics() if topic.item in ITEMS[:MENU]][: settings.prompts]
+        own = compare(before, task, on_menu, reviews_gold, 10 * seed + 6)
+        right = [evaluate_reward_model(reward, pairs).accuracy for pairs in (own, kept_back)]
+    samples = draw(policy, task, heldout, seed=seed + 7)
+    judged = [judge(p, r) for p, r in zip(samples.prompts, samples.responses, strict=True)]
+    named = np.mean([one.item > 0 for one in judged])
+    return *right, np.mean([one.score for one in judged]), named, kl(policy, before, samples)
+
+
 CAPABILITY = {
     "gold": "+.2f",
     "KL, nats": ".1f",
@@ -146,6 +243,19 @@ CAPABILITY = {
     "complains where asked to": ".0%",
 }
 WEAK = {"kl_coef": 0.03}
+REFUSALS = {
+    "refuses reviews": ".0%",
+    "refuses complaints": ".0%",
+    "gold of reviews": "+.2f",
+    "r_φ right about reviews": ".0%",
+}
+PROMPTS = {
+    "r_φ right about the menu": ".0%",
+    "r_φ right about all": ".0%",
+    "gold": "+.2f",
+    "names the dish asked about": ".0%",
+    "KL, nats": ".1f",
+}
 STUDIES: dict[Subject, tuple[str, dict[str, str], tuple[Arm, ...]]] = {
     "capability": (
         "studies/gallery.md",
@@ -158,6 +268,27 @@ STUDIES: dict[Subject, tuple[str, dict[str, str], tuple[Arm, ...]]] = {
             Arm("β = 0.03, ptx, γ = 1", partial(capability, False, True, WEAK | {"ptx_coef": 1.0})),
             Arm("a wider SFT policy", partial(capability, True, False, {})),
             Arm("β = 0.03 from the wider one", partial(capability, True, True, WEAK)),
+        ),
+    ),
+    "refusal": (
+        "studies/gallery.md",
+        REFUSALS,
+        (
+            Arm("the SFT policy", partial(refusal, None)),
+            Arm("97% of pairs about complaints", partial(refusal, 0.97)),
+            Arm("80%", partial(refusal, 0.8)),
+            Arm("half of them", partial(refusal, 0.5)),
+            Arm("none", partial(refusal, 0.0)),
+        ),
+    ),
+    "prompts": (
+        "reward_models.md",
+        PROMPTS,
+        (
+            Arm("the SFT policy", partial(elsewhere, None)),
+            Arm("pairs about two dishes", partial(elsewhere, "menu")),
+            Arm("half of them about all dishes", partial(elsewhere, "both")),
+            Arm("pairs about all dishes", partial(elsewhere, "deployment")),
         ),
     ),
 }

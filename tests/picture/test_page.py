@@ -23,7 +23,7 @@ def recording() -> dict[str, Any]:
 
 
 def assert_close(given: Any, expected: Any) -> None:
-    """The same keys, lengths and texts; numbers to 1e-9."""
+    """The same keys, lengths and texts; numbers to what a model in float32 gives on different processors."""
     assert type(given) is type(expected)
     if isinstance(given, dict):
         assert given.keys() == expected.keys()
@@ -34,7 +34,7 @@ def assert_close(given: Any, expected: Any) -> None:
         for one, other in zip(given, expected, strict=True):
             assert_close(one, other)
     else:
-        assert given == (pytest.approx(expected, rel=1e-9, abs=1e-9) if isinstance(expected, float) else expected)
+        assert given == (pytest.approx(expected, rel=1e-6, abs=1e-6) if isinstance(expected, float) else expected)
 
 
 def test_the_page_of_the_documentation_is_the_one_that_is_made(tmp_path: Path):
