@@ -1,12 +1,14 @@
 """What tests run on several ranks: `torchrun … -m tests.ranked FOLDER CASE …`; a case leaves FOLDER/CASE.RANK.pt.
 
-`launch` starts them. Each case is a function of the folder, and returns what `torch.save` can write.
+`launch` starts them so. `fork` starts them from one process that has imported everything, which is quicker. Each case
+is a function of the folder, and returns what `torch.save` can write.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -39,6 +41,27 @@ def launch(
     return done
 
 
+def fork(folder: Path, size: int, *cases: str, timeout: float = 240, **variables: str) -> None:
+    """Run the cases on so many ranks without torchrun."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ranked", str(folder), *cases],
+        env=environment(RANKED_FORKS=str(size), **variables, **rendezvous(size)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def rendezvous(size: int) -> dict[str, str]:
+    """What ranks without a launcher find one another by."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
 def environment(**variables: str) -> dict[str, str]:
     """What a rank finds in its environment, beside what its launcher says."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RANK", "WORLD"))}
@@ -48,10 +71,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 def start_without_launcher(folder: Path, size: int, case: str, *, timeout: float = 240) -> list[tuple[int, str]]:
     """Run the case on so many ranks that nobody looks after; the exit status and the messages of each one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = rendezvous(size)
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.ranked", str(folder), case],
@@ -388,7 +408,7 @@ def watched(folder: Path) -> dict[str, Any]:
 
 
 def unequal(folder: Path) -> dict[str, Any]:
-    """Twenty rollouts; the last rank has one slot, the others eight each, so that it steps more often than they do."""
+    """Six rollouts; the last rank has one slot, the others eight each, so that it steps more often than they do."""
     from rlhf_gym.agents import TokenPPO
     from rlhf_gym.envs import TokenVectorEnv
     from rlhf_gym.ranks import ranks
@@ -406,7 +426,7 @@ def unequal(folder: Path) -> dict[str, Any]:
         return plain(actions)
 
     env.step = counted  # type: ignore[method-assign]
-    for number in range(20):
+    for number in range(6):
         agent.learn(1, reset_num_timesteps=number == 0)
         steps.append(0)
     weights = [p.detach().clone() for p in agent.policy.parameters()]
@@ -611,9 +631,33 @@ def failing(how: str, folder: Path) -> None:
         raise
 
 
+def become_rank(size: int) -> None:
+    """Go on as one of so many new processes; the old one waits for them, and ends all where one fails."""
+    import rlhf_gym.agents
+    import rlhf_gym.pipeline  # noqa: F401 (what all need is imported once)
+    import tests.toy  # noqa: F401
+
+    children = []
+    for rank in range(size):
+        if (child := os.fork()) == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            return
+        children.append(child)
+    while children:
+        child, status = os.wait()
+        children.remove(child)
+        if status:
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+            sys.exit(1)
+    sys.exit(0)
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
+    if "RANKED_FORKS" in os.environ:
+        become_rank(int(os.environ["RANKED_FORKS"]))
     if "RANKED_OWN_GROUP" in os.environ:
         torch.distributed.init_process_group("gloo")
 

@@ -83,13 +83,13 @@ def measure(agent: TokenPPO, reward: RewardModel) -> dict[str, Any]:
     return found | {"tokens": agent.num_timesteps, "dialogue": prompt_text(dialogues.episodes[2].messages)}
 
 
-def circle(seed: int, labels: int, tokens: int) -> dict[str, Any]:
-    """One seed: how right r_φ is, and what is measured before PPO and eight times on its way."""
+def circle(seed: int, labels: int, tokens: int, points: int) -> dict[str, Any]:
+    """One seed: how right r_φ is, and what is measured before PPO and so many times on its way."""
     reward, accuracy = learn_reward(seed, labels)
     agent = make_agent(Shared(reward), seed)
     way = [measure(agent, reward)]
-    for _ in range(8):
-        agent.learn(tokens // 8, reset_num_timesteps=False)
+    for _ in range(points):
+        agent.learn(tokens // points, reset_num_timesteps=False)
         way.append(measure(agent, reward))
     return {"accuracy": accuracy, "way": way}
 
@@ -98,12 +98,13 @@ def main(
     seeds: int = 5,
     labels: int = LABELS,
     tokens: int = 48_000,
+    points: int = 8,
     run_dir: Path = Path("runs/customer"),
     output: Path = study.IMAGES / "customer.png",
 ) -> None:
-    """Go round with so many seeds, each with its own labels, r_φ and agent."""
+    """Go round with so many seeds, each with its own labels, r_φ and agent; measure at so many points."""
     files = [run_dir / f"seed-{seed}.json" for seed in range(seeds)]
-    runs = [study.kept(file, partial(circle, seed, labels, tokens)) for seed, file in enumerate(files)]
+    runs = [study.kept(file, partial(circle, seed, labels, tokens, points)) for seed, file in enumerate(files)]
     rows = []
     for name, place in (("SFT", 0), ("PPO", -1)):
         found = [run["way"][place] for run in runs]

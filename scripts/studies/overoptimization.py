@@ -95,6 +95,8 @@ class Budget:
     """Held-out prompts of the best of n, and of the pairs that r_φ is measured on."""
     samples: int = 128
     """SFT responses to each of them: the largest n."""
+    references: int = 1_000
+    """SFT responses that a reward model is normalised on."""
     reward: RewardModelingConfig = study.REWARD_TRAINING
     """How every reward model is trained."""
 
@@ -199,7 +201,7 @@ class Workshop:
             n_episodes=self.budget.n_episodes,
             checkpoint_every=10_000,
         )
-        reward = RewardConfig(reference_samples=1000)
+        reward = RewardConfig(reference_samples=self.budget.references, probe_samples=0)
         return study.run_config(folder, seed, task=task, reward=reward, agent=ppo, without_kl=False)
 
 

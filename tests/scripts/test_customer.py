@@ -20,7 +20,8 @@ import customer
 
 def test_the_script_in_its_smallest_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def go() -> str:
-        customer.main(seeds=1, labels=24, tokens=8, run_dir=tmp_path / "runs", output=tmp_path / "customer.png")
+        folders = {"run_dir": tmp_path / "runs", "output": tmp_path / "customer.png"}
+        customer.main(seeds=1, labels=24, tokens=8, points=1, **folders)
         return capsys.readouterr().out
 
     said = go()

@@ -58,6 +58,7 @@ def test_a_sweep_from_end_to_end_and_again(tmp_path: Path, capsys, monkeypatch: 
         texts=64,
         prompts=4,
         samples=6,
+        references=64,
         reward=RewardModelingConfig(epochs=1, learning_rate=1e-3, batch_size=16, save_steps=0, use_cpu=True),
     )
     picture = tmp_path / "picture.png"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_gym.settings import PPOSettings, RunConfig
+from rlhf_gym.settings import EvaluateConfig, PPOSettings, RunConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "studies"))
 import remedies
@@ -53,7 +53,9 @@ def test_every_arm_is_of_settings_there_are() -> None:
 def tiny(config: RunConfig) -> RunConfig:
     """A handful of steps of everything."""
     agent = replace(config.agent, n_episodes=16, num_envs=16)
-    return replace(config, agent=agent, reward=replace(config.reward, reference_samples=32))
+    evaluate = EvaluateConfig(num_prompts=6, best_of=2, shown=0)
+    reward = replace(config.reward, reference_samples=32, probe_samples=8, force=True)
+    return replace(config, agent=agent, reward=reward, evaluate=evaluate)
 
 
 def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "studies" / "remedies.md").write_text(
         "<!-- table: scripts/studies/remedies.py -->\n<!-- end of table -->\n"
     )
-    study = Study(root, labels=60, members=2, tokens=600, changes=tiny)
+    study = Study(root, labels=60, members=2, tokens=400, changes=tiny)
     arms = [NONE, BY_NAME["shared-uwo"], BY_NAME["fresh"]]
     remedies.write(study, arms, 1, tmp_path)
     files = {path.name: path.stat().st_mtime_ns for path in (root / "seed-0").glob("*.json")}
