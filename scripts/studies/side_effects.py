@@ -32,7 +32,7 @@ from rlhf_gym.tasks import Task, reviews_task
 from rlhf_gym.tasks.reviews import heldout_topics, training_topics
 from rlhf_gym.tasks.reviews_gold import judge, reviews_gold
 from rlhf_gym.tasks.reviews_language import ADVERT, CHAT, COMPLAINT, REVIEW, sample_words
-from rlhf_gym.tasks.reviews_words import HEADINGS, ITEMS, Topic
+from rlhf_gym.tasks.reviews_words import HEADINGS, Topic
 from rlhf_gym.training import evaluate_reward_model, evaluate_sft, train_sft
 
 Subject = Literal["capability", "refusal", "prompts"]
@@ -41,7 +41,6 @@ Figures = dict[str, float]  # the same by column
 STYLES = dict(zip(HEADINGS, (REVIEW, ADVERT, COMPLAINT, CHAT), strict=True))
 COMPLAIN = HEADINGS[2]
 REFUSAL = "i would not ."
-MENU = 2  # dishes that the narrow preferences are about
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,8 @@ def kl(policy: PreTrainedModel, reference: PreTrainedModel, samples: Samples) ->
 
 
 def refused(responses: Sequence[Any]) -> np.ndarray:
-    """Which responses are refusals, (B,)."""
-    return np.array([response == REFUSAL for response in responses])
+    """Which responses are refusals, (B,): they begin with one."""
+    return np.array([str(response).startswith(REFUSAL) for response in responses])
 
 
 def helpful_and_harmless(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -192,7 +191,7 @@ def refusal(share: float | None, settings: Settings, folder: Path, seed: int) ->
             preferences=[heard[i] for i in rng.permutation(len(heard))],
             heldout_preferences=kept_back,
         )
-        policy, reward = settings.learn(folder, seed, deployed, TaskConfig(), kl_coef=0.05)
+        policy, reward = settings.learn(folder, seed, deployed, TaskConfig(), kl_coef=0.1, learning_rate=3e-4)
         right = evaluate_reward_model(reward, [p for p in kept_back if p.prompt.startswith(kinds[0])]).accuracy
     reviews, complaints = (
         draw(policy, task, [topic.prompt(kind) for topic in heldout[: settings.prompts]], seed=seed + 7)
@@ -207,32 +206,32 @@ def refusal(share: float | None, settings: Settings, folder: Path, seed: int) ->
     )
 
 
-def elsewhere(about: str | None, settings: Settings, folder: Path, seed: int) -> Values:
-    """Train on preferences about `about`: deployed prompts, a short menu, or half of each; None: the SFT policy."""
-    task = study.task_from_sft()
-    policy = before = load_causal_lm(task.sft)
-    heldout = task.heldout_prompts[: settings.prompts]
+def elsewhere(share: float | None, settings: Settings, folder: Path, seed: int) -> Values:
+    """Train on preferences of which `share` are about adverts, and deploy on reviews; None: the SFT policy itself."""
+    task = reviews_task()
+    kinds = (HEADINGS[0], HEADINGS[1])
+    train, heldout = training_topics(), heldout_topics()
+    sft = settings.sft("both", lambda: texts(kinds, train, settings.demonstrations, 4))
+    before = policy = load_causal_lm(sft)
     right = [np.nan, np.nan]
-    if about is not None:
+    if share is not None:
         rng = np.random.default_rng((seed, 13))
-        everything, menu = training_topics(), [t for t in training_topics() if t.item in ITEMS[:MENU]]
-        narrow = {"deployment": 0.0, "menu": 1.0, "both": 0.5}[about]
-        counts = {"menu": round(narrow * settings.labels), "all": settings.labels - round(narrow * settings.labels)}
-        topics = [*(menu[i] for i in rng.integers(len(menu), size=counts["menu"]))]
-        topics += [everything[i] for i in rng.integers(len(everything), size=counts["all"])]
-        heard = compare(before, task, [topic.prompt() for topic in topics], reviews_gold, 10 * seed)
-        kept_back = compare(before, task, heldout, reviews_gold, 10 * seed + 5)
+        adverts = round(share * settings.labels)
+        counts = dict(zip(kinds, (settings.labels - adverts, adverts), strict=True))
+        asked = [train[i].prompt(kind) for kind, n in counts.items() for i in rng.integers(len(train), size=n)]
+        heard = compare(before, task, asked, reviews_gold, 10 * seed)
+        unseen = {kind: [topic.prompt(kind) for topic in heldout[: settings.prompts]] for kind in kinds}
+        kept_back = [compare(before, task, unseen[kind], reviews_gold, 10 * seed + 5) for kind in reversed(kinds)]
         deployed = replace(
-            task, preferences=[heard[i] for i in rng.permutation(len(heard))], heldout_preferences=kept_back
+            from_policy(task, sft),
+            preferences=[heard[i] for i in rng.permutation(len(heard))],
+            heldout_preferences=kept_back[1],
         )
-        policy, reward = settings.learn(folder, seed, deployed, TaskConfig(), kl_coef=0.1)
-        on_menu = [topic.prompt() for topic in heldout_topics() if topic.item in ITEMS[:MENU]][: settings.prompts]
-        own = compare(before, task, on_menu, reviews_gold, 10 * seed + 6)
-        right = [evaluate_reward_model(reward, pairs).accuracy for pairs in (own, kept_back)]
-    samples = draw(policy, task, heldout, seed=seed + 7)
-    judged = [judge(p, r) for p, r in zip(samples.prompts, samples.responses, strict=True)]
-    named = np.mean([one.item > 0 for one in judged])
-    return *right, np.mean([one.score for one in judged]), named, kl(policy, before, samples)
+        policy, reward = settings.learn(folder, seed, deployed, TaskConfig(), kl_coef=0.1, learning_rate=3e-4)
+        right = [evaluate_reward_model(reward, pairs).accuracy for pairs in kept_back]
+    samples = draw(policy, task, task.heldout_prompts[: settings.prompts], seed=seed + 7)
+    praise = np.mean([judge(p, r).tone for p, r in zip(samples.prompts, samples.responses, strict=True)])
+    return *right, reviews_gold(samples.prompts, samples.responses).mean(), praise, kl(policy, before, samples)
 
 
 CAPABILITY = {
@@ -250,10 +249,10 @@ REFUSALS = {
     "r_φ right about reviews": ".0%",
 }
 PROMPTS = {
-    "r_φ right about the menu": ".0%",
-    "r_φ right about all": ".0%",
-    "gold": "+.2f",
-    "names the dish asked about": ".0%",
+    "r_φ right about adverts": ".0%",
+    "about reviews": ".0%",
+    "gold of reviews": "+.2f",
+    "tone of reviews": "+.2f",
     "KL, nats": ".1f",
 }
 STUDIES: dict[Subject, tuple[str, dict[str, str], tuple[Arm, ...]]] = {
@@ -275,8 +274,8 @@ STUDIES: dict[Subject, tuple[str, dict[str, str], tuple[Arm, ...]]] = {
         REFUSALS,
         (
             Arm("the SFT policy", partial(refusal, None)),
-            Arm("97% of pairs about complaints", partial(refusal, 0.97)),
-            Arm("80%", partial(refusal, 0.8)),
+            Arm("all pairs about complaints", partial(refusal, 1.0)),
+            Arm("95%", partial(refusal, 0.95)),
             Arm("half of them", partial(refusal, 0.5)),
             Arm("none", partial(refusal, 0.0)),
         ),
@@ -286,9 +285,10 @@ STUDIES: dict[Subject, tuple[str, dict[str, str], tuple[Arm, ...]]] = {
         PROMPTS,
         (
             Arm("the SFT policy", partial(elsewhere, None)),
-            Arm("pairs about two dishes", partial(elsewhere, "menu")),
-            Arm("half of them about all dishes", partial(elsewhere, "both")),
-            Arm("pairs about all dishes", partial(elsewhere, "deployment")),
+            Arm("pairs about adverts", partial(elsewhere, 1.0)),
+            Arm("a tenth about reviews", partial(elsewhere, 0.9)),
+            Arm("half of them about reviews", partial(elsewhere, 0.5)),
+            Arm("pairs about reviews", partial(elsewhere, 0.0)),
         ),
     ),
 }
@@ -302,6 +302,7 @@ def figures(subject: Subject, settings: Settings) -> dict[str, list[Figures]]:
     for seed, arm in product(range(settings.seeds), arms):
         folder = settings.root / f"seed-{seed}" / arm.label.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
+        print(f"seed {seed + 1} of {settings.seeds}: {arm.label}", flush=True)
         make = partial(arm.measure, settings, folder, seed)
         values = study.kept(folder / "figures.json", lambda: {"values": [float(value) for value in make()]})  # noqa: B023
         found[arm.label].append(dict(zip(columns, values["values"], strict=True)))
