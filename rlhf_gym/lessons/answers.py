@@ -70,12 +70,32 @@ def numbers(name: str, answer: Any, count: int | None = None) -> np.ndarray:
     return values
 
 
+def one_number(name: str, result: Any) -> torch.Tensor:
+    """What a student's loss returns, a tensor of shape ().
+
+    Raises:
+        LessonError: it is no tensor, or has more numbers than one.
+    """
+    require(
+        isinstance(result, torch.Tensor),
+        f"`{name}` must return one number, as a tensor, but it returns {_short(result)}.",
+    )
+    require(
+        result.numel() == 1,
+        f"`{name}` must return one number, the mean over the batch, but its shape is {tuple(result.shape)}.",
+    )
+    scalar: torch.Tensor = result.reshape(())
+    return scalar
+
+
 def near(value: float, right: float, tolerance: float = 5e-3) -> bool:
     """Whether a number worked out by hand is right: within `tolerance`, relative to numbers above 1."""
     return abs(value - right) <= tolerance * max(1.0, abs(right))
 
 
-def explain(name: str, value: float, mistakes: Mapping[str, float], otherwise: str) -> NoReturn:
+def explain(
+    name: str, value: float, mistakes: Mapping[str, float], otherwise: str, right: float | None = None
+) -> NoReturn:
     """Say which known mistake gives this value.
 
     Args:
@@ -83,10 +103,13 @@ def explain(name: str, value: float, mistakes: Mapping[str, float], otherwise: s
         value: the student's, which is not the right one.
         mistakes: what to say of the value that a known mistake gives.
         otherwise: what to say of any other value.
+        right: the right number, if a student may round it. One that is rounded too far is told so.
     """
     for message, wrong in mistakes.items():
         if near(value, wrong):
             fail(message)
+    if right is not None and any(abs(value - round(right, digits)) < 1e-9 for digits in (2, 3)):
+        fail(f"`{name}` is {value:.4g}. It is rounded too far: give more digits.")
     fail(f"`{name}` is {value:.4g}. {otherwise}")
 
 

@@ -47,11 +47,19 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
     ],
     "3d": [
         ({"policy_loss": lambda p, q, s, b: -((s - b * (p - q)) * p).mean()}, "gradient goes through the reward"),
-        ({"policy_loss": lambda p, q, s, b: ((s - b * (p - q)).detach() * p).mean()}, "A loss is minimised: sign"),
-        ({"policy_loss": lambda p, q, s, b: -((s + b * (p - q)).detach() * p).mean()}, "pays the policy for leaving"),
+        (
+            {"policy_loss": lambda p, q, s, b: ((s - b * (p - q)).detach() * p).mean()},
+            "A loss is minimised: mind the sign",
+        ),
+        (
+            {"policy_loss": lambda p, q, s, b: -((s + b * (p - q)).detach() * p).mean()},
+            "rewards the policy for leaving",
+        ),
         ({"policy_loss": lambda p, q, s, b: -(s - b * (p - q)).mean()}, "differentiate the reward itself"),
         ({"policy_loss": lambda p, q, s, b: -(s * p - b * (p - q)).mean()}, "none of the penalty"),
         ({"policy_loss": lambda p, q, s, b: -((s - b * (p - q)).detach() * p).sum()}, "not the sum"),
-        ({"policy_loss": lambda p, q, s, b: -((s - b * (p - q)) * p).mean().item()}, "a tensor through which"),
+        ({"policy_loss": lambda p, q, s, b: -((s - b * (p - q)) * p).mean().item()}, "as a tensor, but it returns"),
+        ({"policy_loss": lambda p, q, s, b: -((s - b * (p - q)).detach() * p)}, "one number, the mean over the batch"),
+        ({"policy_loss": lambda p, q, s, b: -((s - b * (p - q)) * p).mean().detach()}, "No gradient flows"),
     ],
 }

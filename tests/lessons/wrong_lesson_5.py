@@ -47,7 +47,7 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"gradient": 1.4}, "must be a list"),
     ],
     "5b": [
-        ({"estimates": estimates(weight=lambda r, b: r)}, "baseline is not taken away"),
+        ({"estimates": estimates(weight=lambda r, b: r)}, "baseline is not subtracted"),
         ({"estimates": estimates(weight=lambda r, b: r + b)}, "baseline is added"),
         ({"estimates": estimates(direction=lambda o, pi: pi - o)}, "sign is the wrong way round"),
         ({"estimates": estimates(direction=lambda o, pi: o)}, "only the drawn token"),
@@ -77,11 +77,11 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"gae": gae(advantage=lambda d, n, g, lam: d + lam * n)}, "by λ alone"),
         ({"gae": gae(delta=lambda r, v, n, g: r + n - v)}, "not discounted"),
         ({"gae": gae(delta=lambda r, v, n, g: r - v)}, "always 0 in yours"),
-        ({"gae": gae(delta=lambda r, v, n, g: r + g * n)}, "not taken away in δ_t"),
+        ({"gae": gae(delta=lambda r, v, n, g: r + g * n)}, "not subtracted in δ_t"),
         ({"gae": gae(delta=lambda r, v, n, g: r)}, "critic plays no part"),
         ({"gae": gae(keep=lambda d, a: d)}, "TD errors are lost"),
         ({"gae": gae(order=1)}, "wrong order"),
         ({"gae": gae(delta=lambda r, v, n, g: v - r - g * n)}, "signs are the wrong way round"),
-        ({"gae": gae(delta=lambda r, v, n, g: 2 * r - v)}, "nothing comes behind the end"),
+        ({"gae": gae(delta=lambda r, v, n, g: 2 * r - v)}, "nothing comes after the end"),
     ],
 }

@@ -56,7 +56,7 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({**CASES, "without_gradient": 1}, "a list of numbers from 1 to 4"),
     ],
     "6d": [
-        ({"clipped_loss": lambda *a: -loss()(*a)}, "A loss is minimised: sign"),
+        ({"clipped_loss": lambda *a: -loss()(*a)}, "A loss is minimised: mind the sign"),
         ({"clipped_loss": loss(choose=maximum_where_negative)}, "Where Â < 0 you take the maximum"),
         ({"clipped_loss": loss(choose=torch.maximum)}, "the larger of both terms"),
         ({"clipped_loss": loss(choose=lambda u, c: c)}, "the clipped term alone"),
@@ -66,6 +66,23 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"clipped_loss": loss(ratio=lambda p, q: p / q)}, "quotient of logarithms"),
         ({"clipped_loss": loss(ratio=lambda p, q: (p - q).exp().detach())}, "No gradient flows"),
         ({"clipped_loss": loss(reduce=torch.sum)}, "not the sum"),
+        ({"clipped_loss": loss(reduce=lambda x: x)}, "one number, the mean over the batch"),
+        (
+            {
+                "clipped_loss": lambda p, q, a, e: (
+                    -torch.minimum((p - q).exp() * a, (p - q).exp().clamp(-e, e) * a).mean()
+                )
+            },
+            "to \\[−ε, ε\\]",
+        ),
+        (
+            {
+                "clipped_loss": lambda p, q, a, e: (
+                    -torch.minimum((p - q).exp() * a, (p - q).exp().clamp(1 - e, 1 + e)).mean()
+                )
+            },
+            "lacks the factor Â",
+        ),
         ({"clipped_loss": lambda p, q, a, e: loss()(p, q, a, 0.2)}, "Use `epsilon`"),
         ({"clipped_loss": lambda p, q, a, e: loss()(p, q, a, 2 * e)}, "At ratio 1.5 and Â = 1 your loss is"),
     ],

@@ -19,19 +19,22 @@ def pair(probability: Any, loss: Any) -> None:
     if not near(p, right, 6e-4):
         mistakes = {
             "This is the probability that y₂ wins.": 1 - right,
+            "This is in per cent. A probability lies between 0 and 1.": 100 * right,
             "This is σ(r₁). The other answer plays no part in it.": 1 / (1 + math.exp(-1.0)),
             "This is the share r₁/(r₁ + r₂). The model has the exponentials of the scores there.": 0.4,
         }
-        explain("probability", p, mistakes, "y₁ has the lower score, so it wins less than half of the time.")
+        explain("probability", p, mistakes, "y₁ has the lower score, so it wins less than half of the time.", right)
     found = number("loss", loss)
     if not near(found, -math.log(right), 1e-3):
         mistakes = {
             "This is the loss if y₂ had been chosen.": -math.log(1 - right),
             "A loss is not negative here: mind the minus before the logarithm.": math.log(right),
             "This is the logarithm to the base 10. Use the natural logarithm.": -math.log10(right),
+            "This is the logarithm to the base 2. Use the natural logarithm.": -math.log2(right),
             "This is 1 − P. The loss is a logarithm.": 1 - right,
         }
-        explain("loss", found, mistakes, "It is the negative logarithm of the probability of what the person said.")
+        otherwise = "It is the negative logarithm of the probability of what the person said."
+        explain("loss", found, mistakes, otherwise, -math.log(right))
 
 
 def loss_of_a_batch(preference_loss: Any) -> None:
@@ -47,6 +50,7 @@ def loss_of_a_batch(preference_loss: Any) -> None:
 
     apart = loss([2.0], [0.0])
     equal = loss([0.0], [0.0])
+    require(equal >= 0, "Your loss is negative: the minus before the logarithm is missing.")
     if apart > equal:
         fail("Your loss grows when r⁺ grows. The loss of a preference must fall then.")
     require(apart < equal, "Your loss does not change when r⁺ grows.")
@@ -80,7 +84,7 @@ def loss_of_a_batch(preference_loss: Any) -> None:
 
 
 def gradients(chosen_at_0: Any, rejected_at_0: Any, chosen_at_4: Any, rejected_at_4: Any) -> None:
-    """You know how hard a pair pulls at its two scores, and that settled pairs pull no more."""
+    """You know how much a pair changes its two scores, and that a pair which is right by far hardly changes them."""
     answers = {
         "chosen_at_0": (number("chosen_at_0", chosen_at_0), -0.5),
         "rejected_at_0": (number("rejected_at_0", rejected_at_0), 0.5),
@@ -94,14 +98,17 @@ def gradients(chosen_at_0: Any, rejected_at_0: Any, chosen_at_4: Any, rejected_a
         if near(value, -right, 1e-3):
             fail(f"`{name}` has the wrong sign. Does the loss rise or fall when {score} rises?")
         if near(abs(value), 1 - abs(right), 1e-3):
-            fail(f"`{name}` is large for a pair that is right by far. Such a pair should hardly pull.")
-        mistakes = {f"`{name}` is 0 to the last digit. σ(4) is near 1, and not 1.": 0.0}
-        explain(name, value, mistakes, "Put Δ into σ(Δ) − 1 for the chosen one, and 1 − σ(Δ) for the rejected one.")
+            fail(f"`{name}` is large for a pair that is right by far. Such a pair should hardly change the scores.")
+        sigma = "σ(4) is near 1, and not 1" if name.endswith("4") else "σ(0) is not 1: either answer wins half the time"
+        mistakes = {f"`{name}` is 0 in your answer. {sigma}.": 0.0}
+        otherwise = "Put Δ into σ(Δ) − 1 for the chosen one, and 1 − σ(Δ) for the rejected one."
+        explain(name, value, mistakes, otherwise, right)
 
 
 def same_preferences(same_as_a: Any) -> None:
     """You know what comparisons leave open: a constant for each prompt."""
     if isinstance(same_as_a, str):
+        require(len(same_as_a) == 1, '`same_as_a` must be a set of names, such as {"B", "C"}, and not one text.')
         same_as_a = {same_as_a}
     try:
         names = set(same_as_a)
@@ -112,7 +119,7 @@ def same_preferences(same_as_a: Any) -> None:
     names -= {"A"}
     reasons = {
         "C": "In C the same answers win, but not with the same probability: look at the differences.",
-        "E": "In E what won loses.",
+        "E": "In E every preference is reversed: the answers that won in A lose.",
         "F": "In F one difference between two answers to p is another one than in A.",
     }
     for name, reason in reasons.items():
@@ -138,7 +145,7 @@ def ranking(pairs: Any, weight: Any) -> None:
             "With weight 1 each, a ranking of 4 counts like six judgements.": 1.0,
             "This divides by the answers. The weights of the pairs must add up to 1.": 0.25,
         }
-        explain("weight", found, mistakes, "The weights of all pairs of a ranking add up to 1.")
+        explain("weight", found, mistakes, "The weights of all pairs of a ranking add up to 1.", 1 / 6)
 
 
 GATES: dict[str, Callable[..., None]] = {

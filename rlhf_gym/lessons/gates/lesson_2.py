@@ -20,7 +20,7 @@ _CAUSES = {1: "tone", 2: "refusal", 3: "prompts", 4: "length"}
 
 
 def position_of_the_last_token(last_position: Any) -> None:
-    """You know which hidden state the score is read from, with padding behind it."""
+    """You know which hidden state the score is read from, with padding after it."""
     lengths = [3, 5, 1]
     mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).long()  # (3, 5)
     found = numbers("last_position(…)", ask("last_position", last_position, mask), 3).tolist()
@@ -32,7 +32,7 @@ def position_of_the_last_token(last_position: Any) -> None:
         require(found != [0.0, 0.0, 0.0], "You read the first token. It has seen nothing of the answer.")
         require(
             found != [3.0, 0.0, 1.0],
-            "You look for the first 0 of the mask. A row without padding has none, and the 0 is behind the last token.",
+            "You look for the first 0 of the mask. A row without padding has none, and the 0 is after the last token.",
         )
         fail(f"Rows with {lengths} real tokens give {found}. Which position has the last real token of each?")
 

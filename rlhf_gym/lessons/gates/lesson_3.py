@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_gym.lessons.answers import ask, explain, fail, near, number, numbers, require
+from rlhf_gym.lessons.answers import ask, explain, fail, near, number, numbers, one_number, require
 
 _PI = torch.tensor([0.5, 0.3, 0.15, 0.05])
 _REF = torch.tensor([0.2, 0.3, 0.1, 0.4])
@@ -121,11 +121,9 @@ def loss_of_the_policy(policy_loss: Any) -> None:
             terms = []
             for i in range(4):
                 result = ask("policy_loss", loss, log_prob[i : i + 1], _REF.log()[i : i + 1], score[i : i + 1], beta)
-                require(
-                    isinstance(result, Tensor) and result.numel() == 1 and result.requires_grad,
-                    "`policy_loss` must return one number, a tensor through which a gradient flows to log_prob.",
-                )
-                terms.append(_PI[i] * result.reshape(()))
+                one = one_number("policy_loss", result)
+                require(one.requires_grad, "No gradient flows from your loss to `log_prob`.")
+                terms.append(_PI[i] * one)
             return torch.stack(terms).sum()
 
         return gradient(total)
@@ -135,7 +133,8 @@ def loss_of_the_policy(policy_loss: Any) -> None:
 
     found = on_samples(policy_loss)
     wanted = gradient(minus_j)
-    two = policy_loss(torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 3.0]), beta)
+    batch = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 3.0])
+    two = one_number("policy_loss", ask("policy_loss", policy_loss, *batch, beta))
     if torch.allclose(found, wanted, atol=1e-5):
         require(near(float(two), 3.5, 1e-4), "The loss of a batch is the mean over its responses, not the sum.")
         return
@@ -143,11 +142,14 @@ def loss_of_the_policy(policy_loss: Any) -> None:
     def same(other: Callable[..., Tensor]) -> bool:
         return torch.allclose(found, on_samples(other), atol=1e-5)
 
-    require(not torch.allclose(found, -wanted, atol=1e-5), "Your loss falls when J falls. A loss is minimised: sign.")
+    require(
+        not torch.allclose(found, -wanted, atol=1e-5),
+        "Your loss falls when J falls. A loss is minimised: mind the sign.",
+    )
     if same(lambda p, q, s, b: -((s - b * (p - q)) * p).mean()):
         fail("A gradient goes through the reward. What a response has earned is a number: see `.detach()`.")
     if same(lambda p, q, s, b: -((s + b * (p - q)).detach() * p).mean()):
-        fail("Your loss pays the policy for leaving π_ref. Mind the sign of the log-ratio.")
+        fail("Your loss rewards the policy for leaving π_ref. Mind the sign of the log-ratio.")
     if same(lambda p, q, s, b: -(s * p).mean()):
         fail("Your loss has the score's gradient, and none of the penalty. Where is the log-ratio differentiated away?")
     if same(lambda p, q, s, b: -(s - b * (p - q)).mean()):

@@ -18,8 +18,16 @@ _R = np.array([0.0, 1.0, 3.0])
 def three_terms_of_j(three_terms: Any) -> None:
     """You can write J as a reward, an entropy and a log prior."""
     beta = 0.5
-    terms = numbers("three_terms(…)", ask("three_terms", three_terms, _PI, _REF, _R, beta), 3).tolist()
     names = ("reward", "entropy", "prior")
+    result = ask("three_terms", three_terms, _PI, _REF, _R, beta)
+    require(
+        isinstance(result, tuple | list) and len(result) == 3,
+        "`three_terms` must return three numbers: `reward, entropy, prior`.",
+    )
+    for name, term in zip(names, result, strict=True):
+        shape = tuple(np.shape(term))
+        require(not shape, f"`{name}` must be one number, but its shape is {shape}. Add up over the responses.")
+    terms = [number(name, term) for name, term in zip(names, result, strict=True)]
     right = (
         float((_PI * _R).sum()),
         float(-beta * (_PI * np.log(_PI)).sum()),
@@ -33,9 +41,9 @@ def three_terms_of_j(three_terms: Any) -> None:
             "`entropy` has log π without its weight. It is a mean over π.": float(-beta * np.log(_PI).sum()),
         },
         "prior": {
-            "`prior` has the wrong sign. What π_ref finds improbable must cost something.": -right[2],
+            "`prior` has the wrong sign. A response that π_ref finds improbable must lower J.": -right[2],
             "`prior` lacks the factor β.": right[2] / beta,
-            "`prior` is weighted by π_ref. The mean is over what the policy says.": float(
+            "`prior` is weighted by π_ref. The mean is over responses of the policy, y ~ π.": float(
                 beta * (_REF * np.log(_REF)).sum()
             ),
             "`prior` has log π_ref without its weight. It is a mean over π.": float(beta * np.log(_REF).sum()),
@@ -73,11 +81,11 @@ def optimum_by_hand(pi_star: Any, best: Any) -> None:
     if not near(value, math.log(weight.sum()), 2e-3):
         mistakes = {
             "This is Z. J* has its logarithm.": float(weight.sum()),
-            "This is the mean reward of π*. Its KL has to be paid for.": float((right * [0, 1, 2]).sum()),
+            "This is the mean reward of π*. J* is this minus β times the KL.": float((right * [0, 1, 2]).sum()),
             "This is the mean reward of π_ref.": 0.7,
             "This is the KL of π*, not its objective.": float((right * np.log(right / [0.5, 0.3, 0.2])).sum()),
         }
-        explain("best", value, mistakes, "J* = β · log Z.")
+        explain("best", value, mistakes, "J* = β · log Z.", math.log(weight.sum()))
 
 
 def optimum_as_function(best_policy: Any) -> None:
@@ -92,6 +100,11 @@ def optimum_as_function(best_policy: Any) -> None:
 
     found = of(_R, beta)
     if not np.allclose(found, normal(_REF * np.exp(_R / beta)), atol=1e-6):
+        logits = np.log(_REF) + _R / beta
+        require(
+            not np.allclose(found, normal(logits), atol=1e-6),
+            "You divide the logarithms by their sum. Use the exponential first.",
+        )
         require(abs(found.sum() - 1) < 1e-6, f"Your probabilities add up to {found.sum():.4f}, not to 1.")
         known = {
             "β multiplies the reward. A large β must keep the policy near π_ref, so it divides.": normal(
@@ -112,10 +125,15 @@ def optimum_as_function(best_policy: Any) -> None:
             fail("`best_policy` must return an array of probabilities.")
     require(
         np.isfinite(extreme).all(),
-        "At β = .001 your policy is not finite: e^{3000} is too large. Take the largest logarithm away first.",
+        "At β = .001 your policy is not finite: e^{3000} is too large. Subtract the largest logarithm first.",
     )
     require(
-        np.allclose(extreme, [0.0, 0.0, 1.0], atol=1e-6), "At β = .001 the policy must say the best response alone."
+        abs(extreme.sum() - 1) < 1e-6,
+        f"At β = .001 your probabilities add up to {extreme.sum():.4g}, not to 1. Does an e^{{3000}} occur on the way?",
+    )
+    require(
+        np.allclose(extreme, [0.0, 0.0, 1.0], atol=1e-6),
+        "At β = .001 nearly all probability must be on the best response.",
     )
 
 

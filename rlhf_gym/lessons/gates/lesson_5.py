@@ -22,7 +22,7 @@ def gradient_by_hand(gradient: Any) -> None:
             "Each sign is the wrong way round. R is positive, so the drawn token must gain.": [1.0, -1.4, 0.4],
             "Tokens that were not drawn have a gradient too: −π_i each.": [0.0, 1.4, 0.0],
             "This is the gradient of π(a), with one factor π(a) too many.": [-0.3, 0.42, -0.12],
-            "This is R times the derivative by probabilities, 1/π. The question is about logits.": [0.0, 2 / 0.3, 0.0],
+            "This is R times the derivative with respect to π, 1/π. The question is about logits.": [0.0, 2 / 0.3, 0.0],
             "The first token gains in yours. The second one was drawn.": [1.0, -0.6, -0.4],
         },
     )
@@ -47,8 +47,8 @@ def estimates_with_a_baseline(estimates: Any) -> None:
     _known(
         found,
         {
-            "The baseline is not taken away: `weight` is R alone.": reward[:, None] * (one_hot - pi),
-            "The baseline is added. It is what was expected, so it is taken away.": (
+            "The baseline is not subtracted: `weight` is R alone.": reward[:, None] * (one_hot - pi),
+            "The baseline is added. It is what was expected, so it is subtracted.": (
                 (reward + baseline)[:, None] * (one_hot - pi)
             ),
             "The sign is the wrong way round: what was drawn would lose when R is above the baseline.": (
@@ -99,8 +99,8 @@ def gae_by_hand(with_lambda_0: Any, with_lambda_1: Any) -> None:
                 f"`{name}` has the values of the other λ. λ = 0 looks one step ahead.": other,
                 f"`{name}` lacks V(s_{{t+1}}): the critic's opinion of what comes next.": [-0.5, -0.4, 0.7],
                 f"`{name}` has the wrong sign: value minus reward.": [-value for value in ends[name]],
-                f"`{name}` are the returns. What was expected is not taken away.": [1.0, 1.0, 1.0],
-                f"`{name}` has a value behind the end. Nothing comes after the last token.": [-0.1, -0.1, 1.0],
+                f"`{name}` are the returns. What was expected is not subtracted.": [1.0, 1.0, 1.0],
+                f"`{name}` has a value after the end. Nothing comes after the last token.": [-0.1, -0.1, 1.0],
                 f"`{name}` adds up the TD errors from the front. They are added from t to the end.": [-0.1, -0.2, 0.5],
             },
         )
@@ -140,7 +140,7 @@ def gae_as_a_function(gae: Any) -> None:
             "V(s_{t+1}) is always 0 in yours. Is `next_value` updated and used?": (
                 _gae(rewards, values, 0.9, 0.5, following=zero)
             ),
-            "V(s_t) is not taken away in δ_t.": _gae(rewards, zero, 0.9, 0.5, following=[*values[1:], 0.0]),
+            "V(s_t) is not subtracted in δ_t.": _gae(rewards, zero, 0.9, 0.5, following=[*values[1:], 0.0]),
             "The critic plays no part in yours.": _gae(rewards, zero, 0.9, 0.5),
             "`next_value` holds a reward. It is the critic's value of the next state.": (
                 _gae(rewards, values, 0.9, 0.5, following=[*rewards[1:], 0.0])
@@ -154,7 +154,7 @@ def gae_as_a_function(gae: Any) -> None:
         },
     )
     if not near(float(found[-1]), rewards[-1] - values[-1], 1e-5):
-        fail("The last advantage must be r − V: nothing comes behind the end.")
+        fail("The last advantage must be r − V: nothing comes after the end.")
     fail("Your advantages are not δ_t + γ·λ·Â_{t+1}. Check δ_t first, with λ = 0.")
 
 

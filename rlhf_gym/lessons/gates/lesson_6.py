@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_gym.lessons.answers import ask, explain, fail, near, number, numbers, require
+from rlhf_gym.lessons.answers import ask, explain, fail, near, number, numbers, one_number, require
 
 _NEAR = {1: "old", 2: "ref", 3: "old", 4: "ref", 5: "ref"}
 _CASES = [(1.5, 1.0), (0.5, 1.0), (1.5, -1.0), (0.5, -1.0)]
@@ -52,12 +52,12 @@ def token_that_should_fall(ratio: Any, unclipped: Any, clipped: Any, objective: 
     _by_hand("objective", objective, -3.9, mistakes, "It is one of the two terms.")
     mistakes = {
         "A slope of 0 belongs to the clipped term. Which of the terms is the objective here?": 0.0,
-        "This is the derivative by the ratio. By log π there is one more factor.": -3.0,
+        "This is the derivative with respect to the ratio. With respect to log π there is one more factor.": -3.0,
         "This sign would make a bad token more likely.": 3.9,
         "This is the clipped term. It has no slope at all.": -3.6,
-        "This is the derivative by π: Â/π_old. The question is about log π.": -30.0,
+        "This is the derivative with respect to π, Â/π_old. The question is about log π.": -30.0,
     }
-    _by_hand("slope", slope, -3.9, mistakes, "It is Â times the derivative of the ratio by log π.")
+    _by_hand("slope", slope, -3.9, mistakes, "It is Â times the derivative of the ratio with respect to log π.")
 
 
 def four_cases(losses: Any, without_gradient: Any) -> None:
@@ -101,17 +101,14 @@ def loss_with_a_clip(clipped_loss: Any) -> None:
     cases = [*_CASES, (1.1, 2.0), (0.9, -2.0), (1.0, 3.0)]
 
     def at(loss: Callable[..., Any], ratio: float, advantage: float) -> tuple[float, float]:
-        """The loss of one token, and its derivative by log π."""
+        """The loss of one token, and its derivative with respect to log π."""
         old = torch.tensor([-1.7])
         log_prob = (old + math.log(ratio)).requires_grad_(True)
         result = ask("clipped_loss", loss, log_prob, old, torch.tensor([advantage]), 0.2)
-        require(
-            isinstance(result, Tensor) and result.numel() == 1, "`clipped_loss` must return one number, as a tensor."
-        )
-        if not result.requires_grad:
-            fail("No gradient flows from your loss to `log_prob`.")
-        (slope,) = torch.autograd.grad(result.reshape(()), log_prob)
-        return float(result.detach()), float(slope)
+        value = one_number("clipped_loss", result)
+        require(value.requires_grad, "No gradient flows from your loss to `log_prob`.")
+        (slope,) = torch.autograd.grad(value, log_prob)
+        return float(value.detach()), float(slope)
 
     found = [at(clipped_loss, *case) for case in cases]
 
@@ -123,14 +120,14 @@ def loss_with_a_clip(clipped_loss: Any) -> None:
 
     if same(_clipped):
         batch = (torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 3.0]))
-        value = float(clipped_loss(*batch, 0.2))
+        value = float(one_number("clipped_loss", ask("clipped_loss", clipped_loss, *batch, 0.2)))
         require(not near(value, -4.0, 1e-4), "The loss of a batch is the mean over its tokens, not the sum.")
         require(near(value, -2.0, 1e-4), f"At ratio 1 the loss of Â = (1, 3) is {value:.3g}. It is minus their mean.")
         narrow = float(clipped_loss(torch.tensor([0.5]), torch.tensor([0.0]), torch.tensor([1.0]), 0.05))
         require(near(narrow, -1.05, 1e-4), f"With ε = .05 your loss clips elsewhere: {narrow:.3g}. Use `epsilon`.")
         return
     known: dict[str, Callable[..., Tensor]] = {
-        "Your loss falls when the objective falls. A loss is minimised: sign.": lambda *a: -_clipped(*a),
+        "Your loss falls when the objective falls. A loss is minimised: mind the sign.": lambda *a: -_clipped(*a),
         "Where Â < 0 you take the maximum. A bad token that became likelier then has no gradient.": (
             lambda p, q, a, e: (
                 -torch.where(
@@ -154,6 +151,12 @@ def loss_with_a_clip(clipped_loss: Any) -> None:
         "You clip ratio · Â. It is the ratio that is clipped, and then multiplied.": (
             lambda p, q, a, e: -torch.minimum((p - q).exp() * a, ((p - q).exp() * a).clamp(1 - e, 1 + e)).mean()
         ),
+        "The clipped term lacks the factor Â.": (
+            lambda p, q, a, e: -torch.minimum((p - q).exp() * a, (p - q).exp().clamp(1 - e, 1 + e)).mean()
+        ),
+        "You clip to [−ε, ε]. The range lies around 1, because the ratio begins at 1.": (
+            lambda p, q, a, e: -torch.minimum((p - q).exp() * a, (p - q).exp().clamp(-e, e) * a).mean()
+        ),
         "The ratio is a quotient of logarithms in yours.": (
             lambda p, q, a, e: -torch.minimum(p / q * a, (p / q).clamp(1 - e, 1 + e) * a).mean()
         ),
@@ -163,7 +166,10 @@ def loss_with_a_clip(clipped_loss: Any) -> None:
     for (ratio, advantage), (value, slope) in zip(cases, found, strict=True):
         right, right_slope = at(_clipped, ratio, advantage)
         if not (near(value, right, 1e-4) and near(slope, right_slope, 1e-4)):
-            fail(f"At ratio {ratio:g} and Â = {advantage:g} your loss is {value:.3g}, and its gradient {slope:.3g}.")
+            fail(
+                f"At ratio {ratio:g} and Â = {advantage:g} your loss is {value:.3g}, and its gradient {slope:.3g}. "
+                "Work out both terms of this case by hand, as in 6c, and compare."
+            )
 
 
 def two_policies_to_stay_near(near_which: Any) -> None:
@@ -176,7 +182,7 @@ def two_policies_to_stay_near(near_which: Any) -> None:
         require(word in ("old", "ref"), f"Sentence {sentence}: {word!r} is neither 'old' nor 'ref'.")
     hints = {
         1: "Sentence 1: which of the two policies is a fresh copy at each rollout?",
-        2: "Sentence 2: which distance stands in J, with a price β?",
+        2: "Sentence 2: which distance stands in J, multiplied by β?",
         3: "Sentence 3: one step is made where π is still the policy of the rollout. Which distance is then no matter?",
         4: "Sentence 4: what did β = 0 change in the last run, though the clip was there?",
         5: "Sentence 5: whose texts were labelled for the reward model?",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_gym.functional import gae
-from rlhf_gym.lessons.answers import ask, fail, require
+from rlhf_gym.lessons.answers import ask, fail, one_number, require
 
 _LOG_PROB = torch.tensor([[-1.0, -0.5, -2.0], [-0.3, -1.2, -0.7]])
 _REF_LOG_PROB = torch.tensor([[-1.4, -0.6, -1.1], [-0.9, -1.0, -0.2]])
@@ -30,7 +30,7 @@ def rewards_of_tokens(token_rewards: Any) -> None:
         found,
         at_end - penalty,
         {
-            "Leaving π_ref is paid for in yours. The log-ratio is a cost: it has a minus.": at_end + penalty,
+            "Leaving π_ref raises the reward in yours. The log-ratio is a cost: it has a minus.": at_end + penalty,
             "β is missing.": at_end - penalty / beta,
             "The score falls on every token. It is of the whole response, and falls on the last one.": (
                 score[:, None] - penalty
@@ -41,10 +41,10 @@ def rewards_of_tokens(token_rewards: Any) -> None:
                 [-penalty[:, :-1], score[:, None]], dim=1
             ),
             "The score is multiplied by β too.": beta * at_end - penalty,
-            "The score is taken away. A good response must have a higher reward.": -at_end - penalty,
+            "The score is subtracted. A good response must have a higher reward.": -at_end - penalty,
             "π_ref plays no part in yours.": at_end - beta * _LOG_PROB,
         },
-        "Your rewards are not −β·(log π_old − log π_ref) at each token, with the score at the last one besides.",
+        "Your rewards are not −β·(log π_old − log π_ref) at each token, plus the score at the last one.",
     )
 
 
@@ -88,13 +88,12 @@ def loss_of_actor_and_critic(ppo_loss: Any) -> None:
     """Your loss has the clipped objective of the policy and the squared error of the critic."""
 
     def of(loss: Callable[..., Any]) -> Tensor:
-        """The loss, and its gradients by log π and by V, (1 + N·T + N·T,)."""
+        """The loss, and its gradients with respect to log π and V, (1 + N·T + N·T,)."""
         log_prob = _LOG_PROB.clone().requires_grad_(True)
         value = _VALUE.clone().requires_grad_(True)
         result = ask("ppo_loss", loss, log_prob, _OLD_LOG_PROB, _ADVANTAGE, value, _TARGET)
-        require(isinstance(result, Tensor) and result.numel() == 1, "`ppo_loss` must return one number, as a tensor.")
+        result = one_number("ppo_loss", result)
         require(result.requires_grad, "No gradient flows from your loss to log π or V.")
-        result = result.reshape(())
         slopes = torch.autograd.grad(result, (log_prob, value), allow_unused=True)
         parts = [torch.zeros(_VALUE.numel()) if slope is None else slope.reshape(-1) for slope in slopes]
         return torch.cat([result.detach()[None], *parts])

@@ -133,7 +133,7 @@ def regression_to_the_mean(expected_gold: Any, sigma: Any) -> None:
 def curing_it(kl_coef: Any, run: Callable[[float], Mapping[str, float]]) -> None:
     """You have held a policy where its reward model is right."""
     beta = number("kl_coef", kl_coef)
-    require(beta >= 0, f"β = {beta:g} pays the policy for leaving π_ref. It must be at least 0.")
+    require(beta >= 0, f"β = {beta:g} rewards the policy for leaving π_ref. It must be at least 0.")
     found = run(beta)
     measured = (
         f"With β = {beta:g} the run ends with r_φ {found['score']:+.2f}, gold {found['gold']:+.2f} and a KL of "
