@@ -159,7 +159,7 @@ check("0b", probability=probability, log_probability=log_probability)
 # ## Exercise 0c: from a model's output
 #
 # A causal language model reads L tokens and returns a table of numbers, the logits, of shape (L, V).
-# V is the number of tokens in the vocabulary. Row i is about the token *behind* position i:
+# V is the number of tokens in the vocabulary. Row i is about the token *after* position i:
 # `softmax(logits[i])` are the probabilities of token i + 1.
 #
 # `ids` holds the prompt and then the response. The response begins at position `start`.
@@ -199,7 +199,7 @@ def response_log_prob(logits, ids, start):
 check("0c", response_log_prob=response_log_prob)
 
 # %% [markdown]
-# Now the same with the model that the environment brings along. It was trained on reviews (supervised fine-tuning,
+# Now the same with the model that comes with the environment. It was trained on reviews (supervised fine-tuning,
 # SFT). It will be called π_ref later on, the reference policy.
 
 # %%
@@ -228,8 +228,9 @@ long_response = ...
 compare(long_response, 2 * 0.9**29)
 
 # %% [markdown]
-# So γ < 1 is a penalty for long responses that nobody asked for. With γ = 1 every token has the same return, the
-# score. RLHF uses γ = 1 throughout. Episodes always end, so the sum stays finite.
+# So γ < 1 makes a good response worth less when it is long. (It makes a bad one, with a score below 0, worth more.)
+# Nobody asked for that. With γ = 1 every token has the same return, the score. RLHF uses γ = 1 throughout. Episodes
+# always end, so the sum stays finite.
 #
 # ## Exercise 0d: returns
 #

@@ -26,7 +26,7 @@ begin(1)
 # | ranking | the order of K answers | K(K−1)/2 comparisons at once | long lists tire people |
 # | rating | a number, 1 to 5 say | says by how much | each person has another scale |
 #
-# docs/preferences.md compares the three for an equal effort of the people, by what r_φ and PPO make of them.
+# The repository's page docs/preferences.md compares the three, with the same total effort of the people for each.
 #
 # ## The model
 #
@@ -53,15 +53,16 @@ compare(people, int(wins.sum()))
 #
 # ## The loss
 #
-# Scores are good if they make the labels probable. The negative logarithm of the probability of what a person said is
-# the loss of that pair. For a pair with chosen y⁺ and rejected y⁻:
+# Scores are good if they make the labels probable. So the loss of a pair is the negative logarithm of a probability:
+# that of the preference which the person stated. The logarithm is the natural one, and its unit is called nat. For a
+# pair with chosen y⁺ and rejected y⁻:
 #
 #     L = −log σ(Δ),   Δ = r⁺ − r⁻
 #
 # ## Exercise 1a: a pair by hand
 #
 # r₁ = 1.0 and r₂ = 1.5, as above. What is P(y₁ ≻ y₂)? A person prefers y₁. What is the loss of this pair?
-# (e^{.5} = 1.6487. Give four digits.)
+# (e^{.5} = 1.6487. Give four decimal places.)
 
 # %% Exercise 1a
 probability = ...
@@ -116,8 +117,8 @@ def preference_loss(chosen, rejected):
 check("1b", preference_loss=preference_loss)
 
 # %% [markdown]
-# The curve looks like a hinge with a round corner. Wrong pairs (Δ < 0) cost about −Δ. Pairs that are right by far cost
-# nearly nothing.
+# The curve is a smooth version of max(0, −Δ). A pair that is wrong by far (Δ ≪ 0) costs about −Δ. A pair that is right
+# by far (Δ ≫ 0) costs nearly nothing.
 
 # %%
 deltas = torch.linspace(-5, 5, 101)
@@ -141,14 +142,14 @@ print("loss at Δ = −5, 0, 5:", [round(curve[i], 3) for i in (0, 50, 100)])
 strongest = ...  # -4, 0 or 4
 
 # %%
-pull = {delta: 1 - 1 / (1 + np.exp(-delta)) for delta in (-4, 0, 4)}
-print({delta: round(float(p), 3) for delta, p in pull.items()})
-compare(strongest, max(pull, key=pull.get))
+change = {delta: 1 - 1 / (1 + np.exp(-delta)) for delta in (-4, 0, 4)}
+print({delta: round(float(p), 3) for delta, p in change.items()})
+compare(strongest, max(change, key=change.get))
 
 # %% [markdown]
 # ## Exercise 1c: the gradient
 #
-# Write ∂L/∂r⁺ and ∂L/∂r⁻ as numbers, at Δ = 0 and at Δ = 4. (σ(4) = .982.)
+# Write ∂L/∂r⁺ and ∂L/∂r⁻ as numbers, at Δ = 0 and at Δ = 4. (σ(4) = .982. Give three decimal places.)
 
 # %% Exercise 1c
 chosen_at_0 = ...
@@ -166,7 +167,8 @@ rejected_at_4 = ...
 # rejected_at_4 = 0.018
 # ```
 #
-# At Δ ≫ 0 both go to 0: what is settled is left alone. No pair pulls by more than 1, however wrong it is.
+# At Δ ≫ 0 both go to 0: a pair that is right by far hardly changes the scores. The size of the gradient is never above
+# 1, however wrong a pair is.
 #
 # </details>
 
@@ -215,8 +217,8 @@ same_as_a = ...
 # same_as_a = {"B", "D"}
 # ```
 #
-# B is A + 7. D is A with 5 taken away from the scores of q. C doubles the differences, so the same answers win, but
-# more often. E turns every preference round. F has another difference in p.
+# B is A + 7. D is A with 5 subtracted from the scores of q. C doubles the differences, so the same answers win, but
+# more often. E reverses every preference. F has another difference in p.
 #
 # </details>
 
@@ -224,10 +226,11 @@ same_as_a = ...
 check("1d", same_as_a=same_as_a)
 
 # %% [markdown]
-# Two things follow, which lessons 2 and 6 come back to:
+# Two things follow:
 #
 # - Scores of answers to *different* prompts must not be compared, unless something fixes the constant.
-# - PPO is not indifferent to the size of scores. So they are normalised: mean 0 and standard deviation 1.
+# - The labels leave the constant open, and PPO gets the scores themselves. So somebody has to choose it. The usual
+#   choice is to normalise: the mean of the scores is set to 0, and their standard deviation to 1 (lesson 2).
 #
 # ## Rankings
 #
@@ -279,5 +282,6 @@ print("found: ", [round(s, 2) for s in scores.tolist()])
 print("found, the first one set to 0:", [round(s, 2) for s in (scores - scores[0]).tolist()])
 
 # %% [markdown]
-# The differences come out, up to chance. The constant does not: nothing in the data knows it.
+# The differences are found, up to chance. With only 400 comparisons each may be wrong by a few tenths. The constant is
+# not found: the data say nothing about it.
 # In lesson 2 the scores are not a table but a network r_φ(x, y), so that it can score answers it never saw.

@@ -28,7 +28,7 @@ torch.manual_seed(0)
 # r_φ is a language model with another head: instead of V logits it has one number, the score. The head is one linear
 # layer on the hidden state of the *last real token*. With causal attention only that state has read the whole text.
 #
-# Texts of a batch have different lengths. They stand on the left, with padding behind them. `attention_mask` is 1 at
+# Texts of a batch have different lengths. They stand on the left, with padding after them. `attention_mask` is 1 at
 # real tokens. Do not look for the padding token itself: in many models it is also the token that ends a text.
 #
 # ## Exercise 2a: the last real token
@@ -274,7 +274,7 @@ compare(liked, [name for name, (by_r_phi, by_gold) in table.items() if by_r_phi 
 # %% [markdown]
 # ## Exercise 2d: be the policy
 #
-# A policy that is trained on r_φ looks for such edits, and joins them. Do it by hand. Write `exploit(text)`, which
+# A policy that is trained on r_φ finds such edits, and combines them. Do it by hand. Write `exploit(text)`, which
 # returns a changed text. On the held-out answers r_φ must rise by at least 1 standard deviation on average, and gold
 # must fall by at least .5. The words must be those of the reviews; r_φ knows no others.
 
@@ -391,5 +391,6 @@ check("2f", causes=causes)
 # At a high one there are errors in them that the policy would never make. One may mix: samples at several temperatures,
 # the likeliest response (by beam search), and responses of several checkpoints.
 #
-# r_φ may also share its body with the policy, with one more head on it. That saves memory, and ties the judge to the
-# judged. This project keeps them apart; docs/reward_models.md has both ways side by side.
+# r_φ may also share its body with the policy, with one more head on it. That saves memory. But then each step of
+# training the policy changes the scores too. This project keeps them apart; docs/reward_models.md has both ways side by
+# side.

@@ -28,7 +28,8 @@ begin(3)
 #
 #     KL(π‖π_ref) = Σ_y π(y) · log(π(y)/π_ref(y)),  in nats
 #
-# The two arguments do different work. The mean is over what the *first* one says.
+# A nat is the unit of natural logarithms. The two arguments have different roles: the mean is over responses drawn from
+# the *first* one.
 #
 # ## Exercise 3a: both directions by hand
 #
@@ -145,10 +146,12 @@ for name, k in {"k1": k1, "k2": k2, "k3": k3}.items():
 # %% [markdown]
 # ## The reward of a token
 #
-# The log-ratio of a response is a sum over its tokens. So the penalty can be charged token by token, and the score
-# falls on the last token, T:
+# The log-ratio of a response, log π − log π_ref, is a sum over its tokens. So the penalty can be charged token by
+# token, and the score falls on the last token, T:
 #
 #     R_t = −β · (log π(y_t|s_t) − log π_ref(y_t|s_t)) + [t = T] · r_φ(x, y)
+#
+# [t = T] is 1 where t = T, and 0 elsewhere.
 #
 # One may also charge the whole penalty at T. The optimum is the same, the speed is not: docs/losses.md shows both.
 #
@@ -168,7 +171,7 @@ total = ...
 # total = 1.8  # 2 − .5 · (.2 − .1 + .3)
 # ```
 #
-# The second token is paid for: it is one that π_ref would have said more often.
+# The second token has a positive reward: π_ref gives it a higher probability than π does.
 #
 # </details>
 
@@ -230,7 +233,7 @@ logits = pi.log().clone().requires_grad_(True)
 
 
 def mean_gradient(f):
-    """The gradient of Σ_y sg[π(y)] · f(log π(y)): what a loss over many samples of π has."""
+    """The gradient of Σ_y π(y) · f(log π(y)), π(y) detached: what a loss over many samples of π has."""
     log_prob = torch.log_softmax(logits, dim=0)
     (found,) = torch.autograd.grad((log_prob.exp().detach() * f(log_prob)).sum(), logits)
     return found

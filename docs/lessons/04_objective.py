@@ -26,9 +26,10 @@ begin(4)
 # Three terms, token by token (log π(y) = Σ_t log π(y_t|s_t), and the same for π_ref):
 #
 # - r(y): the reward;
-# - −β·log π(y): its mean is β times the entropy of π. It pays for being undecided. This is maximum-entropy RL;
-# - β·log π_ref(y): a reward for what π_ref finds probable. It is a prior, as in Bayes' rule: grammar, fluency,
-#   knowledge.
+# - −β·log π(y): its mean is β times the entropy of π. Entropy is high when many responses are about equally probable.
+#   RL with such a term is called maximum-entropy RL;
+# - β·log π_ref(y): a reward for what π_ref finds probable. It is a prior, as in Bayes' rule. It holds what π_ref knows
+#   about grammar and about the world.
 #
 # ## A task small enough to enumerate
 #
@@ -46,7 +47,8 @@ print(f"E_ref[r] = {(pi_ref * r).sum():.3f}, the highest r is {r.max():.3f}")
 # ## Exercise 4a: three terms
 #
 # `pi`, `pi_ref` and `r` have the shape (n,). Return the three terms of J as three numbers: the mean reward, β times the
-# entropy, and β times the mean of log π_ref. Their sum must be J. All probabilities are above 0.
+# entropy, and β times the mean of log π_ref. All means are over y ~ π. Their sum must be J. All probabilities are
+# above 0.
 
 
 # %% Exercise 4a
@@ -83,8 +85,8 @@ for name, pi in {"π_ref": pi_ref, "uniform": uniform}.items():
     )
 
 # %% [markdown]
-# For π_ref the last two terms cancel: its KL from itself is 0. The uniform policy has more entropy, and pays more for
-# it.
+# For π_ref the last two terms cancel: its KL from itself is 0. The uniform policy has more entropy. But its prior term
+# is lower by more than that.
 #
 # The same token by token, for one response: its log-probability is the sum over its tokens, and so is the prior.
 
@@ -98,7 +100,8 @@ print(f"sum {beta * float(tokens.sum()):.4f}, β·log π_ref(y) {beta * np.log(p
 # %% [markdown]
 # ## The best policy
 #
-# Write the reward as β·log e^{r/β}. Then J is minus a KL, and a constant:
+# Write the reward as β·log e^{r/β}. The weights π_ref·e^{r/β} do not add up to 1. Divide them by their sum Z, and they
+# are a policy, π*. Then J is minus a KL, plus a constant:
 #
 #     J(π) = −β·E_π[log π(y) − log(π_ref(y)·e^{r(y)/β})]
 #          = −β·KL(π‖π*) + β·log Z
@@ -106,12 +109,12 @@ print(f"sum {beta * float(tokens.sum()):.4f}, β·log π_ref(y) {beta * np.log(p
 #     π*(y) = π_ref(y)·e^{r(y)/β} / Z,   Z = Σ_y π_ref(y)·e^{r(y)/β}
 #
 # A KL is at least 0, and 0 only where both are the same. So π* is the best policy, and J* = β·log Z.
-# π_ref is the prior, e^{r/β} the likelihood, π* the posterior.
+# In the words of Bayes' rule π_ref is the prior, e^{r/β} the likelihood, and π* the posterior.
 #
 # ## Exercise 4b: by hand
 #
-# Three responses: π_ref = (.5, .3, .2), r = (0, 1, 2), β = 1. Work out π* and J* to three digits.
-# (e = 2.718, e² = 7.389. Use a calculator for the logarithm.)
+# Three responses: π_ref = (.5, .3, .2), r = (0, 1, 2), β = 1. Work out π* and J* to three
+# decimal places. (e = 2.718, e² = 7.389. Use a calculator for the logarithm.)
 
 # %% Exercise 4b
 pi_star = ...  # a list of three numbers
@@ -134,7 +137,8 @@ check("4b", pi_star=pi_star, best=best)
 # ## Exercise 4c: as a function
 #
 # Return π* for arrays of shape (n,). r/β may be 1000, and e^{1000} is too large for a computer. So work with logarithms
-# first, take away the largest one, and then use the exponential. A constant factor falls out in the end.
+# first, subtract the largest one, and then use the exponential. In the end divide by the sum: any constant factor
+# cancels.
 
 
 # %% Exercise 4c
@@ -165,8 +169,8 @@ print(f"J(π_ref) = {task.objective(pi_ref):.4f}, J(π*) = {task.objective(pi_st
 print(f"E*[r] = {(pi_star * r).sum():.3f}, KL(π*‖π_ref) = {task.kl(pi_star):.3f} nats")
 
 # %% [markdown]
-# **Prediction.** Take the prior away: maximise E[r] + β·entropy alone. By how many nats is that policy away from π_ref?
-# More or less than π*?
+# **Prediction.** Leave the prior out: maximise E[r] + β·entropy alone. Is the KL of that policy from π_ref "more" or
+# "less" than that of π*?
 
 # %% Prediction
 without_prior = ...  # "more" or "less"
@@ -178,8 +182,8 @@ for name, pi in {"π*": pi_star, "without the prior": maximum_entropy}.items():
 compare(without_prior, "more" if task.kl(maximum_entropy) > task.kl(pi_star) else "less")
 
 # %% [markdown]
-# With a language model the difference is enormous. Nearly all sequences of tokens are no language at all, and only
-# β·log π_ref says so. r_φ was never asked about them.
+# With a language model the difference is enormous. Nearly all sequences of tokens are no language at all. Only
+# β·log π_ref makes them improbable: r_φ was not trained on such sequences.
 #
 # ## β is a Lagrange multiplier
 #
@@ -188,8 +192,9 @@ compare(without_prior, "more" if task.kl(maximum_entropy) > task.kl(pi_star) els
 #
 #     E_π[r] − β·(KL(π‖π_ref) − δ)
 #
-# For a given β its maximum is the same π*. So a penalty and a constraint are two names of one family of policies. β
-# is the price of a nat: at the optimum one nat more of KL buys β more of reward.
+# δ is how much KL is allowed, in nats. For a given β the maximum is the same π*. So a penalty and a constraint give the
+# same family of policies. β is also a slope:
+# along this family the derivative of E[r] with respect to the KL is β.
 #
 # **Prediction.** When β grows, what does KL(π*‖π_ref) do: "grows", "falls", or "both"?
 
@@ -206,10 +211,10 @@ for b, kl, reward in list(zip(betas, kls, rewards))[::12]:
     print(f"β {b:.3f}   KL {kl:.3f}   E[r] {reward:.3f}")
 
 # %% [markdown]
-# The curve is the frontier: no policy is above it. Its slope is β.
+# The curve is called the frontier: no policy has a higher E[r] at the same KL. Its slope is β.
 #
 # **Change one line.** In `betas`, go from .005 instead of .05. The KL stops growing. Why?
-# (The policy says only the best response then, and its KL is −log π_ref of that one.)
+# (The policy gives nearly all probability to the best response then. Its KL is −log π_ref of that one.)
 #
 # ## Exercise 4d: find β for a given KL
 #
@@ -259,13 +264,13 @@ for delta in (0.1, 0.5, 1.0):
 
 # %% [markdown]
 # In training nobody knows π*. An *adaptive* β does the same in small steps: after each rollout β grows if the KL is
-# above its target, and falls if it is below (Ziegler et al. 2019). `rlhf_gym` has a fixed β, an adaptive one, and a
-# constraint.
+# above its target, and falls if it is below (Ziegler et al. 2019). `rlhf_gym` has a fixed β, an adaptive one
+# (`AdaptiveKL`), and a constraint (`ConstraintKL`).
 #
 # ## What follows for DPO
 #
 # Solve π* ∝ π_ref·e^{r/β} for the reward: r(y) = β·log(π*(y)/π_ref(y)) + β·log Z. Put this into the Bradley–Terry
-# model of lesson 1. The constant β·log Z falls out, because both answers have the same prompt:
+# model of lesson 1. The constant β·log Z cancels, because both answers have the same prompt:
 #
 #     P(y⁺ ≻ y⁻) = σ(β·log(π(y⁺)/π_ref(y⁺)) − β·log(π(y⁻)/π_ref(y⁻)))
 #

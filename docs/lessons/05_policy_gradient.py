@@ -29,6 +29,8 @@ begin(5)
 #
 #     ∂ log π(a)/∂z_i = [i = a] − π_i
 #
+# [i = a] is 1 where i = a, and 0 elsewhere.
+#
 # ## Exercise 5a: by hand
 #
 # Three tokens, π = (.5, .3, .2). The second one was drawn, and R = 2. Work out R·∂log π/∂z, three numbers.
@@ -56,7 +58,7 @@ check("5a", gradient=gradient)
 #
 # ## A baseline
 #
-# Take a number b from every R. The mean gradient stays the same:
+# Subtract a number b from every R. The mean gradient stays the same:
 #
 #     E_π[b·∇log π] = b·Σ_y π(y)·∇log π(y) = b·∇ Σ_y π(y) = b·∇1 = 0
 #
@@ -159,7 +161,7 @@ check("5c", advantages=advantages)
 
 # %% [markdown]
 # Why not the mean of all four? It contains R of the response itself, so it depends on what was drawn. The estimate
-# would be too short by the factor (k − 1)/k, here 3/4. Its direction is right on average.
+# would be too small by the factor (k − 1)/k, here 3/4. Its direction is right on average.
 #
 # ## Which token?
 #
@@ -176,11 +178,11 @@ check("5c", advantages=advantages)
 # Â_t = G_t − V(s_t) waits for the end, and has the noise of all later tokens in it. The other extreme looks one step
 # ahead, and believes the critic about the rest. That is the TD error:
 #
-#     δ_t = r_t + γ·V(s_{t+1}) − V(s_t),   with V = 0 behind the end
+#     δ_t = r_t + γ·V(s_{t+1}) − V(s_t),   with V = 0 after the end
 #
 # Generalised advantage estimation (GAE, Schulman et al. 2016) goes from one to the other, by λ between 0 and 1:
 #
-#     Â_t = δ_t + γ·λ·Â_{t+1},   with Â = 0 behind the end
+#     Â_t = δ_t + γ·λ·Â_{t+1},   with Â = 0 after the end
 #
 # ## Exercise 5d: by hand
 #
@@ -260,7 +262,7 @@ for lam in (0.0, 0.95, 1.0):
 # In the toy everything can be summed over all 64 responses. So the mean and the variance of the estimate for the
 # *first* token's logits are exact. Three critics are compared:
 #
-# - "true": V(s) is the mean score behind s;
+# - "true": V(s) is the mean score of the responses that begin with s;
 # - "rough": the true one, wrong by a random number of standard deviation .3 at each state;
 # - "zero": V = 0 everywhere, as before any training.
 #
@@ -275,13 +277,13 @@ score = task.rewards  # (64,)
 rewards = [np.zeros(64), np.zeros(64), score]  # of each token, in each of the 64 responses
 
 
-def mean_behind(t):
+def mean_after(t):
     """The mean score of all responses that begin with the same t tokens, (64,)."""
     groups = (pi * score).reshape(4**t, -1).sum(axis=1) / pi.reshape(4**t, -1).sum(axis=1)  # (4^t,)
     return np.repeat(groups, 64 // 4**t)
 
 
-true = [mean_behind(t) for t in range(3)]
+true = [mean_after(t) for t in range(3)]
 errors = [np.repeat(np.random.default_rng(t).normal(0, 0.3, 4**t), 64 // 4**t) for t in range(3)]
 critics = {
     "true": true,
@@ -331,6 +333,6 @@ plot("bias_and_variance", lambdas, curves, "λ", "squared error of one estimate"
 #
 # Scores ten times as large give gradients ten times as long. So most programs whiten the advantages of a batch: minus
 # their mean, divided by their standard deviation. Then the learning rate does not depend on the unit of the score. The
-# price is that small advantages are blown up when all responses are nearly alike.
+# price is that small advantages become large when all responses are nearly alike.
 #
 # The symbols: R what a response earns · b baseline · Â advantage · V critic · δ TD error · λ of GAE.

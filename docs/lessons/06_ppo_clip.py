@@ -18,20 +18,26 @@ begin(6)
 # %% [markdown]
 # ## The ratio
 #
-# π_old is the policy that wrote the rollout. After one step the policy π is another one. The mean is still over what
-# π_old says. The importance ratio corrects that, token by token:
+# π_old is the policy that wrote the rollout. After one step the policy π is another one. The responses are still
+# samples of π_old. The importance ratio corrects the choice of each token:
 #
 #     ratio_t = π(y_t|s_t)/π_old(y_t|s_t) = exp(log π(y_t|s_t) − log π_old(y_t|s_t))
 #
 #     E_old[ratio_t·Â_t]
 #
-# Before the first step all ratios are 1. The derivative of a ratio by log π is the ratio itself. So at ratio 1 the
-# gradient of ratio·Â is Â·∇log π: that of REINFORCE, lesson 5.
+# E_old is the mean over tokens that π_old wrote. (The states s_t before them are still those of π_old. That is another
+# reason for staying near it.)
 #
-# Nothing holds the ratio near 1. A token with Â > 0 pays the more, the larger its ratio gets. PPO (Schulman et al.
-# 2017) takes this gain away beyond 1 ± ε. Its objective for a token is
+# Before the first step all ratios are 1. The derivative of a ratio with respect to log π is the ratio itself. So at
+# ratio 1 the gradient of ratio·Â is Â·∇log π: that of REINFORCE, lesson 5.
+#
+# Nothing holds the ratio near 1. For a token with Â > 0 the objective grows with the ratio, without an end. PPO
+# (Schulman et al. 2017) removes this gain outside of 1 ± ε. Its objective for a token is
 #
 #     min(ratio·Â, clip(ratio, 1 − ε, 1 + ε)·Â)
+#
+# clip(ratio, low, high) is the ratio if it lies between low and high, and otherwise the end that is nearer. The first
+# term of the minimum is called unclipped, the second one clipped.
 #
 # ## Exercise 6a: one token
 #
@@ -54,7 +60,7 @@ objective = ...
 # objective = 4.8  # the smaller one
 # ```
 #
-# The clipped term does not depend on π, so its gradient is 0. This token asks for no more.
+# The clipped term does not depend on π, so its gradient is 0. This token does not change the policy any more.
 #
 # </details>
 
@@ -69,8 +75,8 @@ check("6a", ratio=ratio, unclipped=unclipped, clipped=clipped, objective=objecti
 #
 # ## Exercise 6b: by hand
 #
-# π_old = .10, π = .13, Â = −3, ε = .2. Work out the same numbers, and the slope: the derivative of the objective by
-# log π of this token. (The derivative of the ratio by log π is the ratio.)
+# π_old = .10, π = .13, Â = −3, ε = .2. Work out the same numbers, and the slope: the derivative of the objective with
+# respect to log π of this token. (For the ratio this derivative is the ratio.)
 
 # %% Exercise 6b
 ratio = ...
@@ -99,7 +105,7 @@ check("6b", ratio=ratio, unclipped=unclipped, clipped=clipped, objective=objecti
 # ## A widespread error
 #
 # Many texts say: take the minimum where Â > 0, and the *maximum* where Â < 0. Here that gives −3.6. The clipped term
-# does not depend on π, so the slope is 0. The update that should bring the ratio back vanishes.
+# does not depend on π, so the slope is 0. Then no update brings the ratio back.
 #
 # The next cell takes 60 small steps along the slope, by either rule, from the ratio 1.3.
 #
@@ -139,8 +145,8 @@ plot("clip", range(61), {"minimum": right_path, "maximum where Â < 0": wrong_pa
 compare(ratio_by_the_wrong_rule, wrong_path[-1])
 
 # %% [markdown]
-# The right rule brings the ratio down to 1 − ε, and stops there. The wrong one never moves. Where the ratio is below
-# 1 + ε, the wrong rule pushes it down without an end.
+# The right rule brings the ratio down until it is below 1 − ε, and stops there. The last step goes a little farther
+# than 1 − ε. The wrong rule never moves a ratio of 1.3. Below 1 + ε it does move the ratio, and down without an end.
 #
 # **Change one line.** Start both at `ratio=0.75`, and run the cell again.
 #
@@ -177,7 +183,8 @@ without_gradient = ...  # a list of numbers from 1 to 4
 check("6c", losses=losses, without_gradient=without_gradient)
 
 # %% [markdown]
-# So the clip is not a wall. It takes the reason away to go on. It never takes the way back.
+# So the clip is no bound on the ratio. It sets the gradient of a token to 0 where the ratio has already moved by more
+# than ε in the direction of Â. A ratio that has moved the other way keeps its gradient, and can come back.
 #
 # ## Exercise 6d: the loss
 #
@@ -257,8 +264,9 @@ compare(without_a_clip, "rises, then falls" if max(j) > max(j[0], j[-1]) else at
 print(f"J of π_ref {task.objective(pi_ref.double().numpy()):.3f}, J* {task.best:.3f}")
 
 # %% [markdown]
-# At first both rise. Then the unclipped loss goes on towards the few responses that it has seen. It does not know what
-# they cost by now, or what else there is. The clipped one stops. docs/losses.md has runs of many
+# At first both rise. Then the unclipped loss makes the few best responses of this rollout more and more probable. Their
+# rewards were computed once, with log π_old. So they do not contain the KL that has grown since. And this rollout says
+# nothing about responses that were not drawn. With the clip J stops changing. docs/losses.md has runs of many
 # rollouts with ε from .05 to .5, and without a clip.
 #
 # ## π_old is not π_ref
@@ -270,7 +278,7 @@ print(f"J of π_ref {task.objective(pi_ref.double().numpy()):.3f}, J* {task.best
 # | what it is | the policy that wrote this rollout | the SFT policy |
 # | changes | with every rollout | never |
 # | kept near by | the clip, few steps | the penalty β·KL(π‖π_ref) in the reward |
-# | why | the rollout tells about policies near it | r_φ is right near it, and its abilities are kept |
+# | why | the rollout says little about policies far from it | r_φ is right near it; π keeps what π_ref can do |
 # | belongs to | the way of optimising | what is optimised |
 #
 # In the next cell 40 rollouts follow one another, each with 20 clipped steps. The first time the penalty is in the
@@ -299,10 +307,11 @@ print(f"the best policy for β = {task.beta}:   to π_ref {task.kl(task.optimum)
 compare(clip_is_enough, "yes" if kl(pi, pi_ref) < 1 else "no")
 
 # %% [markdown]
-# Many small steps make a long way. Only the penalty knows where the way began.
+# Each rollout may move the policy a little from π_old, and 40 rollouts add up. The clip does not measure the distance
+# from π_ref. Only the penalty does.
 #
 # Some programs clip, and also stop the steps on a rollout when KL(π_old‖π) passes a bound. That is a bound on the step
-# too, and no replacement for the penalty. It is `target_kl` in SB3 and in `rlhf_gym`.
+# too. It does not replace the penalty. It is `target_kl` in SB3 and in `rlhf_gym`.
 #
 # ## Exercise 6e: which of the two?
 #
@@ -311,8 +320,8 @@ compare(clip_is_enough, "yes" if kl(pi, pi_ref) < 1 else "no")
 # %%
 sentences = {
     1: "The distance is 0 before the first step on every rollout.",
-    2: "Its price decides which policy is the best one.",
-    3: "With a single step on each rollout nothing more is needed for it.",
+    2: "The weight of this distance decides which policy is the best one.",
+    3: "With a single gradient step on each rollout, no clip is needed for it.",
     4: "Without it the policy ends with the one response that has the highest score.",
     5: "It matters because the reward model was trained on other texts than the policy may find.",
 }

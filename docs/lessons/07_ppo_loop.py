@@ -33,14 +33,14 @@ begin(7)
 #
 # The four exercises are steps 5, 6 and 7: the rewards, the advantages, the loss, and the step of one minibatch. The
 # rest is written below. The task is the toy of lesson 4: one prompt, 4 tokens, responses of 3 tokens. Its optimum J* is
-# known. That is how we shall know.
+# known. So we can check whether the program is right.
 #
 # Tables have the shape (N, T): N responses of T tokens. All responses have the same length here. So no mask is needed.
 #
 # ## Exercise 7a: the rewards of tokens
 #
 # `log_prob` and `ref_log_prob` are log π_old and log π_ref of each token, shape (N, T). `score` has the shape (N,).
-# Return the rewards, shape (N, T): the penalty at every token, and the score at the last one besides.
+# Return the rewards, shape (N, T): the penalty at every token, plus the score at the last one.
 
 
 # %% Exercise 7a
@@ -69,7 +69,8 @@ check("7a", token_rewards=token_rewards)
 # ## Exercise 7b: advantages, and targets of the critic
 #
 # `F.gae(rewards, values, mask, gamma=…, gae_lambda=…)` is the function of lesson 5 for tables. It returns two tables:
-# the advantages Â_t, and Â_t + V(s_t). The latter is what the critic learns to predict. Which γ belongs to RLHF?
+# the advantages Â_t, and Â_t + V(s_t). The latter is what the critic learns to predict. Which γ does RLHF use
+# (lesson 0)?
 
 
 # %% Exercise 7b
@@ -101,8 +102,8 @@ check("7b", advantages_and_targets=advantages_and_targets)
 #
 #     loss = policy loss + ½ · value loss
 #
-# The policy loss is that of lesson 6 with ε = .2. The value loss is the mean of (V − target)². Many programs subtract
-# c·entropy besides. Here the penalty does that work: −β·log π is part of the reward (lesson 4).
+# The policy loss is that of lesson 6 with ε = .2. The value loss is the mean of (V − target)². Many programs also
+# subtract c·entropy. That is not needed here: −β·log π is part of the reward (lesson 4).
 
 
 # %% Exercise 7c
@@ -131,9 +132,9 @@ check("7c", ppo_loss=ppo_loss)
 # %% [markdown]
 # ## Exercise 7d: one step
 #
-# `policy(ids)` returns log π of each token of the responses, and V before each token, as tables. All other arguments
-# are numbers of the rollout. PyTorch *adds* gradients to what is there. So a step has three lines: clear the gradients,
-# go backward from the loss, let the optimizer step.
+# `policy(ids)` returns log π of each token of the responses, and V before each token, as tables. The other tensors come
+# from the rollout, and no gradient goes through them. PyTorch *adds* gradients to what is there. So a step has three
+# lines: clear the gradients, go backward from the loss, let the optimizer step.
 
 
 # %% Exercise 7d
@@ -199,7 +200,7 @@ def rollout(env, policy, length=3):
 
 
 def train(updates, learning_rate, rewards_of=token_rewards, advantages_of=advantages_and_targets, epochs=4):
-    """The policy behind `updates` iterations, and a row of numbers for each."""
+    """The policy after `updates` iterations, and a row of numbers for each."""
     torch.manual_seed(0)
     env = task.env(128, kl_coef=0.0, reference=None, reward_timing="step")
     policy = ActorCritic(task.reference)
@@ -218,7 +219,7 @@ def train(updates, learning_rate, rewards_of=token_rewards, advantages_of=advant
             for rows in torch.randperm(len(ids)).tensor_split(4):
                 minibatch_step(policy, optimizer, ids[rows], old_log_prob[rows], advantage[rows], target[rows])
         with torch.no_grad():
-            step = policy(ids)[0] - old_log_prob  # (N, T): log ratios behind the steps
+            step = policy(ids)[0] - old_log_prob  # (N, T): log ratios after the steps
         history.append(
             {
                 "score": float(score.mean()),
@@ -264,18 +265,21 @@ print(f"KL(π*‖π_ref) = {task.kl(task.optimum):.3f}, total variation from π*
 plot("training", range(len(history)), {name: [row[name] for row in history] for name in ("score", "J")}, "update", "")
 
 # %% [markdown]
-# A healthy run looks like this: the score rises, the KL grows and levels off, the entropy falls a little. The first
-# step is far too long here, and the clip stops most tokens. Later hardly any reaches it. docs/monitoring.md has a
-# picture of healthy runs on the reviews, with what to look for in each curve.
+# A healthy run looks like this: the score rises, the KL grows and levels off, the entropy falls a little. `clipped` is
+# the share of tokens that have left 1 ± ε at the end of an update. It depends on your learning rate. At .05 the clip
+# stops most tokens in the first update, and few later. At .01 it stops hardly any. The total variation is half
+# of the sum of |π − π*|: 0 means equal, 1 means nothing in common. docs/monitoring.md has a picture of healthy runs on
+# the reviews, with what to look for in each curve.
 #
-# **Change one line.** Leave out `optimizer.zero_grad()` in your answer to 7d, and train again, without the gate. Old
-# gradients add up: the score is nearly 2, and J is lower than that of π_ref. Put it back afterwards.
+# **Change one line.** Leave out `optimizer.zero_grad()` in your answer to 7d (and put it back afterwards). Train again
+# with `train(40, 0.05)`, without the gate. Old gradients add up: the score is higher than before, and J is lower than
+# that of π_ref.
 #
 # ## Three wrong programs
 #
-# Each has one wrong line. Nothing crashes. "score thrice" has the score at every token.
+# Each has one wrong line. Nothing crashes. "three scores" has the score at every token.
 #
-# **Prediction.** Which program has the highest mean score in the end: "yours", "no penalty", "score thrice" or
+# **Prediction.** Which program has the highest mean score in the end: "yours", "no penalty", "three scores" or
 # "γ = .7"?
 
 # %% Prediction
@@ -287,7 +291,7 @@ def no_penalty(log_prob, ref_log_prob, score, beta):
     return token_rewards(log_prob, ref_log_prob, score, 0.0)
 
 
-def score_thrice(log_prob, ref_log_prob, score, beta):
+def three_scores(log_prob, ref_log_prob, score, beta):
     return token_rewards(log_prob, ref_log_prob, 0 * score, beta) + score[:, None]  # at every token
 
 
@@ -298,7 +302,7 @@ def discounted(rewards, values):
 trained = {
     "yours": policy,
     "no penalty": train(40, 0.05, rewards_of=no_penalty)[0],
-    "score thrice": train(40, 0.05, rewards_of=score_thrice)[0],
+    "three scores": train(40, 0.05, rewards_of=three_scores)[0],
     "γ = .7": train(40, 0.05, advantages_of=discounted)[0],
 }
 scores = {}
@@ -325,7 +329,7 @@ compare(highest_score, max(scores, key=scores.get))
 # | `token_rewards` | `envs.unwrapped.attach(agent)`: the environment asks for log π, and its rewards have the penalty |
 # | `advantages_and_targets` | the loop under "GAE"; `goes_on` is 0 where an episode has ended |
 # | `ppo_loss` | `policy_loss` and `value_error`; advantages are whitened, and the critic's change is clipped too |
-# | `minibatch_step` | the last lines of the loop over `rows`; long gradients are shortened |
+# | `minibatch_step` | the last lines of the loop over `rows`; the gradient's length is limited |
 #
 # Run it, and watch score and KL: `python scripts/ppo_single_file.py`. The agent `TokenPPO` is the same with more around
 # it: `rlhf-gym run`.

@@ -60,7 +60,7 @@ peak_guess = ...
 # %% [markdown]
 # ## What one can watch
 #
-# Outside of experiments there is no gold. These can be had in every run:
+# Outside of experiments there is no gold. These can be measured in every run:
 #
 # | quantity | unit | in `step` |
 # |---|---|---|
@@ -133,9 +133,9 @@ compare(peak_guess, int(tokens[peak]))
 #
 # ## Which monitors see it?
 #
-# Two more can be had. *Repetition* is the share of a response's pairs of tokens that stood in it before. *Disagreement*
-# needs several reward models: the standard deviation of their scores of one text. Train three, each on 150 labels of
-# its own, and ask them about the recorded texts.
+# Two more can be measured. *Repetition* is the share of a response's pairs of tokens that stood in it before.
+# *Disagreement* needs several reward models: the standard deviation of their scores of one text. Train three, each on
+# 150 labels of its own, and ask them about the recorded texts.
 
 # %%
 task = reviews_task()
@@ -224,7 +224,7 @@ compare(changed_guess, changed)
 
 # %% [markdown]
 # - The *KL of a token* is the one that sees it in time.
-# - The *length* says nothing here: r_φ has no taste for length. *Repetition* comes late.
+# - The *length* says nothing here: this r_φ does not prefer long texts. *Repetition* comes late.
 # - *Entropy* first rises, and falls much later. There are many bad texts.
 # - *Disagreement* hardly moves. The three models learned from other labels, but of the same kind, about the same kind
 #   of texts. They make the same errors. It sees only errors that members do not share.
@@ -314,8 +314,8 @@ order = np.argsort(d)
 plot("law", d[order], {"measured": gain[1:][order], "fit": law.curve(kl[1:])[order]}, "√KL", "gain of gold")
 
 # %% [markdown]
-# Two numbers describe 67 points well. But look at the interval: neighbouring points err alike, and one run says little
-# about b. docs/studies/overoptimization.md has five runs for each of its reward models.
+# Two numbers describe 67 points well. But look at the interval: the errors of neighbouring points are alike, and one
+# run says little about b. docs/studies/overoptimization.md has five runs for each of its reward models.
 #
 # ## Why selecting by a noisy score disappoints
 #

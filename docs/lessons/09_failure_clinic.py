@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 9: The failure clinic, and your own labels
 #
-# **Question.** A run is not what it should be. Can you tell from its curves what is wrong? And when the labels are your
-# own: is a reward model any good that learned from 48 of them?
+# **Question.** A run is not what it should be. Can you tell from its curves what is wrong? And if the labels are your
+# own: what can a reward model learn from 48 of them?
 #
 # You need: lessons 2, 6 and 8. Time: 40 minutes of reading, 20 minutes of labelling, 30 seconds of computing.
 
@@ -228,7 +228,7 @@ for right, n in ((7, 10), (35, 50), (140, 200)):
     print(f"{right} of {n}: {right / n:.2f}, at least {lower_end(right, n):.2f}")
 
 # %% [markdown]
-# The same share can say nothing, or a good deal.
+# The share is .70 each time. With 10 pairs the lower end is below .5: a coin may do as well. With 200 it is far above.
 #
 # ## Training on them
 #
