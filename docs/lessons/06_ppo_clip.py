@@ -321,7 +321,7 @@ compare(clip_is_enough, "yes" if kl(pi, pi_ref) < 1 else "no")
 sentences = {
     1: "The distance is 0 before the first step on every rollout.",
     2: "The weight of this distance decides which policy is the best one.",
-    3: "With a single gradient step on each rollout, no clip is needed for it.",
+    3: "With a single gradient step on each rollout, this distance needs no limit.",
     4: "Without it the policy ends with the one response that has the highest score.",
     5: "It matters because the reward model was trained on other texts than the policy may find.",
 }

@@ -183,7 +183,7 @@ def two_policies_to_stay_near(near_which: Any) -> None:
     hints = {
         1: "Sentence 1: which of the two policies is a fresh copy at each rollout?",
         2: "Sentence 2: which distance stands in J, multiplied by β?",
-        3: "Sentence 3: one step is made where π is still the policy of the rollout. Which distance is then no matter?",
+        3: "Sentence 3: one step is made where π is still the policy of the rollout. Which distance is 0 there?",
         4: "Sentence 4: what did β = 0 change in the last run, though the clip was there?",
         5: "Sentence 5: whose texts were labelled for the reward model?",
     }
