@@ -112,6 +112,10 @@ class Range(NamedTuple):
             return
         if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
             raise ValueError(f"expected {'a whole number' if whole else 'a number'} as {name}, got {value!r}")
+        if (
+            isinstance(value, numbers.Integral) and not -(2**63) <= int(value) < 2**63
+        ):  # no array and no database holds it
+            raise ValueError(f"expected a number of 64 bits as {name}, got {value}")
         if not self.holds(value):
             raise ValueError(f"expected {name} {self.bounds()}, got {value}")
         if math.isnan(value) or (math.isinf(value) and not self.infinite):

@@ -132,7 +132,7 @@ def judged(ended: Ended, good: str = "survived", endless: str = "silent") -> tup
         return "traceback", ended.said[-600:] or f"signal {-ended.status}"
     if ended.status == 0:
         return good, ended.said
-    return ("clear" if re.search(r"[Ee]rror|Interrupted|Unrecognized", ended.said) else "silent"), ended.said[-300:]
+    return ("clear" if re.search(r"[Ee]rror|Interrupted|Invalid choice", ended.said) else "silent"), ended.said[-300:]
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

@@ -25,20 +25,20 @@ from rlhf_gym.ranges import (
     ranges_of,
 )
 from rlhf_gym.rewards.dense import ScoreError, check_scores
-from tests.trouble import MAY_BE_NEGATIVE, NUMBERS, case, meaningless
+from tests.trouble import HUGE, MAY_BE_NEGATIVE, NUMBERS, case, meaningless
 
 
-@pytest.mark.parametrize(("name", "value", "change"), [n[1:] for n in NUMBERS], ids=[n[0] for n in NUMBERS])
+@pytest.mark.parametrize(("name", "value", "change"), [n[2:] for n in NUMBERS], ids=[n.path for n in NUMBERS])
 def test_what_means_nothing_is_refused_and_the_setting_is_named(name, value, change):
     for number in meaningless(name):
         with pytest.raises(ValueError, match=rf"expected .*\b{name}\b"):
             change(case(value, number))
 
 
-@pytest.mark.parametrize(("name", "value", "change"), [n[1:] for n in NUMBERS], ids=[n[0] for n in NUMBERS])
+@pytest.mark.parametrize(("name", "value", "change"), [n[2:] for n in NUMBERS], ids=[n.path for n in NUMBERS])
 def test_zero_and_huge_numbers_are_taken_or_refused_in_one_message(name, value, change):
     messages = []
-    for number in (0, 10**30, 1e300):
+    for number in HUGE:
         try:
             change(case(value, number))
         except ValueError as error:
@@ -258,3 +258,11 @@ def test_scores_beyond_float32_are_refused(number):
 
 def test_scores_may_be_tensors_with_gradients():
     assert check_scores(torch.arange(3.0, requires_grad=True), 3, source="the reward").tolist() == [0, 1, 2]
+
+
+def test_whole_numbers_have_64_bits() -> None:
+    """More fit no array, whether a whole number or a real one is wanted."""
+    for declared in (Range(int), Range(float)):
+        declared.check("x", 2**63 - 1)
+        with pytest.raises(ValueError, match=f"expected a number of 64 bits as x, got {2**63}"):
+            declared.check("x", 2**63)

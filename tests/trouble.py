@@ -16,11 +16,13 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save_file
+from tyro.conf import arg
 
+import rlhf_gym.cli.app
 import rlhf_gym.pipeline
 from rlhf_gym import agents, envs, settings
 from rlhf_gym.cli.app import main
@@ -109,23 +111,51 @@ MAY_BE_NEGATIVE = {
 MAY_BE_INFINITE = {setting.name for setting in fields(settings.AlarmThresholds)}
 
 
-def numbers(record: Any, put: Callable[[Any], Any], path: str) -> Iterator[tuple[str, str, Any, Callable[[Any], Any]]]:
-    """The numeric settings of a record and of those in it: their path, name, value, and how to make it another."""
+class Number(NamedTuple):
+    """A numeric setting, or one that is one of several words."""
+
+    path: str
+    """Its dotted name in the records."""
+    flag: str
+    """Its name on the command line."""
+    name: str
+    """Its own name."""
+    value: Any
+    """What it is."""
+    change: Callable[[Any], Any]
+    """The records with another value."""
+
+
+def numbers(record: Any, put: Callable[[Any], Any], path: str = "", flag: str = "--") -> Iterator[Number]:
+    """The numeric settings of a record and of those in it; `put` makes the outermost record of another one."""
     declared = ranges_of(type(record))
+    hints = get_type_hints(type(record), include_extras=True)
     for setting in fields(record):
         value = getattr(record, setting.name)
 
         def change(new: Any, name: str = setting.name) -> Any:
             return put(replace(record, **{name: new}))
 
+        own = f"{path}{setting.name}"
+        flagged = f"{flag}{setting.name.replace('_', '-')}"
         if is_dataclass(value):
-            yield from numbers(value, change, f"{path}{setting.name}.")
+            merged = arg(name="") in get_args(hints[setting.name])[1:]  # its settings stand among those around it
+            yield from numbers(value, change, f"{own}.", flag if merged else f"{flagged}.")
         elif setting.name in declared and declared[setting.name].kind is not bool:
-            yield f"{path}{setting.name}", setting.name, value, change
+            yield Number(own, flagged, setting.name, value, change)
 
 
 RECORDS = [("", RunConfig()), ("adversarial.", AdversarialConfig()), *((f"{kind.name}.", kind()) for kind in AGENTS)]
 NUMBERS = [found for path, record in RECORDS for found in numbers(record, lambda made: made, path)]
+OTHER_COMMANDS = {
+    "evaluate": [],
+    "label": ["folder"],
+    "adversarial": ["folder"],
+    "diagnose": ["--reward-model", "folder", "--preferences", "file"],
+    "preferences check": ["file"],
+    "lessons check": ["folder"],
+}
+"""Commands with settings of their own, and what else they need."""
 
 
 def case(value: Any, number: Any) -> Any:
@@ -136,34 +166,50 @@ def meaningless(name: str) -> list[Any]:
     """What a setting of this name may not be."""
     found: list[Any] = [math.nan, "1", True]
     if name not in MAY_BE_INFINITE:
-        found += [math.inf, -math.inf]
+        found += [math.inf]
+    if name not in MAY_BE_INFINITE or name not in MAY_BE_NEGATIVE:
+        found += [-math.inf]
     if name not in MAY_BE_NEGATIVE:
-        found += [-math.inf, -1, -(10**30)]
+        found += [-1, -(10**30)]
     return found
 
 
-HUGE: tuple[Any, ...] = (0, 10**30, 1e300)
+HUGE: tuple[Any, ...] = (0, 10**12, 10**30, 1e300)
 
 
 def bad_settings(folder: Path, rng: random.Random) -> list[Trouble]:
     """Every number, as nan, infinite, negative, zero and huge: from Python, from the command line, and in a run."""
 
-    def command(flag: str, text: str) -> int:
+    def run(flag: str, text: str) -> int:
         rlhf_gym.pipeline.execute = lambda *args, **kwargs: folder
         return main(["run", "--run-dir", str(folder / "never"), flag, text])
 
-    found: list[Trouble] = []
-    for path, name, value, change in NUMBERS:
+    def parse(words: list[str]) -> int:
+        rlhf_gym.cli.app.run_command = lambda options: 0
+        return main(words)
+
+    def tried(name: str) -> Iterator[tuple[Any, str]]:
         wrong = [number for number in meaningless(name) if not isinstance(number, str | bool)]
         for number in (*wrong, *HUGE):
-            good = "silent" if number in wrong or number != number else "survived"
+            yield number, "silent" if number in wrong or number != number else "survived"
+
+    found: list[Trouble] = []
+    for path, flag, name, value, change in NUMBERS:
+        for number, good in tried(name):
             words = f"{path} = {number}"
             found.append(Trouble(words, lambda c=change, v=value, n=number: c(case(v, n)), good=good))
             if path.split(".")[0] not in (kind.name for kind in AGENTS) and not path.startswith("adversarial."):
-                flag = "--" + path.replace("_", "-")
-                found.append(Trouble(f"{flag} {number}", lambda f=flag, n=number: command(f, str(n)), True, good))
+                found.append(Trouble(f"{flag} {number}", lambda f=flag, n=number: run(f, str(n)), True, good))
+    for name, others in OTHER_COMMANDS.items():
+        made = rlhf_gym.cli.app.parse([*name.split(), *others])
+        for setting in numbers(made, lambda made: made):
+            if setting.path.startswith("config."):
+                continue  # as those of `run`
+            for number, good in tried(setting.name):
+                given = [*name.split(), *others, setting.flag, str(number)]
+                found.append(Trouble(" ".join(given), lambda w=given: parse(w), True, good))
     small = tiny_config(folder / "run")
-    for path, _, value, change in numbers(small, lambda made: made, ""):
+    for path, _, _, value, change in numbers(small, lambda made: made):
         for number in HUGE:
             work = lambda c=change, v=value, n=number: rlhf_gym.pipeline.run(c(case(v, n)), task=tiny_task())  # noqa: E731
             found.append(Trouble(f"a run with {path} = {number}", work, seconds=20, endless="survived"))
@@ -305,6 +351,15 @@ def with_content(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
 
 
+def _weight(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def changed(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        name = min(name for name in tensors if name.endswith("weight"))
+        save_file(tensors | {name: change(tensors[name]).contiguous()}, folder / "model.safetensors", {"format": "pt"})
+
+    return changed
+
+
 def _cut(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-200])
@@ -327,6 +382,8 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "shape": (with_config(n_embd=48), "whose weights have the shapes of its config.json"),
     "layers": (with_config(n_layer=5), "without transformer.h.2.attn.c_attn.bias"),
     "value": (with_config(n_embd="wide"), "'n_embd' expected int"),
+    "100,000 layers": (with_config(n_layer=100_000), "with weights of n_layer=100,000"),
+    "int8 weights": (_weight(lambda t: t.to(torch.int8)), "whose weights are real numbers"),
 }
 
 
@@ -341,26 +398,15 @@ def _auto_map(folder: Path) -> None:
     with_config(auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.C"}, model_type="evil")(folder)
 
 
-def _weight(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
-    def changed(folder: Path) -> None:
-        tensors = load_file(folder / "model.safetensors")
-        name = min(name for name in tensors if name.endswith("weight"))
-        save_file(tensors | {name: change(tensors[name]).contiguous()}, folder / "model.safetensors", {"format": "pt"})
-
-    return changed
-
-
 HOSTILE: dict[str, Callable[[Path], None]] = {name: change for name, (change, _) in MODELS.items()} | {
     "pickled weights": _pickled,
     "code of its own": _auto_map,
-    "100,000 layers": with_config(n_layer=100_000),
     "a width of a million": with_config(n_embd=1_000_000),
     "a negative width": with_config(n_embd=-4),
     "no heads": with_config(n_head=0),
     "a vocabulary of a billion": with_config(vocab_size=10**9),
     "positions without end": with_config(n_positions=10**12),
-    "int8 weights": _weight(lambda t: t.to(torch.int8)),
-    "a weight of one row": _weight(lambda t: t[:1]),
+    "a weight of one column": _weight(lambda t: t[..., :1]),
     "NaN weights": _weight(lambda t: t * math.nan),
     "a deep template": with_content("chat_template.jinja", b"{% if 1 %}" * 5000),
     "a template without end": with_content("chat_template.jinja", b"{% for a in range(10**9) %}{% endfor %}x"),
@@ -418,6 +464,16 @@ AGENT_FILES: dict[str, Callable[[dict[str, Any], dict[str, bytes]], None]] = {
     "no state": lambda data, members: data.pop("state"),
     "an odd state": lambda data, members: data.update(state={"num_timesteps": "x"}),
     "odd random numbers": lambda data, members: data["state"].update(torch_rng=[1, 2, 3]),
+    "odd minibatches": lambda data, members: data["state"].update(minibatch_rng={"bit_generator": "PCG64"}),
+    "odd episodes": lambda data, members: data["state"].update(ep_infos=[1]),
+    "a negative count": lambda data, members: data["state"].update(num_timesteps=-5),
+    "an odd total": lambda data, members: data.update(total_timesteps="x"),
+    "an odd environment": lambda data, members: data["state"].update(env=[1]),
+    "an odd state of the prompts": lambda data, members: data["state"]["env"].update(prompts={"num_prompts": 1}),
+    "an odd controller": lambda data, members: data.update(kl_controller={"a": 1}),
+    "an infinite coefficient": lambda data, members: data.update(kl_controller={"FixedKL": {"kl_coef": math.inf}}),
+    "an inner width of a billion": lambda data, members: data["policy"]["model"].update(n_inner=10**9),
+    "100,000 layers": lambda data, members: data["policy"]["model"].update(n_layer=100_000),
     "a policy of another size": lambda data, members: data["policy"]["model"].update(n_embd=10**6, hidden_size=10**6),
     "no weights": lambda data, members: members.update({"policy.safetensors": b""}),
     "another optimizer": lambda data, members: data.update(optimizer_groups=[{"params": [0]}]),

@@ -17,6 +17,7 @@ from tyro.conf import Suppress, arg, subcommand
 
 from rlhf_gym.cli.options import LabelOptions
 from rlhf_gym.labeling import PageSettings
+from rlhf_gym.ranges import Count, check_ranges
 from rlhf_gym.settings import (
     AGENTS,
     STAGES,
@@ -90,14 +91,17 @@ class EvaluateOptions(StageOptions):
 
     human: bool = False
     """Let people compare the agent with SFT, blind, once the stage is complete. What follows is for that."""
-    num_items: int | None = None
+    num_items: Count | None = None
     """How many prompts are put before people at most."""
-    num_labels: int | None = None
+    num_labels: Count | None = None
     """The labelling ends after this many labels."""
-    labels_per_item: int = 1
+    labels_per_item: Count = 1
     """How many annotators judge each prompt."""
     page: Annotated[PageSettings, arg(name="")] = field(default_factory=PageSettings)
     """Where and how the labelling page is served."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def run(self) -> int:
         """Run the command and return its exit code."""

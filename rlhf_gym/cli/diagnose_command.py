@@ -50,10 +50,6 @@ def diagnose(options: DiagnoseOptions) -> int:
 
 
 def _probe(options: DiagnoseOptions, console: Console) -> RewardProbes:
-    if options.count < 2:
-        raise ValueError(f"expected count >= 2, got {options.count}")
-    if not options.minutes > 0:
-        raise ValueError(f"expected minutes > 0, got {options.minutes}")
     if not all(word.strip() for word in options.words):
         raise ValueError(f"expected words to insert, got an empty one among {options.words}")
     if options.json is not None and options.json.is_dir():

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from rlhf_gym.labeling import PageSettings
-from rlhf_gym.ranges import Count, check_ranges
+from rlhf_gym.ranges import Count, Positive, Seed, Several, Whole, check_ranges
 from rlhf_gym.settings import AdversarialConfig
 from rlhf_gym.settings.stages import ItemKind, Labeler, Ties
 
@@ -76,19 +76,22 @@ class DiagnoseOptions:
     of the held-out comparisons."""
     skip_bad: bool = False
     """Leave out rows of these files that cannot be used, and say how many; otherwise they stop the command."""
-    count: int = 250
+    count: Several = 250
     """At most this many responses are edited."""
-    minutes: float = 10.0
+    minutes: Positive = 10.0
     """About this long scoring may take. A slow reward model is asked about fewer responses and held-out comparisons,
     which is said."""
     words: tuple[str, ...] = ()
     """Words of your own that are inserted, to measure how they change the score."""
     json: Path | None = None
     """All results are written to this file as JSON."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the edits and of the split."""
     device: str = "auto"
     """Where the reward model runs; auto: a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -127,12 +130,15 @@ class Check:
     """Folder or name of the tokenizer that counts tokens."""
     chat_template: str = "auto"
     """What renders conversations before they are counted: the tokenizer's template (auto), none, or a file."""
-    max_length: int | None = None
+    max_length: Count | None = None
     """Most tokens of a prompt with a response."""
     attribute: str | None = None
     """What rates a response in preferences of one response a row (HelpSteer); "helpfulness" by default."""
-    shown: int = 5
+    shown: Whole = 5
     """How many records of each kind are shown."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -200,11 +206,10 @@ class GradeLessons:
     """A subfolder for each student, or files named after students; .py or .ipynb."""
     output: Path = Path("grades.csv")
     """The table: student, lesson, gate, passed, message, seconds."""
-    seconds: float = 240.0
+    seconds: Positive = 240.0
     """The longest that one file may run."""
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise ValueError(f"expected seconds > 0, got {self.seconds}")
+        check_ranges(self)
         if self.output.is_dir():  # found before lessons run for an hour
             raise ValueError(f"expected a file to write the table to, got the folder {self.output}")

@@ -104,9 +104,6 @@ def load_pretrained(auto_class: Any, source: str | Path, what: str, *, hint: str
         ValueError: weights are missing or of another shape; Transformers would draw missing ones at random.
     """
     name = check_model_source(source, what=what)
-    if Path(name).is_dir() and not (Path(name) / ADAPTER_CONFIG).is_file():
-        with reading(what, repr(name)):
-            check_declared_sizes(Path(name), what)
     with reading(what, repr(name)), quiet_transformers():
         model, info = auto_class.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -140,8 +137,14 @@ def check_shapes(info: Mapping[str, Any], what: str, name: str) -> None:
 
 
 def load_config(source: str | Path, *, what: str = "a model", **kwargs: Any) -> PreTrainedConfig:
-    """The configuration of a model in a folder or on the hub. Errors as `load_pretrained`."""
+    """The configuration of a model in a folder or on the hub, which declares no sizes that its weights have not.
+
+    Errors as `load_pretrained`.
+    """
     name = check_model_source(source, what=what)
+    if (Path(name) / "config.json").is_file():
+        with reading(what, repr(name)):
+            check_declared_sizes(Path(name), f"{what} in {name!r}")
     with reading(f"the configuration of {what}", repr(name)):
         return AutoConfig.from_pretrained(name, **kwargs)
 

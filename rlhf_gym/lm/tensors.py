@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,26 @@ def check_declared_sizes(folder: Path, what: str) -> None:
     Raises:
         InputError: they are larger, or a weight is of whole numbers and not quantized.
     """
-    tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _tensors(path)]
+    files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith("adapter_model")]
+    tensors = [tensor for path in files for tensor in _tensors(path)]
     if not tensors:
-        return  # whoever reads the weights says that there are none
-    config = read_object(folder / "config.json")
-    shapes = [shape for _, _, shape in tensors]
+        return  # whoever reads the weights says that there are none, or they are an adapter's alone
+    try:
+        config = read_object(folder / "config.json")
+    except InputError:
+        return  # whoever reads the configuration says what it is
     whole = [f"{name} of {kind}" for name, kind, _ in tensors if name.endswith("weight") and kind in WHOLE]
     if whole and "quantization_config" not in config:
         raise InputError(f"expected {what} whose weights are real numbers, got {whole[0]}")
+    check_config_sizes(config, [shape for _, _, shape in tensors], what)
+
+
+def check_config_sizes(config: Mapping[str, Any], shapes: Sequence[Sequence[int]], what: str) -> None:
+    """The sizes in a model's configuration are not larger than weights of these shapes can be.
+
+    Raises:
+        InputError: they are.
+    """
     largest = max((size for shape in shapes for size in shape), default=0)
     for part in (config, config.get("text_config")):
         for name, value in part.items() if isinstance(part, dict) else ():

@@ -78,8 +78,6 @@ def test_a_slow_model_is_asked_about_less_and_it_is_said(
     [
         (["--heldout", "train.jsonl"], "about other prompts than those of"),
         (["--heldout", "nothing.jsonl"], "nothing.jsonl"),
-        (["--count", "1"], "expected count >= 2, got 1"),
-        (["--minutes", "0"], "expected minutes > 0, got 0"),
         (["--reward-model", "nowhere/at/all"], "nowhere/at/all"),
         (["--json", "."], "expected a file for what is found out, got the folder ."),
         (["--words", " "], "expected words to insert, got an empty one"),
@@ -94,3 +92,19 @@ def test_bad_input_is_one_message(
     name, value = arguments
     assert run(files, name, str(files / value) if value.endswith("jsonl") else value) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("--count", "1", "expected count >= 2, got 1"),
+        ("--minutes", "nan", "expected minutes > 0, got nan"),
+        ("--seed", "-1", "expected seed in [0, 4294967296), got -1"),
+    ],
+)
+def test_numbers_out_of_range_are_one_message(
+    files: Path, name: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(files, name, value)
+    assert end.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
