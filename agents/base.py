@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Self, Unpack
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -83,7 +84,7 @@ from rlhf_gym.lm.loading import Shared, quiet_transformers
 from rlhf_gym.lm.lora import has_adapter, save_model
 from rlhf_gym.lm.tensors import check_names, load_optimizer
 from rlhf_gym.lm.tokens import decode
-from rlhf_gym.ranges import Count, NonNegative, Positive, check_arguments
+from rlhf_gym.ranges import Count, NonNegative, Positive, Range, check_arguments
 from rlhf_gym.ranks import ranks
 from rlhf_gym.settings.defaults import OTHER_AGENT, SMALL_WIDTH, row
 
@@ -631,6 +632,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def _restore_host_state(self, state: dict[str, Any]) -> None:
         """Go on from `_host_state()`. An environment with other prompts begins their order anew, and says so."""
+        for name in ("num_timesteps", "n_updates"):
+            Range(int, Ge(0)).check(f"{name} of an agent", state[name])
         self.num_timesteps = state["num_timesteps"]
         self._n_updates = state["n_updates"]
         group = ranks()
@@ -647,6 +650,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             else:
                 self._unclaimed[name] = own
         if state["ep_infos"] is not None:
+            numbers = Range(float)
+            for info in state["ep_infos"]:
+                check_names("an episode's return, length and time", info, ("r", "l", "t"))
+                for name, value in info.items():
+                    numbers.check(name, value)
             self.ep_info_buffer = deque(state["ep_infos"], maxlen=self._stats_window_size)
             self.ep_success_buffer = deque(maxlen=self._stats_window_size)  # SB3 looks for both; this one stays empty
         if state["env"] is None or self.env is None:
@@ -752,29 +760,34 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """
         state = read_state(Path(path))
         data = state.data
-        if data["class"] != cls.__name__:
-            raise ValueError(f"expected a saved {cls.__name__}, {path} holds a {data['class']}")
-        if "policy" not in kwargs and data["policy_class"] != LMActorCriticPolicy.__name__:
-            raise ValueError(f"expected the class of the saved policy: pass policy={data['policy_class']} when loading")
         seed = kwargs.get("seed")
-        check_names(f"the arguments of a {cls.__name__} in {path}", data["arguments"], cls._saved_names())
-        check_names(f"the schedules of a {cls.__name__} in {path}", data["schedules"], cls._schedule_names())
-        arguments = dict(data["arguments"])
-        lost: list[str] = []
-        if cls.learns_from == "rewards":
-            if "kl_controller" not in kwargs:
-                arguments["kl_controller"] = kl_controller_from(data["kl_controller"])
-            if "regularisers" not in kwargs:
-                saved = {name: own for name, own in data["regularisers"].items() if own is not None}
-                lost = [name for name in data["regularisers"] if name not in saved or name not in SAVED_WHOLE]
-                arguments["regularisers"] = [
-                    SAVED_WHOLE[name](**own) for name, own in saved.items() if name not in lost
-                ]
-        for name, value in data["schedules"].items():
-            arguments[name] = kwargs.pop(name) if name in kwargs else schedule_from_json(name, value)
-        policy = kwargs.pop("policy", "LMPolicy")
-        kind = LMActorCriticPolicy if isinstance(policy, str) else policy
-        arguments["policy_kwargs"] = policy_from_json(data["policy"], kwargs.pop("policy_kwargs", {}), kind)
+        with reading(f"a saved {cls.__name__}", path):
+            if data["class"] != cls.__name__:
+                raise ValueError(f"expected a saved {cls.__name__}, {path} holds a {data['class']}")
+            if "policy" not in kwargs and data["policy_class"] != LMActorCriticPolicy.__name__:
+                raise ValueError(
+                    f"expected the class of the saved policy: pass policy={data['policy_class']} when loading"
+                )
+            check_names(f"the arguments of a {cls.__name__} in {path}", data["arguments"], cls._saved_names())
+            check_names(f"the schedules of a {cls.__name__} in {path}", data["schedules"], cls._schedule_names())
+            arguments = dict(data["arguments"])
+            lost: list[str] = []
+            if cls.learns_from == "rewards":
+                if "kl_controller" not in kwargs:
+                    arguments["kl_controller"] = kl_controller_from(data["kl_controller"])
+                if "regularisers" not in kwargs:
+                    saved = {name: own for name, own in data["regularisers"].items() if own is not None}
+                    lost = [name for name in data["regularisers"] if name not in saved or name not in SAVED_WHOLE]
+                    arguments["regularisers"] = [
+                        SAVED_WHOLE[name](**own) for name, own in saved.items() if name not in lost
+                    ]
+            for name, value in data["schedules"].items():
+                arguments[name] = kwargs.pop(name) if name in kwargs else schedule_from_json(name, value)
+            policy = kwargs.pop("policy", "LMPolicy")
+            kind = LMActorCriticPolicy if isinstance(policy, str) else policy
+            arguments["policy_kwargs"] = policy_from_json(
+                data["policy"], kwargs.pop("policy_kwargs", {}), kind, state.policy
+            )
         arguments |= {"device": device, "_init_setup_model": False, **kwargs}
         agent = cls(policy, env, **arguments)  # type: ignore[call-arg]
         agent._not_given = lost
@@ -798,7 +811,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             data["state"]["kept"].pop(name, None)
         agent._total_timesteps = data["total_timesteps"]
         agent._snapshot = data["state"]  # `learn` begins from here, whatever is drawn until then
-        agent._restore_host_state(data["state"])
+        with reading(f"a saved {cls.__name__}", path):
+            Range(float, Ge(0), infinite=True).check("total_timesteps", agent._total_timesteps)
+            agent._restore_host_state(data["state"])
         if ranks().leads and not agent._own_random:
             warnings.warn(
                 f"expected {1 + len(data['state'].get('ranks', []))} ranks, as {path} was saved with, got "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.functional.kl import adaptive_kl_coef
-from rlhf_gym.ranges import Count, NonNegative, Positive, ShareBelowOne, check_arguments
+from rlhf_gym.ranges import Count, NonNegative, Positive, Range, ShareBelowOne, argument_ranges, check_arguments
 
 TREND = 0.7
 """Weight of the past in a constraint's trend."""
@@ -153,7 +153,8 @@ def kl_controller_from(state: dict[str, Any]) -> KLController:
     """Make the controller that `state_dict` described.
 
     Raises:
-        ValueError: its class is not one of ours, or an earlier version saved it with fewer fields.
+        ValueError: its class is not one of ours, an earlier version saved it with fewer fields, or a number in it is
+            none that such a controller may have.
     """
     kinds: dict[str, KLController] = {
         type(c).__name__: c for c in (FixedKL(1.0), AdaptiveKL(1.0, 1.0), ConstraintKL(1.0, 1.0))
@@ -166,5 +167,8 @@ def kl_controller_from(state: dict[str, Any]) -> KLController:
             f"expected all of {state['class']}, got one without {', '.join(missing)}, saved by an earlier version: "
             "pass kl_controller when loading"
         )
-    vars(controller).update({key: value for key, value in state.items() if key != "class"})
+    declared = argument_ranges(type(controller).__init__)
+    for name, value in vars(controller).items():
+        declared.get(name, Range(float, optional=value is None)).check(name, state[name])
+    vars(controller).update({name: state[name] for name in vars(controller)})
     return controller

@@ -15,14 +15,14 @@ import safetensors.torch
 import torch
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from rlhf_gym import __version__
 from rlhf_gym.agents.policy import LMActorCriticPolicy
 from rlhf_gym.agents.rollout import LengthAdaptive
 from rlhf_gym.files import InputError, reading, settle
 from rlhf_gym.functional.policy_gradient import CISPO, Clip, SequenceClip
-from rlhf_gym.lm.tensors import OPTIMIZERS, check_names, check_tensor
+from rlhf_gym.lm.tensors import OPTIMIZERS, check_config_sizes, check_names, check_tensor
 
 FORMAT = 3
 """Of the file. Files of earlier formats had other arguments; those of the first had no number."""
@@ -168,18 +168,21 @@ def policy_to_json(policy: LMActorCriticPolicy) -> dict[str, Any]:
     }
 
 
-def policy_from_json(saved: dict[str, Any], extra: dict[str, Any], kind: type[LMActorCriticPolicy]) -> dict[str, Any]:
+def policy_from_json(
+    saved: dict[str, Any], extra: dict[str, Any], kind: type[LMActorCriticPolicy], weights: Mapping[str, Tensor]
+) -> dict[str, Any]:
     """The arguments of a policy of this kind as saved, then those given anew.
 
     Raises:
-        InputError: one is no argument that such a policy is saved with.
+        InputError: one is no argument that such a policy is saved with, or a model is declared of other sizes than
+            those of the policy's weights.
     """
     not_saved = {"self", "use_sde", "observation_space", "action_space", "lr_schedule"}
     check_names("the arguments of a policy", saved, inspect.signature(kind.__init__).parameters.keys() - not_saved)
     arguments = dict(saved)
     with reading("the configuration of the policy's model", "a saved agent"):
         for name in ("model", "critic_model"):
-            arguments[name] = None if saved[name] is None else AutoConfig.for_model(**saved[name])
+            arguments[name] = None if saved[name] is None else _configuration(saved[name], weights)
     if "optimizer_class" not in extra:
         known = {kind.__name__: kind for kind in OPTIMIZERS}
         if saved["optimizer_class"] not in known:
@@ -189,6 +192,20 @@ def policy_from_json(saved: dict[str, Any], extra: dict[str, Any], kind: type[LM
             )
         arguments["optimizer_class"] = known[saved["optimizer_class"]]
     return arguments | extra
+
+
+def _configuration(saved: dict[str, Any], weights: Mapping[str, Tensor]) -> PretrainedConfig:
+    """A saved configuration of a model all of whose weights have the shape of one of these: nothing larger is built."""
+    shapes = {tuple(weight.shape) for weight in weights.values()}
+    check_config_sizes(saved, [list(weight.shape) for weight in weights.values()], "a policy's model")
+    config = AutoConfig.for_model(**saved)
+    with torch.device("meta"):  # of no memory
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    odd = [name for name, weight in model.named_parameters() if tuple(weight.shape) not in shapes]
+    if odd:
+        wanted = tuple(model.get_parameter(odd[0]).shape)
+        raise InputError(f"expected a policy's model of the sizes of its weights, got {odd[0]} of {wanted}")
+    return config
 
 
 def named_weights(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -121,11 +121,23 @@ class PromptFeed:
         return {"prompts": passed, "started": self.started, "since": self.since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict()` gave."""
+        """Restore what `state_dict()` gave.
+
+        Raises:
+            ValueError: it is of other prompts, or no order of these.
+        """
         passed = state["prompts"]
         if passed["num_prompts"] != len(self.prompts):
             raise ValueError(f"expected the state of {len(self.prompts)} prompts, got that of {passed['num_prompts']}")
-        self._order = list(passed["order"])
+        order = list(passed["order"])
+        if sorted(order) != list(range(len(self.prompts)))[: len(order)] or not (
+            0 <= passed["drawn"] <= len(order) * self.samples_per_prompt
+        ):
+            raise ValueError(
+                f"expected an order of {len(self.prompts)} prompts and how many of them are drawn, got "
+                f"{len(order)} numbers and {passed['drawn']}"
+            )
+        self._order = order
         self._drawn = int(passed["drawn"])
         self._behind = int(passed.get("behind", 0))
         self._resting = True

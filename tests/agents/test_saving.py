@@ -479,6 +479,22 @@ DAMAGE = {
         with_data(optimizer_groups__0__params=[0]),
         "groups of the policy's parameters, got other groups",
     ),
+    "a model a million wide": (with_data(policy__model__n_embd=10**6), "weights have n_embd=1,000,000, got at most"),
+    "layers a billion wide": (
+        with_data(policy__model__n_inner=10**9),
+        r"expected a policy's model of the sizes of its weights, got transformer.h.0.mlp.c_fc.weight of \(32, 10{9}\)",
+    ),
+    "random numbers of another generator": (with_data(state__torch_rng=[1, 2, 3]), "RNG state size to be 3"),
+    "a negative number of tokens": (with_data(state__num_timesteps=-5), "num_timesteps of an agent >= 0, got -5"),
+    "an episode that is none": (with_data(state__ep_infos=[{"r": 1.0}]), r"missing \['l', 't'\]"),
+    "prompts that there are not": (
+        with_data(state__env__prompts__order=[10**6]),
+        r"expected an order of \d+ prompts and how many of them are drawn, got 1 numbers",
+    ),
+    "an infinite penalty": (
+        with_data(kl_controller__kl_coef=float("inf")),
+        "expected a finite number as kl_coef, got inf",
+    ),
 }
 
 
