@@ -279,10 +279,14 @@ def torture(folder: Path, settings: Faults) -> Outcome:
         server = served(server, folder, port)
         time.sleep(0.01)
     kill(server)
-    failed = [process.name for process in people if process.exitcode != 0]
-    if failed:
-        raise RuntimeError(f"expected every client to come to its end, got failures of {', '.join(failed)}")
+    check_ends(people)
     return compare(folder, lists)
+
+
+def check_ends(people: list[BaseProcess]) -> None:
+    """Raise a RuntimeError where a client has failed."""
+    if failed := [process.name for process in people if process.exitcode != 0]:
+        raise RuntimeError(f"expected every client to come to its end, got failures of {', '.join(failed)}")
 
 
 def compare(folder: Path, lists: list[Path]) -> Outcome:
@@ -327,17 +331,19 @@ def measure(folder: Path, settings: Leases) -> None:
     print(f"{settings.items:,} comparisons, {settings.clients} clients; milliseconds: median, 99 %, highest")
     print(f"{'labels before':>14} {'leases':>24} {'judgements':>24}")
     lists = [folder / f"client-{i}.jsonl" for i in range(settings.clients)]
-    for share in (0.0, 0.5, 0.9):
+    for turn, share in enumerate((0.0, 0.5, 0.9)):
         if share:
             label_beforehand(folder, share, settings.clients)
         server = start(serve, folder, port)
         people = []
         for i, path in enumerate(lists):
-            client = Client(f"client {i}", port, faults=False, seed=settings.seed + i)
+            seed = settings.seed + i + turn * settings.clients  # no id of a judgement comes again
+            client = Client(f"client {i}", port, faults=False, seed=seed)
             people.append(start(client.label, path, done, 0.0, settings.judgements // settings.clients))
         for process in people:
             process.join()
         kill(server)
+        check_ends(people)
         found = [json.loads(path.with_suffix(".json").read_text())["seconds"] for path in lists]
         cells = []
         for path in ("/api/lease", "/api/judgements"):

@@ -41,6 +41,7 @@ MAX_SECONDS = 86_400.0
 
 _VERSION = 1
 _BUSY_SECONDS = 10.0  # how long one process waits for another that writes
+_MOST_OWN = 1000  # of so many annotators and batches a store keeps counts; those of others it counts anew
 _BALANCED = 8  # in each block of so many comparisons, left and right are exactly balanced
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -622,10 +623,14 @@ class LabelStore:
     def _own_of(self, batch: str, annotator: str) -> _Own:
         """What an annotator has done in a batch, counted anew where another connection has written since."""
         self._forget_what_is_old()
-        if (batch, annotator) not in self._own:
+        own = self._own.pop((batch, annotator), None)
+        if own is None:
             count = f"SELECT count(*), total(s.action = 'skip') FROM {_STANDING} WHERE s.annotator = ? AND i.batch = ?"
-            self._own[batch, annotator] = _Own(*(int(number) for number in self._rows(count, (annotator, batch))[0]))
-        return self._own[batch, annotator]
+            own = _Own(*(int(number) for number in self._rows(count, (annotator, batch))[0]))
+        self._own[batch, annotator] = own  # the last of all
+        if len(self._own) > _MOST_OWN:
+            del self._own[next(iter(self._own))]  # of who asked longest ago
+        return own
 
     def _forget_what_is_old(self) -> None:
         seen = self._rows("PRAGMA data_version")[0][0]  # https://sqlite.org/pragma.html#pragma_data_version

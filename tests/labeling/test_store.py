@@ -54,6 +54,22 @@ def test_items_are_added_once_and_come_back_as_they_went_in(store: LabelStore) -
         assert again.name == store.name and again.items() == store.items()
 
 
+def test_counts_are_kept_of_few_names_and_those_of_others_are_counted_anew(
+    store: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf_gym.labeling.store._MOST_OWN", 3)
+    store.add(comparisons(pairs(4), batch=BATCH, labels=9))
+    (first, *_) = store.items(BATCH)
+    for number in range(8):
+        name = f"ada {number}"
+        store.lease(name, BATCH, count=1)
+        store.record(chosen(f"j{number}", first.id, name))
+    assert len(store._own) == 3
+    for number in range(8):
+        (assignment,) = store.lease(f"ada {number}", BATCH, count=1)
+        assert assignment.item.id != first.id and store.progress(BATCH, f"ada {number}").mine == 1
+
+
 def test_a_batch_made_anew_keeps_what_was_said(store: LabelStore) -> None:
     old, new = comparisons(pairs(4), batch=BATCH), comparisons(pairs(6)[2:], batch=BATCH, labels=2)
     store.add(old)
