@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from rlhf_gym.agents import EpisodeBuffer
+from rlhf_gym.agents.policy import EpisodeEvaluation
+from rlhf_gym.agents.rollout import MinibatchSize, policy_term
 from rlhf_gym.envs import Episode
 
 LENGTHS = [(2, 3), (1, 1), (4, 5), (3, 2), (1, 5), (2, 1), (2, 4)]
@@ -83,6 +85,37 @@ def test_advantages_are_those_of_each_episode_alone_and_whitened_over_real_token
     assert real.var(unbiased=False) == pytest.approx(1.0, abs=1e-4)
     assert (buffer.advantages[~buffer.mask] == 0).all()
     torch.testing.assert_close(buffer.returns, returns)
+
+
+def test_advantages_are_whitened_over_the_episodes_that_are_learned_from():
+    buffer = make_buffer()
+    buffer.learned[[0, 4]] = False
+    buffer.compute_advantages(gamma=1.0, gae_lambda=0.7, normalize=True)
+    learned = buffer.advantages[buffer.mask & buffer.learned[:, None]]
+    assert learned.mean().abs() < 1e-5
+    assert learned.var(unbiased=False) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_critics_targets_have_a_lambda_of_their_own():
+    """With λ = 0 an advantage is r_t + V(s_{t+1}) − V(s_t); with λ = 1 a target is the sum of the rewards to come."""
+    buffer = make_buffer()
+    buffer.compute_advantages(gamma=1.0, gae_lambda=0.0, normalize=False, critic_lambda=1.0)
+    following = torch.nn.functional.pad(buffer.values[:, 1:], (0, 1))
+    to_come = buffer.rewards.flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(buffer.returns[buffer.mask], to_come[buffer.mask])
+    one_step = buffer.rewards + following - buffer.values
+    torch.testing.assert_close(buffer.advantages[buffer.mask], one_step[buffer.mask])
+
+
+@pytest.mark.parametrize(("aggregation", "mean"), [("token", (1 + 3 * 2) / 4), ("sequence", (1 + 2) / 2)])
+def test_all_tokens_count_alike_or_all_episodes(aggregation, mean):
+    """Episodes of 1 and of 3 tokens with advantages of 1 and 2, on the rollout's own policy."""
+    buffer = make_buffer()
+    buffer.advantages[1], buffer.advantages[0] = 1.0, 2.0
+    batch = buffer.batch(np.array([1, 0]))
+    evaluation = EpisodeEvaluation(batch.log_probs, batch.values, batch.values, batch.values)
+    term = policy_term(batch, evaluation, MinibatchSize(4, 2, aggregation), None)
+    assert float(term.loss) == pytest.approx(-mean)
 
 
 def test_wrong_shapes_say_so():
