@@ -13,6 +13,10 @@ import numpy as np
 from rlhf_gym.files import is_text
 from rlhf_gym.lm.chat import Conversation
 
+# Plain types come first: what they match is not compared with a protocol, which takes a hundred times as long.
+_INDEX = (int, np.integer, SupportsIndex)
+_FLOAT = (float, SupportsFloat)
+
 
 @dataclass(frozen=True, eq=False)
 class Turn:
@@ -68,7 +72,7 @@ class Reply:
             )
         if self.text is not None and not (isinstance(self.text, str) and is_text(self.text)):
             raise ValueError(f"expected the text of a reply, got {self.text!r:.60}")
-        if not (isinstance(self.reward, SupportsFloat) and math.isfinite(float(self.reward))):
+        if not (isinstance(self.reward, _FLOAT) and math.isfinite(float(self.reward))):
             raise ValueError(f"expected a finite reward of a turn, got {self.reward!r:.60}")
 
 
@@ -141,8 +145,9 @@ def as_reply(said: Any) -> Reply:
         return Reply(over=True)
     if isinstance(said, str):
         return Reply(said)
-    if isinstance(said, Sequence | np.ndarray) and all(
-        isinstance(token, SupportsIndex) and not isinstance(token, bool) for token in said
-    ):
-        return Reply(ids=tuple(int(token) for token in said))
-    raise TypeError(f"expected a reply as a text, token ids, None or Reply, got {said!r:.60}")
+    ids = said.tolist() if isinstance(said, np.ndarray) else said
+    if isinstance(ids, Sequence) and all(isinstance(token, _INDEX) and not isinstance(token, bool) for token in ids):
+        return Reply(ids=tuple(ids))
+    raise TypeError(
+        f"expected a reply as a text, token ids, None, or Reply(text, reward=…) with a turn's reward, got {said!r:.60}"
+    )

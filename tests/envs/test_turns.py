@@ -382,8 +382,16 @@ def test_a_reply_that_has_no_room_ends_the_episode_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("said", "error", "message"),
     [
-        (3, TypeError, "expected a reply as a text, token ids, None or Reply, got 3"),
-        ([True], TypeError, r"expected a reply as a text, token ids, None or Reply, got \[True\]"),
+        (
+            3,
+            TypeError,
+            r"expected a reply as a text, token ids, None, or Reply\(text, reward=…\).*, got 3",
+        ),
+        (
+            [True],
+            TypeError,
+            r"expected a reply as a text, token ids, None, or Reply\(.*\).*, got \[True\]",
+        ),
         ("", None, ""),
         ([], ValueError, r"expected the ids of a reply, tokens in 0 … \d+, got \[\]"),
     ],
