@@ -850,7 +850,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def generate(self, prompts: Prompts, *, seed: int = 0, deterministic: bool = False) -> Responses:
         """The policy's response to each prompt, drawn as it acts: with its temperature and its filters.
 
-        Where an environment has several turns it is the first one. What is drawn does not reach the training.
+        Where an environment has several turns it is the first one, to which nobody replies; whole dialogues are
+        episodes of the environment. What is drawn does not reach the training.
 
         Args:
             prompts: texts, conversations, or token ids; repeat one to have several responses to it.
@@ -870,7 +871,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         written = generate(
             self.policy.parts,
             rows,
-            max_new_tokens=engine.max_new_tokens,
+            max_new_tokens=engine.max_turn_tokens,
             stop_token_ids=engine.stop_token_ids,
             params=self.policy.sampling,
             greedy_decoding=deterministic,

@@ -360,6 +360,12 @@ class TokenVectorEnv(VectorEnv):
         return self._slots.lengths == 0
 
     @property
+    def max_turn_tokens(self) -> int:
+        """The actions of one turn, at most; of the whole response where nobody answers the policy."""
+        of_turn = None if self._dialogues is None else self._dialogues.turns.max_turn_tokens
+        return self.max_new_tokens if of_turn is None else min(of_turn, self.max_new_tokens)
+
+    @property
     def num_prompts(self) -> int:
         """How many prompts there are to draw from."""
         return len(self._feed.prompts)

@@ -99,6 +99,8 @@ def test_what_is_logged_counts_actions():
         places = np.flatnonzero(e.action_mask) - 1
         entropies += (-(log_pi.exp() * log_pi).sum(-1))[places].tolist()
     assert logged["rlhf/entropy"] == pytest.approx(np.mean(entropies), abs=1e-4)
+    first = agent.generate(["the film"] * 16).generations  # a turn, no longer than the environment lets it be
+    assert max(len(turn.response_ids) for turn in first) == agent.engine.max_turn_tokens == 3
 
 
 class StopAt(BaseCallback):
