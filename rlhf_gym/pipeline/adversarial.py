@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -214,11 +215,20 @@ def _readable(run: Run, pairs: Sequence[tuple[str, CandidatePair]]) -> list[tupl
     written = [pair.first.response for _, pair in pairs]
     rows = encode_actions(run.task.tokenizer, written, prompts=asked, stop=False)
     context = context_length(run)
+    most = run.task.max_new_tokens
+    of_turn = (run.task.others and run.task.others.max_turn_tokens) or most
     return [
         pair
         for pair, prompt, (row, acted) in zip(pairs, prompts, rows, strict=True)
-        if sum(acted) <= run.task.max_new_tokens and (context is None or len(prompt) + len(row) < context)
+        if sum(acted) <= most
+        and _longest_turn(acted) <= of_turn
+        and (context is None or len(prompt) + len(row) < context)
     ]
+
+
+def _longest_turn(acted: Sequence[bool]) -> int:
+    """The most actions in a row that nobody interrupts."""
+    return max((sum(1 for _ in turn) for action, turn in groupby(acted) if action), default=0)
 
 
 def _gaps(reward: LearnedReward, pairs: Sequence[CandidatePair]) -> np.ndarray:
