@@ -550,6 +550,45 @@ def stage_figures(run: Any) -> dict[str, Any]:
     }
 
 
+def dialogues(folder: Path) -> dict[str, Any]:
+    """A run on dialogues, and figures about it."""
+    from rlhf_gym.pipeline import prepare, run
+    from rlhf_gym.ranks import ranks
+    from tests.tiny_runs import quiet, tiny_dialogues
+
+    task = tiny_dialogues(folder / "model")
+    given = short_config(folder / "dialogues")
+    console = quiet() if ranks().leads else None
+    run(given, task=task, console=console)
+    return dialogue_figures(prepare(given, task=task, console=console))
+
+
+def dialogue_figures(run: Any) -> dict[str, Any]:
+    """What the run's models make of dialogues that no chance decides about; what others say while an agent learns."""
+    from dataclasses import replace
+
+    from rlhf_gym.lm import Shared
+    from rlhf_gym.pipeline.agents import make_agent, make_env
+    from rlhf_gym.pipeline.samples import draw, gold_scores, log_probs, proxy_scores
+
+    prompts = list(run.task.prompts)[:7]
+    policy = run.load_policy(run.sft)
+    others = replace(run.task.others, reply=lambda messages, rng: "the cast")
+    samples = draw(policy, replace(run.task, others=others), prompts, seed=0, greedy_decoding=True)
+    reward = run.load_reward(1)
+    agent = make_agent(run, "train", 1, 0, make_env(run, "train", 1, 0, Shared(reward)))
+    agent.learn(1)
+    return {
+        "responses": samples.responses,
+        "scores": proxy_scores(reward, run.task.tokenizer, samples),
+        "gold": gold_scores(run.task.gold, samples),
+        "log_probs": [row.tolist() for row in log_probs(policy, samples)],
+        "drawn": draw(policy, run.task, [prompts[0]] * 8, seed=0).responses,
+        "said": {e.number: [m.content for m in e.messages if m.role == "user"] for e in agent.buffer.episodes},
+        "weights": [p.detach().clone() for p in agent.policy.parameters()],
+    }
+
+
 # -- failures ------------------------------------------------------------------------------------------------------
 
 

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from rlhf_gym.envs import Reply
+from rlhf_gym.lm import Message
+from rlhf_gym.lm.chat import Conversation
 from rlhf_gym.preferences import Demonstration
 from rlhf_gym.settings import CollectConfig, EvaluateConfig, PPOSettings, RewardConfig, RunConfig
-from rlhf_gym.tasks import Task
+from rlhf_gym.tasks import Others, Task
 from rlhf_gym.training import RewardModelingConfig, SFTConfig
 from tests.tiny import WORDS, tiny_gpt2, tiny_tokenizer
 
@@ -84,6 +87,40 @@ def tiny_config(run_dir: Path, **overrides: Any) -> RunConfig:
         evaluate=EvaluateConfig(num_prompts=6, best_of=2, best_of_samples=8, shown=2),
     )
     return replace(config, **overrides)
+
+
+TURNS_TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }} [end] {% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def ask_on(messages: Conversation, rng: np.random.Generator) -> Reply | None:
+    """Leaves where the answer says "bad"; else pays .5 for it and asks on with a word of its own."""
+    said = f"the {rng.choice(['cast', 'plot'])}"
+    return None if "bad" in messages[-1].content.split() else Reply(said, reward=0.5)
+
+
+def tiny_dialogues(folder: Path) -> Task:
+    """Conversations of two turns of three tokens, and a model to write them, made where it is not there."""
+    tokenizer = tiny_tokenizer([*WORDS, "[system]", "[user]", "[assistant]", "[end]"])
+    tokenizer.chat_template = TURNS_TEMPLATE
+    if not folder.exists():
+        tiny_gpt2(len(tokenizer), n_layer=1, n_embd=16, initializer_range=0.02).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    asked = [(Message("user", text),) for text in PROMPTS]
+    return tiny_task(
+        folder,
+        prompts=asked[6:],
+        heldout_prompts=asked[:6],
+        demonstrations=(),
+        heldout_demonstrations=(),
+        tokenizer=tokenizer,
+        max_prompt_length=8,
+        pretraining_texts=(),
+        model_config=None,
+        others=Others(ask_on, max_turns=2, max_turn_tokens=3, max_reply_tokens=8),
+    )
 
 
 def quiet() -> Console:

@@ -274,6 +274,9 @@ def _entry(kind: str, name: str, measured: Measured, base: Measured, best: Measu
         entry["gold_rise"] = float((measured.gold.mean() - base.gold.mean()) / base.gold.std())
     if measured is not base:
         entry["wins_sft"] = win_rate(measured.judged, base.judged)
+    earned = samples.earned
+    if earned is not None:
+        entry["turn_reward"] = mean_with_error(earned)
     if best is not None and measured is not base:
         entry["wins_best_of"] = win_rate(measured.judged, best.judged)
     return entry

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from rlhf_gym.envs.respondents import as_reply
 from rlhf_gym.labeling import check_installed
-from rlhf_gym.lm.chat import choose_template, has_template
+from rlhf_gym.lm.chat import Message, choose_template, has_template
 from rlhf_gym.lm.continuation import check_continues
 from rlhf_gym.lm.decoder import Decoder
 from rlhf_gym.lm.generation import check_room
@@ -144,7 +146,7 @@ def own_respondent(config: TaskConfig) -> Others | None:
     """
     if config.respondent is None:
         return None
-    reply = import_callable(config.respondent, "(messages, rng) -> text or None")
+    reply = import_callable(config.respondent, "(messages, rng) -> text, None or Reply")
     return Others(reply, config.max_turns, config.max_turn_tokens, config.max_reply_tokens)
 
 
@@ -212,7 +214,8 @@ def _check_dialogues(run: Run) -> None:
     """Dialogues can be written in all ways that the run asks for.
 
     Raises:
-        ValueError: a chat template that rewrites earlier turns, or beams, which are of one response.
+        ValueError: a chat template that rewrites earlier turns, beams, which are of one response, or another side that
+            has no reply to an empty answer, which a policy may give.
     """
     conversations = any(not isinstance(prompt, str) for prompt in (*run.task.prompts, *run.task.heldout_prompts))
     if conversations and has_template(run.task.tokenizer):
@@ -220,6 +223,14 @@ def _check_dialogues(run: Run) -> None:
     beams = [name for name in run.config.collect.decodings if Decoding.parse(name).kind == "beam"]
     if beams:
         raise ValueError(f"expected dialogues to be drawn, best-of-n or greedy, got the decoding {beams[0]}")
+    others = run.task.others
+    assert others is not None
+    for prompt in run.task.prompts[:2]:
+        asked = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        try:
+            as_reply(others.reply((*asked, Message("assistant", "")), np.random.default_rng(run.config.seed)))
+        except Exception as error:  # whatever the user's own code raises
+            raise ValueError(f"the other side of {run.task.name!r} failed on an empty answer: {error!r}") from error
 
 
 def _check_model(run: Run) -> int:
@@ -241,7 +252,7 @@ def _check_model(run: Run) -> int:
         )
     parts = LMParts(model)
     check_vocabulary(task.tokenizer, parts.vocab_size, what=f"the model in {run.pretrained}")
-    longest = task.max_prompt_length + task.max_new_tokens
+    longest = task.max_length
     if parts.context_length is None or longest <= parts.context_length:  # else the longest prompt is named below
         Decoder(parts).check(longest)
     if run.steps is not None:

@@ -55,12 +55,18 @@ class Samples:
         return cls(list(prompts), [candidate.response for candidate in candidates], list(episodes))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it but what turns earned, for JSON."""
+        """All of it, for JSON."""
         return {
             "prompts": [to_json(prompt) for prompt in self.prompts],
             "responses": [to_json(response) for response in self.responses],
             "episodes": [
-                [e.input_ids.tolist(), e.action_mask.astype(int).tolist(), e.finish_reason] for e in self.episodes
+                [
+                    e.input_ids.tolist(),
+                    e.action_mask.astype(int).tolist(),
+                    e.finish_reason,
+                    None if e.turn_rewards is None else e.turn_rewards.tolist(),
+                ]
+                for e in self.episodes
             ],
         }
 
@@ -71,11 +77,12 @@ class Samples:
         responses = [as_response(response) for response in saved["responses"]]
         episodes = []
         rows = zip(prompts, responses, saved["episodes"], strict=True)
-        for number, (prompt, response, (ids, acted, reason)) in enumerate(rows):
+        for number, (prompt, response, (ids, acted, reason, *earned)) in enumerate(rows):
             apart = isinstance(prompt, str) or isinstance(response, str)
             messages = None if apart else (*prompt, *response)
             tokens = np.array(ids, dtype=np.int64)  # (L,)
-            episodes.append(Episode(number, 0, tokens, np.array(acted, dtype=bool), reason, prompt, messages))
+            paid = next((np.array(row, dtype=np.float32) for row in earned if row is not None), None)  # (T,)
+            episodes.append(Episode(number, 0, tokens, np.array(acted, dtype=bool), reason, prompt, messages, paid))
         return cls(prompts, responses, episodes)
 
     def take(self, indices: Sequence[int]) -> Samples:
@@ -90,6 +97,12 @@ class Samples:
     def lengths(self) -> np.ndarray:
         """Actions of each response, its end included, (B,)."""
         return np.array([episode.response_length for episode in self.episodes])
+
+    @property
+    def earned(self) -> np.ndarray | None:
+        """What the turns of each earned, summed, (B,); None where there are no turns."""
+        rows = [episode.turn_rewards for episode in self.episodes if episode.turn_rewards is not None]
+        return np.array([row.sum(dtype=np.float64) for row in rows]) if rows else None
 
     @property
     def stopped(self) -> np.ndarray:

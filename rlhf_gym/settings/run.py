@@ -63,8 +63,8 @@ class TaskConfig:
     max_new_tokens: Count | None = None
     """Longest response in tokens, its end included; by default the task's own. With a respondent: of all turns."""
     respondent: str | None = None
-    """Your own other side, "module:function" of (messages, rng) -> text, or None where the conversation is over: each
-    episode is then a dialogue. Needs --model."""
+    """Your own other side, "module:function" of (messages, rng) -> text, None where the conversation is over, or a
+    `rlhf_gym.envs.Reply`, which may have a reward of the turn: each episode is then a dialogue. Needs --model."""
     max_turns: Count = 4
     """The policy's turns in a dialogue, at most."""
     max_turn_tokens: Count | None = None

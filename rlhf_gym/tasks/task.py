@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -21,8 +21,9 @@ T = TypeVar("T")
 class Others:
     """The other side of a task of several turns, and how long turns may be."""
 
-    reply: Callable[[Conversation, np.random.Generator], str | None]
-    """(messages up to the policy's answer, a source of randomness) -> what is said to it, or None where it is over."""
+    reply: Callable[[Conversation, np.random.Generator], Any]
+    """(messages up to the policy's answer, a source of randomness) -> what is said to it as a text, None where the
+    conversation is over, or a `rlhf_gym.envs.Reply`, which may have a reward of the turn."""
     max_turns: int = 4
     """The policy's turns in an episode, at most."""
     max_turn_tokens: int | None = None

@@ -12,12 +12,13 @@ from rlhf_gym.pipeline import prepare, run
 from rlhf_gym.ranks import RankEndedError, Ranks
 from rlhf_gym.rewards import RewardNormalizer
 from rlhf_gym.runs import RunFolder
-from tests.ranked import launch, results, short_config, stage_figures, supervised
-from tests.tiny_runs import quiet, said, tiny_config, tiny_task
+from tests.ranked import dialogue_figures, launch, results, short_config, stage_figures, supervised
+from tests.tiny_runs import quiet, said, tiny_config, tiny_dialogues, tiny_task
 
 
 def test_stages_of_two_ranks_are_those_of_one_process(tmp_path):
-    done = launch(tmp_path, 2, "supervised", "whole")
+    task = tiny_dialogues(tmp_path / "model")
+    done = launch(tmp_path, 2, "supervised", "dialogues", "whole")
     alone = supervised(tmp_path)
     for other in results(tmp_path, "supervised", 2):
         for mine, theirs in zip(alone["figures"], other["figures"], strict=True):
@@ -30,6 +31,21 @@ def test_stages_of_two_ranks_are_those_of_one_process(tmp_path):
         assert len(mine) == len(theirs) == 4
         for here, there in zip(mine, theirs, strict=True):
             assert there == pytest.approx(here, rel=1e-4, abs=1e-7)
+
+    config = short_config(tmp_path / "dialogues")
+    mine = dialogue_figures(prepare(config, task=task, console=quiet()))
+    zero, one = results(tmp_path, "dialogues", 2)
+    assert all(torch.equal(a, b) for a, b in zip(zero["weights"], one["weights"], strict=True))
+    assert {*zero["said"], *one["said"]} == set(mine["said"]) == set(range(16))
+    for other in (zero, one):
+        assert other["responses"] == mine["responses"] and any(not isinstance(r, str) for r in other["responses"])
+        for name in ("scores", "gold"):
+            np.testing.assert_allclose(other[name], mine[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        for here, there in zip(mine["log_probs"], other["log_probs"], strict=True):
+            assert there == pytest.approx(here, rel=1e-4, abs=1e-5)
+        assert other["drawn"] == zero["drawn"] and other["drawn"][::2] != other["drawn"][1::2]
+        both = [number for number, said in other["said"].items() if len(said) == len(mine["said"][number]) == 2]
+        assert both and all(other["said"][number] == mine["said"][number] for number in both)  # whoever plays them
 
     zero, one = results(tmp_path, "whole", 2)
     given = short_config(tmp_path / "run")
