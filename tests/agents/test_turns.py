@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from rlhf_gym.agents import AttachPolicy, LMActorCriticPolicy, TokenPPO, TokenRLOO
 from rlhf_gym.agents.rollout import collect_rollout, evaluated
 from rlhf_gym.envs import EnumerableTask, Reply, SB3VecEnv, TokenVectorEnv, Turn, Turns, with_replies
+from rlhf_gym.functional import group_normalised_advantages
 from rlhf_gym.lm import Shared
 from tests import tiny
 from tests.toy import make_tabular_toy, word_policy, word_settings
@@ -144,6 +145,24 @@ def close(task: EnumerableTask, model) -> None:
     assert task.total_variation(task.reference) > 0.1
     assert task.objective(model) >= task.best - 0.01
     assert task.total_variation(model) < 0.02
+
+
+@pytest.mark.parametrize("seed", [10, 11, 12])
+def test_the_division_of_grpo_pushes_away_from_the_optimum_where_others_are_random(seed):
+    """Over all pairs of episodes the expected advantage of each first action at π* is 0 but for the division."""
+    alone = make_tabular_toy(seed)
+    for task, scale, fixed in (
+        (alone, True, True),
+        (with_replies(alone, seed), False, True),
+        (with_replies(alone, seed), True, False),
+    ):
+        p = task.optimum  # (V^T,)
+        returns = task.rewards - task.beta * (np.log(p) - task.log_probs(task.reference))  # (V^T,)
+        pairs = torch.from_numpy(np.stack(np.broadcast_arrays(returns[:, None], returns), axis=-1).reshape(-1, 2))
+        first = group_normalised_advantages(pairs, scale=scale)[:, 0].reshape(len(p), -1).numpy()  # (V^T, V^T)
+        push = (p * (first @ p)).reshape(4, -1).sum(axis=1)  # (V,), times the action's probability
+        assert (np.abs(push).max() < 1e-6) == fixed
+        assert fixed or np.abs(push).max() > 0.01
 
 
 def test_token_ppo_reaches_the_optimum_of_two_turns():
