@@ -31,6 +31,7 @@ def make_env(
     timing: str = "deferred",
     stops: bool = False,
     prompts: int = 256,
+    prompt: int = PROMPT,
     turns: int = 1,
 ) -> TokenVectorEnv:
     """A vector environment whose π_ref is `model`; after each of several turns another says `REPLY` random tokens."""
@@ -38,7 +39,7 @@ def make_env(
     others = Turns(lambda turn: turn.rng.integers(*words, size=REPLY), max_turns=turns, max_reply_tokens=REPLY)
     return TokenVectorEnv(
         num_envs,
-        prompts=random_prompts(shape, prompts),
+        prompts=random_prompts(shape, prompts, prompt),
         tokenizer=tokenizer_of(shape),
         reference=Shared(model),
         reward=no_score,
@@ -205,7 +206,8 @@ def measure_unequal(settings: Settings, say: Say) -> list[Row]:
 
 
 def measure_turns(settings: Settings, say: Say) -> list[Row]:
-    """Actions a second in episodes of several turns over those in one turn of as many actions."""
+    """Actions a second in episodes of several turns over those in one turn of as many actions, with the same prompt,
+    and with one that is longer by as many tokens as the replies have."""
     rows = []
     batch = max(settings.batches)
     mean = settings.response // TURNS
@@ -214,14 +216,21 @@ def measure_turns(settings: Settings, say: Say) -> list[Row]:
     for shape in settings.shapes:
         say(f"{shape.name}: {settings.episodes} episodes of {TURNS} turns and of one")
         variants = {}
-        for name, turns in (("turns", lengths), ("one turn", lengths.sum(axis=1, keepdims=True))):
-            count = turns.shape[1]
-            model = causal_lm(shape, PROMPT + longest + 1 + REPLY * (TURNS - 1), device=settings.device)
-            env = make_env(model, shape, num_envs=batch, response=longest + 1, stops=True, turns=count)
+        said = REPLY * (TURNS - 1)
+        whole = lengths.sum(axis=1, keepdims=True)  # (E, 1)
+        one = "one turn"
+        longer = "one turn behind a prompt as much longer"
+        for name, turns, prompt in (("turns", lengths, PROMPT), (one, whole, PROMPT), (longer, whole, PROMPT + said)):
+            model = causal_lm(shape, PROMPT + longest + 1 + said, device=settings.device)
+            env = make_env(
+                model, shape, num_envs=batch, response=longest + 1, stops=True, prompt=prompt, turns=turns.shape[1]
+            )
             variants[name] = Variant(forced_lengths_loop(env, make_policy(env, model), turns), settings.warm_ups)
         found = compare(variants, settings)
+        read = [lengths.sum() + len(lengths) * prompt for prompt in (PROMPT, PROMPT + said)]
         note = f"{settings.episodes} episodes, turns of 1–{2 * mean - 1}, replies of {REPLY}, batch {batch}; actions"
-        rows.append(found.row("turns", "one turn", f"{TURNS} turns with replies between", shape.name, note))
+        notes = {one: f"{note}; of the tokens read {read[0] / read[1]:.2f}", longer: f"{note}; as many tokens read"}
+        rows += [found.row("turns", n, f"{TURNS} turns with replies between", shape.name, notes[n]) for n in notes]
     return rows
 
 

@@ -102,10 +102,10 @@ def tokenizer_of(shape: Shape, *, padding_side: str = "right") -> PreTrainedToke
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=padding_side, **special)
 
 
-def random_prompts(shape: Shape, count: int) -> list[list[int]]:
-    """So many prompts of `PROMPT` random tokens, the same at every call."""
+def random_prompts(shape: Shape, count: int, length: int = PROMPT) -> list[list[int]]:
+    """So many prompts of `length` random tokens, the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(FIRST_WORD, shape.vocab_size, (count, PROMPT), generator=generator).tolist()
+    return torch.randint(FIRST_WORD, shape.vocab_size, (count, length), generator=generator).tolist()
 
 
 @dataclass(frozen=True)
