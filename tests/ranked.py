@@ -41,7 +41,9 @@ def launch(
     return done
 
 
-def fork(folder: Path, size: int, *cases: str, timeout: float = 240, **variables: str) -> None:
+def fork(
+    folder: Path, size: int, *cases: str, timeout: float = 240, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run the cases on so many ranks without torchrun."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.ranked", str(folder), *cases],
@@ -52,6 +54,7 @@ def fork(folder: Path, size: int, *cases: str, timeout: float = 240, **variables
         timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-6000:]
+    return done
 
 
 def rendezvous(size: int) -> dict[str, str]:

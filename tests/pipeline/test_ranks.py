@@ -12,13 +12,13 @@ from rlhf_gym.pipeline import prepare, run
 from rlhf_gym.ranks import RankEndedError, Ranks
 from rlhf_gym.rewards import RewardNormalizer
 from rlhf_gym.runs import RunFolder
-from tests.ranked import dialogue_figures, launch, results, short_config, stage_figures, supervised
+from tests.ranked import dialogue_figures, fork, results, short_config, stage_figures, supervised
 from tests.tiny_runs import quiet, said, tiny_config, tiny_dialogues, tiny_task
 
 
 def test_stages_of_two_ranks_are_those_of_one_process(tmp_path):
     task = tiny_dialogues(tmp_path / "model")
-    done = launch(tmp_path, 2, "supervised", "dialogues", "whole")
+    done = fork(tmp_path, 2, "supervised", "dialogues", "whole")
     alone = supervised(tmp_path)
     for other in results(tmp_path, "supervised", 2):
         for mine, theirs in zip(alone["figures"], other["figures"], strict=True):
