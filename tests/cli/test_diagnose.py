@@ -105,6 +105,8 @@ def test_bad_input_is_one_message(
 def test_numbers_out_of_range_are_one_message(
     files: Path, name: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        run(files, name, value)
-    assert end.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
+    try:
+        code = run(files, name, value)
+    except SystemExit as end:  # tyro's way, or our own where this tyro checks no ranges
+        code = end.code
+    assert code == 2 and message in " ".join(capsys.readouterr().err.split())
