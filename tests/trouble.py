@@ -117,7 +117,7 @@ class Number(NamedTuple):
     path: str
     """Its dotted name in the records."""
     flag: str
-    """Its name on the command line."""
+    """Its name on the command line; empty where it has none, as what stands in a file of its own."""
     name: str
     """Its own name."""
     value: Any
@@ -137,10 +137,12 @@ def numbers(record: Any, put: Callable[[Any], Any], path: str = "", flag: str = 
             return put(replace(record, **{name: new}))
 
         own = f"{path}{setting.name}"
-        flagged = f"{flag}{setting.name.replace('_', '-')}"
+        flagged = flag and f"{flag}{setting.name.replace('_', '-')}"
         if is_dataclass(value):
-            merged = arg(name="") in get_args(hints[setting.name])[1:]  # its settings stand among those around it
-            yield from numbers(value, change, f"{own}.", flag if merged else f"{flagged}.")
+            inner = flagged and f"{flagged}."
+            if said := get_args(hints[setting.name])[1:]:  # its settings stand among those around it, or in a file
+                inner = flag if arg(name="") in said else ""
+            yield from numbers(value, change, f"{own}.", inner)
         elif setting.name in declared and declared[setting.name].kind is not bool:
             yield Number(own, flagged, setting.name, value, change)
 
@@ -198,12 +200,12 @@ def bad_settings(folder: Path, rng: random.Random) -> list[Trouble]:
         for number, good in tried(name):
             words = f"{path} = {number}"
             found.append(Trouble(words, lambda c=change, v=value, n=number: c(case(v, n)), good=good))
-            if path.split(".")[0] not in (kind.name for kind in AGENTS) and not path.startswith("adversarial."):
+            if flag and path.split(".")[0] not in (*(kind.name for kind in AGENTS), "adversarial"):
                 found.append(Trouble(f"{flag} {number}", lambda f=flag, n=number: run(f, str(n)), True, good))
     for name, others in OTHER_COMMANDS.items():
         made = rlhf_gym.cli.app.parse([*name.split(), *others])
         for setting in numbers(made, lambda made: made):
-            if setting.path.startswith("config."):
+            if setting.path.startswith("config.") or not setting.flag:
                 continue  # as those of `run`
             for number, good in tried(setting.name):
                 given = [*name.split(), *others, setting.flag, str(number)]
