@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+# A shell lets what it starts in the background ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread: tiny models run faster so, alike on any number of cores, and side by side with others.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
