@@ -197,13 +197,8 @@ def refusal(share: float | None, settings: Settings, folder: Path, seed: int) ->
         draw(policy, task, [topic.prompt(kind) for topic in heldout[: settings.prompts]], seed=seed + 7)
         for kind in kinds
     )
-    no = refused(reviews.responses)
-    return (
-        no.mean(),
-        refused(complaints.responses).mean(),
-        reviews_gold(reviews.prompts, reviews.responses).mean(),
-        right,
-    )
+    gold = reviews_gold(reviews.prompts, reviews.responses).mean()
+    return refused(reviews.responses).mean(), refused(complaints.responses).mean(), gold, right
 
 
 def elsewhere(share: float | None, settings: Settings, folder: Path, seed: int) -> Values:
