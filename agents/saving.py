@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from rlhf_gym import __version__
 from rlhf_gym.agents.policy import LMActorCriticPolicy
@@ -181,8 +181,8 @@ def policy_from_json(
     check_names("the arguments of a policy", saved, inspect.signature(kind.__init__).parameters.keys() - not_saved)
     arguments = dict(saved)
     with reading("the configuration of the policy's model", "a saved agent"):
-        for name in ("model", "critic_model"):
-            arguments[name] = None if saved[name] is None else _configuration(saved[name], weights)
+        for name, built in (("model", AutoModelForCausalLM), ("critic_model", AutoModel)):
+            arguments[name] = None if saved[name] is None else _configuration(saved[name], weights, built)
     if "optimizer_class" not in extra:
         known = {kind.__name__: kind for kind in OPTIMIZERS}
         if saved["optimizer_class"] not in known:
@@ -194,13 +194,13 @@ def policy_from_json(
     return arguments | extra
 
 
-def _configuration(saved: dict[str, Any], weights: Mapping[str, Tensor]) -> PretrainedConfig:
+def _configuration(saved: dict[str, Any], weights: Mapping[str, Tensor], built: Any) -> PretrainedConfig:
     """A saved configuration of a model all of whose weights have the shape of one of these: nothing larger is built."""
     shapes = {tuple(weight.shape) for weight in weights.values()}
     check_config_sizes(saved, [list(weight.shape) for weight in weights.values()], "a policy's model")
     config = AutoConfig.for_model(**saved)
     with torch.device("meta"):  # of no memory
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = built.from_config(config, dtype=torch.float32)
     odd = [name for name, weight in model.named_parameters() if tuple(weight.shape) not in shapes]
     if odd:
         wanted = tuple(model.get_parameter(odd[0]).shape)

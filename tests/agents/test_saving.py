@@ -10,11 +10,13 @@ import safetensors.torch
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rlhf_gym.agents import AdaptiveKL, ConstraintKL, FixedKL, LMActorCriticPolicy, TokenPPO, TokenReinforce
 from rlhf_gym.agents.base import finish_before_interrupt
 from rlhf_gym.envs import TokenVectorEnv, tabular_task
 from rlhf_gym.lm.loading import Shared
+from rlhf_gym.rewards import RewardModel
 from tests import tiny
 from tests.toy import word_settings
 
@@ -532,3 +534,24 @@ def test_a_file_that_unpacks_to_more_than_it_holds_is_refused(tmp_path):
             packed.writestr(name, archive.read(name) if name != "policy.safetensors" else b"\0" * 10**7)
     with pytest.raises(ValueError, match=r"expected members stored as they are, .* compressed"):
         TokenReinforce.load(tmp_path / "packed.zip", env=agent.env)
+
+
+def test_a_critic_of_a_family_whose_head_has_weights_that_no_policy_has_is_loaded(tmp_path):
+    """Phi's head has a bias, and a critic has no such head: its trunk alone is compared with the weights."""
+    env = TokenVectorEnv(2, **word_settings(reward_timing="deferred"))
+    sizes = {"hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        "phi",
+        vocab_size=int(env.single_action_space.n),
+        num_labels=1,
+        pad_token_id=0,
+        partial_rotary_factor=0.5,
+        **sizes,
+    )
+    reward = RewardModel(AutoModelForSequenceClassification.from_config(config), env.tokenizer)
+    kwargs = {"critic": "reward_model", "critic_model": Shared(reward)}
+    agent = TokenPPO("LMPolicy", env, n_episodes=4, batch_size=4, seed=0, device="cpu", policy_kwargs=kwargs)
+    agent.save(tmp_path / "agent")
+    loaded = TokenPPO.load(tmp_path / "agent", env, device="cpu")
+    saved = dict(agent.policy.named_parameters())
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.policy.named_parameters())
