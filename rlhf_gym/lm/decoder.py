@@ -22,6 +22,7 @@ from rlhf_gym.lm.agreement import difference, evaluating, tolerated
 from rlhf_gym.lm.cache import SlotCache, SlotWrite
 from rlhf_gym.lm.finite import REMEDY, check_weights
 from rlhf_gym.lm.parts import LMParts, Trunk
+from rlhf_gym.lm.products import few_rows
 from rlhf_gym.lm.replay import Step, record
 from rlhf_gym.lm.thresholds import inner_thresholds, probe_lengths, small_copy
 from rlhf_gym.ranges import check_arguments
@@ -32,7 +33,7 @@ KV_BLOCK = 16
 """The one-token step attends over a multiple of this many columns, and of an eighth of the next power of two: so few
 shapes of it exist, and little that is read is empty."""
 USES_BEFORE_REPLAY = 32
-"""One-token steps of a shape before it is recorded: recording costs about as much as some tens of steps."""
+"""One-token steps of a shape before it is recorded: so many gain about as much by a replay as recording costs."""
 
 
 class Decoder:
@@ -148,7 +149,8 @@ class Decoder:
         """Next-token logits (B, V), fp32, of what a call just returned, (B, H)."""
         if not isinstance(self.parts, LMParts):
             raise TypeError("expected a causal language model with a head to have logits of, got a trunk alone")
-        return self.parts.logits(hidden)
+        with few_rows(self.parts.device):
+            return self.parts.logits(hidden)
 
     def _feed_all(self, ids: np.ndarray, common: np.ndarray, new: np.ndarray, active: np.ndarray, batch: int) -> None:
         """Feed every active row: first what some rows must catch up, then one token of every row.
@@ -197,9 +199,10 @@ class Decoder:
             write = SlotWrite(rows, True, columns, None, kv_length)
             cache.prepare(write)
             mask = cache.masks(write, self.parts.dtype)
-            return self.parts.hidden_states(
-                tokens, attention_mask=mask, position_ids=positions, cache=cache
-            )  # (B, 1, H)
+            with few_rows(self.parts.device):
+                return self.parts.hidden_states(
+                    tokens, attention_mask=mask, position_ids=positions, cache=cache
+                )  # (B, 1, H)
 
         self._uses[key] = self._uses.get(key, 0) + 1
         if self._uses[key] <= USES_BEFORE_REPLAY or self.why_no_replay:

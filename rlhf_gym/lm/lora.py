@@ -117,8 +117,11 @@ def train_adapter_only(model: PreTrainedModel) -> None:
     config = _lora_config(model)
     if config.bias != "none":
         raise ValueError(f"expected an adapter with bias='none', got {config.bias!r}: the base's weights stay")
+    from rlhf_gym.lm.fused_lora import fuse_adapter
+
     model.requires_grad_(False)
     model.set_adapter(names[0])
+    fuse_adapter(model)
 
 
 def adapter_settings(model: PreTrainedModel) -> dict[str, Any] | None:

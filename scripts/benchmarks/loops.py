@@ -15,6 +15,7 @@ from benchmarks.models import FIRST_WORD, PROMPT, STOP, Shape, causal_lm, random
 from rlhf_gym.agents import LMActorCriticPolicy
 from rlhf_gym.envs import TokenVectorEnv, Turns
 from rlhf_gym.lm import Decoder, Shared
+from rlhf_gym.lm.products import weights_first
 
 
 def no_score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -263,6 +264,36 @@ def measure_replay(settings: Settings, say: Say) -> list[Row]:
             what = "one-token steps recorded and replayed"
             rows.append(found.row("replayed", "plain", what, shape.name, f"batch {batch}"))
     return rows
+
+
+def measure_products(settings: Settings, say: Say) -> list[Row]:
+    """All products of a one-token step with the model's matrices, in both orders, on a CPU: `rlhf_gym.lm.products`."""
+    rows = []
+    for shape in settings.shapes if settings.device == "cpu" else ():
+        model = causal_lm(shape, PROMPT + settings.response)
+        layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+        for batch in settings.batches:
+            say(f"{shape.name}, batch {batch}: products in both orders")
+            orders = {"(W xᵀ)ᵀ": weights_first, "x Wᵀ": torch.nn.functional.linear}
+            variants = {name: Variant(products_of(layers, order, batch)) for name, order in orders.items()}
+            what = f"products of a one-token step, {len(layers)} linear layers"
+            rows.append(compare(variants, settings).row(*orders, what, shape.name, f"batch {batch}; rows a second"))
+    return rows
+
+
+def products_of(
+    layers: Sequence[torch.nn.Linear], order: Callable[..., torch.Tensor], batch: int
+) -> Callable[[], float]:
+    """Each layer's product with rows of its own, in one order."""
+    rows = [torch.randn(batch, layer.in_features) for layer in layers]
+
+    @torch.inference_mode()
+    def run() -> float:
+        for layer, given in zip(layers, rows, strict=True):
+            order(given, layer.weight, layer.bias)
+        return float(batch)
+
+    return run
 
 
 def steps_of(decoder: Decoder, batch: int, settings: Settings) -> Callable[[], float]:

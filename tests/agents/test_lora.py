@@ -421,3 +421,70 @@ def test_a_run_with_an_adapter_leaves_whole_models(tmp_path):
     sft, left = (load_causal_lm(folder) for folder in (prepared.sft, prepared.policy(1, 0)))
     moved = {name for name, value in left.named_parameters() if not torch.equal(value, sft.get_parameter(name))}
     assert moved == {"transformer.h.0.attn.c_attn.weight"}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_fused_layer_is_pefts(bias):
+    from rlhf_gym.lm.fused_lora import FusedLinear, fuse_adapter
+
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(20, 30, bias=bias)).double()
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["0"], init_lora_weights=False)
+    model = peft.get_peft_model(layers, config).double()
+    rows = torch.randn(2, 5, 20, dtype=torch.float64, requires_grad=True)
+
+    def results():
+        """The output, its gradients, and the gradients of these; and the output where none are taken."""
+        of = [rows, *(p for p in model.parameters() if p.requires_grad)]
+        output = model(rows)
+        first = torch.autograd.grad((output**3).sum(), of, create_graph=True)
+        second = torch.autograd.grad(sum((grad**2).sum() for grad in first), of)
+        with torch.no_grad():
+            return [output, *first, *second, model(rows)]
+
+    names = list(model.state_dict())
+    expected = results()
+    fuse_adapter(model)
+    assert any(type(layer) is FusedLinear for layer in model.modules())
+    for ours, theirs in zip(results(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("setting", ["dropout", "dora", "rslora", "disabled", "merged", "autocast", "trained base"])
+def test_what_is_not_plain_is_left_to_peft(setting, monkeypatch):
+    from rlhf_gym.lm import fused_lora
+
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=4, target_modules=["0"], init_lora_weights=False, lora_dropout=0.5 * (setting == "dropout"),
+        use_dora=setting == "dora", use_rslora=setting == "rslora",
+    )  # fmt: skip
+    model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(20, 30)), config).train()
+    model.requires_grad_(setting == "trained base")
+    rows = torch.randn(5, 20)
+
+    def output():
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting == "autocast"):
+            if setting != "disabled":
+                return model(rows)
+            with model.disable_adapter():
+                return model(rows)
+
+    if setting == "merged":
+        model.merge_adapter()
+    expected = output()
+    fused_lora.fuse_adapter(model)
+    ours = []
+    monkeypatch.setattr(fused_lora, "_product", lambda *args, own=fused_lora._product: ours.append(1) or own(*args))
+    torch.testing.assert_close(output(), expected, rtol=1e-5, atol=1e-5)
+    assert bool(ours) == (setting == "rslora")  # another scaling alone is plain
+
+
+def test_training_an_adapter_is_fused():
+    from rlhf_gym.lm.fused_lora import FusedLinear
+
+    policy = word_policy(environment(Shared(tiny_llama(seed=1))), lora=PRETRAINED)
+    layers = [layer for layer in policy.model.modules() if hasattr(layer, "lora_A")]
+    assert layers and all(type(layer) is FusedLinear for layer in layers)
