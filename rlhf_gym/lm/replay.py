@@ -75,7 +75,7 @@ def record(step: Step, tokens: Tensor, positions: Tensor, columns: Tensor) -> St
 class _Recorder(TorchDispatchMode):
     """Writes down the tensor operations that run in it.
 
-    `make_fx` does as much in a hundred times the time, for it can do more: at 30 layers it takes as long as 50 steps.
+    `make_fx` does as much in ten times the time, which at 30 layers is that of some 50 steps.
     A tensor is known by the memory it looks at. All results are kept until the end, so no memory is used twice.
     """
 
