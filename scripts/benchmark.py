@@ -37,7 +37,9 @@ from benchmarks.models import SMALL, TINY, of_folder
 
 from rlhf_gym.lm import quiet_transformers
 
-Name = Literal["loop", "reward", "lengths", "turns", "long", "replay", "products", "iteration", "ranks", "vocabulary"]
+Name = Literal[
+    "loop", "reward", "lengths", "turns", "long", "replay", "products", "adapter", "iteration", "ranks", "vocabulary"
+]
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def run(settings: Settings, only: tuple[Name, ...], say: Say, runner: iteration.
         ("long" in only, lambda: loops.measure_long(settings, say)),
         ("replay" in only, lambda: loops.measure_replay(settings, say)),
         ("products" in only, lambda: loops.measure_products(settings, say)),
+        ("adapter" in only, lambda: loops.measure_adapter(settings, say)),
         ("iteration" in only, lambda: iteration.measure(settings, say, runner)),
         ("ranks" in only, lambda: iteration.measure_ranks(settings, say, runner)),
         ("vocabulary" in only, lambda: iteration.measure_vocabulary(settings, say, runner)),

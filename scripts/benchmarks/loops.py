@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from transformers import PreTrainedModel
 
 import rlhf_gym  # noqa: F401  (registers the environments)
 from benchmarks.compare import Comparison, Row, Say, Settings, Variant, round_robin
-from benchmarks.models import FIRST_WORD, PROMPT, STOP, Shape, causal_lm, random_prompts, tokenizer_of
+from benchmarks.models import ADAPTER, FIRST_WORD, PROMPT, STOP, Shape, causal_lm, random_prompts, tokenizer_of
 from rlhf_gym.agents import LMActorCriticPolicy
+from rlhf_gym.agents.policy import own_model
 from rlhf_gym.envs import TokenVectorEnv, Turns
 from rlhf_gym.lm import Decoder, Shared
+from rlhf_gym.lm.parts import Trunk
 from rlhf_gym.lm.products import weights_first
 
 
@@ -139,6 +142,10 @@ WHAT = {
     "reward": "the same with the complete reward at every step",
 }
 LONG_BATCH = 16
+EPISODES = 8
+"""Rows of a pass under an adapter."""
+LENGTH = 31
+"""Tokens of each."""
 TURNS = 4
 REPLY = 8
 """Tokens of each reply between the turns."""
@@ -278,6 +285,35 @@ def measure_products(settings: Settings, say: Say) -> list[Row]:
             variants = {name: Variant(products_of(layers, order, batch)) for name, order in orders.items()}
             what = f"products of a one-token step, {len(layers)} linear layers"
             rows.append(compare(variants, settings).row(*orders, what, shape.name, f"batch {batch}; rows a second"))
+    return rows
+
+
+def measure_adapter(settings: Settings, say: Say) -> list[Row]:
+    """Forward and backward passes of a trunk under an adapter, by our layer and by peft's; GPT-2's are left to peft."""
+    from peft.tuners.lora import Linear
+
+    from rlhf_gym.lm.fused_lora import FusedLinear
+
+    rows = []
+    for shape in settings.shapes:
+        say(f"{shape.name}: passes under an adapter")
+        model = own_model(Shared(causal_lm(shape, LENGTH, device=settings.device)), ADAPTER)
+        layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+        ids = torch.tensor(random_prompts(shape, EPISODES, LENGTH), device=model.device)  # (B, L)
+
+        def passes(
+            kind: type, model: PreTrainedModel = model, layers: list[Linear] = layers, ids: torch.Tensor = ids
+        ) -> float:
+            for layer in layers:
+                layer.__class__ = kind
+            Trunk(model.get_decoder()).hidden_states(ids).sum().backward()
+            model.zero_grad()
+            return float(ids.numel())
+
+        kinds = {"ours": FusedLinear, "peft's layers": Linear}
+        found = compare({name: Variant(partial(passes, kind)) for name, kind in kinds.items()}, settings)
+        note = f"{len(layers)} layers, r={ADAPTER['r']}, {EPISODES} rows of {LENGTH} tokens"
+        rows.append(found.row(*kinds, "forward and backward under an adapter", shape.name, note))
     return rows
 
 
