@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -76,17 +77,17 @@ class _Recorder(TorchDispatchMode):
     """Writes down the tensor operations that run in it.
 
     `make_fx` does as much in ten times the time, which at 30 layers is that of some 50 steps.
-    A tensor is known by the memory it looks at. All results are kept until the end, so no memory is used twice.
+    A tensor is known by the memory that it looks at, as long as that is alive. No result is kept: at long contexts the
+    copies that all layers make would be more than the model.
     """
 
     def __init__(self, *inputs: Tensor) -> None:
         super().__init__()
         self.graph = Graph()
         self.constants = torch.nn.Module()
-        self._nodes: dict[tuple[Any, ...], Node] = {}
-        self._kept: list[Any] = []
+        self._nodes: dict[tuple[Any, ...], tuple[Node, StorageWeakRef]] = {}
         for number, tensor in enumerate(inputs):
-            self._nodes[_place(tensor)] = self.graph.placeholder(f"input_{number}")
+            self._know(tensor, self.graph.placeholder(f"input_{number}"))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -98,16 +99,15 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if isinstance(result, bool | int | float):
             raise RuntimeError(f"{func} gives Python a value")
-        self._kept.append((args, kwargs, result))
         if func in _IDENTITIES:
             return result
         node = self.graph.call_function(_FUNCTIONS.get(func, func), *given)
         if isinstance(result, Tensor):
-            self._nodes[_place(result)] = node
+            self._know(result, node)
         else:
             for number, part in enumerate(result or ()):
                 if isinstance(part, Tensor):
-                    self._nodes[_place(part)] = self.graph.call_function(getitem, (node, number))
+                    self._know(part, self.graph.call_function(getitem, (node, number)))
         return result
 
     def finish(self, result: Tensor) -> None:
@@ -116,12 +116,16 @@ class _Recorder(TorchDispatchMode):
 
     def _node(self, tensor: Tensor) -> Node:
         """Where a tensor comes from: an input, an operation's result, or what was there before."""
-        place = _place(tensor)
-        if place not in self._nodes:
-            name = f"constant_{len(self._nodes)}"
+        node, memory = self._nodes.get(_place(tensor), (None, None))
+        if node is None or memory is None or memory.expired():
+            name = f"constant_{len(self.graph.nodes)}"
             setattr(self.constants, name, tensor)
-            self._nodes[place] = self.graph.get_attr(name)
-        return self._nodes[place]
+            node = self.graph.get_attr(name)
+            self._know(tensor, node)
+        return node
+
+    def _know(self, tensor: Tensor, node: Node) -> None:
+        self._nodes[_place(tensor)] = node, StorageWeakRef(tensor.untyped_storage())
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

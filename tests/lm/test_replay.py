@@ -1,5 +1,7 @@
 """Recording a step: what it returns for other inputs, and what is refused."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -43,6 +45,29 @@ def test_a_recording_is_the_step_for_other_inputs():
         for step in (recorded, plain):
             step.weights.mul_(-2)  # in place: a recording reads the weights as they are
         assert torch.equal(replay(*inputs(9)), plain(*inputs(9)))
+
+
+def test_memory_that_is_used_twice_is_told_apart_and_nothing_is_kept():
+    places, alive = set(), []
+
+    def step(tokens, positions, columns):
+        total = tokens.float()
+        for factor in range(1, 20):
+            scaled = total * factor + 1
+            places.add(scaled.data_ptr())
+            alive.append(weakref.ref(scaled))
+            total = scaled - positions
+            constant = torch.tensor([[float(factor)]] * ROWS)
+            total = total / constant
+            del scaled, constant
+        assert not any(reference() is not None for reference in alive)
+        return total
+
+    replay = record(step, *inputs(0))
+    assert len(places) < 19  # the allocator gave the same memory again
+    for seed in range(1, 5):
+        alive.clear()
+        assert torch.equal(replay(*inputs(seed)), step(*inputs(seed)))
 
 
 @pytest.mark.parametrize(
